@@ -1,0 +1,48 @@
+"""Opening and reading below a directory that an attacker may write to."""
+
+import os
+import stat
+from typing import Final
+
+_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class NotRegularError(OSError):
+    """The name is there and is no regular file."""
+
+
+def open_regular(name: str, *, dir_fd: int) -> int:
+    """Open a regular file for reading; follows no symlink, never blocks, opens no device.
+
+    Raises NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
+    component.
+    """
+    # Looked at before it is opened: opening alone can make a device act.
+    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        raise NotRegularError(f"{name!r} is no regular file")
+    fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+    try:
+        # Looked at again: the name can have been given to something else in between.
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise NotRegularError(f"{name!r} is no regular file")  # noqa: TRY301  # fd is closed below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_folder(name: str, *, dir_fd: int | None = None) -> int:
+    """Open a directory, following no symlink below `dir_fd`. Raises OSError (ENOTDIR, ELOOP)."""
+    nofollow = os.O_NOFOLLOW if dir_fd is not None else 0
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow, dir_fd=dir_fd)
+
+
+def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
+    """Return up to `limit` bytes from `offset`; less only at the end of the file."""
+    data = os.pread(fd, limit, offset)
+    while 0 < len(data) < limit:
+        more = os.pread(fd, limit - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -1,0 +1,384 @@
+"""Lock files: finding, reading and removing them. Only `remove` and `_put_back` change anything."""
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_at_most
+from reaper.adapters.kernel import rename_noreplace
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, parse
+from reaper.core.policy import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """A state directory: the short name that metrics use, and where it is."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Something that was not looked at, and why; `failed` where a person has to do something."""
+
+    path: str
+    reason: str
+    failed: bool = False
+    note: str = ""
+
+
+def identity(state: StateDir) -> tuple[int, int] | None:
+    """Return (device, inode) of the state directory, None where it cannot be had."""
+    with suppress(OSError):
+        found = os.stat(state.path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+class Folder:
+    """One agent's `sessions` folder, open: everything in it is named relative to it.
+
+    `locks` are the names of its lock files, `asides` the private names that a removal left.
+    """
+
+    def __init__(self, state: StateDir, agent: str, fd: int) -> None:
+        self.state = state
+        self.agent = agent
+        self.fd = fd
+        self.path = f"{state.path}/agents/{agent}/sessions"
+        self.locks: list[str] = []
+        self.asides: list[str] = []
+        self.checkpoints: list[str] = []
+
+    def read_names(self) -> None:
+        """Read the folder's names; raises OSError."""
+        with os.scandir(self.fd) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.endswith(LOCK_SUFFIX):
+                    self.locks.append(name)
+                elif name.startswith(_PREFIX) and _ASIDE.fullmatch(name):
+                    self.asides.append(name)
+                elif ".checkpoint." in name:
+                    self.checkpoints.append(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) -> Iterator[Folder]:
+    """Yield the state directory's `sessions` folders, open; of `agents` only, where given.
+
+    Follows no symlink below the state directory. A folder is closed when its consumer leaves its
+    `with`. Raises OSError where the state directory itself cannot be read.
+    """
+    root = open_folder(state.path)
+    try:
+        try:
+            top = open_folder("agents", dir_fd=root)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            skipped.append(skip(f"{state.path}/agents", error))
+            return
+        try:
+            names = sorted(os.listdir(top) if agents is None else agents)
+            for agent in names:
+                fd = _sessions_of(state, agent, top, skipped)
+                if fd is not None:
+                    yield Folder(state, agent, fd)
+        finally:
+            os.close(top)
+    finally:
+        os.close(root)
+
+
+def _sessions_of(state: StateDir, agent: str, top: int, skipped: list[Skipped]) -> int | None:
+    path = f"{state.path}/agents/{agent}"
+    try:
+        home = open_folder(agent, dir_fd=top)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if not _is_file(agent, top):
+            skipped.append(skip(path, error))
+        return None
+    try:
+        return open_folder("sessions", dir_fd=home)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        skipped.append(skip(f"{path}/sessions", error))
+        return None
+    finally:
+        os.close(home)
+
+
+def _is_file(name: str, dir_fd: int) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+    return False
+
+
+def skip(path: str, error: OSError) -> Skipped:
+    """Say why something was not looked at."""
+    match error:
+        case NotRegularError():
+            return Skipped(path=path, reason="not-regular")
+        case OSError(errno=errno.ELOOP | errno.ENOTDIR):
+            # O_DIRECTORY with O_NOFOLLOW says ENOTDIR of a symlink, as of any other thing.
+            return Skipped(path=path, reason="symlink" if os.path.islink(path) else "not-regular")
+        case OSError(errno=errno.EACCES | errno.EPERM):
+            return Skipped(path=path, reason="unreadable", failed=True, note=_advice(error))
+        case OSError(errno=errno.ENOENT):
+            return Skipped(path=path, reason="missing", failed=True, note="no such directory")
+        case _:
+            return Skipped(
+                path=path, reason=f"error-{_code(error)}", failed=True, note=_advice(error)
+            )
+
+
+def _code(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "EIO")
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenLock:
+    """A lock file that was read, and the descriptor through which it was.
+
+    While the descriptor is open, the inode number cannot be given to another file.
+    """
+
+    lock: Lock
+    name: str
+    folder: Folder = field(repr=False)
+    fd: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
+    """Open and read one lock file of the folder; None where it is gone.
+
+    At most READ_LIMIT bytes (one more tells that it is longer); Skipped where it is no regular
+    file or cannot be read. Never raises OSError.
+    """
+    path = f"{folder.path}/{name}"
+    try:
+        fd = open_regular(name, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return skip(path, error)
+    try:
+        data = read_at_most(fd, READ_LIMIT + 1)
+        found = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        return skip(path, error)
+    return OpenLock(
+        lock=Lock(
+            state_dir=folder.state.name,
+            agent=folder.agent,
+            session=name.removesuffix(LOCK_SUFFIX),
+            path=path,
+            file=FileId(found.st_dev, found.st_ino),
+            uid=found.st_uid,
+            mtime_ms=found.st_mtime_ns // 1_000_000,
+            ctime_ms=found.st_ctime_ns // 1_000_000,
+            data=data,
+            record=parse(data),
+        ),
+        name=name,
+        folder=folder,
+        fd=fd,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What became of a removal; `note` says more where there is more to say."""
+
+    outcome: Outcome
+    note: str = ""
+
+
+# A private name is `.rpr`, five random characters, `-`, the session, `~`: eleven characters besides
+# the session, as many as `.jsonl.lock` has, so it fits wherever the lock's own name did. It ends
+# in nothing that a gateway looks for, and holds the name to put the lock back under.
+_PREFIX: Final = ".rpr"
+_ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}-(?P<session>.*)~", re.DOTALL)
+_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def _private_name(session: str) -> str:
+    token = "".join(secrets.choice(_ALPHABET) for _ in range(5))
+    return f"{_PREFIX}{token}-{session}~"
+
+
+def remove(opened: OpenLock) -> Removal:  # noqa: PLR0911  # one exit for each outcome
+    """Remove exactly the lock that was read and judged through this descriptor, or nothing.
+
+    Between judging and unlinking the gateway may have put a lock of its own under the same name:
+    POSIX knows no "unlink if it is still this inode". So the file is first moved aside, under a
+    name that nobody else ever uses, then looked at, and unlinked only if it is the one; else it
+    goes back. The private name being ours alone is what makes look-then-unlink sound there.
+    Nothing here waits; a stop in the middle leaves a name that `recover` puts right.
+    """
+    name, dir_fd, judged = opened.name, opened.folder.fd, opened.lock.file
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if FileId(found.st_dev, found.st_ino) != judged:
+            return Removal(outcome=Outcome.CHANGED, note="another lock stands there now")
+        aside = _private_name(opened.lock.session)
+        if not _move_aside(
+            name, aside, session=opened.lock.session, dir_fd=dir_fd, uid=opened.lock.uid
+        ):
+            return Removal(
+                outcome=Outcome.FLAGGED,
+                note="left alone: this file system offers no safe way to put a lock back",
+            )
+    except FileNotFoundError:
+        return Removal(outcome=Outcome.VANISHED)
+    except OSError as error:
+        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+    try:
+        found = os.stat(aside, dir_fd=dir_fd, follow_symlinks=False)
+        if FileId(found.st_dev, found.st_ino) != judged:
+            return _put_back(aside, name, dir_fd=dir_fd)
+        os.unlink(aside, dir_fd=dir_fd)
+    except FileNotFoundError:
+        # Another reaper took our private name for a crash's and put the lock back, to be judged.
+        return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
+    except OSError as error:
+        back = _put_back(aside, name, dir_fd=dir_fd)
+        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
+    links = os.fstat(opened.fd).st_nlink
+    return Removal(
+        outcome=Outcome.REMOVED,
+        note="" if links == 0 else f"the same file has {links} other name(s), left alone",
+    )
+
+
+def _move_aside(name: str, aside: str, *, session: str, dir_fd: int, uid: int) -> bool:
+    """Rename without ever replacing a file; False, with nothing done, where putting the lock back
+    the same way is not assured. Raises OSError.
+    """
+    try:
+        rename_noreplace(name, aside, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+    else:
+        return True
+    # Without that rename, a hard link is the way back; another uid's file may not be linked
+    # (protected_hardlinks), and not each file system has links: tried, not believed.
+    if uid != os.geteuid():
+        return False
+    trial = _private_name(session)
+    try:
+        os.link(name, trial, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        os.unlink(trial, dir_fd=dir_fd)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    return True
+
+
+_NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+def _put_back(aside: str, name: str, *, dir_fd: int) -> Removal:
+    """Give a lock its own name back, never over another file."""
+    try:
+        try:
+            rename_noreplace(aside, name, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            os.link(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            os.unlink(aside, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return Removal(outcome=Outcome.RESTORED, note="put back by another reaper, or released")
+    except FileExistsError:
+        if _same_file(aside, name, dir_fd=dir_fd):
+            with suppress(FileNotFoundError):
+                os.unlink(aside, dir_fd=dir_fd)
+            return Removal(outcome=Outcome.RESTORED, note="it had its own name all along")
+        return Removal(
+            outcome=Outcome.FAILED,
+            note=f"left at {aside!r}: a newer lock has its name",
+        )
+    except OSError as error:
+        return Removal(outcome=Outcome.FAILED, note=f"left at {aside!r}: {_advice(error)}")
+    return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
+
+
+def _same_file(one: str, other: str, *, dir_fd: int) -> bool:
+    try:
+        first = os.stat(one, dir_fd=dir_fd, follow_symlinks=False)
+        second = os.stat(other, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(first, second)
+
+
+def original_name(aside: str) -> str:
+    """Return the lock's own name, which its private name holds. Raises ValueError."""
+    match = _ASIDE.fullmatch(aside)
+    if match is None:
+        raise ValueError(f"{aside!r} is no private name")
+    return match["session"] + LOCK_SUFFIX
+
+
+def put_back(folder: Folder, aside: str) -> Removal:
+    """Give what a removal left under a private name its own name back; to be judged anew there.
+
+    FAILED where a newer lock stands there or rights are missing; VANISHED where it is gone.
+    """
+    return _put_back(aside, original_name(aside), dir_fd=folder.fd)
+
+
+def drop_aside(opened: OpenLock) -> Removal:
+    """Unlink a private name whose lock was proven not open; never any other file.
+
+    For what `put_back` could not put back because a newer lock has its name.
+    """
+    original_name(opened.name)
+    try:
+        found = os.stat(opened.name, dir_fd=opened.folder.fd, follow_symlinks=False)
+        if FileId(found.st_dev, found.st_ino) != opened.lock.file:
+            return Removal(outcome=Outcome.CHANGED)
+        os.unlink(opened.name, dir_fd=opened.folder.fd)
+    except FileNotFoundError:
+        return Removal(outcome=Outcome.VANISHED)
+    except OSError as error:
+        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+    return Removal(outcome=Outcome.REMOVED)
+
+
+def _advice(error: OSError) -> str:
+    what = f"{error.strerror} ({_code(error)})"
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return f"{what}: run the reaper as the uid that owns the sessions folder"
+        case errno.EROFS:
+            return f"{what}: mount the sessions folder writable for the reaper"
+        case _:
+            return what

@@ -1,0 +1,240 @@
+"""The process table, through psutil: who a record's (pid, start time) is now."""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from reaper.core.evidence import Holder, HolderState, Program
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PID_LIMIT: Final = 2**31 - 1
+_BOOT_TIME_TRIES: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """One process, or the lack of one, as looked at once."""
+
+    state: HolderState
+    starttime: int | None = None
+    program: Program = Program.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """A gateway process; `state_dir` is (device, inode) of the state directory that its
+    environment names, None where that is not to be read. `up_for` in seconds.
+    """
+
+    pid: int
+    up_for: float
+    state_dir: tuple[int, int] | None
+
+
+class ProcessTable:
+    """The process table at one moment: each pid is looked at once. Make a new one per sweep."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+        self._nested: dict[tuple[int, int], int] | None = None
+        self._gateways: list[Gateway] | None = None
+
+    def holder(self, pid: int | None, starttime: int | None) -> Holder:
+        """Return who the record's holder is now.
+
+        Death is told only when the kernel says ESRCH or the process is a zombie; another start
+        time is REUSED; trouble with rights is UNKNOWN. Without a recorded start time, a live
+        process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
+        is found by the last pid of its NSpid line and its start time.
+        """
+        if pid is None:
+            return Holder(state=HolderState.UNNAMED)
+        seen = self._look(pid)
+        if seen.state is HolderState.SAME:
+            if starttime is None:
+                foreign = seen.program is Program.OTHER
+                state = HolderState.FOREIGN_PROGRAM if foreign else HolderState.SAME
+            elif seen.starttime == starttime:
+                state = HolderState.SAME
+            else:
+                state = HolderState.REUSED
+        else:
+            state = seen.state
+        if state in {HolderState.GONE, HolderState.REUSED} and starttime is not None:
+            nested = self._nested_pid(pid, starttime)
+            if nested is not None:
+                return self._as_holder(nested, HolderState.SAME, self._look(nested))
+        return self._as_holder(pid, state, seen)
+
+    def _as_holder(self, pid: int, state: HolderState, seen: _Seen) -> Holder:
+        if state is not HolderState.SAME or seen.starttime is None:
+            return Holder(state=state, program=seen.program)
+        return Holder(state=state, program=seen.program, pid=pid, up_for=up_for(seen.starttime))
+
+    def gateways(self) -> list[Gateway]:
+        """Return the gateway processes that can be seen; looked for once."""
+        if self._gateways is None:
+            self._gateways = list(self._find_gateways())
+        return self._gateways
+
+    def _look(self, pid: int) -> _Seen:
+        seen = self._seen.get(pid)
+        if seen is None:
+            seen = self._seen[pid] = _look(pid)
+        return seen
+
+    def _nested_pid(self, pid: int, starttime: int) -> int | None:
+        if self._nested is None:
+            self._nested = {}
+            for outer in psutil.pids():
+                inner = _innermost_pid(outer)
+                if inner is not None:
+                    seen = self._look(outer)
+                    if seen.starttime is not None and seen.state is HolderState.SAME:
+                        self._nested[inner, seen.starttime] = outer
+        return self._nested.get((pid, starttime))
+
+    def _find_gateways(self) -> Iterator[Gateway]:
+        for pid in psutil.pids():
+            seen = self._look(pid)
+            if (
+                pid != os.getpid()
+                and seen.program is Program.GATEWAY
+                and seen.starttime is not None
+            ):
+                yield Gateway(pid=pid, up_for=up_for(seen.starttime), state_dir=_state_dir_of(pid))
+
+
+def up_for(starttime: int) -> float:
+    """Seconds since a start time in ticks since boot; never negative."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - starttime / _TICKS)
+
+
+def _look(pid: int) -> _Seen:
+    if pid > _PID_LIMIT:
+        return _Seen(state=HolderState.UNKNOWN)  # no system call takes it, so none can tell
+    try:
+        starttime = _start_ticks(pid)
+        process = psutil.Process(pid)
+        if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+            return _Seen(state=HolderState.ZOMBIE, starttime=starttime)
+    except psutil.NoSuchProcess:
+        return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
+    except (psutil.Error, OSError, ValueError):
+        return _Seen(state=HolderState.UNKNOWN)
+    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(process))
+
+
+def _kernel_says_gone(pid: int) -> bool:
+    """ESRCH only: under hidepid a live process of another uid looks gone to psutil."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
+
+
+def _start_ticks(pid: int) -> int:
+    """Return field 22 of /proc/<pid>/stat, exactly, by psutil's public interface.
+
+    create_time() adds the boot time to the ticks, and reads the boot time anew on the first call
+    for each Process object. Where it reads the same before and after, taking it away again gives
+    the ticks back, whatever steps the clock makes at other times.
+    """
+    for _ in range(_BOOT_TIME_TRIES):
+        boot_time = psutil.boot_time()
+        created = psutil.Process(pid).create_time()
+        if psutil.boot_time() == boot_time:
+            return round((created - boot_time) * _TICKS)
+    raise ValueError("the boot time does not stand still")
+
+
+_ENTRIES: Final = (
+    "openclaw.mjs",
+    "dist/index.js",
+    "dist/entry.js",
+    "scripts/run-node.mjs",
+    "src/entry.ts",
+    "src/index.ts",
+)
+
+
+def _program(process: psutil.Process) -> Program:
+    """Tell OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the process
+    titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
+    """
+    try:
+        arguments = process.cmdline()
+    except (psutil.Error, OSError):
+        return Program.UNKNOWN
+    return program_of(arguments)
+
+
+def program_of(arguments: list[str]) -> Program:
+    """Tell which of OpenClaw's programs has these arguments.
+
+    GATEWAY and AGENT are told strictly: someone who only names a path that ends in `openclaw` is
+    neither. That is UNKNOWN, as upstream counts it for one of its own; OTHER is surely foreign.
+    """
+    words = [word for raw in arguments if (word := raw.replace("\\", "/").strip().lower())]
+    if not words:
+        return Program.UNKNOWN
+    title = re.sub(r"\.(bat|cmd|exe)$", "", words[0]).rsplit("/", 1)[-1]
+    entry = any(word.endswith(_ENTRIES) for word in words)
+    if title == "openclaw-gateway" or words == ["openclaw"]:
+        return Program.GATEWAY
+    if title.startswith("openclaw-"):
+        return Program.AGENT
+    if (title == "openclaw" or entry) and {"gateway", "agent"} & set(words):
+        return Program.GATEWAY if "gateway" in words else Program.AGENT
+    named = any(word.rsplit("/", 1)[-1] in {"openclaw", "openclaw.mjs"} for word in words)
+    return Program.UNKNOWN if named else Program.OTHER
+
+
+def _innermost_pid(pid: int) -> int | None:
+    """Return the pid that a process has in its own, nested, PID namespace; None where it has only
+    the one we see, or is not to be read.
+    """
+    try:
+        with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:
+            text = status.read(64 * 1024)
+    except OSError:
+        return None
+    match = re.search(rb"^NSpid:((?:\s+[0-9]+)+)$", text, re.MULTILINE)
+    pids = match[1].split() if match else []
+    return int(pids[-1]) if len(pids) > 1 else None
+
+
+def _state_dir_of(pid: int) -> tuple[int, int] | None:
+    """Return the identity of the state directory that a gateway's environment names."""
+    try:
+        environment = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return None
+    for candidate in state_dir_candidates(environment):
+        try:
+            found = os.stat(f"{psutil.PROCFS_PATH}/{pid}/root{candidate}")
+        except (OSError, ValueError):
+            continue
+        return found.st_dev, found.st_ino
+    return None
+
+
+def state_dir_candidates(environment: dict[str, str]) -> list[str]:
+    """Return where a gateway with this environment keeps its state, most preferred first: as
+    upstream's `resolveStateDir` does, absolute paths only.
+    """
+    home = environment.get("OPENCLAW_HOME", "").strip() or environment.get("HOME", "").strip()
+    override = environment.get("OPENCLAW_STATE_DIR", "").strip()
+    if override.startswith("~"):
+        override = home + override[1:]
+    if override:
+        return [override] if override.startswith("/") else []
+    names = (".openclaw", ".clawdbot", ".moltbot")
+    return [f"{home}/{name}" for name in names] if home.startswith("/") else []

@@ -1,0 +1,257 @@
+"""The end of a run, as trajectory and session store beside the lock tell it.
+
+Both are read within bounds, and what cannot be understood is "unknown". How each behaves, case by
+case: docs/facts.md.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reaper.adapters.files import open_folder, open_regular, read_at_most
+from reaper.core.evidence import Run, RunEnd, RunState, StoreStatus
+from reaper.core.json_text import NotJsonError, loads, whole
+from reaper.core.lock import parse_date
+
+_TAIL: Final = 512 * 1024
+"""Bytes read of a trajectory's end; upstream writes no record longer than 256 KiB."""
+_FIRST_TAIL: Final = 8 * 1024
+"""`session.ended` is short; a longer last record is read in a second go."""
+_STORE_LIMIT: Final = 32 * 1024 * 1024
+_POINTER_LIMIT: Final = 64 * 1024
+_ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    status: StoreStatus
+    started_ms: int | None
+    ended_ms: int | None
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Store:
+    """A session store as read once; `entries` is None where it could not be understood."""
+
+    stamp: tuple[int, int, int]
+    entries: dict[str, _Entry] | None
+
+
+class Runs:
+    """Reads runs; remembers each session store for as long as the file does not change."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, _Store] = {}
+
+    def run(
+        self, *, state_dir: str, agent: str, session: str, folder_fd: int, checkpoints: list[str]
+    ) -> Run:
+        """Return what the witnesses say of the session's last run. Never raises OSError.
+
+        `checkpoints` are the names in the folder that may be checkpoint files.
+        """
+        status, entry = self._entry(f"{state_dir}/agents/{agent}", session, folder_fd)
+        state, end, written_ms = _trajectory(state_dir, agent, session, folder_fd)
+        transcript_ms = _mtime_ms(f"{session}.jsonl", folder_fd)
+        prefix = f"{session}.checkpoint."
+        found = [_mtime_ms(name, folder_fd) for name in checkpoints if name.startswith(prefix)]
+        return Run(
+            trajectory=state,
+            end=end,
+            store=status,
+            store_started_ms=entry.started_ms if entry else None,
+            store_ended_ms=entry.ended_ms if entry else None,
+            session_key=entry.key if entry else None,
+            last_write_ms=None if written_ms is None else max(written_ms, transcript_ms or 0),
+            checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
+        )
+
+    def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
+        """Return what changes with each write of the session store; None where there is none."""
+        with suppress(OSError):
+            return _stamp(os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False))
+        return None
+
+    def forget_all_but(self, folders: set[str]) -> None:
+        """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
+        self._stores = {path: it for path, it in self._stores.items() if path in folders}
+
+    def _entry(self, folder: str, session: str, fd: int) -> tuple[StoreStatus, _Entry | None]:
+        try:
+            found = os.stat("sessions.json", dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return StoreStatus.NONE, None
+        except OSError:
+            return StoreStatus.UNKNOWN, None
+        store = self._stores.get(folder)
+        if store is None or store.stamp != _stamp(found):
+            store = self._stores[folder] = _read_store(fd, _stamp(found))
+        if store.entries is None:
+            return StoreStatus.UNKNOWN, None
+        entry = store.entries.get(session)
+        return (entry.status if entry else StoreStatus.NONE), entry
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
+    try:
+        fd = open_regular("sessions.json", dir_fd=folder_fd)
+        try:
+            stamp = _stamp(os.fstat(fd))
+            data = read_at_most(fd, _STORE_LIMIT + 1)
+        finally:
+            os.close(fd)
+        value = loads(data) if len(data) <= _STORE_LIMIT else None
+    except (OSError, NotJsonError):
+        value = None
+    if not isinstance(value, dict):
+        return _Store(stamp=stamp, entries=None)
+    entries: dict[str, _Entry] = {}
+    for key, fields in value.items():
+        if isinstance(fields, dict):
+            entry = _Entry(
+                status=_status(fields.get("status")),
+                started_ms=whole(fields.get("startedAt"), least=0),
+                ended_ms=whole(fields.get("endedAt"), least=0),
+                key=key,
+            )
+            for session in _sessions(fields):
+                known = entries.get(session)
+                entries[session] = entry if known is None else _stricter(known, entry)
+    return _Store(stamp=stamp, entries=entries)
+
+
+def _status(value: object) -> StoreStatus:
+    if value is None:
+        return StoreStatus.NONE
+    if value == "running":
+        return StoreStatus.RUNNING
+    ended = isinstance(value, str) and value in _ENDED_STATUSES
+    return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
+
+
+def _sessions(fields: dict[str, Any]) -> set[str]:
+    """Return the sessions whose lock an entry speaks of: by its id, and by its transcript's name,
+    which differs for topics.
+    """
+    sessions = set()
+    if isinstance(fields.get("sessionId"), str):
+        sessions.add(fields["sessionId"])
+    file = fields.get("sessionFile")
+    if isinstance(file, str) and file.endswith(".jsonl"):
+        sessions.add(file.removesuffix(".jsonl").rsplit("/", 1)[-1])
+    return sessions
+
+
+_STRICTNESS: Final = (
+    StoreStatus.RUNNING,
+    StoreStatus.UNKNOWN,
+    StoreStatus.ENDED,
+    StoreStatus.NONE,
+)
+
+
+def _stricter(one: _Entry, other: _Entry) -> _Entry:
+    """Of two entries for one session, the one that frees less: running before ended, and of two
+    that have ended the earlier end (a lock must be born before it).
+    """
+    by = {entry: _STRICTNESS.index(entry.status) for entry in (one, other)}
+    if by[one] != by[other]:
+        return min(one, other, key=by.__getitem__)
+    return min(one, other, key=lambda entry: -1 if entry.ended_ms is None else entry.ended_ms)
+
+
+def _mtime_ms(name: str, dir_fd: int) -> int | None:
+    with suppress(OSError):
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return found.st_mtime_ns // 1_000_000
+    return None
+
+
+def _trajectory(
+    state_dir: str, agent: str, session: str, folder_fd: int
+) -> tuple[RunState, RunEnd | None, int | None]:
+    """Return state, end and last change (epoch ms) of the session's trajectory."""
+    try:
+        fd = _open_trajectory(state_dir, agent, session, folder_fd)
+    except (OSError, NotJsonError, ValueError):
+        return RunState.UNKNOWN, None, None
+    try:
+        found = os.fstat(fd)
+        record = _last_record(fd, found.st_size)
+    except OSError:
+        return RunState.UNKNOWN, None, None
+    finally:
+        os.close(fd)
+    written_ms = found.st_mtime_ns // 1_000_000
+    if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+        return RunState.UNKNOWN, None, written_ms
+    if record["type"] != "session.ended":
+        return RunState.RUNNING, None, written_ms
+    stamp, data = record.get("ts"), record.get("data")
+    at_ms = parse_date(stamp) if isinstance(stamp, str) else None
+    if at_ms is None or not isinstance(data, dict):
+        return RunState.UNKNOWN, None, written_ms
+    how = (data.get("aborted"), data.get("timedOut"), data.get("timedOutDuringToolExecution"))
+    return RunState.ENDED, RunEnd(at_ms=at_ms, cut_short=True in how), written_ms
+
+
+def _open_trajectory(state_dir: str, agent: str, session: str, folder_fd: int) -> int:
+    """Open the trajectory where its pointer file says, inside the state directory only; without a
+    pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
+    may then be an older run's. Raises OSError, NotJsonError or ValueError.
+    """
+    beside = f"{session}.trajectory.jsonl"
+    try:
+        pointer_fd = open_regular(f"{session}.trajectory-path.json", dir_fd=folder_fd)
+    except FileNotFoundError:
+        return open_regular(beside, dir_fd=folder_fd)
+    try:
+        pointer = loads(read_at_most(pointer_fd, _POINTER_LIMIT))
+    finally:
+        os.close(pointer_fd)
+    target = pointer.get("runtimeFile") if isinstance(pointer, dict) else None
+    if not isinstance(target, str):
+        raise ValueError("the pointer names no file")  # noqa: TRY004  # content, not a type error
+    # The gateway's own path for the state directory can differ from ours (another mount point).
+    if target.endswith(f"/agents/{agent}/sessions/{beside}"):
+        return open_regular(beside, dir_fd=folder_fd)
+    for root in {state_dir, os.path.realpath(state_dir)}:
+        if target.startswith(f"{root}/"):
+            return _open_below(root, target.removeprefix(f"{root}/").split("/"))
+    raise ValueError("the pointer leads out of the state directory")
+
+
+def _open_below(root: str, parts: list[str]) -> int:
+    if not all(part not in {"", ".", ".."} and "\0" not in part for part in parts):
+        raise ValueError("the pointer leads out of the state directory")
+    fd = open_folder(root)
+    try:
+        for part in parts[:-1]:
+            deeper = open_folder(part, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
+        return open_regular(parts[-1], dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _last_record(fd: int, size: int) -> Any:  # noqa: ANN401  # any JSON value
+    """Return the last line's value; None where it is unfinished, too long or no JSON."""
+    for tail in (_FIRST_TAIL, _TAIL):
+        start = max(0, size - tail)
+        data = read_at_most(fd, size - start, offset=start)
+        if not data.endswith(b"\n"):
+            return None
+        head, newline, line = data[:-1].rpartition(b"\n")
+        if newline or start == 0:
+            with suppress(NotJsonError):
+                return loads(line if newline else data[:-1])
+            return None
+        del head
+    return None

@@ -1,0 +1,550 @@
+"""Commands, options and output; the only place where all parts are put together."""
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from reaper import __version__
+from reaper.core.lock import LOCK_SUFFIX
+from reaper.core.policy import Action, Outcome, Policy
+from reaper.core.verdict import NO_HOLD_PROOF, Limits
+from reaper.reports.output import JsonOutput, Output, TableOutput
+from reaper.reports.records import Summary, lock_record
+from reaper.reports.words import explain as explain_in_words
+from reaper.reports.words import no_proof_advice, printable
+from reaper.settings import SettingsError, parse_duration, state_dirs
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from reaper.adapters.lock_files import Skipped, StateDir
+    from reaper.sweep import Finding, Reaper
+
+EXIT_FAILED: Final = 1
+EXIT_STUCK: Final = 3
+EXIT_BLIND: Final = 4
+EXIT_INTERRUPTED: Final = 130
+
+_PROGRESS_FROM: Final = 3000
+"""Locks from which on a progress bar is worth its lines."""
+
+app = typer.Typer(
+    name="reaper",
+    help="Free the session locks of an OpenClaw gateway whose holding is provably over; "
+    "show the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 nothing stuck is left, 1 something failed, 2 usage, 3 stuck locks are "
+    "left, 4 some locks could not be judged for want of a hold proof.",
+)
+
+
+class OnVerdict(StrEnum):
+    FLAG = "flag"
+    REMOVE = "remove"
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"reaper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[  # its callback does the work
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None: ...
+
+
+def _duration(value: str | float) -> float:
+    if not isinstance(value, str):
+        return value  # a default, which click hands through here too
+    try:
+        return parse_duration(value)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+_DEFAULTS: Final = Limits()
+
+
+def _seconds(flag: str, help_text: str) -> Any:  # noqa: ANN401  # typer's OptionInfo
+    name = flag.removeprefix("--").replace("-", "_")
+    return typer.Option(
+        flag,
+        envvar=f"REAPER_{name.upper()}",
+        parser=_duration,
+        metavar="DURATION",
+        help=help_text,
+        show_default=f"{getattr(_DEFAULTS, name):.0f}s",
+    )
+
+
+StateDirs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state-dir",
+        metavar="[NAME=]PATH",
+        help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
+        "~/.openclaw, else the old names. The variable holds several with ':' between.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", envvar="REAPER_JSON", help="One JSON object on standard output.")
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", envvar="REAPER_VERBOSE", help="Say more.")
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", envvar="REAPER_QUIET", help="Say errors only.")
+]
+ExitZero = Annotated[
+    bool,
+    typer.Option(
+        "--exit-zero",
+        envvar="REAPER_EXIT_ZERO",
+        help="Make exit codes 3 and 4 a 0, for timers and CronJobs.",
+    ),
+]
+OnStale = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-stale",
+        envvar="REAPER_ON_STALE",
+        help="What to do with locks whose holder is dead (never those that a gateway still needs "
+        "to resume a run by).",
+    ),
+]
+OnOrphaned = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-orphaned",
+        envvar="REAPER_ON_ORPHANED",
+        help="What to do with locks that no process has open, seen so for --orphan-grace.",
+    ),
+]
+OnAbandoned = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-abandoned",
+        envvar="REAPER_ON_ABANDONED",
+        help="What to do with locks that a live gateway holds for a run that is over.",
+    ),
+]
+OnOverdue = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-overdue",
+        envvar="REAPER_ON_OVERDUE",
+        help="What to do with locks held past their own maxHoldMs and --grace. `remove` risks a "
+        "run that is still going on and writes to the transcript without a lock.",
+    ),
+]
+Grace = Annotated[float, _seconds("--grace", "How far past maxHoldMs a lock is overdue.")]
+OrphanGrace = Annotated[
+    float,
+    _seconds(
+        "--orphan-grace",
+        "How long a lock must be seen not open before it counts as orphaned.",
+    ),
+]
+StartupGrace = Annotated[
+    float,
+    _seconds(
+        "--startup-grace",
+        "How long a gateway must be up before locks of interrupted runs are no longer its "
+        "evidence.",
+    ),
+]
+RunEndWindow = Annotated[
+    float,
+    _seconds(
+        "--run-end-window",
+        "How long after the recorded end of a run, where the session store has no end, its "
+        "abandoned lock may be born.",
+    ),
+]
+AbandonedAfter = Annotated[
+    float,
+    _seconds(
+        "--abandoned-after",
+        "How old a run's end, its lock and the last write must be before the lock is abandoned.",
+    ),
+]
+Confirm = Annotated[
+    float,
+    _seconds(
+        "--confirm",
+        "How far apart the two looks are that an abandoned lock must pass unchanged.",
+    ),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        envvar="REAPER_WAIT",
+        parser=_duration,
+        metavar="DURATION",
+        help="How long to stay for graces that must be seen to pass; 0 flags such locks instead. "
+        "Default: as long as --orphan-grace and --confirm need, only when there are such locks.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """Diagnostics, on standard error."""
+
+    quiet: bool
+    verbose: bool
+
+    def error(self, text: str) -> None:
+        typer.echo(f"reaper: {text}", err=True)
+
+    def info(self, text: str) -> None:
+        if not self.quiet:
+            typer.echo(f"reaper: {text}", err=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            typer.echo(f"reaper: {text}", err=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judging:
+    """What each command needs that judges locks; see `_with_judging`."""
+
+    states: list["StateDir"]
+    limits: Limits
+    policy: Policy
+    as_json: bool
+    talk: _Talk
+
+    def reaper(self) -> "Reaper":
+        """Build the Reaper; imported here, so that `--help` need not pay for it."""
+        from reaper.adapters import hold_proof  # noqa: PLC0415
+        from reaper.sweep import Reaper  # noqa: PLC0415
+
+        hold_proof.prepare()
+        return Reaper(self.states, limits=self.limits, policy=self.policy)
+
+    def output(self, *, only_notable: bool = False) -> Output:
+        if self.as_json:
+            return JsonOutput(sys.stdout)
+        return TableOutput(sys.stdout, states=len(self.states), only_notable=only_notable)
+
+
+def _judging(
+    *,
+    state_dir: StateDirs = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    on_stale: OnStale = OnVerdict.REMOVE,
+    on_orphaned: OnOrphaned = OnVerdict.REMOVE,
+    on_abandoned: OnAbandoned = OnVerdict.REMOVE,
+    on_overdue: OnOverdue = OnVerdict.FLAG,
+    grace: Grace = _DEFAULTS.grace,
+    orphan_grace: OrphanGrace = _DEFAULTS.orphan_grace,
+    startup_grace: StartupGrace = _DEFAULTS.startup_grace,
+    run_end_window: RunEndWindow = _DEFAULTS.run_end_window,
+    abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
+    confirm: Confirm = _DEFAULTS.confirm,
+) -> _Judging:
+    talk = _Talk(quiet=quiet, verbose=verbose)
+    # click would part the variable at white space, which paths may hold.
+    given = state_dir or [it for it in os.environ.get("REAPER_STATE_DIR", "").split(":") if it]
+    try:
+        states = state_dirs(given, os.environ)
+    except SettingsError as error:
+        _fail(talk, str(error))
+    return _Judging(
+        states=states,
+        limits=Limits(
+            grace=grace,
+            orphan_grace=orphan_grace,
+            startup_grace=startup_grace,
+            run_end_window=run_end_window,
+            abandoned_after=abandoned_after,
+            confirm=confirm,
+        ),
+        policy=Policy(
+            on_stale=Action(on_stale.value),
+            on_orphaned=Action(on_orphaned.value),
+            on_abandoned=Action(on_abandoned.value),
+            on_overdue=Action(on_overdue.value),
+        ),
+        as_json=as_json,
+        talk=talk,
+    )
+
+
+def _with_judging(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_judging`, whose value becomes its first argument.
+
+    Three commands share fourteen options; typer reads them off a signature, so that is what is
+    put together here.
+    """
+    shared = inspect.signature(_judging).parameters
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:  # noqa: ANN401  # whatever typer parsed
+        judging = _judging(**{name: options.pop(name) for name in shared})
+        command(judging, **options)
+
+    parameters = [*own, *shared.values()]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([it.replace(kind=keyword) for it in parameters])
+    run.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature reads
+    run.__annotations__ = {it.name: it.annotation for it in parameters}
+    return run
+
+
+def _fail(talk: _Talk, text: str) -> NoReturn:
+    talk.error(text)
+    raise typer.Exit(EXIT_FAILED)
+
+
+class _Report:
+    """Counts and writes what a pass yields, and says on standard error what a person must know."""
+
+    def __init__(self, judging: _Judging, output: Output) -> None:
+        self.summary = Summary()
+        self._talk = judging.talk
+        self._output = output
+        self._blind: dict[str, set[int]] = defaultdict(set)
+
+    def take(self, found: "Finding | Skipped") -> None:
+        from reaper.sweep import Finding  # noqa: PLC0415
+
+        if not isinstance(found, Finding):
+            self.summary.count_skipped(
+                path=found.path, reason=found.reason, note=found.note, failed=found.failed
+            )
+            say = self._talk.error if found.failed else self._talk.info
+            say(f"skipped {printable(found.path)}: {found.reason}" + _aside(found.note))
+            return
+        self.summary.count_lock(found.judgement, found.outcome)
+        self._output.lock(
+            lock_record(
+                lock=found.lock,
+                evidence=found.evidence,
+                judgement=found.judgement,
+                action=found.action,
+                outcome=found.outcome,
+                note=found.note,
+            )
+        )
+        if NO_HOLD_PROOF in found.judgement.reasons:
+            self._blind[found.evidence.proof_note].add(found.lock.uid)
+        if found.note:
+            say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info
+            said = found.outcome.value if found.outcome else ""
+            say(f"{printable(found.lock.path)}: {said}: {printable(found.note)}")
+
+    def end(self) -> None:
+        self._output.end(self.summary)
+        for note, uids in self._blind.items():
+            self._talk.error(
+                f"{self.summary.blind} locks cannot be judged: {no_proof_advice(uids, note)}"
+            )
+
+    def exit_code(self, *, exit_zero: bool) -> int:
+        """1 before 4 before 3."""
+        if self.summary.failed:
+            return EXIT_FAILED
+        if exit_zero:
+            return 0
+        if self.summary.blind:
+            return EXIT_BLIND
+        return EXIT_STUCK if self.summary.stuck else 0
+
+
+def _aside(note: str) -> str:
+    return f" ({printable(note)})" if note else ""
+
+
+@app.command("list")
+@_with_judging
+def list_locks(judging: _Judging, *, exit_zero: ExitZero = False) -> None:
+    """Show all locks: whose they are, how old, the verdict, and what a sweep would do.
+
+    Changes nothing. A verdict that a sweep would first confirm by a second look says `seen-once`.
+    """
+    report = _Report(judging, judging.output())
+    with _broken_pipe_is_no_error():
+        for found in judging.reaper().look():
+            report.take(found)
+        report.end()
+    raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+@app.command()
+@_with_judging
+def explain(
+    judging: _Judging,
+    *,
+    lock: Annotated[
+        str, typer.Argument(metavar="LOCK|SESSION", help="A lock's path, or a session's id.")
+    ],
+    exit_zero: ExitZero = False,
+) -> None:
+    """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
+
+    Changes nothing.
+    """
+    from reaper.sweep import Finding, Place  # noqa: PLC0415
+
+    def wanted(place: Place) -> bool:
+        if "/" in lock:
+            path = f"{place.state.path}/agents/{place.agent}/sessions/{place.name}"
+            return os.path.abspath(lock.removesuffix(".lock") + ".lock") == path
+        return place.name.removesuffix(LOCK_SUFFIX) == lock.removesuffix(LOCK_SUFFIX)
+
+    report = _Report(judging, judging.output() if judging.as_json else _NoOutput())
+    with _broken_pipe_is_no_error():
+        for found in judging.reaper().explain(wanted):
+            if isinstance(found, Finding):
+                report.take(found)
+                if not judging.as_json:
+                    lines = explain_in_words(
+                        found.evidence, found.judgement, found.action, judging.limits
+                    )
+                    typer.echo("\n".join(lines))
+            elif found.failed:
+                report.take(found)
+        if not report.summary.locks:
+            places = ", ".join(state.path for state in judging.states)
+            judging.talk.error(f"no lock for {printable(lock)} in {printable(places)}")
+            report.summary.failed += 1
+        report.end()
+    raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+class _NoOutput:
+    def lock(self, record: dict[str, Any]) -> None: ...
+    def end(self, summary: Summary) -> None: ...
+
+
+@app.command()
+@_with_judging
+def sweep(
+    judging: _Judging,
+    *,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", envvar="REAPER_DRY_RUN", help="Do everything but remove anything."
+        ),
+    ] = False,
+    wait: Wait = None,
+    exit_zero: ExitZero = False,
+) -> None:
+    """Judge all locks and free those whose holding is provably over, once."""
+    talk = judging.talk
+    report = _Report(judging, judging.output(only_notable=not talk.verbose))
+
+    def on_wait(count: int, seconds: float) -> None:
+        talk.info(f"{_locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
+
+    with _broken_pipe_is_no_error(), _stop_between_locks() as stop:
+        found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
+        for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
+            report.take(it)
+        report.end()
+        if stop():
+            talk.error("interrupted; the locks not named above were not looked at")
+            raise typer.Exit(EXIT_INTERRUPTED)
+    raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+def _locks(count: int) -> str:
+    return "1 lock" if count == 1 else f"{count} locks"
+
+
+@contextmanager
+def _stop_between_locks() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM end the sweep between two locks, never in the midst of a removal.
+
+    A second signal is not needed: a removal takes microseconds, and waiting looks up every second.
+    """
+    stopped = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _broken_pipe_is_no_error() -> Iterator[None]:
+    """Let `reaper list | head` end quietly."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def _with_progress(
+    found: "Iterator[Finding | Skipped]", *, shown: bool
+) -> "Iterator[Finding | Skipped]":
+    """Show a bar on standard error from _PROGRESS_FROM locks on; how many there are is not known
+    before they have been looked at, so it tells how many were.
+    """
+    bar = None
+    try:
+        for count, it in enumerate(found, start=1):
+            yield it
+            if shown and count >= _PROGRESS_FROM:
+                if bar is None:
+                    bar = _progress_bar()
+                bar.update(bar.task_ids[0], completed=count)
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _progress_bar() -> "Progress":
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (SpinnerColumn(), "locks looked at:", MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("locks", total=None)
+    bar.start()
+    return bar
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,50 @@
+"""JSON as `JSON.parse` reads it, total over hostile bytes."""
+
+import json
+from typing import Any, Final
+
+_LONGEST_INTEGER: Final = 20
+"""Digits; anything longer is past 2^53 whatever it says, and int() refuses past 4300 digits."""
+
+
+class NotJsonError(ValueError):
+    """The text is not what JSON.parse would take."""
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= _LONGEST_INTEGER else float("inf")
+
+
+def _constant(text: str) -> Any:  # noqa: ANN401  # json's own signature
+    raise NotJsonError(f"{text} is no JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
+
+
+def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check what they take
+    """Return the value of `data`, or raise NotJsonError; no other error leaves this function.
+
+    Like Node's reader, invalid UTF-8 becomes U+FFFD and a BOM is an error; unlike it, text nested
+    deeper than Python's stack is refused too.
+    """
+    text = data.decode("utf-8", errors="replace")
+    try:
+        value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
+    except (ValueError, RecursionError) as error:
+        raise NotJsonError(str(error)) from None
+    if text[end:].strip(" \t\r\n"):
+        raise NotJsonError("text after the value")
+    return value
+
+
+def whole(value: object, *, least: int) -> int | None:
+    """Return the number where it is an integer from `least` to 2^53, as JavaScript sees it.
+
+    `true` is no number, `7.0` is the integer 7.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not least <= value <= 2**53 or value != int(value):
+        return None
+    return int(value)

@@ -1,0 +1,64 @@
+"""From verdict to action."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+from reaper.core.verdict import RECOVERY_PENDING, Judgement, Verdict
+
+
+class Action(Enum):
+    KEEP = "keep"
+    FLAG = "flag"
+    REMOVE = "remove"
+
+
+class Outcome(Enum):
+    """What became of an action."""
+
+    KEPT = "kept"
+    FLAGGED = "flagged"
+    REMOVED = "removed"
+    WOULD_REMOVE = "would-remove"
+    """A dry run's: removal was next, and was not done."""
+    VANISHED = "vanished"
+    """Gone before us."""
+    CHANGED = "changed"
+    """Not the lock that was judged."""
+    RESTORED = "restored"
+    """Another lock was taken by mistake and is back where it was."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Which verdict gets which action; FLAG or REMOVE. HELD and UNCERTAIN have no choice."""
+
+    on_stale: Action = Action.REMOVE
+    on_orphaned: Action = Action.REMOVE
+    on_abandoned: Action = Action.REMOVE
+    on_overdue: Action = Action.FLAG
+
+
+def decide(judgement: Judgement, policy: Policy) -> Action:
+    """Return the action; HELD, UNCERTAIN and `recovery-pending` are KEEP whatever the policy says,
+    and a verdict that rests on one look is FLAG at most.
+    """
+    if RECOVERY_PENDING in judgement.reasons:
+        return Action.KEEP
+    match judgement.verdict:
+        case Verdict.HELD | Verdict.UNCERTAIN:
+            return Action.KEEP
+        case Verdict.STALE:
+            chosen = policy.on_stale
+        case Verdict.ORPHANED:
+            chosen = policy.on_orphaned
+        case Verdict.ABANDONED:
+            chosen = policy.on_abandoned
+        case Verdict.OVERDUE:
+            chosen = policy.on_overdue
+        case _:
+            assert_never(judgement.verdict)
+    if chosen is Action.REMOVE and not judgement.confirmed:
+        return Action.FLAG
+    return chosen

@@ -1,0 +1,125 @@
+"""Writing findings to standard output: a table for people, lines for pipes, JSON for programs."""
+
+import json
+from typing import Any, Final, Protocol, TextIO
+
+from reaper.reports.records import SCHEMA, Summary
+from reaper.reports.words import duration, printable
+
+_MOST_ROWS: Final = 1000
+"""Rows that a table lays out; beyond, lines are written as they come."""
+
+_COLUMNS: Final = ("agent", "session", "pid", "age", "verdict", "reasons", "action", "outcome")
+_STYLES: Final = {
+    "held": "green",
+    "stale": "yellow",
+    "orphaned": "yellow",
+    "abandoned": "red",
+    "overdue": "magenta",
+    "uncertain": "cyan",
+}
+
+
+class Output(Protocol):
+    def lock(self, record: dict[str, Any]) -> None: ...
+    def end(self, summary: Summary) -> None: ...
+
+
+class JsonOutput:
+    """One object, written as it grows, so that any number of locks needs no memory."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._separator = "\n"
+        stream.write(f'{{"schema": {SCHEMA}, "locks": [')
+
+    def lock(self, record: dict[str, Any]) -> None:
+        self._stream.write(self._separator + json.dumps(record))
+        self._separator = ",\n"
+
+    def end(self, summary: Summary) -> None:
+        self._stream.write(f'], "summary": {json.dumps(summary.as_record())}}}\n')
+        self._stream.flush()
+
+
+class TableOutput:
+    """A table on a terminal; elsewhere, and beyond _MOST_ROWS, lines with tabs between fields.
+
+    `only_notable` leaves out locks that are simply held.
+    """
+
+    def __init__(self, stream: TextIO, *, states: int, only_notable: bool) -> None:
+        self._stream = stream
+        self._columns = (("state_dir",) if states > 1 else ()) + _COLUMNS
+        self._only_notable = only_notable
+        self._rows: list[tuple[str, ...]] | None = [] if stream.isatty() else None
+        self._wrote_header = False
+
+    def lock(self, record: dict[str, Any]) -> None:
+        if self._only_notable and record["verdict"] == "held":
+            return
+        row = tuple(_cell(record, column) for column in self._columns)
+        if self._rows is None:
+            self._line(row)
+            return
+        self._rows.append(row)
+        if len(self._rows) > _MOST_ROWS:
+            rows, self._rows = self._rows, None
+            for earlier in rows:
+                self._line(earlier)
+
+    def _line(self, row: tuple[str, ...]) -> None:
+        if not self._wrote_header:
+            self._stream.write("\t".join(self._columns) + "\n")
+            self._wrote_header = True
+        self._stream.write("\t".join(row) + "\n")
+
+    def end(self, summary: Summary) -> None:
+        if self._rows:
+            self._table(self._rows)
+        self._stream.write(sentence(summary) + "\n")
+        self._stream.flush()
+
+    def _table(self, rows: list[tuple[str, ...]]) -> None:
+        from rich.box import SIMPLE_HEAD  # noqa: PLC0415  # 24 ms that pipes need not pay
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in self._columns:
+            right = column in {"pid", "age"}
+            table.add_column(
+                column.replace("_", " "),
+                justify="right" if right else "left",
+                no_wrap=column in {"pid", "age", "verdict"},
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell.lower(), "")) for cell in row))
+        Console(file=self._stream).print(table)
+
+
+def _cell(record: dict[str, Any], column: str) -> str:
+    value = record.get(column)
+    match column:
+        case "age":
+            return duration(record["age_seconds"])
+        case "verdict":
+            return str(value).upper()
+        case "reasons":
+            return ", ".join(value or ()) or "-"
+        case _:
+            return "-" if value is None else printable(str(value))
+
+
+def sentence(summary: Summary) -> str:
+    """Return the whole in one line: `12 locks: 10 held, 2 stale; 2 removed`."""
+    if not summary.locks:
+        return "no locks"
+    verdicts = summary.as_record()["verdicts"]
+    outcomes = summary.as_record()["outcomes"]
+    parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
+    done = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
+    noun = "lock" if summary.locks == 1 else "locks"
+    return f"{summary.locks} {noun}: {parts}" + (f"; {done}" if done else "")

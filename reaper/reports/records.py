@@ -1,0 +1,94 @@
+"""Findings as data: the schema of `--json`, and what a run of a command came to as a whole.
+
+The schema is written down in docs/json.md. Schema 1 only ever gains fields.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from reaper.core.evidence import Evidence
+from reaper.core.lock import Lock, iso
+from reaper.core.policy import Action, Outcome
+from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, STUCK, Judgement, Verdict
+
+SCHEMA: Final = 1
+
+_GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED, Outcome.CHANGED, Outcome.RESTORED})
+"""Outcomes after which the lock that was judged stuck is not there any more."""
+
+
+def lock_record(
+    *,
+    lock: Lock,
+    evidence: Evidence,
+    judgement: Judgement,
+    action: Action,
+    outcome: Outcome | None,
+    note: str,
+) -> dict[str, Any]:
+    """Return one lock as `--json` shows it."""
+    record = lock.record
+    return {
+        "path": lock.path,
+        "state_dir": lock.state_dir,
+        "agent": lock.agent,
+        "session": lock.session,
+        "session_key": evidence.run.session_key,
+        "pid": record.pid,
+        "starttime": record.starttime,
+        "created_at": None if record.created_at_ms is None else iso(record.created_at_ms),
+        "max_hold_ms": record.max_hold_ms,
+        "age_seconds": round(evidence.age, 3),
+        "holder": evidence.holder.state.value,
+        "holder_pid": evidence.holder.pid,
+        "hold_proof": evidence.proof.value,
+        "run": evidence.run.state.value,
+        "verdict": judgement.verdict.value,
+        "reasons": list(judgement.reasons),
+        "rule": judgement.row,
+        "action": action.value,
+        "outcome": None if outcome is None else outcome.value,
+        "note": note,
+    }
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a command met, counted."""
+
+    locks: int = 0
+    stuck: int = 0
+    failed: int = 0
+    blind: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
+        self.locks += 1
+        self.verdicts[judgement.verdict.value] += 1
+        if outcome is not None:
+            self.outcomes[outcome.value] += 1
+        if outcome is Outcome.FAILED:
+            self.failed += 1
+        if judgement.verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in judgement.reasons:
+            self.blind += 1
+        pending = RECOVERY_PENDING in judgement.reasons
+        if judgement.verdict in STUCK and not pending and outcome not in _GONE:
+            self.stuck += 1
+
+    def count_skipped(self, *, path: str, reason: str, note: str, failed: bool) -> None:
+        self.skipped.append({"path": path, "reason": reason, "note": note})
+        self.failed += failed
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "locks": self.locks,
+            "stuck": self.stuck,
+            "failed": self.failed,
+            "no_hold_proof": self.blind,
+            "verdicts": {verdict.value: self.verdicts[verdict.value] for verdict in Verdict},
+            "outcomes": {outcome.value: self.outcomes[outcome.value] for outcome in Outcome},
+            "skipped": self.skipped,
+        }

@@ -1,0 +1,185 @@
+"""Evidence in words, for people. Names from the file system are hostile: see `printable`."""
+
+from typing import Final
+
+from reaper.core.evidence import Evidence, HolderState, HoldProof, RunState, StoreStatus
+from reaper.core.lock import Lock, Shape, iso
+from reaper.core.policy import Action
+from reaper.core.verdict import RECOVERY_PENDING, Judgement, Limits, Verdict
+
+
+def printable(text: str) -> str:
+    r"""Return the text on one line, with all that a terminal could act on as \xNN or \uNNNN."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people read it: 0.4s, 12s, 3m 05s, 2h 10m, 4d 3h."""
+    whole = int(seconds)
+    if seconds < 10:  # noqa: PLR2004  # below that, tenths tell something
+        return f"{seconds:.1f}s"
+    if whole < 60:  # noqa: PLR2004  # units of time from here on
+        return f"{whole}s"
+    if whole < 3600:  # noqa: PLR2004
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86_400:  # noqa: PLR2004
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
+
+
+def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Limits) -> list[str]:
+    """Return the whole evidence for one lock, the rule that applied, and what follows."""
+    lock = evidence.lock
+    return [
+        printable(lock.path),
+        f"  record      {_record(lock)}",
+        f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
+        f"  hold proof  {_PROOF[evidence.proof]}{_note(evidence.proof_note)}",
+        f"  holder      {_holder(evidence)}",
+        *(f"  {line}" for line in _run(evidence)),
+        f"  verdict     {judgement.verdict.value.upper()}"
+        + (f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""),
+        f"  rule        {judgement.row}: {_RULES[judgement.row]}",
+        f"  a sweep     {_action(judgement, action, limits)}",
+    ]
+
+
+_PROOF: Final = {
+    HoldProof.OPEN: "some process has the lock file open for writing: it is held",
+    HoldProof.NOT_OPEN: "no process has the lock file open for writing: nobody holds it",
+    HoldProof.UNAVAILABLE: "none to be had",
+}
+
+_NOTES: Final = {
+    "": "",
+    "no-rights": "the file belongs to another uid; run the reaper as the file's owner",
+    "no-leases": "this system or file system grants no leases",
+    "file-system": "on this type of file system a holder beyond the mount is not seen",
+    "other-layer": "an overlay lies between; a holder may see the file through another layer",
+    "too-early": "an empty file this young is not touched: its creator may be opening it",
+}
+
+
+def _note(note: str) -> str:
+    text = _NOTES.get(note, note)
+    return f": {text}" if text else ""
+
+
+def no_proof_advice(uids: set[int], note: str) -> str:
+    """Return the one line that says what to do about locks that cannot be judged."""
+    if note == "no-rights":
+        whose = ", ".join(str(uid) for uid in sorted(uids))
+        return (
+            f"no rights to probe the lock files of uid {whose}: run the reaper as that uid, "
+            "the gateway's own"
+        )
+    return _NOTES.get(note, note)
+
+
+def _record(lock: Lock) -> str:
+    record = lock.record
+    if record.shape is not Shape.RECORD:
+        return f"{record.shape.value} ({len(lock.data)} bytes read)"
+    fields = {
+        "pid": record.pid,
+        "createdAt": None if record.created_at_ms is None else iso(record.created_at_ms),
+        "maxHoldMs": record.max_hold_ms,
+        "starttime": record.starttime,
+    }
+    return ", ".join(f"{name} {'-' if it is None else it}" for name, it in fields.items())
+
+
+def _age_source(lock: Lock) -> str:
+    created = lock.record.created_at_ms
+    return "the file's own time" if created is None else "createdAt"
+
+
+def _holder(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
+    pid = evidence.lock.record.pid
+    holder = evidence.holder
+    here = "" if holder.pid in {None, pid} else f" (pid {holder.pid} as seen from here)"
+    up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
+    match holder.state:
+        case HolderState.SAME:
+            return f"pid {pid} is the process that took it{here}{up} ({holder.program.value})"
+        case HolderState.GONE:
+            return f"pid {pid} does not exist here"
+        case HolderState.ZOMBIE:
+            return f"pid {pid} is dead, and not yet reaped by its parent"
+        case HolderState.REUSED:
+            return f"pid {pid} is another process now: its start time differs"
+        case HolderState.FOREIGN_PROGRAM:
+            return f"pid {pid} is none of OpenClaw's programs, and no start time was recorded"
+        case HolderState.UNKNOWN:
+            return f"pid {pid} cannot be looked at with the rights at hand"
+        case HolderState.UNNAMED:
+            return "the record names no process"
+
+
+def _run(evidence: Evidence) -> list[str]:
+    run = evidence.run
+    match run.trajectory:
+        case RunState.ENDED if run.end is not None:
+            how = "aborted or timed out" if run.end.cut_short else "completed"
+            trajectory = f"the last run ended at {iso(run.end.at_ms)}, {how}"
+        case RunState.RUNNING:
+            trajectory = "a run is going on: the last record is not session.ended"
+        case _:
+            trajectory = "unknown: absent, unreadable or unfinished"
+    match run.store:
+        case StoreStatus.RUNNING:
+            store = "the session is running"
+        case StoreStatus.ENDED:
+            ended = "-" if run.store_ended_ms is None else iso(run.store_ended_ms)
+            store = f"the session's last run ended at {ended}"
+        case StoreStatus.NONE:
+            store = "no status for this session"
+        case StoreStatus.UNKNOWN:
+            store = "cannot be understood"
+    key = f" [{printable(run.session_key)}]" if run.session_key else ""
+    lines = [f"trajectory  {trajectory}", f"store       {store}{key}"]
+    if evidence.quiet_for is not None:
+        lines.append(f"quiet       nothing was written for {duration(evidence.quiet_for)}")
+    if run.checkpoint_ms is not None:
+        lines.append(f"checkpoint  the youngest is of {iso(run.checkpoint_ms)}")
+    if evidence.gateway_up_for is not None:
+        lines.append(f"gateway     known to be up for {duration(evidence.gateway_up_for)}")
+    return lines
+
+
+_RULES: Final = {
+    1: "held, but the run that took it was cut short, and all has been quiet since",
+    2: "held for longer than its holder promised, and the grace",
+    3: "held",
+    4: "the holder is dead in the middle of a run: evidence that the next gateway resumes it by",
+    5: "the holder is dead and nobody has the file open",
+    6: "names no holder, and nobody has the file open",
+    7: "nobody has the file open, though its holder is not known to be dead: forgotten",
+    8: "no proof, but this very holder was seen alive and then dead",
+    9: "no proof; the holder lives",
+    10: "no proof, and the process table alone proves nothing",
+    11: "too early to tell",
+}
+
+
+def _action(judgement: Judgement, action: Action, limits: Limits) -> str:
+    if RECOVERY_PENDING in judgement.reasons:
+        return (
+            "keeps it until a gateway has been up for "
+            f"{duration(limits.startup_grace)}, or takes it"
+        )
+    match action:
+        case Action.KEEP:
+            return "keeps it"
+        case Action.FLAG:
+            return "flags it and leaves it"
+        case Action.REMOVE if not judgement.confirmed:
+            grace = (
+                limits.confirm if judgement.verdict is Verdict.ABANDONED else (limits.orphan_grace)
+            )
+            return f"removes it, once it has been seen so for {duration(grace)}"
+        case Action.REMOVE:
+            return "removes it"

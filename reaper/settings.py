@@ -1,0 +1,75 @@
+"""Flags and REAPER_* variables become validated values here; nothing further in knows of either."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from reaper.adapters.lock_files import StateDir
+from reaper.adapters.processes import state_dir_candidates
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_NAMED: Final = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)=(?P<path>.+)", re.DOTALL)
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message is for the person who gave it."""
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds of `90s`, `2m`, `1h30m`, `500ms`; a bare number is seconds.
+
+    Raises SettingsError.
+    """
+    words = text.strip().lower()
+    if re.fullmatch(r"\d+(?:\.\d+)?", words):
+        return float(words)
+    parts = _PART.findall(words)
+    if not parts or "".join(number + unit for number, unit in parts) != words:
+        raise SettingsError(f"{text!r} is no duration; write it like 90s, 2m, 1h30m or 0")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[StateDir]:
+    """Return the state directories to work on: those given (`PATH` or `NAME=PATH`), else the
+    default one.
+
+    Each has a short name of its own, its last path component unless it was given one. Raises
+    SettingsError where a name is given twice, or there is no default directory.
+    """
+    found: list[StateDir] = []
+    for text in given or [_default(environment)]:
+        match = _NAMED.fullmatch(text)
+        path = os.path.abspath(os.path.expanduser(match["path"] if match else text))
+        if any(os.path.realpath(state.path) == os.path.realpath(path) for state in found):
+            continue
+        taken = {state.name for state in found}
+        if match:
+            name = match["name"]
+            if name in taken:
+                raise SettingsError(f"--state-dir: the name {name!r} is given twice")
+        else:
+            name = _free_name(os.path.basename(path) or "root", taken)
+        found.append(StateDir(name, path))
+    return found
+
+
+def _default(environment: Mapping[str, str]) -> str:
+    candidates = state_dir_candidates(dict(environment))
+    for candidate in candidates:
+        if os.path.isdir(candidate):
+            return candidate
+    looked_at = " or ".join(candidates) or "nowhere: neither OPENCLAW_STATE_DIR nor HOME is set"
+    raise SettingsError(
+        f"no OpenClaw state directory found (looked at {looked_at}); "
+        "say where it is with --state-dir PATH or REAPER_STATE_DIR"
+    )
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free

@@ -1,0 +1,515 @@
+"""One pass over all locks: discover, gather evidence, judge, act, report."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Final, Protocol
+
+from reaper.adapters import hold_proof, lock_files
+from reaper.adapters.lock_files import Folder, OpenLock, Skipped, StateDir
+from reaper.adapters.processes import Gateway, ProcessTable, up_for
+from reaper.adapters.runs import Runs
+from reaper.core.evidence import (
+    DEAD,
+    NOT_READ,
+    Evidence,
+    Holder,
+    HolderState,
+    HoldProof,
+    Program,
+    Run,
+    StoreStatus,
+)
+from reaper.core.lock import FileId, Lock, Shape, file_age, wall_age
+from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.verdict import TOO_EARLY, Judgement, Limits, judge, wants_run
+
+
+class Clock(Protocol):
+    """The two clocks that a sweep reads, once each; and waiting."""
+
+    def wall_ms(self) -> int: ...
+    def monotonic(self) -> float: ...
+    def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Seconds that go on in suspend too: a lock ages while its machine sleeps."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Processes(Protocol):
+    """The process table as the sweep uses it."""
+
+    def holder(self, pid: int | None, starttime: int | None) -> Holder: ...
+    def gateways(self) -> list[Gateway]: ...
+
+
+class Mode(Enum):
+    """LOOK changes nothing and tells what a sweep would come to; DRY does all but the act."""
+
+    LOOK = "look"
+    DRY = "dry"
+    ACT = "act"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one lock came to. `outcome` is None for a look; `note` says more where there is more."""
+
+    lock: Lock
+    evidence: Evidence
+    judgement: Judgement
+    action: Action
+    outcome: Outcome | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a lock stands: the one name under which it is remembered between passes."""
+
+    state: StateDir
+    agent: str
+    name: str
+
+
+@dataclass(slots=True)
+class _Sight:
+    """What is remembered of a lock between two looks at it.
+
+    `ages` holds, for each kind of age, the instant it counts from (epoch ms), the age at first
+    sight and the monotonic time then: later ages are taken from these, so that a step of the wall
+    clock ages nothing. `dead_at` and `store_then`: when the holder was first seen dead and what
+    the session store looked like; `store_moved_at`: when the store was first seen written since.
+    """
+
+    file: FileId
+    data: bytes
+    unchanged: object = None
+    since: float = 0.0
+    ages: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    seen_alive: bool = False
+    dead_at: float | None = None
+    store_then: object = None
+    store_moved_at: float | None = None
+
+    def age(self, kind: str, instant_ms: int, age: float, now: float) -> float:
+        first = self.ages.get(kind)
+        if first is None or first[0] != instant_ms:
+            self.ages[kind] = (instant_ms, age, now)
+            return age
+        return first[1] + (now - first[2])
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What belongs to one pass: the clock as read once, and what is found out once for all."""
+
+    mode: Mode
+    limits: Limits
+    wall_ms: int
+    now: float
+    processes: Processes
+    layers: frozenset[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _StatePass:
+    """What one pass finds out about one state directory. `lives`: for each gateway known to be
+    up, the (pid, start time) by which locks name it where known, and for how long.
+    """
+
+    state: StateDir
+    identity: tuple[int, int] | None
+    lives: list[tuple[tuple[int | None, int | None] | None, float]] = field(default_factory=list)
+
+
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks while a grace is being waited for."""
+_LOOK_AT_MOST_EVERY: Final = 0.01
+
+
+class Reaper:
+    """Judges the locks of some state directories, and acts.
+
+    It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
+    worker judges and acts.
+    """
+
+    def __init__(
+        self,
+        states: Iterable[StateDir],
+        *,
+        limits: Limits,
+        policy: Policy,
+        clock: Clock | None = None,
+        process_table: Callable[[], Processes] = ProcessTable,
+    ) -> None:
+        self.states = list(states)
+        self.limits = limits
+        self.policy = policy
+        self.clock = clock or SystemClock()
+        self._process_table = process_table
+        self._runs = Runs()
+        self._sights: dict[Place, _Sight] = {}
+
+    def look(self) -> Iterator[Finding | Skipped]:
+        """Look at every lock once and change nothing. What rests on this one look is marked
+        `seen-once`; the action is what a sweep would take once it has seen it twice.
+        """
+        for place, found in self._pass(Mode.LOOK, None):
+            if place is not None:
+                self._sights.pop(place, None)
+            yield found
+
+    def sweep(
+        self,
+        *,
+        dry: bool = False,
+        wait: float | None = None,
+        on_wait: Callable[[int, float], None] = lambda _count, _seconds: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Finding | Skipped]:
+        """Judge and act, once; yields each lock as soon as its outcome is known.
+
+        Locks that are due only after a grace that must be seen to pass are waited for, up to
+        `wait` seconds (None: as long as the graces need), after a call of `on_wait` with their
+        number and the seconds; those that are still not due then are flagged. `stop` is asked
+        between two locks and while waiting.
+        """
+        mode = Mode.DRY if dry else Mode.ACT
+        longest = max(self.limits.orphan_grace, self.limits.confirm) + _LOOK_EVERY
+        end = self.clock.monotonic() + (longest if wait is None else wait)
+        due: dict[Place, float] = {}
+        yield from self._round(mode, None, due, stop)
+        left = end - self.clock.monotonic()
+        if due and left > 0 and not stop():
+            on_wait(len(due), min(left, max(due.values())))
+        while due and left > 0 and not stop():
+            self.clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, *due.values())))
+            waiting, due = due, {}
+            yield from self._round(mode, set(waiting), due, stop)
+            left = end - self.clock.monotonic()
+        if due and not stop():
+            limits = replace(self.limits, seen_once_suffices=True)
+            for _, found in self._pass(mode, set(due), limits=limits):
+                yield found
+
+    def _round(
+        self,
+        mode: Mode,
+        only: set[Place] | None,
+        due: dict[Place, float],
+        stop: Callable[[], bool],
+    ) -> Iterator[Finding | Skipped]:
+        """One pass; what must still be seen for a while goes into `due`, with the seconds."""
+        for place, found in self._pass(mode, only):
+            if place is not None and isinstance(found, Finding) and found.judgement.pending:
+                due[place] = found.judgement.due_in or 0.0
+            else:
+                if place is not None:
+                    self._sights.pop(place, None)
+                yield found
+            if stop():
+                return
+
+    def explain(self, wanted: Callable[[Place], bool]) -> Iterator[Finding | Skipped]:
+        """Look, as `look` does, at the locks whose place is wanted, with all of their evidence."""
+        for place, found in self._pass(Mode.LOOK, None, wanted=wanted):
+            if place is not None or isinstance(found, Skipped):
+                yield found
+
+    def _pass(
+        self,
+        mode: Mode,
+        only: set[Place] | None,
+        *,
+        limits: Limits | None = None,
+        wanted: Callable[[Place], bool] = lambda _place: True,
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        if limits is None:
+            limits = replace(self.limits, seen_once_suffices=mode is Mode.LOOK)
+        this = _Pass(
+            mode=mode,
+            limits=limits,
+            wall_ms=self.clock.wall_ms(),
+            now=self.clock.monotonic(),
+            processes=self._process_table(),
+            layers=hold_proof.overlay_layers(),
+        )
+        for state in self.states:
+            try:
+                yield from self._pass_over_state(this, state, only, wanted)
+            except OSError as error:
+                yield None, lock_files.skip(state.path, error)
+
+    def _pass_over_state(
+        self,
+        this: _Pass,
+        state: StateDir,
+        only: set[Place] | None,
+        wanted: Callable[[Place], bool],
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        here = _StatePass(state=state, identity=lock_files.identity(state))
+        # Locks that may be evidence for the next gateway wait until it is known whether one is up.
+        deferred: set[Place] = set()
+        for place, found in self._pass_over_folders(this, here, only, wanted):
+            if place is not None and isinstance(found, Finding) and found.judgement.row == _PENDING:
+                deferred.add(place)
+            else:
+                yield place, found
+        if deferred:
+            here.lives += [
+                (None, gateway.up_for)
+                for gateway in this.processes.gateways()
+                if gateway.state_dir is not None and gateway.state_dir == here.identity
+            ]
+            yield from self._pass_over_folders(this, here, deferred, wanted)
+
+    def _pass_over_folders(
+        self,
+        this: _Pass,
+        here: _StatePass,
+        only: set[Place] | None,
+        wanted: Callable[[Place], bool],
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        skipped: list[Skipped] = []
+        agents = None
+        if only is not None:
+            only = {place for place in only if place.state == here.state}
+            agents = {place.agent for place in only}
+        for folder in lock_files.folders(here.state, skipped, agents):
+            with folder:
+                yield from self._pass_over_folder(this, here, folder, only, wanted)
+        if only is None:
+            yield from ((None, it) for it in skipped)
+
+    def _pass_over_folder(
+        self,
+        this: _Pass,
+        here: _StatePass,
+        folder: Folder,
+        only: set[Place] | None,
+        wanted: Callable[[Place], bool],
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        try:
+            folder.read_names()
+        except OSError as error:
+            yield None, lock_files.skip(folder.path, error)
+            return
+        layered = hold_proof.is_below(folder.path, this.layers)
+        if only is None:
+            for it in self._settle_asides(this, here, folder, layered=layered):
+                yield None, it
+        for name in folder.locks:
+            place = Place(here.state, folder.agent, name)
+            if (only is None or place in only) and wanted(place):
+                found = self._handle(this, here, folder, place, layered=layered)
+                if found is not None:
+                    yield place, found
+
+    def _settle_asides(
+        self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
+    ) -> Iterator[Skipped]:
+        """Put right what a removal left behind that was killed in its middle."""
+        for aside in folder.asides:
+            path = f"{folder.path}/{aside}"
+            if this.mode is not Mode.ACT:
+                yield Skipped(path=path, reason="left-aside")
+                continue
+            back = lock_files.put_back(folder, aside)
+            if back.outcome is Outcome.RESTORED:
+                folder.locks.append(lock_files.original_name(aside))
+                continue
+            opened = lock_files.open_lock(folder, aside)
+            if not isinstance(opened, OpenLock):
+                continue
+            with opened:
+                proof, _ = self._probe(
+                    this,
+                    here,
+                    opened,
+                    known_for=file_age(opened.lock, this.wall_ms)[1],
+                    layered=layered,
+                )
+                if proof is HoldProof.NOT_OPEN:
+                    lock_files.drop_aside(opened)
+                else:
+                    yield Skipped(path=path, reason="left-aside", failed=True, note=back.note)
+
+    def _handle(
+        self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
+    ) -> Finding | Skipped | None:
+        opened = lock_files.open_lock(folder, place.name)
+        if not isinstance(opened, OpenLock):
+            return opened
+        with opened:
+            evidence = self._gather(this, here, opened, place, layered=layered)
+            judgement = judge(evidence, this.limits)
+            return self._act(this, opened, evidence, judgement)
+
+    def _gather(
+        self, this: _Pass, here: _StatePass, opened: OpenLock, place: Place, *, layered: bool
+    ) -> Evidence:
+        lock = opened.lock
+        sight = self._sights.get(place)
+        if sight is None or sight.file != lock.file or sight.data != lock.data:
+            sight = self._sights[place] = _Sight(lock.file, lock.data, since=this.now)
+        age = sight.age("created", *wall_age(lock, this.wall_ms), this.now)
+        age_of_file = sight.age("file", *file_age(lock, this.wall_ms), this.now)
+        known_for = max(age_of_file, this.now - sight.since)
+        proof, note = self._probe(this, here, opened, known_for=known_for, layered=layered)
+        holder = this.processes.holder(lock.record.pid, lock.record.starttime)
+        if holder.state is HolderState.SAME:
+            sight.seen_alive = True
+        evidence = Evidence(
+            lock=lock,
+            proof=proof,
+            proof_note=note,
+            holder=holder,
+            age=age,
+            file_age=age_of_file,
+            holder_seen_alive=sight.seen_alive,
+        )
+        run = NOT_READ
+        if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
+            run = self._run(opened)
+            evidence = self._with_run(evidence, run, sight, this)
+        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
+            evidence = replace(
+                evidence, gateway_up_for=self._gateway_up_for(this, here, opened, sight)
+            )
+        if proof is HoldProof.OPEN:
+            here.lives += self._life(this, evidence, opened)
+        unchanged = (proof, holder.state, holder.program, run)
+        if sight.unchanged != unchanged:
+            sight.unchanged, sight.since = unchanged, this.now
+        return replace(evidence, seen_for=this.now - sight.since)
+
+    def _probe(
+        self,
+        this: _Pass,
+        here: _StatePass,
+        opened: OpenLock,
+        *,
+        known_for: float,
+        layered: bool,
+    ) -> tuple[HoldProof, str]:
+        """Probe, but never an empty file that is young: it is visible before its creator has it
+        open, and our lease would make that creator wait.
+        """
+        if opened.lock.record.shape is Shape.EMPTY and known_for < this.limits.orphan_grace:
+            return HoldProof.UNAVAILABLE, TOO_EARLY
+
+        def same_mount() -> bool:
+            return here.identity is not None and any(
+                gateway.state_dir == here.identity for gateway in this.processes.gateways()
+            )
+
+        return hold_proof.probe(opened.fd, same_mount=same_mount, layered=layered)
+
+    def _run(self, opened: OpenLock) -> Run:
+        folder = opened.folder
+        return self._runs.run(
+            state_dir=folder.state.path,
+            agent=folder.agent,
+            session=opened.lock.session,
+            folder_fd=folder.fd,
+            checkpoints=folder.checkpoints,
+        )
+
+    @staticmethod
+    def _with_run(evidence: Evidence, run: Run, sight: _Sight, this: _Pass) -> Evidence:
+        ends = [] if run.end is None else [run.end.at_ms, run.store_ended_ms or 0]
+
+        def age(kind: str, instant_ms: int) -> float:
+            wall = max(0, this.wall_ms - instant_ms) / 1000
+            return sight.age(kind, instant_ms, wall, this.now)
+
+        return replace(
+            evidence,
+            run=run,
+            run_end_age=age("end", max(ends)) if ends else None,
+            quiet_for=None if run.last_write_ms is None else age("write", run.last_write_ms),
+        )
+
+    def _gateway_up_for(
+        self, this: _Pass, here: _StatePass, opened: OpenLock, sight: _Sight
+    ) -> float | None:
+        """How long a gateway is known to have been up since this lock's holder died: one that is
+        seen, one that holds other locks, or one that wrote the session store since.
+        """
+        record = opened.lock.record
+        stamp = self._runs.store_stamp(opened.folder.fd)
+        if sight.dead_at is None:
+            sight.dead_at, sight.store_then = this.now, stamp
+        if sight.store_moved_at is None and stamp is not None and stamp != sight.store_then:
+            sight.store_moved_at = this.now
+        known = [up for named, up in here.lives if named != (record.pid, record.starttime)]
+        if sight.store_moved_at is not None:
+            known.append(this.now - sight.store_moved_at)
+        return max(known, default=None)
+
+    def _life(
+        self, this: _Pass, evidence: Evidence, opened: OpenLock
+    ) -> Iterator[tuple[tuple[int | None, int | None], float]]:
+        """What a lock that is held open tells of gateways: its holder is one, where it is seen to
+        be, or where it holds the lock for a run that the store calls running and that began after
+        the holder did: only a gateway writes that.
+        """
+        record, holder = evidence.lock.record, evidence.holder
+        named = (record.pid, record.starttime)
+        if holder.state is HolderState.SAME:
+            if holder.program is Program.GATEWAY and holder.up_for is not None:
+                yield named, holder.up_for
+        elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
+            run = evidence.run if evidence.run is not NOT_READ else self._run(opened)
+            up = up_for(record.starttime)
+            began = this.wall_ms - up * 1000
+            if (
+                run.store is StoreStatus.RUNNING
+                and run.store_started_ms is not None
+                and run.store_started_ms >= began
+            ):
+                yield named, min(up, evidence.age)
+
+    def _act(
+        self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
+    ) -> Finding:
+        outcome: Outcome | None
+        note = ""
+        if this.mode is Mode.LOOK:
+            action, outcome = decide(replace(judgement, confirmed=True), self.policy), None
+        else:
+            action = decide(judgement, self.policy)
+            match action:
+                case Action.KEEP:
+                    outcome = Outcome.KEPT
+                case Action.FLAG:
+                    outcome = Outcome.FLAGGED
+                case Action.REMOVE if this.mode is Mode.DRY:
+                    outcome = Outcome.WOULD_REMOVE
+                case Action.REMOVE:
+                    removal = lock_files.remove(opened)
+                    outcome, note = removal.outcome, removal.note
+        return Finding(
+            lock=opened.lock,
+            evidence=evidence,
+            judgement=judgement,
+            action=action,
+            outcome=outcome,
+            note=note,
+        )
+
+
+_PENDING: Final = 4
+"""The row of the table that keeps a dead holder's lock for the next gateway."""
