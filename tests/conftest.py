@@ -1,0 +1,238 @@
+"""What the tests share: trees, holders as real processes, the real gateway's package."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reaper.adapters import hold_proof
+from reaper.core.lock import iso
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigio_ignored() -> None:
+    hold_proof.prepare()
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("REAPER_", "OPENCLAW_")):
+            monkeypatch.delenv(name)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def start_ticks(pid: int) -> int:
+    """Field 22 of /proc/<pid>/stat, read here by other means than the code under test."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def record(
+    pid: object, *, age: float = 0.0, starttime: object = None, max_hold_ms: object = 1_020_000
+) -> bytes:
+    """Return a lock file's bytes as the gateway writes them; `age` in seconds."""
+    fields: dict[str, object] = {
+        "pid": pid,
+        "createdAt": iso(now_ms() - int(age * 1000)),
+        "maxHoldMs": max_hold_ms,
+    }
+    if starttime is not None:
+        fields["starttime"] = starttime
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+@dataclass
+class Tree:
+    """A state directory in the making."""
+
+    root: Path
+
+    def sessions(self, agent: str = "main") -> Path:
+        folder = self.root / "agents" / agent / "sessions"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def lock(
+        self, session: str, data: bytes, *, agent: str = "main", mtime_age: float = 3600.0
+    ) -> Path:
+        """Plant a lock file that nobody has open, last changed `mtime_age` seconds ago."""
+        path = self.sessions(agent) / f"{session}.jsonl.lock"
+        path.write_bytes(data)
+        self.age(path, mtime_age)
+        return path
+
+    def age(self, path: Path, seconds: float) -> None:
+        then = time.time() - seconds
+        os.utime(path, (then, then))
+
+    def store(self, entries: dict[str, Any], *, agent: str = "main") -> Path:
+        path = self.sessions(agent) / "sessions.json"
+        path.write_text(json.dumps(entries))
+        return path
+
+    def trajectory(
+        self,
+        session: str,
+        *records: dict[str, Any],
+        agent: str = "main",
+        quiet: float = 3600.0,
+    ) -> Path:
+        path = self.sessions(agent) / f"{session}.trajectory.jsonl"
+        path.write_text("".join(json.dumps(it) + "\n" for it in records))
+        self.age(path, quiet)
+        transcript = self.sessions(agent) / f"{session}.jsonl"
+        transcript.write_text("{}\n")
+        self.age(transcript, quiet)
+        return path
+
+
+def ended(age: float, *, cut_short: bool = True) -> dict[str, Any]:
+    """Return a trajectory's `session.ended`, written `age` seconds ago."""
+    return {
+        "type": "session.ended",
+        "ts": iso(now_ms() - int(age * 1000)),
+        "data": {
+            "aborted": cut_short,
+            "timedOut": cut_short,
+            "timedOutDuringToolExecution": cut_short,
+        },
+    }
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    tree = Tree(tmp_path / "state")
+    tree.sessions()
+    return tree
+
+
+_HOLDER = """
+import json, os, sys, time
+path, age, max_hold, starttime = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+stat = open("/proc/self/stat").read()
+ticks = int(stat[stat.rindex(")") + 2:].split()[19])
+created = time.time() - age
+fields = {"pid": os.getpid(), "createdAt": time.strftime("%Y-%m-%dT%H:%M:%S.000Z",
+          time.gmtime(created)), "maxHoldMs": max_hold}
+if starttime != "none":
+    fields["starttime"] = ticks + int(starttime)
+fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+os.write(fd, (json.dumps(fields, indent=2) + "\\n").encode())
+print("held", flush=True)
+for line in sys.stdin:
+    command = line.strip()
+    if command == "close":
+        os.close(fd)
+    elif command == "release":
+        os.close(fd); os.unlink(path)
+    print("done", flush=True)
+"""
+
+
+class Holder:
+    """A real process in the role of the gateway, that holds one lock file open for writing.
+
+    It is called `openclaw gateway` by its arguments, so that it counts as OpenClaw's own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        age: float = 0.0,
+        max_hold_ms: int = 1_020_000,
+        starttime: str = "0",
+        wrap: tuple[str, ...] = (),
+        title: tuple[str, ...] = ("openclaw", "gateway"),
+    ) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program = (sys.executable, "-c", _HOLDER, str(path), str(age), str(max_hold_ms), starttime)
+        self.process = subprocess.Popen(
+            [*wrap, *program, *title], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer("held")
+        if age:
+            then = time.time() - age
+            os.utime(path, (then, then))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ask(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        self._answer("done")
+
+    def _answer(self, expected: str) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().strip() == expected
+
+    def kill(self, *, reap: bool = True) -> None:
+        """SIGKILL the holder and all below it; wait until the kernel has closed its files."""
+        family = [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        if reap:
+            self.process.wait()
+            psutil.wait_procs(family, timeout=10)
+        else:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+HoldLock = Callable[..., Holder]
+
+
+@pytest.fixture
+def hold(tree: Tree) -> Iterator[HoldLock]:
+    """Start a process that takes and holds the lock of a session of the tree."""
+    holders: list[Holder] = []
+
+    def start(session: str, *, agent: str = "main", **how: Any) -> Holder:
+        holder = Holder(tree.sessions(agent) / f"{session}.jsonl.lock", **how)
+        holders.append(holder)
+        return holder
+
+    yield start
+    for holder in holders:
+        holder.close()
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """Return a pid that was a process a moment ago and is none now."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def root_only() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
