@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,3 +238,16 @@ def dead_pid() -> int:
 def root_only() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@contextmanager
+def bindfs(source: Path, target: Path) -> Iterator[Path]:
+    """Show a directory through a FUSE layer."""
+    if shutil.which("bindfs") is None:
+        pytest.skip("bindfs is not here")
+    target.mkdir()
+    subprocess.run(["bindfs", source, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)

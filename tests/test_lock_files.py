@@ -1,0 +1,436 @@
+"""Finding, reading and removing lock files, on real file systems and against real adversaries."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reaper.adapters import kernel, lock_files
+from reaper.adapters.lock_files import (
+    Folder,
+    OpenLock,
+    Skipped,
+    StateDir,
+    drop_aside,
+    folders,
+    open_lock,
+    original_name,
+    put_back,
+    remove,
+)
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape
+from reaper.core.policy import Outcome
+from tests.conftest import Tree, bindfs, record
+
+
+@contextmanager
+def the_folder(tree: Tree, agent: str = "main") -> Iterator[Folder]:
+    for folder in folders(StateDir("s", str(tree.root)), [], {agent}):
+        with folder:
+            folder.read_names()
+            yield folder
+
+
+def opened(folder: Folder, session: str = "sid") -> OpenLock:
+    found = open_lock(folder, session + LOCK_SUFFIX)
+    assert isinstance(found, OpenLock)
+    return found
+
+
+def listing(tree: Tree) -> set[str]:
+    return set(os.listdir(tree.sessions()))
+
+
+# Discovery
+
+
+def discover(tree: Tree) -> tuple[set[str], list[Skipped]]:
+    skipped: list[Skipped] = []
+    found = set()
+    for folder in folders(StateDir("s", str(tree.root)), skipped, None):
+        with folder:
+            folder.read_names()
+            found |= {f"{folder.agent}/{name}" for name in folder.locks}
+    return found, skipped
+
+
+def test_locks_of_all_agents_are_found_and_nothing_else(tree: Tree) -> None:
+    tree.lock("one", b"")
+    tree.lock("two-topic-5", b"", agent="ops")
+    tree.sessions("empty")
+    (tree.root / "agents" / "no-sessions").mkdir()
+    (tree.root / "agents" / "README").write_text("a file among the agents")
+    for name in ("one.jsonl", "one.jsonl.lock.bak", "x.lock", "sessions.json"):
+        (tree.sessions() / name).write_text("")
+    assert discover(tree) == ({"main/one.jsonl.lock", "ops/two-topic-5.jsonl.lock"}, [])
+
+
+def test_a_state_directory_without_agents_has_no_locks(tmp_path: Path) -> None:
+    assert discover(Tree(tmp_path)) == (set(), [])
+
+
+def test_a_missing_state_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        discover(Tree(tmp_path / "nowhere"))
+
+
+def test_the_state_directory_itself_may_be_a_symlink(tree: Tree, tmp_path: Path) -> None:
+    tree.lock("one", b"")
+    link = tmp_path / "link"
+    link.symlink_to(tree.root)
+    assert discover(Tree(link)) == ({"main/one.jsonl.lock"}, [])
+
+
+@pytest.mark.parametrize("position", ["agents", "agents/main", "agents/main/sessions"])
+def test_no_symlink_below_the_state_directory_is_followed(
+    tree: Tree, tmp_path: Path, position: str
+) -> None:
+    tree.lock("one", b"")
+    outside = tmp_path / "outside"
+    (tree.root / position).rename(outside)
+    (tree.root / position).symlink_to(outside)
+    found, skipped = discover(tree)
+    assert found == set()
+    assert [(it.path, it.reason) for it in skipped] == [(f"{tree.root}/{position}", "symlink")]
+
+
+def test_a_folder_without_rights_is_skipped_with_advice(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any, **__: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    # Root is refused nothing; the system's answer is all that is made up here.
+    monkeypatch.setattr(lock_files, "_sessions_of", denied)
+    with pytest.raises(PermissionError):
+        discover(tree)
+    skipped = lock_files.skip("/x", PermissionError(13, "Permission denied"))
+    assert (skipped.reason, skipped.failed) == ("unreadable", True)
+    assert "run the reaper as the uid" in skipped.note
+
+
+# Reading
+
+
+def test_a_lock_is_read_with_its_identity(tree: Tree) -> None:
+    path = tree.lock("sid", record(7, starttime=5))
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert it.lock.record.pid == 7
+        assert (it.lock.file.device, it.lock.file.inode) == (
+            path.stat().st_dev,
+            path.stat().st_ino,
+        )
+        assert (it.lock.agent, it.lock.session, it.lock.path) == ("main", "sid", str(path))
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as it:
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            it.bind(f"/proc/self/fd/{fd}/{path.name}")
+        finally:
+            os.close(fd)
+
+
+def _symlink(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_bytes(record(1))
+    path.symlink_to(target)
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _device(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a device")
+    os.mknod(path, 0o20644, os.makedev(1, 5))
+
+
+@pytest.mark.parametrize("make", [_fifo, _socket, _symlink, _dangling, _device, Path.mkdir])
+def test_what_is_no_regular_file_is_skipped_and_left(
+    tree: Tree, make: Callable[[Path], None]
+) -> None:
+    path = tree.sessions() / "sid.jsonl.lock"
+    make(path)
+    before = path.lstat()
+    with the_folder(tree) as folder:
+        found = open_lock(folder, path.name)
+    assert found == Skipped(path=str(path), reason="not-regular")
+    assert path.lstat().st_ino == before.st_ino
+
+
+def test_a_lock_that_is_gone_is_nothing(tree: Tree) -> None:
+    with the_folder(tree) as folder:
+        assert open_lock(folder, "gone.jsonl.lock") is None
+
+
+def test_no_more_than_the_limit_is_read(tree: Tree) -> None:
+    path = tree.lock("sid", b"")
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a sparse terabyte
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert len(it.lock.data) == READ_LIMIT + 1
+        assert it.lock.record.shape is Shape.OVERSIZED
+
+
+# Removal
+
+
+def test_exactly_the_lock_that_was_judged_is_removed(tree: Tree) -> None:
+    tree.lock("sid", record(7))
+    tree.lock("other", record(7))
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert remove(it) == lock_files.Removal(outcome=Outcome.REMOVED)
+        assert os.fstat(it.fd).st_nlink == 0
+    assert listing(tree) == {"other.jsonl.lock"}
+
+
+def test_a_lock_that_vanished_is_no_error(tree: Tree) -> None:
+    path = tree.lock("sid", record(7))
+    with the_folder(tree) as folder, opened(folder) as it:
+        path.unlink()
+        assert remove(it).outcome is Outcome.VANISHED
+    assert listing(tree) == set()
+
+
+def test_a_successor_under_the_same_name_is_left_alone(tree: Tree) -> None:
+    path = tree.lock("sid", record(7))
+    with the_folder(tree) as folder, opened(folder) as it:
+        path.unlink()
+        path.write_bytes(record(8))
+        successor = path.stat().st_ino
+        assert successor != it.lock.file.inode  # the descriptor keeps the number from reuse
+        assert remove(it).outcome is Outcome.CHANGED
+    assert path.stat().st_ino == successor
+    assert listing(tree) == {"sid.jsonl.lock"}
+
+
+def test_a_hard_link_elsewhere_survives_and_is_told(tree: Tree) -> None:
+    path = tree.lock("sid", record(7))
+    other = tree.root / "kept"
+    os.link(path, other)
+    with the_folder(tree) as folder, opened(folder) as it:
+        removal = remove(it)
+    assert removal.outcome is Outcome.REMOVED
+    assert "1 other name" in removal.note
+    assert other.read_bytes() == record(7)[:0] or other.exists()
+    assert listing(tree) == set()
+
+
+LONGEST = "x" * (255 - len(LOCK_SUFFIX))
+
+
+@pytest.mark.parametrize(
+    "session",
+    ["sid", LONGEST, "a\nb", "\x1b[31mred", os.fsdecode(b"\xff\xfe"), "é" * 100, " ", "a~", "-rf"],
+)
+def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
+    path = tree.lock(session, record(7))
+    aside = tree.sessions() / lock_files._private_name(session)
+    path.rename(aside)
+    with the_folder(tree) as folder:
+        assert folder.asides == [aside.name]
+        assert original_name(aside.name) == path.name
+        assert put_back(folder, aside.name).outcome is Outcome.RESTORED
+        with opened(folder, session) as it:
+            assert remove(it).outcome is Outcome.REMOVED
+    assert listing(tree) == set()
+
+
+def test_a_private_name_is_none_that_a_gateway_looks_for() -> None:
+    for session in ("sid", "x.jsonl", "sessions.json", "a.jsonl.lock", "a.trajectory.jsonl"):
+        name = lock_files._private_name(session)
+        assert name.startswith(".")
+        assert not name.endswith((".jsonl", ".lock", ".json"))
+        assert len(name.encode()) == len((session + LOCK_SUFFIX).encode())
+
+
+def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
+    path = tree.lock("sid", record(7))
+    aside = tree.sessions() / lock_files._private_name("sid")
+    path.rename(aside)
+    path.write_bytes(record(8))
+    with the_folder(tree) as folder:
+        removal = put_back(folder, aside.name)
+        assert removal.outcome is Outcome.FAILED
+        assert "a newer lock has its name" in removal.note
+        assert listing(tree) == {"sid.jsonl.lock", aside.name}
+        left = open_lock(folder, aside.name)
+        assert isinstance(left, OpenLock)
+        with left:
+            assert drop_aside(left).outcome is Outcome.REMOVED
+    assert listing(tree) == {"sid.jsonl.lock"}
+    assert json.loads(path.read_bytes())["pid"] == 8
+
+
+def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
+    path = tree.lock("sid", record(7))
+    aside = tree.sessions() / lock_files._private_name("sid")
+    os.link(path, aside)
+    with the_folder(tree) as folder:
+        assert put_back(folder, aside.name).outcome is Outcome.RESTORED
+    assert listing(tree) == {"sid.jsonl.lock"}
+
+
+def test_only_private_names_can_be_dropped(tree: Tree) -> None:
+    tree.lock("sid", record(7))
+    with the_folder(tree) as folder, opened(folder) as it, pytest.raises(ValueError, match="priv"):
+        drop_aside(it)
+    with the_folder(tree) as folder, pytest.raises(ValueError, match="private"):
+        put_back(folder, "sid.jsonl.lock")
+
+
+@pytest.mark.root
+def test_where_rename_can_replace_a_hard_link_is_the_way_back(
+    tree: Tree, tmp_path: Path, root_only: None
+) -> None:
+    """Bindfs passes no rename flags on, as many FUSE and network file systems do not."""
+    with bindfs(tree.root, tmp_path / "seen") as seen:
+        here = Tree(seen)
+        tree.lock("sid", record(7))
+        with the_folder(here) as folder:
+            with pytest.raises(OSError, match=r"Invalid|implemented"):
+                kernel.rename_noreplace("sid.jsonl.lock", "x", dir_fd=folder.fd)
+            with opened(folder) as it:
+                assert remove(it).outcome is Outcome.REMOVED
+            assert listing(here) == set()
+            path = tree.lock("sid", record(7))
+            aside = lock_files._private_name("sid")
+            path.rename(path.with_name(aside))
+            assert put_back(folder, aside).outcome is Outcome.RESTORED
+            assert listing(here) == {"sid.jsonl.lock"}
+
+
+@pytest.mark.root
+def test_a_foreign_lock_is_left_where_no_way_back_is_assured(
+    tree: Tree, tmp_path: Path, root_only: None
+) -> None:
+    """Without that rename only a hard link leads back, which another uid's file may refuse."""
+    with bindfs(tree.root, tmp_path / "seen") as seen:
+        os.chown(tree.lock("sid", record(7)), 1234, 1234)
+        with the_folder(Tree(seen)) as folder, opened(folder) as it:
+            removal = remove(it)
+    assert removal.outcome is Outcome.FLAGGED
+    assert "no safe way to put a lock back" in removal.note
+    assert listing(tree) == {"sid.jsonl.lock"}
+
+
+# The race that the protocol is for
+
+_GATEWAY = """
+import json, os, random, sys, time
+path, seconds = sys.argv[1], float(sys.argv[2])
+DEAD, LIVE = b'{"pid": 1073741823}', b'{"pid": 7}'
+end = time.monotonic() + seconds
+cycles = stolen = away = 0
+while time.monotonic() < end:
+    cycles += 1
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        os.unlink(path)
+        continue
+    os.write(fd, DEAD)
+    os.close(fd)
+    until = time.perf_counter() + random.random() * 200e-6
+    while time.perf_counter() < until:
+        pass
+    try:
+        with open(path, "rb") as file:
+            if file.read() == DEAD:
+                os.unlink(path)
+    except FileNotFoundError:
+        pass
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        continue
+    os.write(fd, LIVE)
+    mine = os.fstat(fd).st_ino
+    until = time.perf_counter() + 100e-6
+    while time.perf_counter() < until:
+        try:
+            if os.stat(path).st_ino == mine:
+                continue
+        except FileNotFoundError:
+            pass
+        away += 1
+        patience = time.monotonic() + 2
+        while True:
+            try:
+                if os.stat(path).st_ino == mine:
+                    break
+            except FileNotFoundError:
+                pass
+            if time.monotonic() > patience:
+                stolen += 1
+                break
+        break
+    os.close(fd)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+print(json.dumps({"cycles": cycles, "stolen": stolen, "away": away}))
+"""
+
+
+def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, seconds: float) -> Counter[str]:
+    """Let a process reclaim dead locks as a gateway does, while `remover` removes them here."""
+    path = tree.sessions() / "sid.jsonl.lock"
+    gateway = subprocess.Popen(
+        [sys.executable, "-c", _GATEWAY, str(path), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    counts: Counter[str] = Counter()
+    with the_folder(tree) as folder:
+        while gateway.poll() is None:
+            it = open_lock(folder, path.name)
+            if isinstance(it, OpenLock):
+                with it:
+                    if it.lock.record.pid == 1073741823:
+                        counts[remover(it).value] += 1
+        for aside in os.listdir(folder.fd):
+            counts["left-aside"] += aside.startswith(".rpr")
+    output, _ = gateway.communicate()
+    counts.update(json.loads(output))
+    return counts
+
+
+def _unlink_plainly(it: OpenLock) -> Outcome:
+    try:
+        os.unlink(it.name, dir_fd=it.folder.fd)
+    except FileNotFoundError:
+        return Outcome.VANISHED
+    return Outcome.REMOVED
+
+
+def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree) -> None:
+    plain: Counter[str] = Counter()
+    deadline = time.monotonic() + 60
+    while plain["stolen"] == 0 and time.monotonic() < deadline:
+        plain += _race(tree, _unlink_plainly, seconds=3)
+    assert plain["stolen"] > 0, f"the check could not fail here: {plain}"
+
+    ours = _race(tree, lambda it: remove(it).outcome, seconds=8)
+    assert ours["stolen"] == 0, ours
+    assert ours["removed"] > 100, ours
+    # A lock taken by mistake stays aside only where its holder released it meanwhile and another
+    # has its name; each was told, and the next pass drops it once it is proven not open.
+    assert ours["left-aside"] == ours["failed"], ours

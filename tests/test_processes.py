@@ -1,0 +1,215 @@
+"""Who a record's (pid, start time) is now, told from real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reaper.adapters import processes
+from reaper.adapters.processes import (
+    ProcessTable,
+    program_of,
+    state_dir_candidates,
+    up_for,
+)
+from reaper.core.evidence import HolderState, Program
+from tests.conftest import Holder, HoldLock, start_ticks
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def state(pid: int | None, starttime: int | None) -> HolderState:
+    return ProcessTable().holder(pid, starttime).state
+
+
+def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[bytes]) -> None:
+    ticks = start_ticks(sleeper.pid)
+    assert state(sleeper.pid, ticks) is HolderState.SAME
+    assert state(sleeper.pid, ticks + 1) is HolderState.REUSED
+    assert state(sleeper.pid, ticks - 1) is HolderState.REUSED
+
+
+def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
+    """Guards the arithmetic on psutil's floats: an off-by-one here calls live holders recycled."""
+    table = ProcessTable()
+    checked = 0
+    for pid in psutil.pids():
+        try:
+            ticks = start_ticks(pid)
+        except OSError:
+            continue
+        found = table.holder(pid, ticks)
+        if found.state not in {HolderState.GONE, HolderState.ZOMBIE}:
+            assert found.state is HolderState.SAME, (pid, ticks)
+            checked += 1
+    assert checked > 5
+
+
+def test_the_start_time_survives_a_step_of_the_clock(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Psutil reads the boot time anew; a step between its reads and ours is noticed."""
+    ticks = start_ticks(sleeper.pid)
+    real = psutil.boot_time()
+    answers = iter([real - 1, real, real, real, real, real])
+    monkeypatch.setattr(psutil, "boot_time", lambda: next(answers))
+    assert processes._start_ticks(sleeper.pid) == ticks
+
+
+def test_without_a_start_time_a_foreign_program_is_told(
+    sleeper: subprocess.Popen[bytes], hold: HoldLock
+) -> None:
+    assert state(sleeper.pid, None) is HolderState.FOREIGN_PROGRAM
+    assert state(hold("sid").pid, None) is HolderState.SAME
+
+
+def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dead_pid: int) -> None:
+    assert state(dead_pid, None) is HolderState.GONE
+    assert state(dead_pid, 5) is HolderState.GONE
+    holder = hold("sid")
+    ticks = start_ticks(holder.pid)
+    holder.kill(reap=False)
+    assert state(holder.pid, ticks) is HolderState.ZOMBIE
+
+
+def test_nobody_is_unnamed_and_impossible_pids_are_unknown() -> None:
+    assert state(None, 5) is HolderState.UNNAMED
+    assert state(2**31, 5) is HolderState.UNKNOWN
+    assert state(2**53, None) is HolderState.UNKNOWN
+
+
+def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[bytes]) -> None:
+    table = ProcessTable()
+    ticks = start_ticks(sleeper.pid)
+    assert table.holder(sleeper.pid, ticks).state is HolderState.SAME
+    sleeper.kill()
+    sleeper.wait()
+    assert table.holder(sleeper.pid, ticks).state is HolderState.SAME
+    assert state(sleeper.pid, ticks) is HolderState.GONE
+
+
+@pytest.mark.root
+def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
+    sleeper: subprocess.Popen[bytes], root_only: None
+) -> None:
+    script = (
+        "import os; from reaper.adapters.processes import ProcessTable;"
+        "os.setgid(1234); os.setuid(1234);"
+        f"print(ProcessTable().holder({sleeper.pid}, 1).state.value)"
+    )
+    command = f"mount -t proc -o hidepid=2 proc /proc && exec {sys.executable} -c '{script}'"
+    environment = {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[2])}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr}")
+    assert done.stdout.strip() == "unknown", done.stderr
+
+
+@pytest.mark.root
+def test_a_holder_in_a_nested_pid_namespace_is_found_by_its_inner_pid(
+    hold: HoldLock, root_only: None
+) -> None:
+    holder = hold("sid", wrap=("unshare", "--pid", "--fork", "--mount-proc"))
+    (inner,) = psutil.Process(holder.pid).children()
+    ticks = start_ticks(inner.pid)
+    found = ProcessTable().holder(1, ticks)
+    assert (found.state, found.pid) == (HolderState.SAME, inner.pid)
+    # pid 1 of our own namespace started at another time, and no other namespace has this one
+    assert state(1, ticks + 1) is HolderState.REUSED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program"),
+    [
+        (["openclaw", "", ""], Program.GATEWAY),
+        (["openclaw-gateway"], Program.GATEWAY),
+        (["node", "/usr/lib/node_modules/openclaw/openclaw.mjs", "gateway"], Program.GATEWAY),
+        (["node", "/app/dist/index.js", "gateway", "run"], Program.GATEWAY),
+        (["/usr/local/bin/openclaw", "gateway"], Program.GATEWAY),
+        (["openclaw-agent", ""], Program.AGENT),
+        (["openclaw-doctor"], Program.AGENT),
+        (["node", "openclaw.mjs", "agent", "--local"], Program.AGENT),
+        (["node", "holder.mjs", "openclaw"], Program.UNKNOWN),
+        (["reaper", "watch", "--state-dir", "/srv/openclaw"], Program.UNKNOWN),
+        (["sleep", "600"], Program.OTHER),
+        (["node", "/app/dist/index.js"], Program.OTHER),
+        ([], Program.UNKNOWN),
+        (["", " "], Program.UNKNOWN),
+    ],
+)
+def test_openclaws_programs_are_told_by_title_and_arguments(
+    arguments: list[str], program: Program
+) -> None:
+    assert program_of(arguments) is program
+
+
+def test_a_gateway_is_seen_with_the_state_directory_of_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENCLAW_STATE_DIR", str(tmp_path))
+    holder = Holder(tmp_path / "agents/main/sessions/sid.jsonl.lock", title=())
+    try:
+        assert holder.pid not in {it.pid for it in ProcessTable().gateways()}
+    finally:
+        holder.close()
+    script = "exec -a openclaw sleep 600"
+    gateway = subprocess.Popen(["bash", "-c", script])
+    try:
+        _until_title(gateway.pid)
+        script_title = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
+        assert script_title == []  # `openclaw 600` is a command of the CLI, not a gateway
+    finally:
+        gateway.kill()
+        gateway.wait()
+    gateway = subprocess.Popen(["bash", "-c", "exec -a openclaw-gateway sleep 600"])
+    try:
+        _until_title(gateway.pid)
+        (found,) = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
+        status = tmp_path.stat()
+        assert found.state_dir == (status.st_dev, status.st_ino)
+        assert 0 <= found.up_for < 60
+    finally:
+        gateway.kill()
+        gateway.wait()
+
+
+def _until_title(pid: int) -> None:
+    while not psutil.Process(pid).cmdline()[0].startswith("openclaw"):
+        time.sleep(0.01)
+
+
+def test_up_for_counts_from_the_start_ticks() -> None:
+    assert 0 <= up_for(start_ticks(os.getpid())) < 7200
+    assert up_for(10**15) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"OPENCLAW_STATE_DIR": "/s", "HOME": "/h"}, ["/s"]),
+        ({"OPENCLAW_STATE_DIR": "~/s", "HOME": "/h"}, ["/h/s"]),
+        ({"OPENCLAW_STATE_DIR": "relative", "HOME": "/h"}, []),
+        ({"HOME": "/h"}, ["/h/.openclaw", "/h/.clawdbot", "/h/.moltbot"]),
+        ({}, []),
+    ],
+)
+def test_a_state_directory_is_found_where_upstream_looks(
+    environment: dict[str, str], expected: list[str]
+) -> None:
+    assert state_dir_candidates(environment) == expected
