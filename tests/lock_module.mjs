@@ -1,0 +1,37 @@
+// A holder through the gateway's own lock module. Arguments: MODULE openclaw.
+// Commands on standard input, one a line: `acquire PATH`, `release PATH`, `forget PATH` (release,
+// then put the file back as it was), `date TEXT`. Answers one line each.
+import fs from "node:fs";
+import readline from "node:readline";
+
+const { acquireSessionWriteLock } = await import(process.argv[2]);
+const held = new Map();
+const commands = {
+  async acquire(path) {
+    held.set(path, await acquireSessionWriteLock({ sessionFile: path, timeoutMs: 10_000 }));
+    return "held";
+  },
+  async release(path) {
+    await held.get(path).release();
+    held.delete(path);
+    return "released";
+  },
+  async forget(path) {
+    const bytes = fs.readFileSync(`${path}.lock`);
+    await commands.release(path);
+    fs.writeFileSync(`${path}.lock`, bytes);
+    return "forgotten";
+  },
+  async date(text) {
+    return JSON.stringify(Date.parse(text));
+  },
+};
+console.log("ready");
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const [name, ...rest] = line.split(" ");
+  try {
+    console.log(await commands[name](rest.join(" ")));
+  } catch (error) {
+    console.log(`error ${error.name}: ${error.message}`);
+  }
+}

@@ -1,0 +1,69 @@
+"""The real gateway, from npm, once into a cache folder; bounded in time, and shared by all runs."""
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION = "2026.5.22"
+"""The release in the seed's bug report."""
+NODE_VERSION = "24.16.0"
+_INSTALL_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClaw:
+    node: Path
+    package: Path
+
+    @property
+    def lock_module(self) -> Path:
+        """The distributed chunk that exports `acquireSessionWriteLock` by name."""
+        for chunk in sorted((self.package / "dist").glob("session-write-lock-*.js")):
+            if re.search(r"export \{.*\bacquireSessionWriteLock,", chunk.read_text()):
+                return chunk
+        raise LookupError(f"no lock module in {self.package}/dist")
+
+
+class Unavailable(Exception):  # noqa: N818  # a state of the machine, no error of ours
+    """The package is not to be had on this machine; the text says why."""
+
+
+def install() -> OpenClaw:
+    """Return the package, fetched where the cache has none yet. Raises Unavailable."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = cache / "openclaw-lock-reaper"
+    root.mkdir(parents=True, exist_ok=True)
+    arch = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    node = f"node-linux-{arch}"
+    with (root / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _npm_install(root / "node", f"{node}@{NODE_VERSION}")
+        _npm_install(root / VERSION, f"openclaw@{VERSION}")
+    return OpenClaw(
+        node=root / "node" / "node_modules" / node / "bin" / "node",
+        package=root / VERSION / "node_modules" / "openclaw",
+    )
+
+
+def _npm_install(folder: Path, package: str) -> None:
+    if (folder / ".done").exists():
+        return
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unavailable("npm is not installed")
+    folder.mkdir(exist_ok=True)
+    (folder / "package.json").write_text('{"private": true}\n')
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", package]
+    try:
+        subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, timeout=_INSTALL_SECONDS
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        detail = (error.stderr or b"").decode(errors="replace")[-300:]
+        raise Unavailable(f"npm cannot install {package}: {error}: {detail}") from error
+    (folder / ".done").touch()

@@ -1,0 +1,263 @@
+"""The command `reaper` against locks that the real gateway's own lock module takes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reaper.core.lock import parse_date
+from tests.conftest import Tree, now_ms, start_ticks
+from tests.openclaw_package import OpenClaw, Unavailable, install
+from tests.test_parse import DATES
+
+pytestmark = pytest.mark.gateway
+
+_HOLDER = Path(__file__).with_name("lock_module.mjs")
+
+
+@pytest.fixture(scope="session")
+def openclaw() -> OpenClaw:
+    try:
+        return install()
+    except Unavailable as why:
+        warnings.warn(f"NOT TESTED with the real gateway: {why}", stacklevel=1)
+        pytest.skip(f"the real gateway's package is not to be had: {why}")
+
+
+class NodeHolder:
+    """A Node process that takes locks through the gateway's lock module."""
+
+    def __init__(self, openclaw: OpenClaw, wrap: tuple[str, ...] = ()) -> None:
+        self.process = subprocess.Popen(
+            # The word `openclaw` makes the module count this process as one of its own.
+            [*wrap, str(openclaw.node), str(_HOLDER), str(openclaw.lock_module), "openclaw"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def ask(self, command: str, argument: object) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command} {argument}\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def kill(self) -> None:
+        family = [
+            *psutil.Process(self.process.pid).children(recursive=True),
+            psutil.Process(self.process.pid),
+        ]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        psutil.wait_procs(family, timeout=10)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+StartHolder = Callable[..., NodeHolder]
+
+
+@pytest.fixture
+def node(openclaw: OpenClaw) -> Iterator[StartHolder]:
+    holders: list[NodeHolder] = []
+
+    def start(**how: Any) -> NodeHolder:
+        holders.append(NodeHolder(openclaw, **how))
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        holder.close()
+
+
+def reap(tree: Tree, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Run `reaper ... --json` for real; return its exit code and its locks by session."""
+    command = [sys.executable, "-m", "reaper", *arguments, "--json", "--state-dir", str(tree.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert report["schema"] == 1
+    return done.returncode, {lock["session"]: lock for lock in report["locks"]}
+
+
+def ends(locks: dict[str, dict[str, Any]]) -> dict[str, tuple[str, list[str], str]]:
+    return {it: (lock["verdict"], lock["reasons"], lock["outcome"]) for it, lock in locks.items()}
+
+
+def transcript(tree: Tree, session: str) -> Path:
+    return tree.sessions() / f"{session}.jsonl"
+
+
+def test_a_held_lock_survives_and_after_kill_9_it_is_gone(tree: Tree, node: StartHolder) -> None:
+    holder = node()
+    assert holder.ask("acquire", transcript(tree, "sid")) == "held"
+    code, locks = reap(tree, "sweep")
+    assert (code, ends(locks)) == (0, {"sid": ("held", [], "kept")})
+    lock = locks["sid"]
+    assert lock["pid"] == holder.process.pid
+    assert lock["starttime"] == start_ticks(holder.process.pid)
+    assert (lock["holder"], lock["hold_proof"]) == ("same", "open")
+    holder.kill()
+    code, locks = reap(tree, "sweep")
+    assert (code, ends(locks)) == (0, {"sid": ("stale", ["dead-pid"], "removed")})
+    assert list(tree.sessions().glob("*.lock")) == []
+
+
+def test_a_released_lock_leaves_nothing_to_do(tree: Tree, node: StartHolder) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    assert holder.ask("release", transcript(tree, "sid")) == "released"
+    assert reap(tree, "sweep") == (0, {})
+
+
+def test_a_stopped_holder_is_held(tree: Tree, node: StartHolder) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    holder.process.send_signal(signal.SIGSTOP)
+    assert ends(reap(tree, "sweep")[1]) == {"sid": ("held", [], "kept")}
+
+
+def test_a_zombie_holder_is_dead(tree: Tree, node: StartHolder) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    holder.process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, holder.process.pid, os.WEXITED | os.WNOWAIT)
+    code, locks = reap(tree, "sweep")
+    assert locks["sid"]["holder"] == "zombie"
+    assert (code, ends(locks)) == (0, {"sid": ("stale", ["dead-pid"], "removed")})
+
+
+def test_a_lock_whose_start_time_differs_is_recycled_only_when_not_open(
+    tree: Tree, node: StartHolder
+) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    path = tree.sessions() / "sid.jsonl.lock"
+    fields = json.loads(path.read_text())
+    with path.open("r+") as file:  # in place: the holder keeps this very file open
+        fields["starttime"] += 1
+        file.write(json.dumps(fields))
+        file.truncate()
+    locks = reap(tree, "sweep")[1]
+    assert ends(locks) == {"sid": ("held", ["other-pid-namespace"], "kept")}
+    assert locks["sid"]["holder"] == "reused"
+    # Its release compares bytes and leaves a lock that was rewritten: it stays, not open.
+    holder.ask("release", transcript(tree, "sid"))
+    assert ends(reap(tree, "sweep")[1]) == {"sid": ("stale", ["recycled-pid"], "removed")}
+
+
+def test_a_forgotten_lock_is_orphaned_after_the_grace(tree: Tree, node: StartHolder) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    assert holder.ask("forget", transcript(tree, "sid")) == "forgotten"
+    code, locks = reap(tree, "sweep", "--wait", "0")
+    assert ends(locks) == {"sid": ("orphaned", ["orphan-self-pid", "seen-once"], "flagged")}
+    assert code == 3
+    code, locks = reap(tree, "sweep", "--orphan-grace", "2s")
+    assert (code, ends(locks)) == (0, {"sid": ("orphaned", ["orphan-self-pid"], "removed")})
+    assert holder.ask("acquire", transcript(tree, "sid")) == "held"
+
+
+@pytest.mark.root
+def test_a_lock_in_a_pid_namespace_of_its_own_is_never_touched_while_held(
+    tree: Tree, node: StartHolder, root_only: None
+) -> None:
+    holder = node(wrap=("unshare", "--pid", "--fork", "--mount-proc"))
+    holder.ask("acquire", transcript(tree, "sid"))
+    for _ in range(3):
+        code, locks = reap(tree, "sweep")
+        assert (code, ends(locks)) == (0, {"sid": ("held", [], "kept")})
+        assert locks["sid"]["pid"] == 1
+        assert locks["sid"]["holder_pid"] != 1
+    tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": now_ms()}})
+    holder.kill()
+    code, locks = reap(tree, "sweep")
+    assert code == 0
+    assert ends(locks)["sid"][2] == "removed"
+
+
+@pytest.mark.root
+def test_the_reaper_itself_in_another_pid_namespace_touches_no_held_lock(
+    tree: Tree, node: StartHolder, root_only: None
+) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "reaper"]
+    command = [*inside, "sweep", "--json", "--state-dir", str(tree.root)]
+    for verdict, outcome in (("held", "kept"), ("stale", "removed")):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        (lock,) = json.loads(done.stdout)["locks"]
+        assert (lock["verdict"], lock["outcome"]) == (verdict, outcome), lock
+        if verdict == "held":
+            assert lock["reasons"] == ["other-pid-namespace"]
+            holder.kill()
+
+
+def test_the_lock_of_a_running_session_stays_until_a_gateway_has_been_up_long_enough(
+    tree: Tree, node: StartHolder
+) -> None:
+    holder = node()
+    holder.ask("acquire", transcript(tree, "sid"))
+    tree.store({"k": {"sessionId": "sid", "status": "running", "startedAt": now_ms()}})
+    holder.kill()
+    pending = {"sid": ("stale", ["recovery-pending", "dead-pid"], "kept")}
+    code, locks = reap(tree, "sweep")
+    assert (code, ends(locks)) == (0, pending)
+    environment = {**os.environ, "OPENCLAW_STATE_DIR": str(tree.root)}
+    gateway = subprocess.Popen(
+        ["bash", "-c", "exec -a openclaw-gateway sleep 600"], env=environment
+    )
+    try:
+        started = time.monotonic()
+        assert ends(reap(tree, "sweep")[1]) == pending
+        assert ends(reap(tree, "sweep", "--startup-grace", "1h")[1]) == pending
+        while time.monotonic() - started < 1.5:
+            time.sleep(0.1)
+        code, locks = reap(tree, "sweep", "--startup-grace", "1s")
+        assert (code, ends(locks)) == (0, {"sid": ("stale", ["dead-pid"], "removed")})
+    finally:
+        gateway.kill()
+        gateway.wait()
+
+
+def test_many_locks_of_one_gateway_are_told_apart(tree: Tree, node: StartHolder) -> None:
+    living, dying = node(), node()
+    for number in range(20):
+        living.ask("acquire", transcript(tree, f"live{number}"))
+        dying.ask("acquire", transcript(tree, f"dead{number}"))
+    dying.kill()
+    code, locks = reap(tree, "sweep")
+    assert code == 0
+    for session, (verdict, _, outcome) in ends(locks).items():
+        expected = ("held", "kept") if session.startswith("live") else ("stale", "removed")
+        assert (verdict, outcome) == expected
+    assert len(locks) == 40
+    for number in range(20):
+        assert living.ask("release", transcript(tree, f"live{number}")) == "released"
+    assert list(tree.sessions().glob("*")) == []
+
+
+def test_dates_are_read_as_node_reads_them(node: StartHolder) -> None:
+    holder = node()
+    for text, expected in DATES:
+        if "\n" not in text and text:
+            assert json.loads(holder.ask("date", text)) == expected == parse_date(text), text

@@ -1,0 +1,275 @@
+"""The end of a run, as trajectory and session store tell it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reaper.adapters import runs
+from reaper.adapters.runs import Runs
+from reaper.core.evidence import Run, RunState, StoreStatus
+from tests.conftest import Tree, ended
+
+
+def read(tree: Tree, session: str = "sid", runs: Runs | None = None) -> Run:
+    fd = os.open(tree.sessions(), os.O_RDONLY)
+    try:
+        return (runs or Runs()).run(
+            state_dir=str(tree.root),
+            agent="main",
+            session=session,
+            folder_fd=fd,
+            checkpoints=[name for name in os.listdir(fd) if ".checkpoint." in name],
+        )
+    finally:
+        os.close(fd)
+
+
+# Trajectory
+
+
+def test_the_last_record_tells_how_a_run_ended(tree: Tree) -> None:
+    tree.trajectory("sid", {"type": "prompt.submitted"}, ended(100))
+    run = read(tree)
+    assert run.trajectory is RunState.ENDED
+    assert run.end is not None
+    assert run.end.cut_short
+
+
+@pytest.mark.parametrize("key", ["aborted", "timedOut", "timedOutDuringToolExecution"])
+def test_any_of_the_three_marks_cuts_a_run_short(tree: Tree, key: str) -> None:
+    tree.trajectory("sid", ended(100, cut_short=False) | {"data": {key: True}})
+    run = read(tree)
+    assert run.end is not None
+    assert run.end.cut_short
+
+
+def test_a_run_that_completed_was_not_cut_short(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100, cut_short=False))
+    run = read(tree)
+    assert run.end is not None
+    assert not run.end.cut_short
+
+
+def test_anything_else_in_the_end_is_a_run_going_on(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100), {"type": "session.started"})
+    assert read(tree).trajectory is RunState.RUNNING
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":{"aborted":true}}',
+        b'{"type":"session.end',
+        b"\xff\n",
+        b"not json\n",
+        b"[]\n",
+        b'{"type":7}\n',
+        b'{"type":"session.ended"}\n',
+        b'{"type":"session.ended","ts":"never","data":{}}\n',
+        b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":true}\n',
+        b"\n",
+        b"",
+        b"[" * 100_000 + b"\n",
+        b"x" * (runs._TAIL + 100) + b"\n",
+    ],
+    ids=range(13),
+)
+def test_what_is_unfinished_or_malformed_is_unknown(tree: Tree, tail: bytes) -> None:
+    path = tree.trajectory("sid", ended(100))
+    with path.open("ab") as file:
+        file.write(tail)
+    if tail:
+        assert read(tree).trajectory is RunState.UNKNOWN
+    else:
+        assert read(tree).trajectory is RunState.ENDED
+
+
+def test_a_long_last_record_is_read_whole(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100), {"type": "context.compiled", "x": "y" * 200_000})
+    assert read(tree).trajectory is RunState.RUNNING
+
+
+def test_only_the_tail_is_read(tree: Tree) -> None:
+    path = tree.sessions() / "sid.trajectory.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 40)
+        file.write(b"\n" + json.dumps(ended(100)).encode() + b"\n")
+    assert read(tree).trajectory is RunState.ENDED
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)]
+)
+def test_what_is_no_regular_file_is_unknown(tree: Tree, make: Any) -> None:
+    for name in ("sid.trajectory.jsonl", "sessions.json"):
+        make(tree.sessions() / name)
+    run = read(tree)
+    assert (run.trajectory, run.store) == (RunState.UNKNOWN, StoreStatus.UNKNOWN)
+
+
+def point(tree: Tree, target: object) -> None:
+    pointer = tree.sessions() / "sid.trajectory-path.json"
+    pointer.write_text(json.dumps({"runtimeFile": target}))
+
+
+def test_a_pointer_to_the_file_beside_it_may_name_another_mount_point(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100))
+    point(tree, "/home/node/.openclaw/agents/main/sessions/sid.trajectory.jsonl")
+    assert read(tree).trajectory is RunState.ENDED
+
+
+def test_a_pointer_into_the_state_directory_is_followed(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100))
+    elsewhere = tree.root / "traces" / "deep" / "sid.jsonl"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text('{"type":"prompt.submitted"}\n')
+    point(tree, str(elsewhere))
+    assert read(tree).trajectory is RunState.RUNNING
+
+
+@pytest.mark.parametrize("target", ["outside", "through-dots", "through-link", 7, None, "\0"])
+def test_a_pointer_that_leads_out_is_final_and_unknown(
+    tree: Tree, tmp_path: Path, target: object
+) -> None:
+    """What lies beside the lock may be an older run's: it must not stand in."""
+    tree.trajectory("sid", ended(100))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "t.jsonl").write_text(json.dumps(ended(100)) + "\n")
+    (tree.root / "link").symlink_to(outside)
+    paths = {
+        "outside": str(outside / "t.jsonl"),
+        "through-dots": f"{tree.root}/../outside/t.jsonl",
+        "through-link": f"{tree.root}/link/t.jsonl",
+    }
+    point(tree, paths.get(target, target) if isinstance(target, str) else target)
+    assert read(tree).trajectory is RunState.UNKNOWN
+
+
+def test_a_malformed_pointer_is_unknown(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100))
+    (tree.sessions() / "sid.trajectory-path.json").write_text("{")
+    assert read(tree).trajectory is RunState.UNKNOWN
+
+
+def test_the_last_write_is_the_younger_of_transcript_and_trajectory(tree: Tree) -> None:
+    path = tree.trajectory("sid", ended(100), quiet=500)
+    transcript = tree.sessions() / "sid.jsonl"
+    for younger, older in ((path, transcript), (transcript, path)):
+        tree.age(younger, 200)
+        tree.age(older, 700)
+        expected = younger.stat().st_mtime_ns // 1_000_000
+        assert read(tree).last_write_ms == expected
+
+
+def test_the_youngest_checkpoint_of_this_session_counts(tree: Tree) -> None:
+    for name, age in (("sid.checkpoint.a.jsonl", 9), ("sid.checkpoint.b.jsonl", 5)):
+        path = tree.sessions() / name
+        path.write_text("")
+        tree.age(path, age)
+    (tree.sessions() / "sid2.checkpoint.c.jsonl").write_text("")
+    youngest = (tree.sessions() / "sid.checkpoint.b.jsonl").stat().st_mtime_ns // 1_000_000
+    assert read(tree).checkpoint_ms == youngest
+    assert read(tree, "sid3").checkpoint_ms is None
+
+
+# Session store
+
+
+def test_the_store_tells_status_and_times_by_session_id(tree: Tree) -> None:
+    fields = {"sessionId": "sid", "status": "timeout", "startedAt": 5, "endedAt": 9}
+    tree.store({"agent:main:x": fields, "other": {"sessionId": "sid2", "status": "running"}})
+    run = read(tree)
+    assert (run.store, run.store_started_ms, run.store_ended_ms) == (StoreStatus.ENDED, 5, 9)
+    assert run.session_key == "agent:main:x"
+    assert read(tree, "sid2").store is StoreStatus.RUNNING
+    assert read(tree, "sid3").store is StoreStatus.NONE
+
+
+def test_a_topics_lock_is_found_by_its_transcripts_name(tree: Tree) -> None:
+    file = "/elsewhere/agents/main/sessions/sid-topic-5.jsonl"
+    tree.store({"k": {"sessionId": "sid", "sessionFile": file, "status": "running"}})
+    assert read(tree, "sid-topic-5").store is StoreStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("done", StoreStatus.ENDED),
+        ("failed", StoreStatus.ENDED),
+        ("killed", StoreStatus.ENDED),
+        ("running", StoreStatus.RUNNING),
+        (None, StoreStatus.NONE),
+        ("paused", StoreStatus.UNKNOWN),
+        (True, StoreStatus.UNKNOWN),
+        ({"running": 1}, StoreStatus.UNKNOWN),
+    ],
+)
+def test_each_status_is_one_of_four(tree: Tree, status: object, expected: StoreStatus) -> None:
+    tree.store({"k": {"sessionId": "sid", "status": status, "endedAt": True}})
+    run = read(tree)
+    assert run.store is expected
+    assert run.store_ended_ms is None
+
+
+def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tree) -> None:
+    done = {"sessionId": "sid", "status": "done", "endedAt": 9}
+    for entries in (
+        [done, {"sessionId": "sid", "status": "running"}],
+        [{"sessionId": "sid", "status": "running"}, done],
+    ):
+        tree.store({str(number): entry for number, entry in enumerate(entries)})
+        assert read(tree).store is StoreStatus.RUNNING
+    tree.store({"a": done, "b": {**done, "endedAt": 5}, "c": {"sessionId": "sid"}})
+    assert read(tree).store_ended_ms == 5
+    tree.store({"a": done, "b": {"sessionId": "sid", "status": "done"}})
+    assert read(tree).store_ended_ms is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000]
+)
+def test_a_store_that_is_malformed_is_unknown(tree: Tree, data: bytes) -> None:
+    (tree.sessions() / "sessions.json").write_bytes(data)
+    assert read(tree).store is StoreStatus.UNKNOWN
+
+
+def test_odd_entries_do_not_hide_the_others(tree: Tree) -> None:
+    tree.store(
+        {
+            "a": None, "b": 7, "c": [], "d": {"sessionId": 7}, "e": {"sessionFile": 7},
+            "f": {"sessionId": "sid", "status": "running", "startedAt": 1e400},
+        }
+    )  # fmt: skip
+    (tree.sessions() / "sessions.json").write_text(
+        (tree.sessions() / "sessions.json").read_text().replace("Infinity", "1e400")
+    )
+    run = read(tree)
+    assert (run.store, run.store_started_ms) == (StoreStatus.RUNNING, None)
+
+
+def test_a_store_too_large_to_read_is_unknown(tree: Tree) -> None:
+    with (tree.sessions() / "sessions.json").open("wb") as file:
+        file.truncate(runs._STORE_LIMIT + 1)
+    assert read(tree).store is StoreStatus.UNKNOWN
+
+
+def test_without_a_store_there_is_no_status(tree: Tree) -> None:
+    assert read(tree).store is StoreStatus.NONE
+
+
+def test_a_store_is_read_again_when_it_changed_and_not_before(tree: Tree) -> None:
+    memory = Runs()
+    tree.store({"k": {"sessionId": "sid", "status": "running"}})
+    assert read(tree, runs=memory).store is StoreStatus.RUNNING
+    first = memory._stores[f"{tree.root}/agents/main"]
+    assert read(tree, runs=memory).store is StoreStatus.RUNNING
+    assert memory._stores[f"{tree.root}/agents/main"] is first
+    tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": 5}})
+    assert read(tree, runs=memory).store is StoreStatus.ENDED
+    memory.forget_all_but(set())
+    assert memory._stores == {}

@@ -1,0 +1,542 @@
+"""One pass over all locks: real files and holders, a clock that the test moves."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reaper.adapters import lock_files
+from reaper.adapters.lock_files import Skipped, StateDir
+from reaper.adapters.processes import Gateway, ProcessTable
+from reaper.core.evidence import Holder as HolderSeen
+from reaper.core.evidence import HolderState, Program
+from reaper.core.policy import Action, Outcome, Policy
+from reaper.core.verdict import Limits, Verdict
+from reaper.sweep import Finding, Place, Reaper
+from tests.conftest import Holder, HoldLock, Tree, ended, now_ms, record, start_ticks
+
+
+class FakeClock:
+    """Both clocks, moved by sleeping and by the test; `on_sleep` forces what happens meanwhile."""
+
+    def __init__(self) -> None:
+        self.wall = now_ms()
+        self.mono = 1000.0
+        self.slept: list[float] = []
+        self.on_sleep: Callable[[], None] = lambda: None
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.pass_by(seconds)
+        self.on_sleep()
+
+    def pass_by(self, seconds: float) -> None:
+        self.mono += seconds
+        self.wall += round(seconds * 1000)
+
+
+class FakeProcesses:
+    """A process table of the test's making; by default nobody is alive."""
+
+    def __init__(
+        self,
+        holders: dict[int, HolderSeen] | None = None,
+        gateways: list[Gateway] | None = None,
+    ) -> None:
+        self.holders = holders or {}
+        self.all_gateways = gateways or []
+
+    def holder(self, pid: int | None, starttime: int | None) -> HolderSeen:
+        if pid is None:
+            return HolderSeen(state=HolderState.UNNAMED)
+        return self.holders.get(pid, HolderSeen(state=HolderState.GONE))
+
+    def gateways(self) -> list[Gateway]:
+        return self.all_gateways
+
+
+def reaper(tree: Tree, **how: Any) -> Reaper:
+    how = {"limits": Limits(), "policy": Policy(), "clock": FakeClock(), **how}
+    return Reaper([StateDir("s", str(tree.root))], **how)
+
+
+def findings(found: Iterator[Finding | Skipped]) -> dict[str, Finding]:
+    return {it.lock.session: it for it in found if isinstance(it, Finding)}
+
+
+def ends(found: Iterator[Finding | Skipped]) -> dict[str, tuple[str, tuple[str, ...], str]]:
+    return {
+        session: (
+            it.judgement.verdict.value,
+            it.judgement.reasons,
+            it.outcome.value if it.outcome else "",
+        )
+        for session, it in findings(found).items()
+    }
+
+
+def test_one_sweep_frees_what_is_over_and_nothing_else(
+    tree: Tree, hold: HoldLock, dead_pid: int
+) -> None:
+    tree.lock("dead", record(dead_pid, starttime=5))
+    tree.lock("junk", b"\xff\x00")
+    tree.lock("empty", b"")
+    hold("held")
+    overdue = hold("overdue", age=5000)
+    closed = hold("forgotten")
+    closed.ask("close")
+    it = reaper(tree)
+    assert ends(it.sweep()) == {
+        "dead": ("stale", ("dead-pid",), "removed"),
+        "junk": ("stale", ("missing-pid", "malformed", "invalid-createdAt"), "removed"),
+        "empty": ("stale", ("missing-pid", "empty", "invalid-createdAt"), "removed"),
+        "held": ("held", (), "kept"),
+        "overdue": ("overdue", ("hold-exceeded",), "flagged"),
+        "forgotten": ("orphaned", ("orphan-self-pid",), "removed"),
+    }
+    left = {path.name for path in tree.sessions().iterdir()}
+    assert left == {"held.jsonl.lock", "overdue.jsonl.lock"}
+    assert overdue.path.exists()
+
+
+def test_a_dry_sweep_takes_the_same_path_up_to_the_act(tree: Tree, hold: HoldLock) -> None:
+    tree.lock("dead", record(2**22 + 1))
+    closed = hold("forgotten")
+    closed.ask("close")
+    it = reaper(tree, process_table=FakeProcesses)
+    before = sorted(os.listdir(tree.sessions()))
+    outcomes = {session: end[2] for session, end in ends(it.sweep(dry=True)).items()}
+    assert outcomes == {"dead": "would-remove", "forgotten": "would-remove"}
+    assert sorted(os.listdir(tree.sessions())) == before
+
+
+def test_a_look_changes_nothing_and_tells_what_a_sweep_would_do(tree: Tree, hold: HoldLock) -> None:
+    hold("forgotten").ask("close")
+    (found,) = findings(reaper(tree).look()).values()
+    assert found.judgement.reasons == ("orphan-self-pid", "seen-once")
+    assert (found.action, found.outcome) == (Action.REMOVE, None)
+    assert found.lock.path in {str(path) for path in tree.sessions().iterdir()}
+
+
+# Graces that must be seen to pass
+
+
+def test_a_lock_is_orphaned_only_after_it_was_seen_so_for_the_grace(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("forgotten")
+    holder.ask("close")
+    clock = FakeClock()
+    waits: list[tuple[int, float]] = []
+    it = reaper(tree, clock=clock)
+    found = ends(it.sweep(on_wait=lambda count, seconds: waits.append((count, seconds))))
+    assert found["forgotten"][2] == "removed"
+    assert waits == [(1, 10.0)]
+    assert sum(clock.slept) == pytest.approx(10.0)
+
+
+def test_a_release_within_the_grace_is_no_orphan(tree: Tree, hold: HoldLock) -> None:
+    """A holder closes just before it unlinks, and its event loop can stall in between."""
+    holder = hold("closing")
+    holder.ask("close")
+    clock = FakeClock()
+    clock.on_sleep = lambda: holder.path.unlink(missing_ok=True)
+    assert ends(reaper(tree, clock=clock).sweep()) == {}
+
+
+def test_a_new_lock_under_the_name_starts_the_grace_anew(tree: Tree, hold: HoldLock) -> None:
+    first = hold("busy")
+    first.ask("close")
+    clock = FakeClock()
+    taken: list[Holder] = []
+
+    def reclaim() -> None:
+        if not taken:
+            first.path.unlink()
+            taken.append(hold("busy"))
+
+    clock.on_sleep = reclaim
+    assert ends(reaper(tree, clock=clock).sweep()) == {"busy": ("held", (), "kept")}
+
+
+def test_without_waiting_such_locks_are_flagged(tree: Tree, hold: HoldLock) -> None:
+    hold("forgotten").ask("close")
+    clock = FakeClock()
+    found = ends(reaper(tree, clock=clock).sweep(wait=0))
+    assert found == {"forgotten": ("orphaned", ("orphan-self-pid", "seen-once"), "flagged")}
+    assert clock.slept == []
+
+
+def test_a_sweep_without_such_locks_does_not_wait(tree: Tree, hold: HoldLock) -> None:
+    hold("held")
+    tree.lock("dead", record(2**22 + 1))
+    clock = FakeClock()
+    list(reaper(tree, clock=clock, process_table=FakeProcesses).sweep())
+    assert clock.slept == []
+
+
+def test_a_young_empty_file_is_not_even_probed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is visible before its creator has it open, and a lease would make that creator wait."""
+    tree.lock("new", b"", mtime_age=1.0)
+    probed: list[int] = []
+    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda fd, **_: probed.append(fd))
+    (found,) = findings(reaper(tree).look()).values()
+    assert probed == []
+    assert found.judgement.reasons == ("too-early",)
+
+
+# The seed's bug, with a holder of our own
+
+
+@pytest.fixture
+def abandoned(tree: Tree, hold: HoldLock) -> Holder:
+    """The stuck state: a live gateway holds a lock born just before its run's recorded end."""
+    holder = hold("stuck", age=600)
+    created = now_ms() - 600_000
+    tree.store({"k": {"sessionId": "stuck", "status": "timeout", "endedAt": created + 900}})
+    tree.trajectory("stuck", {"type": "prompt.submitted"}, ended(599.5), quiet=599)
+    return holder
+
+
+def test_the_seeds_lock_is_freed_after_a_second_look(tree: Tree, abandoned: Holder) -> None:
+    clock = FakeClock()
+    assert ends(reaper(tree, clock=clock).sweep()) == {
+        "stuck": ("abandoned", ("run-ended",), "removed")
+    }
+    assert sum(clock.slept) == pytest.approx(10.0)
+    assert abandoned.process.poll() is None
+
+
+def test_a_write_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:
+    clock = FakeClock()
+
+    def write() -> None:
+        (tree.sessions() / "stuck.jsonl").write_text("more\n")
+
+    clock.on_sleep = write
+    assert ends(reaper(tree, clock=clock).sweep()) == {"stuck": ("held", (), "kept")}
+
+
+def test_a_new_run_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:
+    clock = FakeClock()
+
+    def begin() -> None:
+        path = tree.sessions() / "stuck.trajectory.jsonl"
+        path.write_text('{"type":"session.started"}\n')
+        tree.age(path, 599)
+
+    clock.on_sleep = begin
+    assert ends(reaper(tree, clock=clock).sweep()) == {"stuck": ("held", (), "kept")}
+
+
+def test_the_same_lock_of_an_agent_of_its_own_is_kept(tree: Tree, hold: HoldLock) -> None:
+    hold("local", age=600, title=("openclaw.mjs", "agent", "--local"))
+    tree.store({"k": {"sessionId": "local", "status": "done", "endedAt": now_ms() - 599_000}})
+    tree.trajectory("local", ended(599.5), quiet=599)
+    assert ends(reaper(tree).sweep()) == {"local": ("held", (), "kept")}
+
+
+def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
+    """Between two looks of the same reaper the wall clock jumps a day: only a second has passed."""
+    holder = hold("held", age=60)
+    tree.store({"k": {"sessionId": "held", "status": "timeout", "endedAt": now_ms() - 59_000}})
+    tree.trajectory("held", ended(59.5), quiet=59)
+    clock = FakeClock()
+    it = reaper(tree, clock=clock)
+    for step in (0, 86_400_000, -86_400_000):
+        clock.wall += step
+        clock.pass_by(1.0)
+        passed = [found for _, found in it._pass(_act_mode(), None)]
+        (found,) = (one for one in passed if isinstance(one, Finding))
+        assert (found.judgement.verdict, found.outcome) == (Verdict.HELD, Outcome.KEPT)
+        assert found.evidence.age < 70
+    assert holder.path.exists()
+
+
+def _act_mode() -> Any:
+    from reaper.sweep import Mode
+
+    return Mode.ACT
+
+
+# Evidence that belongs to the next gateway
+
+
+def interrupted(tree: Tree, dead_pid: int) -> None:
+    tree.lock("cut", record(dead_pid, starttime=5, age=60))
+    tree.store({"k": {"sessionId": "cut", "status": "running", "startedAt": now_ms() - 61_000}})
+
+
+PENDING = ("stale", ("recovery-pending", "dead-pid"), "kept")
+FREED = ("stale", ("dead-pid",), "removed")
+
+
+def test_the_lock_of_an_interrupted_run_waits_for_the_next_gateway(
+    tree: Tree, dead_pid: int
+) -> None:
+    interrupted(tree, dead_pid)
+    assert ends(reaper(tree).sweep()) == {"cut": PENDING}
+
+
+def a_gateway(tree: Tree, up_for: float) -> Callable[[], FakeProcesses]:
+    status = tree.root.stat()
+    it = Gateway(pid=1, up_for=up_for, state_dir=(status.st_dev, status.st_ino))
+    return lambda: FakeProcesses(gateways=[it])
+
+
+def test_until_a_gateway_of_this_directory_has_been_up_long_enough(tree: Tree) -> None:
+    interrupted(tree, 2**22 + 1)
+    assert ends(reaper(tree, process_table=a_gateway(tree, 119)).sweep()) == {"cut": PENDING}
+    elsewhere = [Gateway(pid=1, up_for=10**6, state_dir=(1, 1))]
+    unknown = [Gateway(pid=1, up_for=10**6, state_dir=None)]
+    for gateways in (elsewhere, unknown):
+        table = FakeProcesses(gateways=gateways)
+        assert ends(reaper(tree, process_table=lambda it=table: it).sweep()) == {"cut": PENDING}
+    assert ends(reaper(tree, process_table=a_gateway(tree, 120)).sweep()) == {"cut": FREED}
+
+
+def test_a_gateway_that_holds_another_lock_is_known_to_be_up(
+    tree: Tree, hold: HoldLock, dead_pid: int
+) -> None:
+    interrupted(tree, dead_pid)
+    holder = hold("other", agent="ops")
+    seen = HolderSeen(state=HolderState.SAME, program=Program.GATEWAY, pid=holder.pid, up_for=119)
+    table = FakeProcesses({holder.pid: seen})
+    assert ends(reaper(tree, process_table=lambda: table).sweep())["cut"] == PENDING
+    seen = HolderSeen(state=HolderState.SAME, program=Program.GATEWAY, pid=holder.pid, up_for=120)
+    table = FakeProcesses({holder.pid: seen})
+    assert ends(reaper(tree, process_table=lambda: table).sweep())["cut"] == FREED
+
+
+@pytest.mark.parametrize(
+    ("status", "started_ago", "expected"),
+    [
+        pytest.param("running", 130, FREED, id="a-gateways-run"),
+        pytest.param("running", 10_000, PENDING, id="a-local-run-on-an-interrupted-session"),
+        pytest.param("done", 130, PENDING, id="a-local-run"),
+    ],
+)
+def test_so_is_one_that_is_not_to_be_seen_here_but_holds_a_lock_for_a_run_of_the_gateways(
+    tree: Tree,
+    hold: HoldLock,
+    status: str,
+    started_ago: float,
+    expected: tuple[str, tuple[str, ...], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interrupted(tree, 2**22 + 1)
+    hold("other", agent="ops", age=125)
+    tree.store(
+        {
+            "k": {
+                "sessionId": "other",
+                "status": status,
+                "startedAt": now_ms() - int(started_ago * 1000),
+            }
+        },
+        agent="ops",
+    )
+    # The holder started a moment ago; in the story it has been up for 300 s.
+    monkeypatch.setattr("reaper.sweep.up_for", lambda _ticks: 300.0)
+    it = reaper(tree, process_table=FakeProcesses)
+    assert ends(it.sweep())["cut"] == expected
+
+
+def test_a_session_store_written_after_the_death_shows_a_gateway_up(tree: Tree) -> None:
+    interrupted(tree, 2**22 + 1)
+    clock = FakeClock()
+    it = reaper(tree, clock=clock, process_table=FakeProcesses)
+
+    def outcome() -> Outcome | None:
+        (found,) = (one for _, one in it._pass(_act_mode(), None) if isinstance(one, Finding))
+        return found.outcome
+
+    assert outcome() is Outcome.KEPT
+    clock.pass_by(1000)
+    assert outcome() is Outcome.KEPT
+    store = tree.sessions() / "sessions.json"
+    store.write_text(store.read_text() + "\n")
+    assert outcome() is Outcome.KEPT
+    clock.pass_by(119)
+    assert outcome() is Outcome.KEPT
+    clock.pass_by(1)
+    assert outcome() is Outcome.REMOVED
+
+
+def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pid: int) -> None:
+    tree.lock("cut", record(dead_pid))
+    (tree.sessions() / "sessions.json").write_text('{"half')
+    assert ends(reaper(tree).sweep()) == {"cut": PENDING}
+
+
+# What a killed removal left behind
+
+
+def test_a_lock_left_aside_is_put_back_and_judged_anew(tree: Tree, hold: HoldLock) -> None:
+    live = hold("live")
+    aside = live.path.with_name(lock_files._private_name("live"))
+    live.path.rename(aside)
+    dead = tree.lock("dead", record(2**22 + 1))
+    dead.rename(dead.with_name(lock_files._private_name("dead")))
+    found = ends(reaper(tree, process_table=ProcessTable).sweep())
+    assert found == {"live": ("held", (), "kept"), "dead": FREED}
+    assert {path.name for path in tree.sessions().iterdir()} == {"live.jsonl.lock"}
+
+
+def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
+    tree: Tree, hold: HoldLock
+) -> None:
+    displaced = hold("sid")
+    aside = displaced.path.with_name(lock_files._private_name("sid"))
+    displaced.path.rename(aside)
+    hold("sid")
+    it = reaper(tree)
+    left = [one for one in it.sweep() if isinstance(one, Skipped)]
+    assert [(one.path, one.reason, one.failed) for one in left] == [
+        (str(aside), "left-aside", True)
+    ]
+    assert aside.exists()
+    displaced.ask("close")
+    assert [one for one in it.sweep() if isinstance(one, Skipped)] == []
+    assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
+
+
+def test_a_look_leaves_it_where_it_is(tree: Tree) -> None:
+    path = tree.lock("dead", record(2**22 + 1))
+    aside = path.with_name(lock_files._private_name("dead"))
+    path.rename(aside)
+    (left,) = reaper(tree).look()
+    assert isinstance(left, Skipped)
+    assert (left.path, left.reason) == (str(aside), "left-aside")
+    assert aside.exists()
+
+
+# Holders as they come
+
+
+def test_a_stopped_holder_is_held(tree: Tree, hold: HoldLock) -> None:
+    holder = hold("stopped")
+    holder.process.send_signal(signal.SIGSTOP)
+    assert ends(reaper(tree).sweep()) == {"stopped": ("held", (), "kept")}
+
+
+@pytest.mark.parametrize("off", ["1", "-1", "100000"])
+def test_another_start_time_is_recycled_only_when_the_file_is_not_open(
+    tree: Tree, hold: HoldLock, off: str
+) -> None:
+    holder = hold("sid", starttime=off)
+    assert ends(reaper(tree).sweep()) == {"sid": ("held", ("other-pid-namespace",), "kept")}
+    holder.ask("close")
+    assert ends(reaper(tree).sweep()) == {"sid": ("stale", ("recycled-pid",), "removed")}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("proc", [("--mount-proc",), ()], ids=["own-proc", "outer-proc"])
+def test_a_lock_in_a_pid_namespace_of_its_own_is_freed_when_its_holder_dies(
+    tree: Tree, hold: HoldLock, proc: tuple[str, ...], root_only: None
+) -> None:
+    holder = hold("inner", wrap=("unshare", "--pid", "--fork", *proc))
+    for _ in range(3):
+        ((verdict, _, outcome),) = ends(reaper(tree).sweep()).values()
+        assert (verdict, outcome) == ("held", "kept")
+    holder.kill()
+    ((verdict, _, outcome),) = ends(reaper(tree).sweep()).values()
+    assert (verdict, outcome) == ("stale", "removed")
+
+
+def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphans_at_most(
+    tree: Tree,
+) -> None:
+    for name, pid in {"init": 1, "us": os.getpid(), "parent": os.getppid()}.items():
+        tree.lock(name, record(pid, starttime=start_ticks(pid)))
+    for verdict, _, outcome in ends(reaper(tree).sweep(wait=0)).values():
+        assert (verdict, outcome) == ("orphaned", "flagged")
+
+
+def test_several_state_directories_are_swept_and_a_missing_one_is_told(
+    tree: Tree, tmp_path: Path
+) -> None:
+    other = Tree(tmp_path / "other")
+    other.lock("dead", record(2**22 + 1))
+    tree.lock("dead", record(2**22 + 1))
+    states = [
+        StateDir("s", str(tree.root)),
+        StateDir("gone", str(tmp_path / "gone")),
+        StateDir("o", str(other.root)),
+    ]
+    it = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
+    found = list(it.sweep())
+    freed = [one.lock.state_dir for one in found if isinstance(one, Finding)]
+    assert freed == ["s", "o"]
+    (missing,) = (one for one in found if isinstance(one, Skipped))
+    assert (missing.path, missing.failed) == (str(tmp_path / "gone"), True)
+
+
+def test_only_wanted_locks_are_explained(tree: Tree) -> None:
+    for name in ("one", "two"):
+        tree.lock(name, record(2**22 + 1))
+    wanted = reaper(tree).explain(lambda place: place.name == "two.jsonl.lock")
+    assert set(findings(wanted)) == {"two"}
+
+
+def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("held")
+    it = reaper(tree)
+    list(it.sweep())
+    list(it.look())
+    assert it._sights == {}
+    assert Place(it.states[0], "main", "x") == Place(it.states[0], "main", "x")
+
+
+@pytest.mark.root
+def test_a_holder_behind_fuse_is_never_robbed(tree: Tree, tmp_path: Path, root_only: None) -> None:
+    """The holder is in another PID namespace as seen through its own /proc, and beyond a mount:
+    neither evidence sees it, and nothing is done.
+    """
+    from tests.conftest import bindfs
+
+    holder = Holder(
+        tree.sessions() / "inner.jsonl.lock", wrap=("unshare", "--pid", "--fork", "--mount-proc")
+    )
+    try:
+        with bindfs(tree.root, tmp_path / "seen") as seen:
+            table = FakeProcesses
+            found = ends(reaper(Tree(seen), process_table=table).sweep())
+        assert found == {"inner": ("uncertain", ("no-hold-proof", "file-system"), "kept")}
+        assert holder.path.exists()
+    finally:
+        holder.close()
+    assert not psutil.pid_exists(holder.pid)
+
+
+def test_a_stop_is_heeded_between_two_locks(tree: Tree) -> None:
+    for number in range(5):
+        tree.lock(f"dead{number}", record(2**22 + 1))
+    handled: list[str] = []
+    it = reaper(tree, process_table=FakeProcesses)
+    handled.extend(ends(it.sweep(stop=lambda: True)))
+    assert len(handled) == 1
+    assert len(list(tree.sessions().iterdir())) == 4
+
+
+def test_any_number_of_locks_costs_no_descriptors(tree: Tree) -> None:
+    for number in range(300):
+        tree.lock(f"dead{number}", record(2**22 + 1))
+    before = psutil.Process().num_fds()
+    outcomes = {it[2] for it in ends(reaper(tree, process_table=FakeProcesses).sweep()).values()}
+    assert outcomes == {"removed"}
+    assert psutil.Process().num_fds() == before
+    assert subprocess.run(["ls", tree.sessions()], capture_output=True).stdout == b""
