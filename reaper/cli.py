@@ -246,10 +246,12 @@ class _Judging:
         hold_proof.prepare()
         return Reaper(self.states, limits=self.limits, policy=self.policy)
 
-    def output(self, *, only_notable: bool = False) -> Output:
+    def output(self, *, last: str, only_notable: bool = False) -> Output:
         if self.as_json:
             return JsonOutput(sys.stdout)
-        return TableOutput(sys.stdout, states=len(self.states), only_notable=only_notable)
+        return TableOutput(
+            sys.stdout, states=len(self.states), last=last, only_notable=only_notable
+        )
 
 
 def _judging(
@@ -390,7 +392,7 @@ def list_locks(judging: _Judging, *, exit_zero: ExitZero = False) -> None:
 
     Changes nothing. A verdict that a sweep would first confirm by a second look says `seen-once`.
     """
-    report = _Report(judging, judging.output())
+    report = _Report(judging, judging.output(last="action"))
     with _broken_pipe_is_no_error():
         for found in judging.reaper().look():
             report.take(found)
@@ -420,7 +422,7 @@ def explain(
             return os.path.abspath(lock.removesuffix(".lock") + ".lock") == path
         return place.name.removesuffix(LOCK_SUFFIX) == lock.removesuffix(LOCK_SUFFIX)
 
-    report = _Report(judging, judging.output() if judging.as_json else _NoOutput())
+    report = _Report(judging, judging.output(last="action") if judging.as_json else _NoOutput())
     with _broken_pipe_is_no_error():
         for found in judging.reaper().explain(wanted):
             if isinstance(found, Finding):
@@ -461,7 +463,7 @@ def sweep(
 ) -> None:
     """Judge all locks and free those whose holding is provably over, once."""
     talk = judging.talk
-    report = _Report(judging, judging.output(only_notable=not talk.verbose))
+    report = _Report(judging, judging.output(last="outcome", only_notable=not talk.verbose))
 
     def on_wait(count: int, seconds: float) -> None:
         talk.info(f"{_locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")

@@ -9,7 +9,7 @@ from reaper.reports.words import duration, printable
 _MOST_ROWS: Final = 1000
 """Rows that a table lays out; beyond, lines are written as they come."""
 
-_COLUMNS: Final = ("agent", "session", "pid", "age", "verdict", "reasons", "action", "outcome")
+_COLUMNS: Final = ("agent", "session", "pid", "age", "verdict", "reasons")
 _STYLES: Final = {
     "held": "green",
     "stale": "yellow",
@@ -45,12 +45,13 @@ class JsonOutput:
 class TableOutput:
     """A table on a terminal; elsewhere, and beyond _MOST_ROWS, lines with tabs between fields.
 
-    `only_notable` leaves out locks that are simply held.
+    The last column is `action` for a look, `outcome` for a sweep; `only_notable` leaves out locks
+    that are simply held.
     """
 
-    def __init__(self, stream: TextIO, *, states: int, only_notable: bool) -> None:
+    def __init__(self, stream: TextIO, *, states: int, last: str, only_notable: bool) -> None:
         self._stream = stream
-        self._columns = (("state_dir",) if states > 1 else ()) + _COLUMNS
+        self._columns = (*(("state_dir",) if states > 1 else ()), *_COLUMNS, last)
         self._only_notable = only_notable
         self._rows: list[tuple[str, ...]] | None = [] if stream.isatty() else None
         self._wrote_header = False
@@ -86,17 +87,23 @@ class TableOutput:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in self._columns:
             right = column in {"pid", "age"}
             table.add_column(
                 column.replace("_", " "),
                 justify="right" if right else "left",
-                no_wrap=column in {"pid", "age", "verdict"},
+                no_wrap=column not in {"agent", "session", "reasons"},
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell.lower(), "")) for cell in row))
+            cells = zip(self._columns, row, strict=True)
+            table.add_row(
+                *(
+                    Text(cell, style=_STYLES[cell.lower()] if column == "verdict" else "")
+                    for column, cell in cells
+                )
+            )
         Console(file=self._stream).print(table)
 
 

@@ -1,0 +1,448 @@
+"""The commands as people and scripts meet them."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reaper import __version__
+from reaper.adapters.lock_files import StateDir
+from reaper.settings import SettingsError, parse_duration, state_dirs
+from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
+
+DEAD = 2**22 + 1
+"""A pid past the kernel's limit for pids: surely nobody's."""
+
+
+def reap(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "reaper", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert "Traceback" not in done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+# Exit codes
+
+
+def test_nothing_stuck_left_is_0(tree: Tree, hold: HoldLock) -> None:
+    for command in ("list", "sweep"):
+        done = reap(command, "--state-dir", tree.root)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "no locks\n", "")
+    tree.lock("dead", record(DEAD))
+    hold("held")
+    done = reap("sweep", "--state-dir", tree.root)
+    assert done.returncode == 0
+    assert "1 removed" in done.stdout
+
+
+def test_stuck_locks_only_looked_at_or_flagged_are_3(tree: Tree) -> None:
+    tree.lock("dead", record(DEAD))
+    where = ("--state-dir", tree.root)
+    assert reap("list", *where).returncode == 3
+    assert reap("explain", "dead", *where).returncode == 3
+    assert reap("sweep", "--dry-run", *where).returncode == 3
+    assert reap("sweep", "--on-stale", "flag", *where).returncode == 3
+    assert reap("sweep", "--on-stale", "flag", "--exit-zero", *where).returncode == 0
+    assert reap("list", "--exit-zero", *where).returncode == 0
+
+
+def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) -> None:
+    tree.lock("cut", record(DEAD))
+    tree.store({"k": {"sessionId": "cut", "status": "running"}})
+    for command in ("list", "sweep"):
+        assert reap(command, "--state-dir", tree.root).returncode == 0
+
+
+@pytest.mark.root
+def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_only: None) -> None:
+    tree.lock("junk", b"{")
+    with bindfs(tree.root, tmp_path / "seen") as seen:
+        done = reap("sweep", "--state-dir", seen, "--json")
+        assert done.returncode == 4
+        assert "a holder beyond the mount is not seen" in done.stderr
+        assert report(done)["summary"]["no_hold_proof"] == 1
+        other = Tree(tmp_path / "other")
+        other.lock("dead", record(DEAD))
+        both = ("--state-dir", seen, "--state-dir", other.root)
+        assert reap("list", *both).returncode == 4
+        assert reap("list", *both, "--exit-zero").returncode == 0
+        assert reap("list", *both, "--state-dir", tmp_path / "gone").returncode == 1
+        assert reap("list", *both, "--state-dir", tmp_path / "gone", "--exit-zero").returncode == 1
+
+
+def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
+    done = reap("sweep", "--state-dir", tmp_path / "gone")
+    assert done.returncode == 1
+    assert "no such directory" in done.stderr
+    home = tmp_path / "home"
+    home.mkdir()
+    done = reap("list", env={"HOME": str(home)})
+    assert done.returncode == 1
+    assert f"{home}/.openclaw" in done.stderr
+    assert "--state-dir" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sweep", "--grace", "soon"),
+        ("sweep", "--grace", "-5"),
+        ("sweep", "--wait", "nan"),
+        ("sweep", "--on-overdue", "burn"),
+        ("list", "--wait", "5"),
+        ("explain",),
+        ("nothing",),
+    ],
+)
+def test_bad_usage_is_2_without_a_traceback(arguments: tuple[str, ...]) -> None:
+    done = reap(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept(
+    tree: Tree, tmp_path: Path
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    done = reap("sweep", "--state-dir", tmp_path / "gone", "--state-dir", tree.root)
+    assert done.returncode == 1
+    assert not path.exists()
+
+
+# JSON
+
+FIELDS = {
+    "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
+    "max_hold_ms", "age_seconds", "holder", "holder_pid", "hold_proof", "run", "verdict",
+    "reasons", "rule", "action", "outcome", "note",
+}  # fmt: skip
+
+
+def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
+    holder = hold("held")
+    tree.lock("junk", b"{", agent="ops")
+    tree.store({"agent:main:x": {"sessionId": "held", "status": "running"}})
+    tree.trajectory("held", {"type": "prompt.submitted"})
+    done = reap("list", "--json", "--state-dir", f"prod={tree.root}")
+    value = report(done)
+    assert set(value) == {"schema", "locks", "summary"}
+    assert value["schema"] == 1
+    locks = {lock["session"]: lock for lock in value["locks"]}
+    assert {key for lock in locks.values() for key in lock} == FIELDS
+    held = locks["held"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", held.pop("created_at"))
+    assert 0 <= held.pop("age_seconds") < 60
+    assert isinstance(held.pop("starttime"), int)
+    assert held == {
+        "path": str(holder.path),
+        "state_dir": "prod",
+        "agent": "main",
+        "session": "held",
+        "session_key": "agent:main:x",
+        "pid": holder.pid,
+        "max_hold_ms": 1_020_000,
+        "holder": "same",
+        "holder_pid": holder.pid,
+        "hold_proof": "open",
+        "run": "running",
+        "verdict": "held",
+        "reasons": [],
+        "rule": 3,
+        "action": "keep",
+        "outcome": None,
+        "note": "",
+    }
+    junk = locks["junk"]
+    assert (junk["pid"], junk["created_at"], junk["holder"]) == (None, None, "unnamed")
+    assert value["summary"] == {
+        "locks": 2,
+        "stuck": 1,
+        "failed": 0,
+        "no_hold_proof": 0,
+        "verdicts": {
+            "held": 1,
+            "stale": 1,
+            "orphaned": 0,
+            "abandoned": 0,
+            "overdue": 0,
+            "uncertain": 0,
+        },
+        "outcomes": dict.fromkeys(
+            ("kept", "flagged", "removed", "would-remove", "vanished", "changed", "restored",
+             "failed"), 0
+        ),
+        "skipped": [],
+    }  # fmt: skip
+    text = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+    for name in FIELDS | set(value["summary"]):
+        assert f"`{name}`" in text, f"docs/json.md does not tell of {name}"
+
+
+def test_json_of_all_commands_has_one_shape(tree: Tree) -> None:
+    tree.lock("dead", record(DEAD))
+    where = ("--json", "--state-dir", tree.root)
+    for arguments in (("list",), ("explain", "dead"), ("sweep", "--dry-run")):
+        (lock,) = report(reap(*arguments, *where))["locks"]
+        assert set(lock) == FIELDS
+    assert report(reap("explain", "nobody", *where))["locks"] == []
+
+
+# Hostile names
+
+
+HOSTILE = [
+    "a\nb",
+    "\x1b[31mred\x1b[0m",
+    os.fsdecode(b"\xff\xfe"),
+    "x" * 244,
+    "[bold]x",
+    "\u202etxt",
+]
+
+
+@pytest.mark.parametrize("command", ["list", "sweep"])
+def test_hostile_names_forge_no_line_and_break_nothing(tree: Tree, command: str) -> None:
+    for name in HOSTILE:
+        tree.lock(name, record(DEAD))
+    os.mkfifo(tree.sessions() / "pipe\nforged.jsonl.lock")
+    odd = os.fsdecode(b"agent\xff\n")
+    tree.lock("sid", record(DEAD), agent=odd)
+    done = reap(command, "--state-dir", tree.root)
+    assert done.returncode == (3 if command == "list" else 0), done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + len(HOSTILE) + 1 + 1  # header, locks, the agent's, the sum
+    assert (done.stdout + done.stderr).isascii()
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "not-regular" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    found = report(reap(command, "--json", "--state-dir", tree.root))["locks"]
+    assert len(found) == (len(HOSTILE) + 1 if command == "list" else 0)
+
+
+def test_payload_bombs_are_junk_like_any_other(tree: Tree) -> None:
+    bombs = [b"[" * 65_000, b"9" * 65_000, b'{"pid":' + b"9" * 60_000 + b"}", b'{"a":1e999}',
+             b"\0" * 65_536, b'"\\ud800"', b"{" + b'"pid":1,' * 8000 + b'"pid":2}']  # fmt: skip
+    for number, bomb in enumerate(bombs):
+        tree.lock(f"bomb{number}", bomb)
+    with (tree.sessions() / "huge.jsonl.lock").open("wb") as file:
+        file.truncate(1 << 40)
+    tree.age(tree.sessions() / "huge.jsonl.lock", 3600)
+    locks = report(reap("sweep", "--wait", "0", "--json", "--state-dir", tree.root))["locks"]
+    assert len(locks) == len(bombs) + 1
+    assert {lock["verdict"] for lock in locks} <= {"stale", "orphaned"}
+
+
+# People
+
+
+def on_a_terminal(*arguments: object, columns: int = 120) -> str:
+    """Run the command on a pseudo-terminal and return all that it shows."""
+    parent, child = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reaper", *map(str, arguments)],
+        stdout=child,
+        stderr=child,
+        stdin=child,
+        env=environment,
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(parent, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    process.wait()
+    os.close(parent)
+    return shown.decode()
+
+
+def test_on_a_terminal_there_is_a_table_in_colour(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("[bold]dead", record(DEAD))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = on_a_terminal("list", "--state-dir", tree.root)
+    assert "[bold]dead" in shown
+    assert "\x1b[33mSTALE" in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[33m" not in on_a_terminal("list", "--state-dir", tree.root)
+
+
+def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
+    hold("stuck", age=600)
+    created = now_ms() - 600_000
+    tree.store({"agent:x": {"sessionId": "stuck", "status": "done", "endedAt": created + 999}})
+    tree.trajectory("stuck", ended(599.5), quiet=599)
+    done = reap("explain", "stuck", "--state-dir", tree.root)
+    assert done.returncode == 3
+    for words in (
+        "some process has the lock file open",
+        "is the process that took it",
+        "aborted or timed out",
+        "[agent:x]",
+        "ABANDONED (run-ended, seen-once)",
+        "rule        1:",
+        "removes it, once it has been seen so for 10s",
+    ):
+        assert words in done.stdout
+    by_path = reap("explain", f"{tree.sessions()}/stuck.jsonl.lock", "--state-dir", tree.root)
+    assert by_path.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+
+
+def test_explaining_what_is_not_there_is_1_and_says_where_it_looked(tree: Tree) -> None:
+    done = reap("explain", "nobody", "--state-dir", tree.root)
+    assert done.returncode == 1
+    assert f"no lock for nobody in {tree.root}" in done.stderr
+
+
+def test_waiting_is_announced_on_standard_error_and_can_be_silenced(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("forgotten").ask("close")
+    grace = ("--orphan-grace", "300ms", "--confirm", "0", "--state-dir", tree.root)
+    done = reap("sweep", "--dry-run", *grace)
+    assert "1 lock must be seen unchanged for a while" in done.stderr
+    assert reap("sweep", "-q", *grace).stderr == ""
+
+
+def test_held_locks_are_left_out_of_a_sweeps_table_unless_asked_for(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("held")
+    assert reap("sweep", "--state-dir", tree.root).stdout == "1 lock: 1 held; 1 kept\n"
+    assert "held\t" in reap("sweep", "-v", "--state-dir", tree.root).stdout
+
+
+def test_a_progress_bar_shows_on_a_terminal_from_a_few_thousand_locks_on(tree: Tree) -> None:
+    folder = tree.sessions()
+    for number in range(3100):
+        (folder / f"dead{number}.jsonl.lock").write_bytes(b'{"pid": 4194305}')
+    shown = on_a_terminal("sweep", "--dry-run", "--json", "--state-dir", tree.root)
+    assert "locks looked at" in shown
+    assert "looked at" not in on_a_terminal("sweep", "-q", "--json", "--state-dir", tree.root)
+
+
+def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) -> None:
+    hold("forgotten").ask("close")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reaper", "sweep", "--state-dir", str(tree.root)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "must be seen unchanged" in process.stderr.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.stderr.read()
+    assert process.wait() == 130
+    process.stderr.close()
+    assert time.monotonic() - started < 5
+
+
+def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
+    for number in range(3000):
+        tree.lock(f"dead{number}", record(DEAD))
+    command = f"{sys.executable} -m reaper list --state-dir {tree.root} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("agent\t")
+
+
+# Options and variables
+
+
+def test_each_option_has_its_variable(tree: Tree) -> None:
+    for command in ("list", "explain", "sweep"):
+        text = reap(command, "--help", env={"COLUMNS": "300", "NO_COLOR": "1"}).stdout
+        options = set(re.findall(r"(--[a-z][a-z-]+)", text)) - {"--help", "--state-dir"}
+        for option in options:
+            if re.search(rf"(?:│|\s){option}\s", text):
+                name = {"--json": "json"}.get(option, option[2:]).replace("-", "_").upper()
+                assert f"REAPER_{name}" in text, (command, option)
+
+
+def test_variables_work_as_options_do(tree: Tree, tmp_path: Path) -> None:
+    other = Tree(tmp_path / "with space")
+    other.lock("dead", record(DEAD))
+    tree.lock("dead", record(DEAD))
+    environment = {
+        "REAPER_STATE_DIR": f"{tree.root}:named={other.root}",
+        "REAPER_ON_STALE": "flag",
+        "REAPER_JSON": "1",
+    }
+    done = reap("sweep", env=environment)
+    assert done.returncode == 3
+    assert [lock["state_dir"] for lock in report(done)["locks"]] == ["state", "named"]
+    assert reap("sweep", env={**environment, "REAPER_EXIT_ZERO": "1"}).returncode == 0
+    assert reap("sweep", env={**environment, "REAPER_GRACE": "x"}).returncode == 2
+
+
+def test_the_default_state_directory_is_upstreams(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    old = Tree(home / ".clawdbot")
+    old.lock("dead", record(DEAD))
+    (lock,) = report(reap("list", "--json", env={"HOME": str(home)}))["locks"]
+    assert lock["state_dir"] == ".clawdbot"
+    new = Tree(home / ".openclaw")
+    new.sessions()
+    assert report(reap("list", "--json", env={"HOME": str(home)}))["locks"] == []
+    env = {"HOME": str(home), "OPENCLAW_STATE_DIR": str(old.root)}
+    assert len(report(reap("list", "--json", env=env))["locks"]) == 1
+
+
+def test_the_version_comes_from_one_place() -> None:
+    done = reap("--version")
+    assert (done.returncode, done.stdout) == (0, f"reaper {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("2m", 120), ("1h30m", 5400), ("0", 0), ("1.5s", 1.5),
+     ("500ms", 0.5), ("1d", 86_400), (" 2M ", 120)],
+)  # fmt: skip
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "5x", "-1", "1 m", "1m 5", "inf", "nan", "1e3", "5s5"])
+def test_what_is_no_duration_is_refused_with_advice(text: str) -> None:
+    with pytest.raises(SettingsError, match="write it like"):
+        parse_duration(text)
+
+
+def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/state", "b/state", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    given = [f"{tmp_path}/{name}" for name in ("a/state", "b/state", "c", "link", "c/")]
+    assert state_dirs(given, {}) == [
+        StateDir("state", f"{tmp_path}/a/state"),
+        StateDir("state-2", f"{tmp_path}/b/state"),
+        StateDir("c", f"{tmp_path}/c"),
+    ]
+    assert state_dirs([f"x={tmp_path}/c"], {}) == [StateDir("x", f"{tmp_path}/c")]
+    with pytest.raises(SettingsError, match="given twice"):
+        state_dirs([f"x={tmp_path}/c", f"x={tmp_path}/a"], {})
