@@ -102,7 +102,7 @@ StateDirs = Annotated[
         "--state-dir",
         metavar="[NAME=]PATH",
         help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
-        "~/.openclaw, else the old names. The variable holds several with ':' between.",
+        "~/.openclaw, else the old names. [env var: REAPER_STATE_DIR, several with : between]",
         show_default=False,
     ),
 ]
