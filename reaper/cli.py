@@ -28,7 +28,8 @@ from reaper.settings import SettingsError, parse_duration, state_dirs
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from reaper.adapters.lock_files import Skipped, StateDir
+    from reaper.adapters.lock_files import Skipped
+    from reaper.core.lock import StateDir
     from reaper.sweep import Finding, Reaper
 
 EXIT_FAILED: Final = 1

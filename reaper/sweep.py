@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from reaper.adapters import hold_proof, lock_files
-from reaper.adapters.lock_files import Folder, OpenLock, Skipped, StateDir
+from reaper.adapters.lock_files import Folder, OpenLock, Skipped
 from reaper.adapters.processes import Gateway, ProcessTable, up_for
 from reaper.adapters.runs import Runs
 from reaper.core.evidence import (
@@ -21,7 +21,7 @@ from reaper.core.evidence import (
     Run,
     StoreStatus,
 )
-from reaper.core.lock import FileId, Lock, Shape, file_age, wall_age
+from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import TOO_EARLY, Judgement, Limits, judge, wants_run
 
@@ -301,18 +301,20 @@ class Reaper:
         only: set[Place] | None,
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
-        try:
-            folder.read_names()
-        except OSError as error:
-            yield None, lock_files.skip(folder.path, error)
-            return
         layered = hold_proof.is_below(folder.path, this.layers)
         if only is None:
+            try:
+                folder.read_names()
+            except OSError as error:
+                yield None, lock_files.skip(folder.path, error)
+                return
             for it in self._settle_asides(this, here, folder, layered=layered):
                 yield None, it
+        else:
+            folder.locks = sorted(it.name for it in only if it.agent == folder.agent)
         for name in folder.locks:
             place = Place(here.state, folder.agent, name)
-            if (only is None or place in only) and wanted(place):
+            if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
                 if found is not None:
                     yield place, found

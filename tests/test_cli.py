@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from reaper import __version__
-from reaper.adapters.lock_files import StateDir
+from reaper.core.lock import StateDir
 from reaper.settings import SettingsError, parse_duration, state_dirs
 from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
 

@@ -19,7 +19,6 @@ from reaper.adapters.lock_files import (
     Folder,
     OpenLock,
     Skipped,
-    StateDir,
     drop_aside,
     folders,
     open_lock,
@@ -27,7 +26,7 @@ from reaper.adapters.lock_files import (
     put_back,
     remove,
 )
-from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, bindfs, record
 

@@ -21,7 +21,7 @@ def read(tree: Tree, session: str = "sid", runs: Runs | None = None) -> Run:
             agent="main",
             session=session,
             folder_fd=fd,
-            checkpoints=[name for name in os.listdir(fd) if ".checkpoint." in name],
+            checkpoints=lambda: [name for name in os.listdir(fd) if ".checkpoint." in name],
         )
     finally:
         os.close(fd)
@@ -167,6 +167,8 @@ def test_the_last_write_is_the_younger_of_transcript_and_trajectory(tree: Tree) 
 
 
 def test_the_youngest_checkpoint_of_this_session_counts(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100))
+    tree.trajectory("sid3", ended(100))
     for name, age in (("sid.checkpoint.a.jsonl", 9), ("sid.checkpoint.b.jsonl", 5)):
         path = tree.sessions() / name
         path.write_text("")

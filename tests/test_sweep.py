@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from reaper.adapters import lock_files
-from reaper.adapters.lock_files import Skipped, StateDir
+from reaper.adapters.lock_files import Skipped
 from reaper.adapters.processes import Gateway, ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState, Program
+from reaper.core.lock import StateDir
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Finding, Place, Reaper

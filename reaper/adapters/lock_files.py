@@ -12,16 +12,8 @@ from typing import Final, Self
 
 from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_at_most
 from reaper.adapters.kernel import rename_noreplace
-from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, parse
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
 from reaper.core.policy import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class StateDir:
-    """A state directory: the short name that metrics use, and where it is."""
-
-    name: str
-    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +47,11 @@ class Folder:
         self.path = f"{state.path}/agents/{agent}/sessions"
         self.locks: list[str] = []
         self.asides: list[str] = []
-        self.checkpoints: list[str] = []
+        self._checkpoints: list[str] | None = None
 
     def read_names(self) -> None:
         """Read the folder's names; raises OSError."""
+        checkpoints: list[str] = []
         with os.scandir(self.fd) as entries:
             for entry in entries:
                 name = entry.name
@@ -67,7 +60,17 @@ class Folder:
                 elif name.startswith(_PREFIX) and _ASIDE.fullmatch(name):
                     self.asides.append(name)
                 elif ".checkpoint." in name:
-                    self.checkpoints.append(name)
+                    checkpoints.append(name)
+        self._checkpoints = checkpoints
+
+    def checkpoints(self) -> list[str]:
+        """Return the names that may be checkpoint files; reads the folder only where nobody did.
+
+        Raises OSError.
+        """
+        if self._checkpoints is None:
+            self._checkpoints = [name for name in os.listdir(self.fd) if ".checkpoint." in name]
+        return self._checkpoints
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ case: docs/facts.md.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,17 +47,28 @@ class Runs:
         self._stores: dict[str, _Store] = {}
 
     def run(
-        self, *, state_dir: str, agent: str, session: str, folder_fd: int, checkpoints: list[str]
+        self,
+        *,
+        state_dir: str,
+        agent: str,
+        session: str,
+        folder_fd: int,
+        checkpoints: Callable[[], list[str]],
     ) -> Run:
         """Return what the witnesses say of the session's last run. Never raises OSError.
 
-        `checkpoints` are the names in the folder that may be checkpoint files.
+        `checkpoints` gives the names in the folder that may be checkpoint files; asked only where
+        a run was cut short, which alone makes them count.
         """
         status, entry = self._entry(f"{state_dir}/agents/{agent}", session, folder_fd)
         state, end, written_ms = _trajectory(state_dir, agent, session, folder_fd)
         transcript_ms = _mtime_ms(f"{session}.jsonl", folder_fd)
         prefix = f"{session}.checkpoint."
-        found = [_mtime_ms(name, folder_fd) for name in checkpoints if name.startswith(prefix)]
+        try:
+            names = checkpoints() if end is not None and end.cut_short else []
+        except OSError:
+            names, written_ms = [], None  # not known to be quiet
+        found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
         return Run(
             trajectory=state,
             end=end,

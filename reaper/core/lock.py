@@ -49,6 +49,14 @@ class FileId:
     inode: int
 
 
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """A state directory: the short name that metrics use, and where it is."""
+
+    name: str
+    path: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
     """One lock file, as read once. Times are epoch milliseconds; `path` is for people."""

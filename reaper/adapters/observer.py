@@ -1,0 +1,139 @@
+"""File events, through watchdog: turns them into wake-ups and decides nothing.
+
+watchdog is silent about its worst failures (docs/facts.md), so whoever uses this checks it by
+sweeps, and asks `follow` again each time.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import ObservedWatch  # noqa: TC002  # 54 ms were paid above
+
+from reaper.core.lock import LOCK_SUFFIX, StateDir
+
+_FILTER: Final[list[type[FileSystemEvent]]] = [
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+]
+"""The kernel reports nothing else: transcripts are appended to all the time."""
+
+APPEARED: Final = "created"
+WENT: Final = "deleted"
+
+OnLock = Callable[[StateDir, str, str, str], None]
+"""Called with the state directory, agent, file name, and APPEARED or WENT."""
+OnChange = Callable[[], None]
+"""Called when folders came or went, or events were lost: only a sweep tells what there is."""
+
+
+class EventSource:
+    """Follows the `agents` folders of some state directories.
+
+    The callbacks come from watchdog's thread and must be quick.
+    """
+
+    def __init__(self, *, on_lock: OnLock, on_change: OnChange, on_overflow: OnChange) -> None:
+        self._on_lock = on_lock
+        self._on_change = on_change
+        self._observer = Observer()
+        self._watches: dict[StateDir, tuple[ObservedWatch, tuple[int, int]]] = {}
+        self._overflow = _OverflowListener(on_overflow)
+        self.errors: dict[StateDir, str] = {}
+
+    def start(self) -> None:
+        logging.getLogger("watchdog").addHandler(self._overflow)
+        self._observer.start()
+
+    def stop(self) -> None:
+        logging.getLogger("watchdog").removeHandler(self._overflow)
+        self._observer.stop()
+        self._observer.join()
+
+    def follow(self, state: StateDir) -> bool:
+        """See that the state directory's `agents` folder, the one that is there now, is followed;
+        whether it is. A folder that vanished, was replaced or could not be followed is tried anew.
+        """
+        path = os.path.realpath(f"{state.path}/agents")
+        identity = _identity(path)
+        known = self._watches.get(state)
+        if known is not None and known[1] == identity and self._observer.is_alive():
+            return True
+        if known is not None:
+            del self._watches[state]
+            with suppress(KeyError, OSError):
+                self._observer.unschedule(known[0])
+        self.errors.pop(state, None)
+        if identity is None:
+            return False
+        handler = _Handler(state, path, self._on_lock, self._on_change)
+        try:
+            watch = self._observer.schedule(handler, path, recursive=True, event_filter=_FILTER)
+        except OSError as error:
+            self.errors[state] = error.strerror or str(error)
+            return False
+        self._watches[state] = (watch, identity)
+        return True
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, state: StateDir, root: str, on_lock: OnLock, on_change: OnChange) -> None:
+        self._state = state
+        self._root = f"{root}/"
+        self._on_lock = on_lock
+        self._on_change = on_change
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.is_directory:
+            self._on_change()
+            return
+        match event:
+            case FileCreatedEvent():
+                self._lock(event.src_path, APPEARED)
+            case FileDeletedEvent():
+                self._lock(event.src_path, WENT)
+            case FileMovedEvent():
+                self._lock(event.src_path, WENT)
+                self._lock(event.dest_path, APPEARED)
+
+    def _lock(self, path: str | bytes, what: str) -> None:
+        parts = os.fsdecode(path).removeprefix(self._root).split("/")
+        # agents/<agent>/sessions/<name>: nothing else is a lock's place
+        if len(parts) == 3 and parts[1] == "sessions" and parts[2].endswith(LOCK_SUFFIX):  # noqa: PLR2004
+            self._on_lock(self._state, parts[0], parts[2], what)
+
+
+class _OverflowListener(logging.Handler):
+    """watchdog tells of a queue overflow in its log only."""
+
+    def __init__(self, on_overflow: OnChange) -> None:
+        super().__init__()
+        self._on_overflow = on_overflow
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "overflow" in record.getMessage():
+            self._on_overflow()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
