@@ -5,6 +5,7 @@ import inspect
 import os
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,11 @@ app = typer.Typer(
 class OnVerdict(StrEnum):
     FLAG = "flag"
     REMOVE = "remove"
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
 
 
 def _show_version(value: bool) -> None:
@@ -478,6 +484,143 @@ def sweep(
             talk.error("interrupted; the locks not named above were not looked at")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+@app.command()
+@_with_judging
+def watch(
+    judging: _Judging,
+    *,
+    resync: Annotated[
+        float,
+        typer.Option(
+            "--resync",
+            envvar="REAPER_RESYNC",
+            parser=_duration,
+            metavar="DURATION",
+            help="How often all locks are swept, whatever events say.",
+            show_default="60s",
+        ),
+    ] = 60.0,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            help="Where to serve /metrics, /-/healthy and /-/ready; repeatable; `:9789` is all "
+            "addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
+            show_default="127.0.0.1:9789",
+            envvar="REAPER_LISTEN",
+            show_envvar=False,
+        ),
+    ] = None,
+    acquire_timeout: Annotated[
+        float,
+        typer.Option(
+            "--acquire-timeout",
+            envvar="REAPER_ACQUIRE_TIMEOUT",
+            parser=_duration,
+            metavar="DURATION",
+            help="The gateway's own: how long a request waits for a lock before it fails.",
+            show_default="60s",
+        ),
+    ] = 60.0,
+    max_agents: Annotated[
+        int,
+        typer.Option(
+            "--max-agents",
+            envvar="REAPER_MAX_AGENTS",
+            min=0,
+            help="How many agents get series of their own; the rest is `other`.",
+        ),
+    ] = 200,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
+    ] = LogFormat.CONSOLE,
+) -> None:
+    """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
+
+    SIGTERM and SIGINT end it, SIGHUP makes it sweep now.
+    """
+    from reaper.adapters.processes import use_of  # noqa: PLC0415
+    from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.reports.metrics import Knowledge, Metrics  # noqa: PLC0415
+    from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
+    from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
+
+    given = listen or ["127.0.0.1:9789"]
+    try:
+        addresses = [] if given == ["off"] else [parse_address(text) for text in given]
+    except ValueError as error:
+        raise typer.BadParameter(f"--listen: {error}") from None
+    raise_descriptor_limit()
+    knowledge = Knowledge()
+    metrics = Metrics(
+        knowledge,
+        version=__version__,
+        states=[state.name for state in judging.states],
+        acquire_timeout=acquire_timeout,
+        max_agents=max_agents,
+        now=time.monotonic,
+        holder_use=use_of,
+    )
+    journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
+    it = Watch(
+        judging.reaper(), resync=resync, knowledge=knowledge, metrics=metrics, journal=journal
+    )
+    web = WebServer(metrics.registry, healthy=it.healthy, ready=it.ready)
+    try:
+        ports = web.start(addresses)
+    except (OSError, OverflowError) as error:
+        web.stop()
+        _fail(judging.talk, f"cannot listen on {', '.join(given)}: {error}; see --listen")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: it.stop())
+    signal.signal(signal.SIGHUP, lambda *_: it.sweep_soon())
+    journal.info(
+        "watching",
+        version=__version__,
+        state_dirs=[state.path for state in judging.states],
+        ports=ports,
+    )
+    it.run()
+    web.stop()
+    journal.info("stopped")
+
+
+@app.command()
+def probe(
+    url: Annotated[
+        str,
+        typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
+    ] = "http://127.0.0.1:9789/-/healthy",
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            envvar="REAPER_TIMEOUT",
+            parser=_duration,
+            metavar="DURATION",
+            help="How long to wait for the answer.",
+            show_default="5s",
+        ),
+    ] = 5.0,
+) -> None:
+    """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
+    import http.client  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    talk = _Talk(quiet=False, verbose=False)
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"--url: {url!r} is no http address")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310  # http only
+            typer.echo(
+                f"{answer.status} {printable(answer.read(200).decode(errors='replace').strip())}"
+            )
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        _fail(talk, f"{url}: {error}")
 
 
 def _locks(count: int) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Protocol
@@ -207,7 +208,7 @@ class Reaper:
     def _round(
         self,
         mode: Mode,
-        only: set[Place] | None,
+        only: AbstractSet[Place] | None,
         due: dict[Place, float],
         stop: Callable[[], bool],
     ) -> Iterator[Finding | Skipped]:
@@ -222,6 +223,40 @@ class Reaper:
             if stop():
                 return
 
+    def act(
+        self, only: AbstractSet[Place] | None = None
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        """One pass that judges and acts, over all locks or those at some places; for a sidecar,
+        which remembers. Nothing waits in it; a place whose lock is gone is not yielded.
+        """
+        seen: set[Place] = set()
+        for place, found in self._pass(Mode.ACT, only):
+            if place is not None:
+                seen.add(place)
+            yield place, found
+        gone = (self._sights.keys() if only is None else only) - seen
+        for place in gone:
+            self._sights.pop(place, None)
+        if only is None:
+            self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in seen})
+
+    def is_held(self, place: Place, file: FileId) -> bool:
+        """Tell whether this very lock is still there and open for writing; the cheapest look."""
+        skipped: list[Skipped] = []
+        try:
+            for folder in lock_files.folders(place.state, skipped, {place.agent}):
+                with folder:
+                    opened = lock_files.open_lock(folder, place.name)
+                    if isinstance(opened, OpenLock):
+                        with opened:
+                            proof, _ = hold_proof.probe(
+                                opened.fd, same_mount=lambda: False, layered=True
+                            )
+                            return opened.lock.file == file and proof is HoldProof.OPEN
+        except OSError:
+            return False
+        return False
+
     def explain(self, wanted: Callable[[Place], bool]) -> Iterator[Finding | Skipped]:
         """Look, as `look` does, at the locks whose place is wanted, with all of their evidence."""
         for place, found in self._pass(Mode.LOOK, None, wanted=wanted):
@@ -231,7 +266,7 @@ class Reaper:
     def _pass(
         self,
         mode: Mode,
-        only: set[Place] | None,
+        only: AbstractSet[Place] | None,
         *,
         limits: Limits | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
@@ -256,7 +291,7 @@ class Reaper:
         self,
         this: _Pass,
         state: StateDir,
-        only: set[Place] | None,
+        only: AbstractSet[Place] | None,
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         here = _StatePass(state=state, identity=lock_files.identity(state))
@@ -279,7 +314,7 @@ class Reaper:
         self,
         this: _Pass,
         here: _StatePass,
-        only: set[Place] | None,
+        only: AbstractSet[Place] | None,
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         skipped: list[Skipped] = []
@@ -298,7 +333,7 @@ class Reaper:
         this: _Pass,
         here: _StatePass,
         folder: Folder,
-        only: set[Place] | None,
+        only: AbstractSet[Place] | None,
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         layered = hold_proof.is_below(folder.path, this.layers)

@@ -111,6 +111,33 @@ class ProcessTable:
                 yield Gateway(pid=pid, up_for=up_for(seen.starttime), state_dir=_state_dir_of(pid))
 
 
+def starttime_of(pid: int) -> int | None:
+    """Return a process's start time in ticks since boot; None where it is not to be had."""
+    return _look(pid).starttime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What a process uses; `open_fds` is None where rights are missing."""
+
+    resident_bytes: int
+    open_fds: int | None
+
+
+def use_of(pid: int) -> Use | None:
+    """Return what a process uses; None where it is gone or not to be looked at."""
+    try:
+        process = psutil.Process(pid)
+        resident: int = process.memory_info().rss
+    except (psutil.Error, OSError):
+        return None
+    try:
+        fds: int | None = process.num_fds()
+    except (psutil.Error, OSError):
+        fds = None
+    return Use(resident_bytes=resident, open_fds=fds)
+
+
 def up_for(starttime: int) -> float:
     """Seconds since a start time in ticks since boot; never negative."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - starttime / _TICKS)

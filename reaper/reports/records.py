@@ -53,6 +53,16 @@ def lock_record(
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The latest that is known of one lock; `at` is when (monotonic seconds)."""
+
+    lock: Lock
+    evidence: Evidence
+    judgement: Judgement
+    at: float
+
+
 @dataclass(slots=True)
 class Summary:
     """What a command met, counted."""

@@ -1,0 +1,321 @@
+"""Metrics for Prometheus, in a registry of their own; docs/metrics.md lists them.
+
+Gauges of locks and holders are made from what is known at the moment of the scrape, so that series
+of what is gone go too. No label carries a session, or anything else without a bound.
+"""
+
+import threading
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.policy import Action, Outcome
+from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Verdict
+from reaper.reports.records import Seen
+from reaper.reports.words import printable
+
+OTHER: Final = "other"
+_LONGEST_LABEL: Final = 64
+_FLAGGED_REASONS: Final = (
+    "dead-pid",
+    "recycled-pid",
+    "missing-pid",
+    "orphan-self-pid",
+    "non-openclaw-owner",
+    "holder-unknown",
+    "run-ended",
+    "hold-exceeded",
+)
+_REMOVAL_OUTCOMES: Final = (
+    Outcome.REMOVED,
+    Outcome.VANISHED,
+    Outcome.CHANGED,
+    Outcome.RESTORED,
+    Outcome.FLAGGED,
+    Outcome.FAILED,
+)
+_ERROR_KINDS: Final = ("removal", "unreadable", "sweep", "journal", "observer")
+_HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
+_DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
+
+
+class HolderUse(Protocol):
+    """What a live holder uses; `open_fds` is None where it is not to be read."""
+
+    @property
+    def resident_bytes(self) -> int: ...
+    @property
+    def open_fds(self) -> int | None: ...
+
+
+class Knowledge:
+    """What is known of all locks, shared between the worker and those who look; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[object, Seen] = {}
+        self._skipped: Tally[str] = Tally()
+
+    def put(self, place: object, seen: Seen) -> Seen | None:
+        """Note the latest of a place; return what was known of it before."""
+        with self._lock:
+            before = self._seen.get(place)
+            self._seen[place] = seen
+            return before
+
+    def drop(self, place: object) -> Seen | None:
+        with self._lock:
+            return self._seen.pop(place, None)
+
+    def get(self, place: object) -> Seen | None:
+        with self._lock:
+            return self._seen.get(place)
+
+    def set_skipped(self, reasons: Iterable[str]) -> None:
+        with self._lock:
+            self._skipped = Tally(reasons)
+
+    def all(self) -> list[Seen]:
+        with self._lock:
+            return list(self._seen.values())
+
+    def skipped(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._skipped)
+
+
+class Metrics:
+    """The counters that the worker moves, and the registry that is scraped."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        *,
+        version: str,
+        states: Iterable[str],
+        acquire_timeout: float,
+        max_agents: int,
+        now: Callable[[], float],
+        holder_use: Callable[[int], HolderUse | None],
+    ) -> None:
+        disable_created_metrics()  # a second series for each counter that nobody asks for
+        registry = self.registry = CollectorRegistry()
+        info = Gauge("reaper_build_info", "The reaper's version.", ["version"], registry=registry)
+        info.labels(version).set(1)
+        self.hold = Histogram(
+            "reaper_lock_hold_seconds",
+            "How long completed holds lasted.",
+            buckets=_HOLD_BUCKETS,
+            registry=registry,
+        )
+        self.actions = Counter(
+            "reaper_actions_total",
+            "Acts on stuck locks, by first reason and outcome.",
+            ["action", "reason", "outcome"],
+            registry=registry,
+        )
+        for reason in _FLAGGED_REASONS:
+            self.actions.labels(Action.FLAG.value, reason, Outcome.FLAGGED.value)
+            for outcome in _REMOVAL_OUTCOMES:
+                self.actions.labels(Action.REMOVE.value, reason, outcome.value)
+        self.reap_delay = Histogram(
+            "reaper_reap_delay_seconds",
+            "From the moment a lock that was seen before became removable until it was gone.",
+            buckets=_DELAY_BUCKETS,
+            registry=registry,
+        )
+        self.sweep_duration = Histogram(
+            "reaper_sweep_duration_seconds", "How long full sweeps took.", registry=registry
+        )
+        self.last_sweep = Gauge(
+            "reaper_last_sweep_timestamp_seconds",
+            "When the last full sweep ended.",
+            registry=registry,
+        )
+        self.events = Counter(
+            "reaper_events_total", "File events on locks, by type.", ["type"], registry=registry
+        )
+        for kind in ("created", "deleted", "overflow"):
+            self.events.labels(kind)
+        self.events_missed = Counter(
+            "reaper_events_missed_total",
+            "Locks that a sweep found and no event announced.",
+            registry=registry,
+        )
+        self.observer_up = Gauge(
+            "reaper_observer_up",
+            "1 while file events are to be had for every state directory.",
+            registry=registry,
+        )
+        self.errors = Counter(
+            "reaper_errors_total", "What went wrong, by kind.", ["kind"], registry=registry
+        )
+        for kind in _ERROR_KINDS:
+            self.errors.labels(kind)
+        registry.register(
+            _LockCollector(
+                knowledge,
+                states=list(states),
+                acquire_timeout=acquire_timeout,
+                max_agents=max_agents,
+                now=now,
+                holder_use=holder_use,
+            )
+        )
+
+
+class _LockCollector(Collector):
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        *,
+        states: list[str],
+        acquire_timeout: float,
+        max_agents: int,
+        now: Callable[[], float],
+        holder_use: Callable[[int], HolderUse | None],
+    ) -> None:
+        self._knowledge = knowledge
+        self._states = states
+        self._acquire_timeout = acquire_timeout
+        self._max_agents = max_agents
+        self._now = now
+        self._holder_use = holder_use
+        self._labels: dict[tuple[str, str], str] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        seen = self._knowledge.all()
+        self._allot_labels(seen)
+        yield from self._locks(seen)
+        yield from self._proofs(seen)
+        yield from self._holders(seen)
+        skipped = GaugeMetricFamily(
+            "reaper_skipped_files", "What is not looked at, by reason.", labels=["reason"]
+        )
+        for reason, count in self._knowledge.skipped().items():
+            skipped.add_metric([reason], count)
+        yield skipped
+
+    def _allot_labels(self, seen: list[Seen]) -> None:
+        """Give each agent that has locks a label of its own, up to the cap; first come, first
+        served, and one that has one keeps it.
+        """
+        present = dict.fromkeys((it.lock.state_dir, it.lock.agent) for it in seen)
+        labels = {key: label for key, label in self._labels.items() if key in present}
+        for key in present:
+            if key not in labels and len(labels) < self._max_agents:
+                labels[key] = printable(key[1])[:_LONGEST_LABEL]
+        self._labels = labels
+
+    def _agent(self, it: Seen) -> tuple[str, str]:
+        state, agent = it.lock.state_dir, it.lock.agent
+        return state, self._labels.get((state, agent), OTHER)
+
+    def _locks(self, seen: list[Seen]) -> Iterator[Metric]:
+        verdicts: Tally[tuple[str, str, Verdict]] = Tally()
+        stuck: Tally[tuple[str, str]] = Tally()
+        blocking: Tally[tuple[str, str]] = Tally()
+        oldest: dict[tuple[str, str], float] = {}
+        now = self._now()
+        for it in seen:
+            key = self._agent(it)
+            verdicts[(*key, it.judgement.verdict)] += 1
+            age = it.evidence.age + now - it.at
+            blocking[key] += age > self._acquire_timeout
+            stuck[key] += (
+                it.judgement.verdict in STUCK and RECOVERY_PENDING not in it.judgement.reasons
+            )
+            created_ms = it.lock.record.created_at_ms
+            created = (it.lock.mtime_ms if created_ms is None else created_ms) / 1000
+            oldest[key] = min(created, oldest.get(key, created))
+        labels = ["state", "agent"]
+        locks = GaugeMetricFamily("reaper_locks", "Locks, by verdict.", labels=[*labels, "verdict"])
+        for state, agent in blocking:
+            for verdict in Verdict:
+                locks.add_metric([state, agent, verdict.value], verdicts[state, agent, verdict])
+        yield locks
+        for name, text, values in (
+            ("reaper_stuck_locks", "Stuck locks, those kept for the next gateway not.", stuck),
+            (
+                "reaper_blocking_locks",
+                "Locks held longer than the gateway's acquire timeout: users are failing now.",
+                blocking,
+            ),
+            (
+                "reaper_oldest_lock_created_timestamp_seconds",
+                "When the oldest lock was taken.",
+                oldest,
+            ),
+        ):
+            family = GaugeMetricFamily(name, text, labels=labels)
+            for (state, agent), value in values.items():
+                family.add_metric([state, agent], value)
+            yield family
+
+    def _proofs(self, seen: list[Seen]) -> Iterator[Metric]:
+        """Both are absent while nothing is known: a gauge that guesses would page or soothe."""
+        proofs: dict[str, bool] = {}
+        shared: dict[str, bool] = {}
+        for it in seen:
+            state, evidence = it.lock.state_dir, it.evidence
+            if evidence.proof is not HoldProof.UNAVAILABLE:
+                proofs[state] = proofs.get(state, True)
+            elif evidence.proof_note != TOO_EARLY:
+                proofs[state] = False
+            if evidence.proof is HoldProof.OPEN:
+                here = evidence.holder.state is HolderState.SAME
+                is_shared = here and evidence.holder.pid == it.lock.record.pid
+                shared[state] = shared.get(state, True) and is_shared
+        for name, text, values in (
+            ("reaper_hold_proof_available", "1 while every lock can be probed.", proofs),
+            (
+                "reaper_pid_namespace_shared",
+                "1 while the holders of all held locks are seen under their own pids.",
+                shared,
+            ),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["state"])
+            for state in self._states:
+                if state in values:
+                    family.add_metric([state], values[state])
+            yield family
+
+    def _holders(self, seen: list[Seen]) -> Iterator[Metric]:
+        holders: dict[tuple[str, int], int] = defaultdict(int)
+        for it in seen:
+            pid = it.evidence.holder.pid
+            if it.evidence.holder.state is HolderState.SAME and pid is not None:
+                holders[it.lock.state_dir, pid] += it.judgement.verdict in STUCK
+        labels = ["state", "pid"]
+        memory = GaugeMetricFamily(
+            "reaper_holder_resident_memory_bytes",
+            "Resident memory of a live holder.",
+            labels=labels,
+        )
+        stuck = GaugeMetricFamily(
+            "reaper_holder_stuck_locks", "Stuck locks of a live holder.", labels=labels
+        )
+        fds = GaugeMetricFamily(
+            "reaper_holder_open_fds", "Open descriptors of a live holder.", labels=labels
+        )
+        for (state, pid), count in holders.items():
+            use = self._holder_use(pid)
+            if use is None:
+                continue
+            stuck.add_metric([state, str(pid)], count)
+            memory.add_metric([state, str(pid)], use.resident_bytes)
+            if use.open_fds is not None:
+                fds.add_metric([state, str(pid)], use.open_fds)
+        yield from (memory, stuck, fds)

@@ -1,0 +1,449 @@
+"""The sidecar: waits for what may change a verdict, judges what is due, stops cleanly.
+
+One worker judges and acts, so that no two acts race. It sleeps until a file event, the death of a
+holder (its pidfd), the moment a lock is due, or the next full sweep.
+"""
+
+import errno
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from reaper.adapters.lock_files import Skipped
+from reaper.adapters.observer import APPEARED, EventSource
+from reaper.adapters.processes import starttime_of
+from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.lock import StateDir
+from reaper.core.policy import Action, Outcome
+from reaper.core.verdict import Verdict
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.records import Seen, lock_record
+from reaper.sweep import Finding, Place, Reaper
+
+_SETTLE: Final = 0.25
+"""Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
+ms (docs/facts.md) and need no look at all."""
+_POLL: Final = 1.0
+"""Seconds between two looks at the hold proof of locks whose holder cannot be waited for."""
+_MISSING_POLL: Final = 2.0
+"""Seconds between two looks for a state directory that is not there."""
+_DEGRADED_RESYNC: Final = 5.0
+"""Seconds between two sweeps while events are missing."""
+_SWEEPS_TO_RECOVER: Final = 12
+"""Sweeps in a row that meet nothing unannounced before events are trusted again."""
+_LATE: Final = 10.0
+"""Seconds by which something that was due may be late before the loop counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    pid: int
+    starttime: int | None
+
+
+class Watch:
+    """Watches, judges and acts until it is stopped."""
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        *,
+        resync: float,
+        knowledge: Knowledge,
+        metrics: Metrics,
+        journal: Journal,
+    ) -> None:
+        self._reaper = reaper
+        self._resync = resync
+        self._knowledge = knowledge
+        self._metrics = metrics
+        self._journal = journal
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        self._events = EventSource(
+            on_lock=self._on_lock, on_change=self.sweep_soon, on_overflow=self._on_overflow
+        )
+        # Written by watchdog's thread and by signal handlers, read by the worker.
+        self._mutex = threading.Lock()
+        self._appeared: dict[Place, float] = {}
+        self._went: dict[Place, float] = {}
+        self._sweep_wanted = True
+        self._stopping = False
+        # The worker's own.
+        self._places: set[Place] = set()
+        self._due: dict[Place, float] = {}
+        self._heap: list[tuple[float, int, Place]] = []
+        self._counter = itertools.count()
+        self._born: dict[Place, float] = {}
+        self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
+        self._fd_of: dict[_Holder, int] = {}
+        self._polled: dict[Place, float] = {}
+        self._next_sweep = 0.0
+        self._clean_sweeps = 0
+        self._degraded = False
+        self._missing: set[StateDir] = set()
+        self._said: set[tuple[str, str]] = set()
+        self._following_since: dict[StateDir, float] = {}
+        self._expected_by = time.monotonic()
+        self._swept = False
+        self._readable = False
+
+    # Called from other threads and from signal handlers
+
+    def stop(self) -> None:
+        """End the loop after the act under way."""
+        self._stopping = True
+        self._ring()
+
+    def sweep_soon(self) -> None:
+        """Have a full sweep made now."""
+        self._sweep_wanted = True
+        self._ring()
+
+    def healthy(self) -> bool:
+        """Whether the loop is alive: nothing that was due is more than 10 s late."""
+        return time.monotonic() < self._expected_by + _LATE
+
+    def ready(self) -> bool:
+        """Whether every state directory could be read in the last full sweep."""
+        return self._swept and self._readable
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
+        place, now = Place(state, agent, name), time.monotonic()
+        self._metrics.events.labels(what).inc()
+        with self._mutex:
+            if what == APPEARED:
+                self._appeared[place] = now
+                self._went.pop(place, None)
+            else:
+                self._went[place] = now
+        self._ring()
+
+    def _on_overflow(self) -> None:
+        self._metrics.events.labels("overflow").inc()
+        self._degrade("file events were lost: the kernel's queue overflowed")
+        self.sweep_soon()
+
+    # The worker
+
+    def run(self) -> None:
+        """Watch until `stop`; everything else about it happens in this thread."""
+        self._events.start()
+        try:
+            while not self._stopping:
+                self._step()
+        finally:
+            self._events.stop()
+            for fd in self._holders:
+                os.close(fd)
+            os.close(self._wake)
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        if self._sweep_wanted or now >= self._next_sweep:
+            self._full_sweep()
+        due = self._take_due(time.monotonic())
+        if due:
+            self._judge(due)
+        self._check_polled()
+        wake_at = self._wake_at()
+        self._expected_by = wake_at
+        if self._stopping or self._sweep_wanted:
+            return
+        ready = self._poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
+        woken = time.monotonic()
+        self._expected_by = woken
+        dead: dict[Place, float] = {}
+        for fd, _ in ready:
+            if fd == self._wake:
+                os.eventfd_read(fd)
+            elif fd in self._holders:
+                dead |= dict.fromkeys(self._forget_holder(fd), woken)
+        if dead:
+            self._judge(dead)
+        self._take_events()
+
+    def _wake_at(self) -> float:
+        wake_at = self._next_sweep
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        if self._heap:
+            wake_at = min(wake_at, self._heap[0][0])
+        if self._polled:
+            wake_at = min(wake_at, *self._polled.values())
+        return wake_at
+
+    def _schedule(self, place: Place, at: float) -> None:
+        self._due[place] = at
+        heapq.heappush(self._heap, (at, next(self._counter), place))
+
+    def _take_due(self, now: float) -> dict[Place, float]:
+        due = {}
+        while self._heap and self._heap[0][0] <= now:
+            at, _, place = heapq.heappop(self._heap)
+            if self._due.get(place) == at:
+                del self._due[place]
+                due[place] = at
+        return due
+
+    def _take_events(self) -> None:
+        with self._mutex:
+            appeared, self._appeared = self._appeared, {}
+            went, self._went = self._went, {}
+        for place, at in appeared.items():
+            # One event for a lock that was known under this name: it was replaced.
+            self._born[place] = at
+            self._schedule(place, at + _SETTLE)
+        for place, at in went.items():
+            born = self._born.pop(place, None)
+            known = self._forget(place)
+            if born is not None:
+                self._metrics.hold.observe(at - born)
+            elif known is not None and known.evidence.proof is HoldProof.OPEN:
+                self._metrics.hold.observe(max(0.0, known.evidence.age + at - known.at))
+
+    def _full_sweep(self) -> None:
+        self._sweep_wanted = False
+        started = time.monotonic()
+        self._take_events()
+        self._follow_all()
+        places: set[Place] = set()
+        skipped: list[Skipped] = []
+        missed = 0
+        for place, found in self._reaper.act():
+            self._expected_by = time.monotonic()
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif place is not None:
+                places.add(place)
+                missed += self._is_missed(place, found)
+                self._take(place, found, due_since=None)
+        for place in self._places - places:
+            with self._mutex:
+                announced = place in self._appeared
+            if not announced:
+                self._forget(place)
+        self._tell_skipped(skipped)
+        now = time.monotonic()
+        self._metrics.sweep_duration.observe(now - started)
+        self._metrics.last_sweep.set_to_current_time()
+        self._readable = not any(it.failed for it in skipped)
+        self._swept = True
+        self._note_missed(missed)
+        self._next_sweep = now + self._interval()
+
+    def _interval(self) -> float:
+        if self._degraded:
+            return min(self._resync, _DEGRADED_RESYNC)
+        return min(self._resync, _MISSING_POLL) if self._missing else self._resync
+
+    def _follow_all(self) -> None:
+        self._missing.clear()
+        up = True
+        for state in self._reaper.states:
+            if self._events.follow(state):
+                self._following_since.setdefault(state, time.monotonic())
+                continue
+            self._following_since.pop(state, None)
+            if state in self._events.errors:
+                up = False
+                self._metrics.errors.labels("observer").inc()
+                why = self._events.errors[state]
+                self._degrade(f"no file events for {state.path}: {why}")
+            else:
+                self._missing.add(state)
+        self._metrics.observer_up.set(up and not self._degraded)
+
+    def _is_missed(self, place: Place, found: Finding) -> bool:
+        """Whether this lock should have been announced by an event and was not: it is new to us,
+        and was born well after its folder was followed, and well before now.
+        """
+        since = self._following_since.get(place.state)
+        if since is None or place in self._born or self._knowledge.get(place) is not None:
+            return False
+        with self._mutex:
+            if place in self._appeared:
+                return False
+        followed_for = time.monotonic() - since
+        return _POLL < found.evidence.file_age < followed_for - _POLL
+
+    def _note_missed(self, missed: int) -> None:
+        if missed:
+            self._metrics.events_missed.inc(missed)
+            self._degrade(
+                f"{missed} lock(s) were found that no file event announced "
+                "(an inotify limit, or a file system without events)"
+            )
+        elif self._degraded:
+            self._clean_sweeps += 1
+            if self._clean_sweeps >= _SWEEPS_TO_RECOVER and not self._events.errors:
+                self._degraded = False
+                self._metrics.observer_up.set(1)
+                self._journal.info("events-again", every=self._resync)
+
+    def _degrade(self, why: str) -> None:
+        self._clean_sweeps = 0
+        self._metrics.observer_up.set(0)
+        if not self._degraded:
+            self._degraded = True
+            every = min(self._resync, _DEGRADED_RESYNC)
+            self._journal.warn("events-missing", why=why, sweeping_every=every)
+
+    def _tell_skipped(self, skipped: list[Skipped]) -> None:
+        """Say once what is not looked at, and count it; again when it was gone in between."""
+        self._knowledge.set_skipped(it.reason for it in skipped)
+        now = {(it.path, it.reason) for it in skipped}
+        for it in skipped:
+            if (it.path, it.reason) not in self._said:
+                tell = self._journal.warn if it.failed else self._journal.info
+                tell("skipped", path=it.path, reason=it.reason, note=it.note)
+                if it.failed:
+                    self._metrics.errors.labels("unreadable").inc()
+        self._said = now
+
+    def _judge(self, due: dict[Place, float]) -> None:
+        """Judge some places anew; `due` tells since when each was to be judged."""
+        waiting = set(due)
+        for place, found in self._reaper.act(frozenset(due)):
+            if place is not None and isinstance(found, Finding):
+                waiting.discard(place)
+                self._take(place, found, due_since=due.get(place))
+        for place in waiting:
+            self._forget(place)
+
+    def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
+        """Note what a lock came to, tell it, and see to it that its next change wakes us."""
+        now = time.monotonic()
+        seen = Seen(lock=found.lock, evidence=found.evidence, judgement=found.judgement, at=now)
+        before = self._knowledge.put(place, seen)
+        self._places.add(place)
+        same_lock = before is not None and before.lock.file == found.lock.file
+        changed = (
+            not same_lock
+            or before is None
+            or (
+                before.judgement.verdict,
+                before.judgement.reasons,
+            )
+            != (found.judgement.verdict, found.judgement.reasons)
+        )
+        self._tell(found, changed=changed)
+        if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+            if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
+                self._metrics.reap_delay.observe(max(0.0, now - due_since))
+            self._born.pop(place, None)
+            self._forget(place)
+            return
+        self._wait_for(place, found, now)
+
+    def _tell(self, found: Finding, *, changed: bool) -> None:
+        verdict = found.judgement.verdict
+        acted = found.action is Action.REMOVE
+        flagged = found.action is Action.FLAG and changed
+        if acted or flagged:
+            outcome = found.outcome.value if found.outcome else ""
+            reason = found.judgement.reasons[0] if found.judgement.reasons else ""
+            self._metrics.actions.labels(found.action.value, reason, outcome).inc()
+            if found.outcome is Outcome.FAILED:
+                self._metrics.errors.labels("removal").inc()
+        if not acted and (not changed or verdict is Verdict.HELD):
+            return
+        record = lock_record(
+            lock=found.lock,
+            evidence=found.evidence,
+            judgement=found.judgement,
+            action=found.action,
+            outcome=found.outcome,
+            note=found.note,
+        )
+        event = found.outcome.value if found.outcome and acted else "verdict"
+        self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+
+    def _wait_for(self, place: Place, found: Finding, now: float) -> None:
+        self._due.pop(place, None)
+        if found.judgement.due_in is not None:
+            self._schedule(place, now + max(0.01, found.judgement.due_in))
+        holder, proof = found.evidence.holder, found.evidence.proof
+        waited_for = False
+        if holder.state is HolderState.SAME and holder.pid is not None:
+            known = _Holder(holder.pid, found.lock.record.starttime)
+            waited_for = self._wait_for_holder(known, place)
+        if proof is HoldProof.OPEN and not waited_for:
+            self._polled.setdefault(place, now + _POLL)
+        else:
+            self._polled.pop(place, None)
+
+    def _wait_for_holder(self, holder: _Holder, place: Place) -> bool:
+        """See to it that the holder's death wakes us; False where no pidfd is to be had."""
+        fd = self._fd_of.get(holder)
+        if fd is None:
+            try:
+                fd = os.pidfd_open(holder.pid)
+            except OSError as error:
+                if error.errno in {errno.ESRCH, errno.EINVAL}:
+                    self._schedule(place, time.monotonic())  # dead already: judge it again
+                return False
+            # The pid may have been given to another process since it was looked at.
+            if holder.starttime is not None and starttime_of(holder.pid) != holder.starttime:
+                os.close(fd)
+                self._schedule(place, time.monotonic())
+                return False
+            self._poll.register(fd, select.POLLIN)
+            self._fd_of[holder] = fd
+            self._holders[fd] = (holder, set())
+        self._holders[fd][1].add(place)
+        return True
+
+    def _forget_holder(self, fd: int) -> set[Place]:
+        holder, places = self._holders.pop(fd)
+        del self._fd_of[holder]
+        self._poll.unregister(fd)
+        os.close(fd)
+        return places
+
+    def _check_polled(self) -> None:
+        now = time.monotonic()
+        gone: dict[Place, float] = {}
+        for place, at in list(self._polled.items()):
+            if at > now:
+                continue
+            known = self._knowledge.get(place)
+            if known is not None and self._reaper.is_held(place, known.lock.file):
+                self._polled[place] = now + _POLL
+            else:
+                del self._polled[place]
+                gone[place] = at
+        if gone:
+            self._judge(gone)
+
+    def _forget(self, place: Place) -> Seen | None:
+        self._due.pop(place, None)
+        self._polled.pop(place, None)
+        self._places.discard(place)
+        known = self._knowledge.drop(place)
+        if known is not None:
+            pid = known.evidence.holder.pid
+            holder = _Holder(pid, known.lock.record.starttime) if pid is not None else None
+            fd = self._fd_of.get(holder) if holder is not None else None
+            if fd is not None:
+                self._holders[fd][1].discard(place)
+        return known
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of descriptors as far as it may: a pidfd is needed for each holder."""
+    import resource  # noqa: PLC0415  # only the sidecar needs it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
