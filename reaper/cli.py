@@ -21,7 +21,7 @@ from reaper.core.lock import LOCK_SUFFIX
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import NO_HOLD_PROOF, Limits
 from reaper.reports.output import JsonOutput, Output, TableOutput
-from reaper.reports.records import Summary, lock_record
+from reaper.reports.records import Seen, Summary, lock_record
 from reaper.reports.words import explain as explain_in_words
 from reaper.reports.words import no_proof_advice, printable
 from reaper.settings import SettingsError, parse_duration, state_dirs
@@ -38,6 +38,8 @@ EXIT_STUCK: Final = 3
 EXIT_BLIND: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
+_ACQUIRE_TIMEOUT: Final = 60.0
+_MAX_AGENTS: Final = 200
 _PROGRESS_FROM: Final = 3000
 """Locks from which on a progress bar is worth its lines."""
 
@@ -454,6 +456,55 @@ class _NoOutput:
     def end(self, summary: Summary) -> None: ...
 
 
+class _SweepMetrics:
+    """The sidecar's metrics, for one sweep."""
+
+    def __init__(self, judging: _Judging) -> None:
+        from reaper.adapters.processes import use_of  # noqa: PLC0415
+        from reaper.reports.metrics import Knowledge, Metrics  # noqa: PLC0415
+
+        self._knowledge = Knowledge()
+        self._started = time.monotonic()
+        self._skipped: list[str] = []
+        self._metrics = Metrics(
+            self._knowledge,
+            version=__version__,
+            states=[state.name for state in judging.states],
+            acquire_timeout=_ACQUIRE_TIMEOUT,
+            max_agents=_MAX_AGENTS,
+            now=time.monotonic,
+            holder_use=use_of,
+            watching=False,
+        )
+
+    def take(self, found: "Finding | Skipped") -> None:
+        from reaper.sweep import Finding  # noqa: PLC0415
+
+        if not isinstance(found, Finding):
+            self._skipped.append(found.reason)
+            if found.failed:
+                self._metrics.errors.labels("unreadable").inc()
+            return
+        self._metrics.count_action(found.action, found.judgement, found.outcome)
+        if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+            seen = Seen(
+                lock=found.lock,
+                evidence=found.evidence,
+                judgement=found.judgement,
+                at=time.monotonic(),
+            )
+            self._knowledge.put(found.lock.path, seen)
+
+    def write(self, path: str) -> None:
+        """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
+        from prometheus_client import write_to_textfile  # noqa: PLC0415
+
+        self._knowledge.set_skipped(self._skipped)
+        self._metrics.sweep_duration.observe(time.monotonic() - self._started)
+        self._metrics.last_sweep.set_to_current_time()
+        write_to_textfile(path, self._metrics.registry)
+
+
 @app.command()
 @_with_judging
 def sweep(
@@ -466,11 +517,21 @@ def sweep(
         ),
     ] = False,
     wait: Wait = None,
+    textfile: Annotated[
+        str | None,
+        typer.Option(
+            "--textfile",
+            envvar="REAPER_TEXTFILE",
+            metavar="FILE.prom",
+            help="Write the metrics of this sweep there, for node_exporter's textfile collector.",
+        ),
+    ] = None,
     exit_zero: ExitZero = False,
 ) -> None:
     """Judge all locks and free those whose holding is provably over, once."""
     talk = judging.talk
     report = _Report(judging, judging.output(last="outcome", only_notable=not talk.verbose))
+    metrics = _SweepMetrics(judging) if textfile is not None else None
 
     def on_wait(count: int, seconds: float) -> None:
         talk.info(f"{_locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
@@ -479,7 +540,14 @@ def sweep(
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
             report.take(it)
+            if metrics is not None:
+                metrics.take(it)
         report.end()
+        if metrics is not None and textfile is not None:
+            try:
+                metrics.write(textfile)
+            except OSError as error:
+                _fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
         if stop():
             talk.error("interrupted; the locks not named above were not looked at")
             raise typer.Exit(EXIT_INTERRUPTED)
@@ -524,7 +592,7 @@ def watch(
             help="The gateway's own: how long a request waits for a lock before it fails.",
             show_default="60s",
         ),
-    ] = 60.0,
+    ] = _ACQUIRE_TIMEOUT,
     max_agents: Annotated[
         int,
         typer.Option(
@@ -533,7 +601,7 @@ def watch(
             min=0,
             help="How many agents get series of their own; the rest is `other`.",
         ),
-    ] = 200,
+    ] = _MAX_AGENTS,
     log_format: Annotated[
         LogFormat,
         typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),

@@ -351,11 +351,7 @@ class Watch:
         acted = found.action is Action.REMOVE
         flagged = found.action is Action.FLAG and changed
         if acted or flagged:
-            outcome = found.outcome.value if found.outcome else ""
-            reason = found.judgement.reasons[0] if found.judgement.reasons else ""
-            self._metrics.actions.labels(found.action.value, reason, outcome).inc()
-            if found.outcome is Outcome.FAILED:
-                self._metrics.errors.labels("removal").inc()
+            self._metrics.count_action(found.action, found.judgement, found.outcome)
         if not acted and (not changed or verdict is Verdict.HELD):
             return
         record = lock_record(

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Verdict
+from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Judgement, Verdict
 from reaper.reports.records import Seen
 from reaper.reports.words import printable
 
@@ -109,8 +109,10 @@ class Metrics:
         max_agents: int,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
+        watching: bool = True,
     ) -> None:
-        disable_created_metrics()  # a second series for each counter that nobody asks for
+        # They double each counter, and nobody asks for them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped upstream
         registry = self.registry = CollectorRegistry()
         info = Gauge("reaper_build_info", "The reaper's version.", ["version"], registry=registry)
         info.labels(version).set(1)
@@ -144,20 +146,22 @@ class Metrics:
             "When the last full sweep ended.",
             registry=registry,
         )
+        # A one-shot has no events, and must not look like a sidecar that lost them.
+        events = registry if watching else None
         self.events = Counter(
-            "reaper_events_total", "File events on locks, by type.", ["type"], registry=registry
+            "reaper_events_total", "File events on locks, by type.", ["type"], registry=events
         )
         for kind in ("created", "deleted", "overflow"):
             self.events.labels(kind)
         self.events_missed = Counter(
             "reaper_events_missed_total",
             "Locks that a sweep found and no event announced.",
-            registry=registry,
+            registry=events,
         )
         self.observer_up = Gauge(
             "reaper_observer_up",
             "1 while file events are to be had for every state directory.",
-            registry=registry,
+            registry=events,
         )
         self.errors = Counter(
             "reaper_errors_total", "What went wrong, by kind.", ["kind"], registry=registry
@@ -174,6 +178,14 @@ class Metrics:
                 holder_use=holder_use,
             )
         )
+
+    def count_action(self, action: Action, judgement: Judgement, outcome: Outcome | None) -> None:
+        """Count an act by its first reason; keeping is none."""
+        if action is not Action.KEEP and outcome is not None:
+            reason = judgement.reasons[0] if judgement.reasons else ""
+            self.actions.labels(action.value, reason, outcome.value).inc()
+            if outcome is Outcome.FAILED:
+                self.errors.labels("removal").inc()
 
 
 class _LockCollector(Collector):
