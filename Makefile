@@ -4,8 +4,11 @@ BIN := .venv/bin
 
 .PHONY: run test lint format lock clean
 
-run: .venv/.done ## set up, and do a dry sweep of the default state directory (or of a demo tree)
-	@$(BIN)/python -m reaper.demo
+run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
+	@if [ -n "$$REAPER_STATE_DIR" ] || \
+	  $(BIN)/python -c 'import os; from reaper.settings import state_dirs; state_dirs([], os.environ)' 2>/dev/null; \
+	then exec $(BIN)/reaper watch; \
+	else echo "no OpenClaw state directory here: a live demo instead"; exec $(BIN)/reaper demo; fi
 
 test: .venv/.done ## set up, and pass all tests
 	$(BIN)/python -m pytest

@@ -658,6 +658,21 @@ def watch(
 
 
 @app.command()
+def demo() -> None:
+    """Show the sidecar at work for 30 seconds, on a state directory and processes of its own."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from reaper import demo as it  # noqa: PLC0415
+    from reaper.adapters import hold_proof  # noqa: PLC0415
+
+    hold_proof.prepare()
+    try:
+        it.run(Console())
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
 def probe(
     url: Annotated[
         str,

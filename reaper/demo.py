@@ -1,21 +1,35 @@
-"""What `make run` shows: a dry sweep of the default state directory, or of a small demo tree.
-
-The demo tree has real processes in the roles of the gateway, and is gone when it is over.
+"""The demo: a state directory of its own, real processes in the roles of the gateway, and the real
+watch loop on it. Nothing of it is left behind.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from reaper.cli import app
-from reaper.core.lock import iso
-from reaper.settings import SettingsError, state_dirs
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from reaper.adapters.processes import use_of
+from reaper.core.lock import StateDir, iso
+from reaper.core.policy import Policy
+from reaper.core.verdict import STUCK, Limits
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.output import VERDICT_STYLES
+from reaper.reports.web import Address, WebServer
+from reaper.reports.words import duration
+from reaper.sweep import Reaper
+from reaper.watch import Watch
 
 _HOLDER: Final = """
 import json, os, sys
@@ -35,9 +49,9 @@ if sys.stdin.readline().strip() == "forget":
 
 
 @contextmanager
-def _holder(path: Path, *, age: float = 0.0) -> Iterator["subprocess.Popen[str]"]:
-    """Run a process that takes and holds a lock as a gateway does; `age` in seconds."""
-    created = iso(time.time_ns() // 1_000_000 - int(age * 1000))
+def _holder(path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a process that takes and holds a lock as a gateway does."""
+    created = iso(time.time_ns() // 1_000_000)
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and script
         [sys.executable, "-c", _HOLDER, str(path), created, "openclaw", "gateway"],
         stdin=subprocess.PIPE,
@@ -48,46 +62,149 @@ def _holder(path: Path, *, age: float = 0.0) -> Iterator["subprocess.Popen[str]"
         try:
             if process.stdout is not None:
                 process.stdout.readline()
-            os.utime(path, (time.time() - age, time.time() - age))
             yield process
         finally:
             process.kill()
 
 
-@contextmanager
-def demo_tree() -> Iterator[Path]:
-    """Give a state directory with a healthy lock, a killed holder's, a forgotten one, one held for
-    a run that is over, and a file of junk.
+_LIMITS: Final = Limits(orphan_grace=4.0, abandoned_after=12.0, confirm=3.0)
+_SECONDS: Final = 30.0
+_LINES: Final = 8
+
+
+class _LastLines:
+    """A stream that keeps the last lines written to it."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_LINES)
+
+    def write(self, text: str) -> int:
+        self.lines.extend(line for line in text.splitlines() if line.strip())
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
+
+
+def run(console: Console) -> None:
+    """Show what the reaper does, for about 30 seconds; Ctrl-C ends it sooner.
+
+    On a terminal as a live table, elsewhere as journal lines. Needs `hold_proof.prepare` before.
     """
-    with tempfile.TemporaryDirectory(prefix="reaper-demo-") as folder, ExitStack() as holders:
+    with tempfile.TemporaryDirectory(prefix="reaper-demo-") as folder, ExitStack() as cleanup:
         root = Path(folder) / "demo"
         sessions = root / "agents" / "main" / "sessions"
         sessions.mkdir(parents=True)
+        state = StateDir("demo", str(root))
+        knowledge = Knowledge()
+        metrics = Metrics(
+            knowledge,
+            version="demo",
+            states=[state.name],
+            acquire_timeout=60.0,
+            max_agents=10,
+            now=time.monotonic,
+            holder_use=use_of,
+        )
+        lines = _LastLines()
+        journal = Journal(lines if console.is_terminal else console.file, json=False)  # type: ignore[arg-type]  # as much of a stream as a journal needs
+        reaper = Reaper([state], limits=_LIMITS, policy=Policy())
+        watch = Watch(reaper, resync=20.0, knowledge=knowledge, metrics=metrics, journal=journal)
+        web = WebServer(metrics.registry, healthy=watch.healthy, ready=watch.ready)
+        (port,) = web.start([Address("127.0.0.1", 0)])
+        cleanup.callback(web.stop)
+        worker = threading.Thread(target=watch.run, name="watch")
+        worker.start()
+        cleanup.callback(worker.join)
+        cleanup.callback(watch.stop)
+        live = (
+            cleanup.enter_context(Live(console=console, refresh_per_second=4, transient=False))
+            if console.is_terminal
+            else None
+        )
+        started = time.monotonic()
+        for caption in _story(sessions, cleanup):
+            until = min(started + _SECONDS, time.monotonic() + caption.seconds)
+            while time.monotonic() < until:
+                if live is not None:
+                    live.update(_picture(knowledge, metrics, lines, caption.text, port))
+                time.sleep(0.25)
 
-        def hold(session: str, age: float = 0.0) -> "subprocess.Popen[str]":
-            path = sessions / f"{session}.jsonl.lock"
-            return holders.enter_context(_holder(path, age=age))
 
-        hold("healthy", age=40)
-        killed = hold("killed", age=90)
-        killed.kill()
-        killed.wait()
-        forgetful = hold("forgotten", age=70)
-        if forgetful.stdin is not None and forgetful.stdout is not None:
-            forgetful.stdin.write("forget\n")
-            forgetful.stdin.flush()
-            forgetful.stdout.readline()
-        hold("abandoned", age=300)
-        _end_run(sessions, "abandoned", age=299.5)
-        junk = sessions / "junk.jsonl.lock"
-        junk.write_text("{")
-        os.utime(junk, (time.time() - 60, time.time() - 60))
-        yield root
+@dataclass(frozen=True, slots=True)
+class _Caption:
+    text: str
+    seconds: float
 
 
-def _end_run(sessions: Path, session: str, *, age: float) -> None:
+def _story(sessions: Path, cleanup: ExitStack) -> Iterator[_Caption]:
+    """Let the processes play their parts; yields what is going on, and for how long to look."""
+
+    def hold(session: str) -> "subprocess.Popen[str]":
+        path = sessions / f"{session}.jsonl.lock"
+        return cleanup.enter_context(_holder(path))
+
+    hold("healthy")
+    yield _Caption("a healthy gateway holds a lock: it is kept, all the time", 3)
+    stuck = hold("run-timed-out")
+    _end_run(sessions, "run-timed-out")
+    yield _Caption("a run times out, and its gateway, alive, never lets go of the lock", 4)
+    killed = hold("killed")
+    yield _Caption("another gateway holds a lock ...", 2)
+    killed.kill()
+    yield _Caption("... and is killed: its lock is gone at once", 3)
+    forgetful = hold("forgotten")
+    yield _Caption("one more ...", 2)
+    if forgetful.stdin is not None and forgetful.stdout is not None:
+        forgetful.stdin.write("forget\n")
+        forgetful.stdin.flush()
+        forgetful.stdout.readline()
+    wait = duration(_LIMITS.orphan_grace)
+    yield _Caption(f"... closes its lock and forgets it: freed when seen so for {wait}", 6)
+    wait = duration(_LIMITS.abandoned_after)
+    yield _Caption(f"the run's lock is freed when all has been quiet for {wait}", 10)
+    if stuck.poll() is None:
+        yield _Caption("the healthy lock is still there: that is all", 2)
+
+
+def _picture(
+    knowledge: Knowledge, metrics: Metrics, lines: _LastLines, caption: str, port: int
+) -> Group:
+    table = Table(title=caption, title_style="bold", title_justify="left", min_width=60)
+    for column in ("session", "pid", "age", "verdict", "reasons"):
+        table.add_column(column)
+    now = time.monotonic()
+    for it in sorted(knowledge.all(), key=lambda it: it.lock.session):
+        verdict = it.judgement.verdict.value
+        table.add_row(
+            it.lock.session,
+            str(it.lock.record.pid or "-"),
+            duration(it.evidence.age + now - it.at),
+            Text(verdict.upper(), style=VERDICT_STYLES[verdict]),
+            ", ".join(it.judgement.reasons) or "-",
+        )
+    removed = sum(
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "reaper_actions_total" and sample.labels["outcome"] == "removed"
+    )
+    stuck = sum(it.judgement.verdict in STUCK for it in knowledge.all())
+    counts = Text(
+        f"reaper_stuck_locks {stuck}   reaper_actions_total{{outcome=removed}} {removed:.0f}   "
+        f"http://127.0.0.1:{port}/metrics",
+        style="dim",
+    )
+    journal = Text("\n".join(line.rstrip() for line in lines.lines), overflow="ellipsis")
+    journal.no_wrap = True
+    return Group(table, counts, journal)
+
+
+def _end_run(sessions: Path, session: str) -> None:
     """Write beside the lock what a gateway writes when a run times out."""
-    at_ms = time.time_ns() // 1_000_000 - int(age * 1000)
+    at_ms = time.time_ns() // 1_000_000
     for name, text in {
         f"{session}.jsonl": "{}\n",
         f"{session}.trajectory.jsonl": f'{{"type":"session.ended","ts":"{iso(at_ms)}",'
@@ -95,26 +212,4 @@ def _end_run(sessions: Path, session: str, *, age: float) -> None:
         "sessions.json": f'{{"agent:main:demo":{{"sessionId":"{session}","status":"timeout",'
         f'"endedAt":{at_ms}}}}}\n',
     }.items():
-        path = sessions / name
-        path.write_text(text)
-        os.utime(path, (time.time() - age, time.time() - age))
-
-
-def main() -> None:
-    """Sweep the default state directory, dry; or the demo tree, where there is none."""
-    given = [it for it in os.environ.get("REAPER_STATE_DIR", "").split(":") if it]
-    try:
-        for state in state_dirs(given, os.environ):
-            sys.stderr.write(f"a dry sweep of {state.path}: nothing is removed\n")
-        app(["sweep", "--dry-run", "--exit-zero", "-v"])
-    except SettingsError:
-        sys.stderr.write(
-            "no OpenClaw state directory here: a dry sweep of a demo tree instead, "
-            "with real processes as holders\n"
-        )
-        with demo_tree() as root:
-            app(["sweep", "--dry-run", "--exit-zero", "-v", "--state-dir", str(root)])
-
-
-if __name__ == "__main__":
-    main()
+        (sessions / name).write_text(text)

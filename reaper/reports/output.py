@@ -10,7 +10,7 @@ _MOST_ROWS: Final = 1000
 """Rows that a table lays out; beyond, lines are written as they come."""
 
 _COLUMNS: Final = ("agent", "session", "pid", "age", "verdict", "reasons")
-_STYLES: Final = {
+VERDICT_STYLES: Final = {
     "held": "green",
     "stale": "yellow",
     "orphaned": "yellow",
@@ -100,7 +100,7 @@ class TableOutput:
             cells = zip(self._columns, row, strict=True)
             table.add_row(
                 *(
-                    Text(cell, style=_STYLES[cell.lower()] if column == "verdict" else "")
+                    Text(cell, style=VERDICT_STYLES[cell.lower()] if column == "verdict" else "")
                     for column, cell in cells
                 )
             )
