@@ -643,6 +643,7 @@ def watch(
     except (OSError, OverflowError) as error:
         web.stop()
         _fail(judging.talk, f"cannot listen on {', '.join(given)}: {error}; see --listen")
+    signal.set_wakeup_fd(it.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: it.stop())
     signal.signal(signal.SIGHUP, lambda *_: it.sweep_soon())
@@ -653,6 +654,8 @@ def watch(
         ports=ports,
     )
     it.run()
+    signal.set_wakeup_fd(-1)
+    it.close()
     web.stop()
     journal.info("stopped")
 

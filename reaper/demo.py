@@ -93,7 +93,11 @@ def run(console: Console) -> None:
 
     On a terminal as a live table, elsewhere as journal lines. Needs `hold_proof.prepare` before.
     """
-    with tempfile.TemporaryDirectory(prefix="reaper-demo-") as folder, ExitStack() as cleanup:
+    with (
+        tempfile.TemporaryDirectory(prefix="reaper-demo-") as folder,
+        ExitStack() as holders,
+        ExitStack() as cleanup,  # the sidecar stops before its holders are killed
+    ):
         root = Path(folder) / "demo"
         sessions = root / "agents" / "main" / "sessions"
         sessions.mkdir(parents=True)
@@ -117,6 +121,7 @@ def run(console: Console) -> None:
         cleanup.callback(web.stop)
         worker = threading.Thread(target=watch.run, name="watch")
         worker.start()
+        cleanup.callback(watch.close)
         cleanup.callback(worker.join)
         cleanup.callback(watch.stop)
         live = (
@@ -125,7 +130,7 @@ def run(console: Console) -> None:
             else None
         )
         started = time.monotonic()
-        for caption in _story(sessions, cleanup):
+        for caption in _story(sessions, holders):
             until = min(started + _SECONDS, time.monotonic() + caption.seconds)
             while time.monotonic() < until:
                 if live is not None:
@@ -139,12 +144,12 @@ class _Caption:
     seconds: float
 
 
-def _story(sessions: Path, cleanup: ExitStack) -> Iterator[_Caption]:
+def _story(sessions: Path, holders: ExitStack) -> Iterator[_Caption]:
     """Let the processes play their parts; yields what is going on, and for how long to look."""
 
     def hold(session: str) -> "subprocess.Popen[str]":
         path = sessions / f"{session}.jsonl.lock"
-        return cleanup.enter_context(_holder(path))
+        return holders.enter_context(_holder(path))
 
     hold("healthy")
     yield _Caption("a healthy gateway holds a lock: it is kept, all the time", 3)

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +36,8 @@ _MISSING_POLL: Final = 2.0
 """Seconds between two looks for a state directory that is not there."""
 _DEGRADED_RESYNC: Final = 5.0
 """Seconds between two sweeps while events are missing."""
+_EVENT_PATIENCE: Final = 1.0
+"""Seconds that a file event may be late before it counts as missed."""
 _SWEEPS_TO_RECOVER: Final = 12
 """Sweeps in a row that meet nothing unannounced before events are trusted again."""
 _LATE: Final = 10.0
@@ -48,7 +51,11 @@ class _Holder:
 
 
 class Watch:
-    """Watches, judges and acts until it is stopped."""
+    """Watches, judges and acts until it is stopped.
+
+    `wake_fd` is for signal.set_wakeup_fd: a signal may be delivered to any thread, and must wake
+    the one that waits.
+    """
 
     def __init__(
         self,
@@ -64,7 +71,7 @@ class Watch:
         self._knowledge = knowledge
         self._metrics = metrics
         self._journal = journal
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake, self.wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._events = EventSource(
@@ -85,6 +92,7 @@ class Watch:
         self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
         self._fd_of: dict[_Holder, int] = {}
         self._polled: dict[Place, float] = {}
+        self._unannounced: dict[Place, float] = {}
         self._next_sweep = 0.0
         self._clean_sweeps = 0
         self._degraded = False
@@ -116,7 +124,8 @@ class Watch:
         return self._swept and self._readable
 
     def _ring(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        with suppress(BlockingIOError):  # full: it will wake all the same
+            os.write(self.wake_fd, b"\0")
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
         place, now = Place(state, agent, name), time.monotonic()
@@ -144,9 +153,11 @@ class Watch:
                 self._step()
         finally:
             self._events.stop()
-            for fd in self._holders:
-                os.close(fd)
-            os.close(self._wake)
+
+    def close(self) -> None:
+        """Give back all descriptors; after `run` has returned, and nothing uses `wake_fd`."""
+        for fd in (*self._holders, self._wake, self.wake_fd):
+            os.close(fd)
 
     def _step(self) -> None:
         now = time.monotonic()
@@ -156,6 +167,7 @@ class Watch:
         if due:
             self._judge(due)
         self._check_polled()
+        self._count_missed()
         wake_at = self._wake_at()
         self._expected_by = wake_at
         if self._stopping or self._sweep_wanted:
@@ -166,7 +178,7 @@ class Watch:
         dead: dict[Place, float] = {}
         for fd, _ in ready:
             if fd == self._wake:
-                os.eventfd_read(fd)
+                os.read(fd, 65536)
             elif fd in self._holders:
                 dead |= dict.fromkeys(self._forget_holder(fd), woken)
         if dead:
@@ -181,6 +193,8 @@ class Watch:
             wake_at = min(wake_at, self._heap[0][0])
         if self._polled:
             wake_at = min(wake_at, *self._polled.values())
+        if self._unannounced:
+            wake_at = min(wake_at, min(self._unannounced.values()) + _EVENT_PATIENCE)
         return wake_at
 
     def _schedule(self, place: Place, at: float) -> None:
@@ -200,6 +214,8 @@ class Watch:
         with self._mutex:
             appeared, self._appeared = self._appeared, {}
             went, self._went = self._went, {}
+        for place in appeared.keys() | went.keys():
+            self._unannounced.pop(place, None)
         for place, at in appeared.items():
             # One event for a lock that was known under this name: it was replaced.
             self._born[place] = at
@@ -219,14 +235,13 @@ class Watch:
         self._follow_all()
         places: set[Place] = set()
         skipped: list[Skipped] = []
-        missed = 0
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif place is not None:
                 places.add(place)
-                missed += self._is_missed(place, found)
+                self._expect_announced(place, found)
                 self._take(place, found, due_since=None)
         for place in self._places - places:
             with self._mutex:
@@ -239,7 +254,7 @@ class Watch:
         self._metrics.last_sweep.set_to_current_time()
         self._readable = not any(it.failed for it in skipped)
         self._swept = True
-        self._note_missed(missed)
+        self._trust_events_again()
         self._next_sweep = now + self._interval()
 
     def _interval(self) -> float:
@@ -264,32 +279,37 @@ class Watch:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
-    def _is_missed(self, place: Place, found: Finding) -> bool:
-        """Whether this lock should have been announced by an event and was not: it is new to us,
-        and was born well after its folder was followed, and well before now.
+    def _expect_announced(self, place: Place, found: Finding) -> None:
+        """Note a lock that a sweep found first, and that was born well after its folder was
+        followed: its event must be on its way, or was missed.
         """
         since = self._following_since.get(place.state)
         if since is None or place in self._born or self._knowledge.get(place) is not None:
-            return False
-        with self._mutex:
-            if place in self._appeared:
-                return False
-        followed_for = time.monotonic() - since
-        return _POLL < found.evidence.file_age < followed_for - _POLL
+            return
+        now = time.monotonic()
+        if found.evidence.file_age < now - since - _EVENT_PATIENCE:
+            self._unannounced.setdefault(place, now)
 
-    def _note_missed(self, missed: int) -> None:
+    def _count_missed(self) -> None:
+        now = time.monotonic()
+        missed = [it for it, at in self._unannounced.items() if at + _EVENT_PATIENCE <= now]
+        for place in missed:
+            del self._unannounced[place]
         if missed:
-            self._metrics.events_missed.inc(missed)
+            self._metrics.events_missed.inc(len(missed))
             self._degrade(
-                f"{missed} lock(s) were found that no file event announced "
+                f"{len(missed)} lock(s) were found that no file event announced "
                 "(an inotify limit, or a file system without events)"
             )
-        elif self._degraded:
+
+    def _trust_events_again(self) -> None:
+        """Go back to the usual interval after enough sweeps that met nothing unannounced."""
+        if self._degraded and not self._events.errors:
             self._clean_sweeps += 1
-            if self._clean_sweeps >= _SWEEPS_TO_RECOVER and not self._events.errors:
+            if self._clean_sweeps >= _SWEEPS_TO_RECOVER:
                 self._degraded = False
                 self._metrics.observer_up.set(1)
-                self._journal.info("events-again", every=self._resync)
+                self._journal.info("events-again", sweeping_every=self._resync)
 
     def _degrade(self, why: str) -> None:
         self._clean_sweeps = 0

@@ -22,6 +22,29 @@ const commands = {
     fs.writeFileSync(`${path}.lock`, bytes);
     return "forgotten";
   },
+  // Take and release as many locks as told, some at a time; count those that were not ours to the end.
+  async churn(text) {
+    const [folder, rounds] = [text.slice(0, text.lastIndexOf(" ")), Number(text.split(" ").at(-1))];
+    let disturbed = 0;
+    for (let round = 0; round < rounds; round += 1) {
+      await Promise.all(
+        [0, 1, 2, 3, 4].map(async (slot) => {
+          const path = `${folder}/churn${slot}.jsonl`;
+          const lock = await acquireSessionWriteLock({ sessionFile: path, timeoutMs: 10_000 });
+          const mine = fs.statSync(`${path}.lock`).ino;
+          await new Promise((resolve) => setTimeout(resolve, Math.random() * 3));
+          try {
+            disturbed += fs.statSync(`${path}.lock`).ino !== mine;
+          } catch {
+            disturbed += 1;
+          }
+          await lock.release();
+          disturbed += fs.existsSync(`${path}.lock`);
+        }),
+      );
+    }
+    return `disturbed ${disturbed}`;
+  },
   async date(text) {
     return JSON.stringify(Date.parse(text));
   },

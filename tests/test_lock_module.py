@@ -18,6 +18,7 @@ from reaper.core.lock import parse_date
 from tests.conftest import Tree, now_ms, start_ticks
 from tests.openclaw_package import OpenClaw, Unavailable, install
 from tests.test_parse import DATES
+from tests.test_watch import Sidecar, gone, until
 
 pytestmark = pytest.mark.gateway
 
@@ -261,3 +262,30 @@ def test_dates_are_read_as_node_reads_them(node: StartHolder) -> None:
     for text, expected in DATES:
         if "\n" not in text and text:
             assert json.loads(holder.ask("date", text)) == expected == parse_date(text), text
+
+
+def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sidecar(
+    tree: Tree, node: StartHolder
+) -> None:
+    """The gateway's own lock module churns while the sidecar watches; a dead holder's locks go in
+    the meantime, and each hold is in the histogram.
+    """
+    churning, dying = node(), node()
+    dying.ask("acquire", transcript(tree, "dying"))
+    sidecar = Sidecar(tree.root, "--resync", "1s")
+    try:
+        half = churning.ask("churn", f"{tree.sessions()} 200")
+        dying.kill()
+        assert (half, churning.ask("churn", f"{tree.sessions()} 200")) == (
+            "disturbed 0",
+            "disturbed 0",
+        )
+        until(gone(tree.sessions() / "dying.jsonl.lock"))
+        until(lambda: sidecar.metric("reaper_lock_hold_seconds_count") == 2000)
+        assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 2000
+        assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
+        acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "verdict"}]
+        assert [it["session"] for it in acts] == ["dying"]
+        assert sidecar.metric("reaper_events_missed_total") == 0
+    finally:
+        sidecar.stop()

@@ -21,7 +21,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-from watchdog.observers.api import ObservedWatch  # noqa: TC002  # 54 ms were paid above
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from reaper.core.lock import LOCK_SUFFIX, StateDir
 
@@ -53,19 +53,27 @@ class EventSource:
     def __init__(self, *, on_lock: OnLock, on_change: OnChange, on_overflow: OnChange) -> None:
         self._on_lock = on_lock
         self._on_change = on_change
-        self._observer = Observer()
+        self._observer: BaseObserver | None = None
         self._watches: dict[StateDir, tuple[ObservedWatch, tuple[int, int]]] = {}
         self._overflow = _OverflowListener(on_overflow)
         self.errors: dict[StateDir, str] = {}
 
     def start(self) -> None:
         logging.getLogger("watchdog").addHandler(self._overflow)
-        self._observer.start()
 
     def stop(self) -> None:
         logging.getLogger("watchdog").removeHandler(self._overflow)
-        self._observer.stop()
-        self._observer.join()
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+
+    def _running(self) -> BaseObserver:
+        """Return the observer, started; raises OSError where the system has none to give."""
+        if self._observer is None:
+            observer = Observer()
+            observer.start()
+            self._observer = observer
+        return self._observer
 
     def follow(self, state: StateDir) -> bool:
         """See that the state directory's `agents` folder, the one that is there now, is followed;
@@ -74,9 +82,9 @@ class EventSource:
         path = os.path.realpath(f"{state.path}/agents")
         identity = _identity(path)
         known = self._watches.get(state)
-        if known is not None and known[1] == identity and self._observer.is_alive():
+        if known is not None and known[1] == identity:
             return True
-        if known is not None:
+        if known is not None and self._observer is not None:
             del self._watches[state]
             with suppress(KeyError, OSError):
                 self._observer.unschedule(known[0])
@@ -85,7 +93,7 @@ class EventSource:
             return False
         handler = _Handler(state, path, self._on_lock, self._on_change)
         try:
-            watch = self._observer.schedule(handler, path, recursive=True, event_filter=_FILTER)
+            watch = self._running().schedule(handler, path, recursive=True, event_filter=_FILTER)
         except OSError as error:
             self.errors[state] = error.strerror or str(error)
             return False

@@ -1,0 +1,325 @@
+"""What Prometheus sees."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
+from reaper.core.lock import FileId, Lock, parse
+from reaper.core.policy import Action, Outcome
+from reaper.core.verdict import Limits, judge
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.records import Seen
+from reaper.reports.web import Address, parse_address
+from tests.conftest import HoldLock, Tree, record
+
+
+class Use:
+    resident_bytes = 1000
+    open_fds: int | None = None
+
+
+@pytest.fixture
+def knowledge() -> Knowledge:
+    return Knowledge()
+
+
+def made(knowledge: Knowledge, **how: Any) -> Metrics:
+    options: dict[str, Any] = {
+        "version": "1",
+        "states": ["s"],
+        "acquire_timeout": 60.0,
+        "max_agents": 2,
+        "now": lambda: 100.0,
+        "holder_use": lambda pid: Use() if pid == 7 else None,
+    }
+    return Metrics(knowledge, **{**options, **how})
+
+
+def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
+    lock = Lock(
+        state_dir="s",
+        agent=agent,
+        session=session,
+        path=f"/{agent}/{session}",
+        file=FileId(1, 2),
+        uid=0,
+        mtime_ms=5000,
+        ctime_ms=5000,
+        data=b"",
+        record=parse(b'{"pid": 7, "createdAt": "1970-01-01T00:00:09.000Z"}'),
+    )
+    fields: dict[str, Any] = {
+        "proof": HoldProof.OPEN,
+        "holder": Holder(state=HolderState.SAME, pid=7),
+        "age": 10.0,
+        "file_age": 10.0,
+    }
+    evidence = Evidence(lock=lock, **{**fields, **how})
+    return Seen(lock=lock, evidence=evidence, judgement=judge(evidence, Limits()), at=100.0)
+
+
+def series(metrics: Metrics) -> dict[str, float]:
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    parted = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in parted}
+
+
+def test_series_of_what_is_gone_go_too(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    knowledge.put("place", a_lock())
+    assert series(metrics)['reaper_locks{agent="main",state="s",verdict="held"}'] == 1
+    assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state="s"}'] == 1000
+    knowledge.drop("place")
+    left = [name for name in series(metrics) if "agent=" in name or "pid=" in name]
+    assert left == []
+
+
+def test_agents_beyond_the_cap_are_other_and_keep_no_series(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    for number in range(5):
+        knowledge.put(number, a_lock(f"agent{number}"))
+    found = series(metrics)
+    assert found['reaper_locks{agent="other",state="s",verdict="held"}'] == 3
+    assert {re.findall('agent="([^"]*)"', name)[0] for name in found if "agent=" in name} == {
+        "agent0",
+        "agent1",
+        "other",
+    }
+    knowledge.drop(0)
+    assert 'reaper_locks{agent="agent2",state="s",verdict="held"}' in series(metrics)
+
+
+def test_no_label_carries_a_session_or_a_hostile_name(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    knowledge.put(1, a_lock('a"\n\x00' + os.fsdecode(b"\xff") + "x" * 500, session="secret"))
+    text = generate_latest(metrics.registry).decode()
+    assert "secret" not in text
+    assert "\x00" not in text
+    assert max(len(label) for label in re.findall('agent="([^ ]*)"', text)) < 100
+
+
+def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(knowledge: Knowledge) -> None:
+    now = [100.0]
+    metrics = made(knowledge, now=lambda: now[0])
+    knowledge.put(1, a_lock(age=10.0))
+    name = 'reaper_blocking_locks{agent="main",state="s"}'
+    assert series(metrics)[name] == 0
+    now[0] += 50.1  # no look in between: a scrape tells by itself
+    assert series(metrics)[name] == 1
+    oldest = 'reaper_oldest_lock_created_timestamp_seconds{agent="main",state="s"}'
+    assert series(metrics)[oldest] == 9.0
+
+
+def test_a_blind_reaper_does_not_count_live_locks_as_stuck(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    blind = a_lock(
+        proof=HoldProof.UNAVAILABLE,
+        proof_note="file-system",
+        holder=Holder(state=HolderState.GONE),
+    )
+    knowledge.put(1, blind)
+    found = series(metrics)
+    assert found['reaper_stuck_locks{agent="main",state="s"}'] == 0
+    assert found['reaper_hold_proof_available{state="s"}'] == 0
+
+
+def test_what_is_not_known_is_absent(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    young = a_lock(
+        proof=HoldProof.UNAVAILABLE,
+        proof_note="too-early",
+        holder=Holder(state=HolderState.UNNAMED),
+    )
+    for known in (None, young):
+        if known:
+            knowledge.put(1, known)
+        found = series(metrics)
+        assert not [name for name in found if "hold_proof_available" in name]
+        assert not [name for name in found if "namespace_shared" in name]
+    knowledge.put(1, a_lock())
+    assert series(metrics)['reaper_pid_namespace_shared{state="s"}'] == 1
+    knowledge.put(2, a_lock(holder=Holder(state=HolderState.GONE)))
+    assert series(metrics)['reaper_pid_namespace_shared{state="s"}'] == 0
+
+
+def test_known_combinations_of_acts_start_at_0(knowledge: Knowledge) -> None:
+    found = series(made(knowledge))
+    for reason in ("dead-pid", "run-ended", "orphan-self-pid", "recycled-pid"):
+        for outcome in ("removed", "failed", "restored"):
+            labels = f'action="remove",outcome="{outcome}",reason="{reason}"'
+            assert found[f"reaper_actions_total{{{labels}}}"] == 0
+    assert found["reaper_events_missed_total"] == 0
+    assert found['reaper_errors_total{kind="removal"}'] == 0
+
+
+def test_a_failed_removal_is_an_error_too(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.UNNAMED), file_age=99)
+    metrics.count_action(Action.REMOVE, stale.judgement, Outcome.FAILED)
+    metrics.count_action(Action.KEEP, stale.judgement, Outcome.KEPT)
+    found = series(metrics)
+    assert found['reaper_errors_total{kind="removal"}'] == 1
+    assert sum(value for name, value in found.items() if "actions" in name) == 1
+
+
+def test_every_metric_is_documented_and_every_documented_metric_is_there(
+    knowledge: Knowledge,
+) -> None:
+    knowledge.put(1, a_lock())
+    Use.open_fds = 5
+    knowledge.set_skipped(["symlink"])
+    text = generate_latest(made(knowledge).registry).decode()
+    there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    assert there == set(re.findall(r"^\| `(reaper_\w+)", document, re.MULTILINE))
+
+
+def promtool(text: str) -> str:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool (Debian: prometheus) is not here")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_promtool_finds_nothing_to_say(knowledge: Knowledge) -> None:
+    knowledge.put(1, a_lock())
+    knowledge.set_skipped(["symlink"])
+    assert promtool(generate_latest(made(knowledge).registry).decode()) == ""
+
+
+def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Path) -> None:
+    tree.lock("dead", record(2**22 + 1))
+    target = tmp_path / "reaper.prom"
+
+    def sweep(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "reaper", "sweep", "--state-dir", str(tree.root)]
+        return subprocess.run([*command, *options], capture_output=True, text=True)
+
+    assert sweep("--dry-run", "--textfile", str(target)).returncode == 3
+    text = target.read_text()
+    assert 'reaper_stuck_locks{agent="main",state="state"} 1.0' in text
+    assert "reaper_observer_up" not in text
+    assert promtool(text) == ""
+    assert sweep("--textfile", str(target)).returncode == 0
+    text = target.read_text()
+    assert 'action="remove",outcome="removed",reason="dead-pid"} 1.0' in text
+    assert "reaper_stuck_locks{" not in text
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["reaper.prom", "state"]
+    done = sweep("--textfile", str(tmp_path / "nowhere" / "x.prom"))
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9789", Address("127.0.0.1", 9789)),
+        (":9789", Address("", 9789)),
+        ("[::1]:0", Address("::1", 0)),
+        ("localhost:80", Address("localhost", 80)),
+    ],
+)
+def test_addresses(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "9789", "::1:9789", "h:x", "h:", "h:65536", "h:-1", "h:²"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write"):
+        parse_address(text)
+
+
+# A real Prometheus
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Any]:
+    """A Prometheus on loopback that scrapes one target each second."""
+    from tests.test_watch import free_port, until
+
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus (Debian's package) is not here")
+    processes = []
+
+    def start(target: str) -> Any:
+        port = free_port()
+        configuration = tmp_path / "prometheus.yml"
+        configuration.write_text(
+            "global: {scrape_interval: 1s}\n"
+            "scrape_configs:\n- job_name: reaper\n  static_configs:\n"
+            f"  - targets: ['{target}']\n"
+        )
+        processes.append(
+            subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={configuration}",
+                    f"--storage.tsdb.path={tmp_path}/tsdb",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+        def query(expression: str) -> list[dict[str, Any]]:
+            import json
+            import urllib.parse
+            import urllib.request
+
+            url = f"http://127.0.0.1:{port}/api/v1/query?"
+            url += urllib.parse.urlencode({"query": expression})
+            try:
+                with urllib.request.urlopen(url) as answer:
+                    found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+                    return found
+            except OSError:
+                return []
+
+        until(lambda: query("up == 1"), "a target that is up")
+        return query
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
+    from tests.test_watch import Sidecar, gone, until
+
+    tree.lock("cut", record(2**22 + 1))
+    tree.store({"k": {"sessionId": "cut", "status": "running"}})
+    hold("healthy")
+    dying = hold("dying")
+    sidecar = Sidecar(tree.root)
+    try:
+        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+        dying.kill()
+        until(gone(dying.path))
+        query = prometheus(f"127.0.0.1:{sidecar.port}")
+        (held,) = until(lambda: query('reaper_locks{verdict="held"} == 1'))
+        assert held["metric"]["state"] == "state"
+        assert until(lambda: query('reaper_actions_total{outcome="removed"} == 1'))
+        assert query("time() - reaper_last_sweep_timestamp_seconds < 600")
+        assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")
+        assert not query("reaper_stuck_locks > 0")
+        assert not query("reaper_hold_proof_available != 1")
+        names = {it["metric"]["__name__"] for it in query('{__name__=~"reaper_.*"}')}
+        assert len(names) > 20
+    finally:
+        sidecar.stop()
+        time.sleep(0)

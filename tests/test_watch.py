@@ -1,0 +1,526 @@
+"""The sidecar as a real process, with real holders, signals and events."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reaper.adapters.processes import use_of
+from reaper.core.lock import StateDir
+from reaper.core.policy import Policy
+from reaper.core.verdict import Limits
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.sweep import Reaper
+from reaper.watch import Watch
+from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
+
+_PATIENCE = 20.0
+"""Seconds that anything may take before it counts as never; no bound on how fast it must be."""
+
+
+def until(condition: Callable[[], Any], what: str = "") -> Any:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"never came true: {what or condition}")
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        port: int = it.getsockname()[1]
+        return port
+
+
+class Sidecar:
+    """A `reaper watch` process."""
+
+    def __init__(self, root: Path, *options: str, wrap: tuple[str, ...] = ()) -> None:
+        self.port = free_port()
+        self.log = root.parent / f"journal-{self.port}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *wrap, sys.executable, "-m", "reaper", "watch", "--state-dir", str(root),
+                    "--listen", f"127.0.0.1:{self.port}", "--log-format", "json", *options,
+                ],
+                stderr=log,
+            )  # fmt: skip
+        try:
+            until(lambda: self.status("/-/healthy") == 200, "a sidecar that answers")
+        except AssertionError:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as it:
+            text: str = it.read().decode()
+            return text
+
+    def status(self, path: str) -> int | None:
+        try:
+            self.get(path)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+        except OSError:
+            return None
+        return 200
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        for line in self.get("/metrics").splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(?P<labels>.*)\}})? (?P<value>\S+)", line)
+            if match:
+                found = dict(re.findall(r'(\w+)="([^"]*)"', match["labels"] or ""))
+                if labels.items() <= found.items():
+                    return float(match["value"])
+        return None
+
+    def journal(self, event: str | None = None) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [line for line in lines if event in {None, line["event"]}]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=_PATIENCE)
+
+
+Watching = Callable[..., Sidecar]
+
+
+@pytest.fixture
+def watching(tree: Tree) -> Iterator[Watching]:
+    sidecars: list[Sidecar] = []
+
+    def start(*options: str, root: Path | None = None, **how: Any) -> Sidecar:
+        sidecars.append(Sidecar(root or tree.root, *options, **how))
+        return sidecars[-1]
+
+    yield start
+    for sidecar in sidecars:
+        if sidecar.process.poll() is None:
+            sidecar.process.kill()
+        sidecar.process.wait()
+
+
+def gone(path: Path) -> Callable[[], bool]:
+    return lambda: not path.exists()
+
+
+# Waking
+
+
+def test_a_killed_holders_lock_goes_and_a_live_ones_stays(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    early = hold("early")
+    sidecar = watching()
+    late, healthy = hold("late"), hold("healthy")
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 3)
+    early.kill()
+    late.kill()
+    until(gone(early.path))
+    until(gone(late.path))
+    assert healthy.path.exists()
+    until(lambda: len(sidecar.journal("removed")) == 2)
+    assert sidecar.metric("reaper_actions_total", outcome="removed", reason="dead-pid") == 2
+    assert sidecar.metric("reaper_reap_delay_seconds_count") == 2
+    removed = sidecar.journal("removed")
+    assert {it["session"] for it in removed} == {"early", "late"}
+    assert json.loads(removed[0]["record"])["pid"] == removed[0]["pid"]
+    assert removed[0]["hold_proof"] == "not-open"
+    assert sidecar.stop() == 0
+    assert healthy.path.exists()
+
+
+@pytest.mark.root
+def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
+    tree: Tree, hold: HoldLock, watching: Watching, root_only: None
+) -> None:
+    nested = hold("nested", wrap=("unshare", "--pid", "--fork", "--mount-proc"))
+    sidecar = watching()
+    outside = hold("outside")
+    blind = watching(wrap=("unshare", "--pid", "--fork", "--mount-proc"))
+    until(lambda: blind.metric("reaper_pid_namespace_shared") == 0.0)
+    sidecar.stop()
+    nested.kill()
+    outside.kill()
+    until(gone(nested.path), "the sidecar sees neither holder, and frees both locks")
+    until(gone(outside.path))
+    for child in psutil.Process(blind.process.pid).children(recursive=True):
+        child.kill()
+
+
+def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
+    sidecar = watching("--resync", "1h")
+    holders = [Holder(tree.sessions(f"new{it}") / "first.jsonl.lock") for it in range(5)]
+    try:
+        until(lambda: len([*re.finditer("reaper_locks.*held.* 1.0", sidecar.get("/metrics"))]) == 5)
+        for holder in holders:
+            holder.kill()
+        for holder in holders:
+            until(gone(holder.path))
+    finally:
+        for holder in holders:
+            holder.close()
+
+
+def test_the_state_directory_may_come_late_vanish_and_come_back(
+    tree: Tree, watching: Watching, tmp_path: Path
+) -> None:
+    root = tmp_path / "later"
+    sidecar = watching("--resync", "1s", root=root)
+    assert sidecar.status("/-/ready") == 503
+    for _ in range(2):
+        holder = Holder(root / "agents/main/sessions/sid.jsonl.lock")
+        try:
+            until(lambda: sidecar.metric("reaper_locks", verdict="held") == 1)
+            until(lambda: sidecar.status("/-/ready") == 200)
+            holder.kill()
+            until(gone(holder.path))
+            shutil.rmtree(root)
+            until(lambda: sidecar.status("/-/ready") == 503)
+        finally:
+            holder.close()
+    missing = [it for it in sidecar.journal("skipped") if it["reason"] == "missing"]
+    assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
+
+
+class CountingWatch(Watch):
+    steps = 0
+
+    def _step(self) -> None:
+        self.steps += 1
+        super()._step()
+
+
+@pytest.fixture
+def in_process(tree: Tree) -> Iterator[CountingWatch]:
+    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+    knowledge = Knowledge()
+    metrics = Metrics(
+        knowledge,
+        version="test",
+        states=["s"],
+        acquire_timeout=60,
+        max_agents=10,
+        now=time.monotonic,
+        holder_use=use_of,
+    )
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    journal = Journal(sys.stderr, json=True)
+    watch = CountingWatch(
+        reaper, resync=3600, knowledge=knowledge, metrics=metrics, journal=journal
+    )
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    until(watch.ready)
+    yield watch
+    watch.stop()
+    thread.join()
+    watch.close()
+
+
+def test_appends_to_transcripts_wake_nobody(
+    tree: Tree, hold: HoldLock, in_process: CountingWatch
+) -> None:
+    transcript = tree.sessions() / "sid.jsonl"
+    transcript.write_text("")
+    hold("sid")
+    until(lambda: in_process._fd_of, "the holder is waited for")
+    time.sleep(0.5)
+    before = in_process.steps
+    for _ in range(2000):
+        with transcript.open("a") as file:
+            file.write('{"type":"message"}\n')
+    (tree.sessions() / "sessions.json").write_text("{}")
+    time.sleep(0.5)
+    # sessions.json was created just now: one wake-up at most, and no more for 2,000 appends
+    assert in_process.steps - before <= 1
+
+
+def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
+    time.sleep(0.5)
+    before = in_process.steps
+    time.sleep(2)
+    assert in_process.steps == before
+
+
+def test_due_locks_are_freed_without_any_event(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    """An orphan's grace and an ended run's quiet pass by time alone."""
+    options = ("--orphan-grace", "1s", "--abandoned-after", "2s", "--confirm", "500ms")
+    sidecar = watching("--resync", "1h", *options)
+    forgotten, stuck = hold("forgotten"), hold("stuck")
+    created = now_ms()
+    tree.store({"k": {"sessionId": "stuck", "status": "timeout", "endedAt": created + 500}})
+    tree.trajectory("stuck", ended(-0.3), quiet=0)
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+    forgotten.ask("close")
+    os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it
+    until(gone(forgotten.path))
+    until(gone(stuck.path))
+    until(lambda: len(sidecar.journal("removed")) == 2)
+    reasons = {it["session"]: it["reasons"] for it in sidecar.journal("removed")}
+    assert reasons == {"forgotten": "orphan-self-pid", "stuck": "run-ended"}
+    assert stuck.process.poll() is None
+
+
+# When events fail
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("limit", ["max_inotify_watches", "max_inotify_instances"])
+def test_without_inotify_sweeps_go_on_with_one_warning_and_a_metric(
+    tree: Tree, watching: Watching, limit: str, root_only: None
+) -> None:
+    """The limits are those of a user namespace of its own; watchdog is silent about the first."""
+    number = 2 if limit == "max_inotify_watches" else 0
+    script = f'echo {number} > /proc/sys/user/{limit} && exec "$@"'
+    wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
+    for agent in ("a", "b", "c", "d"):
+        tree.sessions(agent)
+    sidecar = watching("--resync", "3s", wrap=wrap)
+    time.sleep(2.5)  # a lock counts as missed only if it was born well after the watch began
+    holder = Holder(tree.sessions("d") / "sid.jsonl.lock")
+    try:
+        until(lambda: sidecar.metric("reaper_observer_up") == 0.0)
+        if number:
+            until(lambda: (sidecar.metric("reaper_events_missed_total") or 0) >= 1)
+        until(lambda: sidecar.metric("reaper_locks", verdict="held", agent="d") == 1)
+        holder.kill()
+        until(gone(holder.path))
+        assert len(sidecar.journal("events-missing")) == 1
+    finally:
+        holder.close()
+
+
+@pytest.mark.root
+def test_a_file_system_without_events_is_found_out(
+    tree: Tree, watching: Watching, tmp_path: Path, root_only: None
+) -> None:
+    """What happens beneath a FUSE mount is no event on it."""
+    with bindfs(tree.root, tmp_path / "seen") as seen:
+        sidecar = watching("--resync", "1s", root=seen)
+        time.sleep(2.5)
+        holder = Holder(tree.sessions() / "sid.jsonl.lock")
+        try:
+            until(lambda: (sidecar.metric("reaper_events_missed_total") or 0) >= 1)
+            assert sidecar.metric("reaper_observer_up") == 0.0
+            assert sidecar.metric("reaper_hold_proof_available") == 0.0
+            (warning,) = sidecar.journal("events-missing")
+            assert "no file event announced" in warning["why"]
+        finally:
+            holder.close()
+            sidecar.stop()
+
+
+@pytest.mark.root
+def test_an_overflow_of_the_queue_makes_a_sweep(
+    tree: Tree, watching: Watching, root_only: None
+) -> None:
+    knob = Path("/proc/sys/fs/inotify/max_queued_events")
+    before = knob.read_text()
+    knob.write_text("4\n")
+    try:
+        sidecar = watching("--resync", "1h")
+    finally:
+        knob.write_text(before)
+    sweeps = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
+    folder = tree.sessions()
+    deadline = time.monotonic() + _PATIENCE
+    while not sidecar.metric("reaper_events_total", type="overflow"):
+        assert time.monotonic() < deadline
+        for number in range(2000):
+            (folder / f"f{number}").touch()
+            (folder / f"f{number}").unlink()
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) > sweeps)
+    assert len(sidecar.journal("events-missing")) == 1
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
+    sidecar = watching()
+    assert sidecar.stop(number) == 0
+    assert sidecar.journal()[-1]["event"] == "stopped"
+
+
+def test_a_hangup_makes_it_sweep_now(tree: Tree, watching: Watching) -> None:
+    sidecar = watching("--resync", "1h")
+    sweeps = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
+    sidecar.process.send_signal(signal.SIGHUP)
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) > sweeps)
+
+
+def test_a_second_sidecar_on_the_same_directory_does_no_harm(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    one, other = watching(), watching()
+    healthy = hold("healthy")
+    dying = [hold(f"dying{number}") for number in range(10)]
+    until(lambda: one.metric("reaper_locks", verdict="held") == 11)
+    until(lambda: other.metric("reaper_locks", verdict="held") == 11)
+    for holder in dying:
+        holder.kill()
+    for holder in dying:
+        until(gone(holder.path))
+    assert healthy.path.exists()
+    until(lambda: len(one.journal("removed") + other.journal("removed")) == 10)
+    removed = [it["session"] for sidecar in (one, other) for it in sidecar.journal("removed")]
+    assert sorted(removed) == sorted(f"dying{number}" for number in range(10))
+    assert [it for it in tree.sessions().iterdir() if it.name.startswith(".rpr")] == []
+
+
+# HTTP
+
+
+def test_health_readiness_and_the_landing_page_answer(tree: Tree, watching: Watching) -> None:
+    sidecar = watching()
+    assert "OK" in sidecar.get("/-/healthy")
+    until(lambda: sidecar.status("/-/ready") == 200)
+    assert "/metrics" in sidecar.get("/")
+    assert sidecar.status("/nowhere") == 404
+    request = urllib.request.Request(f"http://127.0.0.1:{sidecar.port}/metrics", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == 405
+    error.value.close()
+
+
+def test_probe_asks_a_sidecar_and_answers_by_exit_code(tree: Tree, watching: Watching) -> None:
+    sidecar = watching()
+
+    def probe(*options: str) -> int:
+        command = [sys.executable, "-m", "reaper", "probe", *options]
+        return subprocess.run(command, capture_output=True).returncode
+
+    url = f"http://127.0.0.1:{sidecar.port}"
+    assert probe("--url", f"{url}/-/healthy") == 0
+    assert probe("--url", f"{url}/nowhere") == 1
+    assert probe("--url", "file:///etc/passwd") == 2
+    sidecar.process.send_signal(signal.SIGSTOP)
+    assert probe("--url", f"{url}/-/healthy", "--timeout", "500ms") == 1
+    sidecar.process.send_signal(signal.SIGCONT)
+    sidecar.stop()
+    assert probe("--url", f"{url}/-/healthy") == 1
+
+
+def test_a_loop_that_hangs_is_not_healthy(in_process: CountingWatch) -> None:
+    assert in_process.healthy()
+    in_process._expected_by = time.monotonic() - 10.1
+    assert not in_process.healthy()
+
+
+def test_several_addresses_and_ipv6_work_and_a_taken_port_is_told(
+    tree: Tree, watching: Watching
+) -> None:
+    port = free_port()
+    sidecar = watching("--listen", f"[::1]:{port}")
+    with urllib.request.urlopen(f"http://[::1]:{port}/metrics") as answer:
+        assert answer.status == 200
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    taken = [*command, "--listen", f"127.0.0.1:{sidecar.port}"]
+    done = subprocess.run(taken, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot listen on" in done.stderr
+    assert "Traceback" not in done.stderr
+    for wrong in ("9789", "127.0.0.1:x", "::1:9789", "127.0.0.1:99999"):
+        done = subprocess.run(
+            [*command, "--listen", wrong], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2, wrong
+
+
+def test_listening_can_be_off(tree: Tree) -> None:
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    process = subprocess.Popen([*command, "--listen", "off"], stderr=subprocess.PIPE)
+    until(lambda: (psutil.Process(process.pid).num_threads()) >= 2)
+    assert psutil.Process(process.pid).net_connections(kind="inet") == []
+    process.terminate()
+    assert process.wait(timeout=_PATIENCE) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+# Journal
+
+
+def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching) -> None:
+    forged = 'x\n{"event":"removed","session":"forged"}'
+    tree.lock("a\n\x1b[31m", record(2**22 + 1))
+    tree.lock("b", forged.encode())
+    tree.lock(os.fsdecode(b"\xff"), b'{"pid": 4194305, "x": "\xff\n"}')
+    sidecar = watching()
+    until(lambda: not list(tree.sessions().glob("*.lock")))
+    assert sidecar.stop() == 0
+    lines = sidecar.log.read_text().splitlines()
+    assert len(lines) == 1 + 3 + 1
+    assert all(json.loads(line)["event"] in {"watching", "removed", "stopped"} for line in lines)
+    assert "\x1b" not in sidecar.log.read_text()
+    sessions = {it["session"] for it in sidecar.journal("removed")}
+    assert sessions == {"a\\n\\x1b[31m", "b", "\\udcff"}
+
+
+def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree) -> None:
+    tree.lock("a\nb", record(2**22 + 1))
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    process = subprocess.Popen([*command, "--listen", "off"], stderr=subprocess.PIPE, text=True)
+    until(lambda: not list(tree.sessions().glob("*.lock")))
+    process.terminate()
+    _, shown = process.communicate(timeout=_PATIENCE)
+    assert len(shown.splitlines()) == 3
+    assert "a\\\\nb" in shown or "a\\nb" in shown
+
+
+# Demo
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
+    tmp_path: Path, interrupted: bool
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reaper", "demo"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: list(tmp_path.glob("reaper-demo-*/demo/agents/main/sessions/healthy*")))
+    if interrupted:
+        until(lambda: psutil.Process(process.pid).children())
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=_PATIENCE)
+        assert process.returncode == 130
+        psutil.wait_procs(children, timeout=5)
+        assert not any(child.is_running() for child in children)
+    else:
+        shown, _ = process.communicate(timeout=90)
+        assert process.returncode == 0
+        for session in ("killed", "forgotten", "run-timed-out"):
+            assert re.search(rf"removed .*session={session} ", shown), shown
+        assert not re.search(r"removed .*session=healthy", shown)
+    assert list(tmp_path.iterdir()) == []
