@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import os
 import signal
 import sys
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from reaper import __version__
-from reaper.core.lock import LOCK_SUFFIX
+from reaper.core.lock import LOCK_SUFFIX, Lock
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import NO_HOLD_PROOF, Limits
+from reaper.core.words import printable
 from reaper.reports.output import JsonOutput, Output, TableOutput
 from reaper.reports.records import Seen, Summary, lock_record
 from reaper.reports.words import explain as explain_in_words
-from reaper.reports.words import no_proof_advice, printable
-from reaper.settings import SettingsError, parse_duration, state_dirs
+from reaper.reports.words import no_proof_advice
+from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -282,9 +284,12 @@ def _judging(
 ) -> _Judging:
     talk = _Talk(quiet=quiet, verbose=verbose)
     # click would part the variable at white space, which paths may hold.
-    given = state_dir or [it for it in os.environ.get("REAPER_STATE_DIR", "").split(":") if it]
+    variable = os.environ.get("REAPER_STATE_DIR", "")
+    given = state_dir or [it for it in variable.split(":") if it]
     try:
         states = state_dirs(given, os.environ)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
     except SettingsError as error:
         _fail(talk, str(error))
     return _Judging(
@@ -342,7 +347,7 @@ class _Report:
         self.summary = Summary()
         self._talk = judging.talk
         self._output = output
-        self._blind: dict[str, set[int]] = defaultdict(set)
+        self._blind: dict[str, list[Lock]] = defaultdict(list)
 
     def take(self, found: "Finding | Skipped") -> None:
         from reaper.sweep import Finding  # noqa: PLC0415
@@ -366,7 +371,7 @@ class _Report:
             )
         )
         if NO_HOLD_PROOF in found.judgement.reasons:
-            self._blind[found.evidence.proof_note].add(found.lock.uid)
+            self._blind[found.evidence.proof_note].append(found.lock)
         if found.note:
             say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info
             said = found.outcome.value if found.outcome else ""
@@ -374,10 +379,9 @@ class _Report:
 
     def end(self) -> None:
         self._output.end(self.summary)
-        for note, uids in self._blind.items():
-            self._talk.error(
-                f"{self.summary.blind} locks cannot be judged: {no_proof_advice(uids, note)}"
-            )
+        for note, blind in self._blind.items():
+            advice = no_proof_advice({lock.uid for lock in blind}, note)
+            self._talk.error(f"{_locks(len(blind))} cannot be judged: {advice}")
 
     def exit_code(self, *, exit_zero: bool) -> int:
         """1 before 4 before 3."""
@@ -401,8 +405,8 @@ def list_locks(judging: _Judging, *, exit_zero: ExitZero = False) -> None:
 
     Changes nothing. A verdict that a sweep would first confirm by a second look says `seen-once`.
     """
-    report = _Report(judging, judging.output(last="action"))
-    with _broken_pipe_is_no_error():
+    with _told_to_standard_output(judging.talk):
+        report = _Report(judging, judging.output(last="action"))
         for found in judging.reaper().look():
             report.take(found)
         report.end()
@@ -427,12 +431,14 @@ def explain(
 
     def wanted(place: Place) -> bool:
         if "/" in lock:
-            path = f"{place.state.path}/agents/{place.agent}/sessions/{place.name}"
-            return os.path.abspath(lock.removesuffix(".lock") + ".lock") == path
+            folder, name = os.path.split(os.path.abspath(lock.removesuffix(".lock") + ".lock"))
+            here = f"{place.state.path}/agents/{place.agent}/sessions"
+            return name == place.name and os.path.realpath(folder) == os.path.realpath(here)
         return place.name.removesuffix(LOCK_SUFFIX) == lock.removesuffix(LOCK_SUFFIX)
 
-    report = _Report(judging, judging.output(last="action") if judging.as_json else _NoOutput())
-    with _broken_pipe_is_no_error():
+    with _told_to_standard_output(judging.talk):
+        output = judging.output(last="action") if judging.as_json else _NoOutput()
+        report = _Report(judging, output)
         for found in judging.reaper().explain(wanted):
             if isinstance(found, Finding):
                 report.take(found)
@@ -441,7 +447,7 @@ def explain(
                         found.evidence, found.judgement, found.action, judging.limits
                     )
                     typer.echo("\n".join(lines))
-            elif found.failed:
+            elif found.failed or os.path.basename(found.path).startswith(lock):
                 report.take(found)
         if not report.summary.locks:
             places = ", ".join(state.path for state in judging.states)
@@ -530,13 +536,14 @@ def sweep(
 ) -> None:
     """Judge all locks and free those whose holding is provably over, once."""
     talk = judging.talk
-    report = _Report(judging, judging.output(last="outcome", only_notable=not talk.verbose))
     metrics = _SweepMetrics(judging) if textfile is not None else None
 
     def on_wait(count: int, seconds: float) -> None:
         talk.info(f"{_locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
 
-    with _broken_pipe_is_no_error(), _stop_between_locks() as stop:
+    with _told_to_standard_output(talk), _stop_between_locks() as stop:
+        output = judging.output(last="outcome", only_notable=not talk.verbose)
+        report = _Report(judging, output)
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
             report.take(it)
@@ -549,7 +556,7 @@ def sweep(
             except OSError as error:
                 _fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
         if stop():
-            talk.error("interrupted; the locks not named above were not looked at")
+            talk.error("interrupted; not every lock was looked at, or for long enough")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
@@ -617,6 +624,8 @@ def watch(
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
 
+    if resync < 1:
+        raise typer.BadParameter("--resync: at least 1s")
     given = listen or ["127.0.0.1:9789"]
     try:
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
@@ -633,7 +642,11 @@ def watch(
         now=time.monotonic,
         holder_use=use_of,
     )
-    journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
+    journal = Journal(
+        sys.stderr,
+        json=log_format is LogFormat.JSON,
+        on_error=metrics.errors.labels("journal").inc,
+    )
     it = Watch(
         judging.reaper(), resync=resync, knowledge=knowledge, metrics=metrics, journal=journal
     )
@@ -654,6 +667,8 @@ def watch(
         ports=ports,
     )
     it.run()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     it.close()
     web.stop()
@@ -734,12 +749,20 @@ def _stop_between_locks() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _broken_pipe_is_no_error() -> Iterator[None]:
-    """Let `reaper list | head` end quietly."""
+def _told_to_standard_output(talk: _Talk) -> Iterator[None]:
+    """Let `reaper list | head` end quietly, and a full disk be told in one line.
+
+    A name that the stream's encoding does not have is escaped.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            talk.error(f"cannot write to standard output: {error.strerror}")
         raise typer.Exit(EXIT_FAILED) from None
 
 

@@ -7,10 +7,16 @@ from typing import Final
 
 from reaper.adapters.processes import state_dir_candidates
 from reaper.core.lock import StateDir
+from reaper.core.words import printable
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_LONGEST: Final = 10 * 365 * 86_400.0
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _NAMED: Final = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)=(?P<path>.+)", re.DOTALL)
+
+
+class UsageError(ValueError):
+    """The command line is wrong; the message is for the person who typed it."""
 
 
 class SettingsError(ValueError):
@@ -23,12 +29,13 @@ def parse_duration(text: str) -> float:
     Raises SettingsError.
     """
     words = text.strip().lower()
-    if re.fullmatch(r"\d+(?:\.\d+)?", words):
-        return float(words)
-    parts = _PART.findall(words)
-    if not parts or "".join(number + unit for number, unit in parts) != words:
-        raise SettingsError(f"{text!r} is no duration; write it like 90s, 2m, 1h30m or 0")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    parts = _PART.findall(f"{words}s" if re.fullmatch(r"\d+(?:\.\d+)?", words) else words)
+    written = "".join(number + unit for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not parts or written not in {words, f"{words}s"} or seconds > _LONGEST:
+        shown = text if len(text) <= 20 else f"{text[:20]}..."  # noqa: PLR2004  # one short line
+        raise SettingsError(f"{shown!r} is no duration; write it like 90s, 2m, 1h30m or 0")
+    return seconds
 
 
 def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[StateDir]:
@@ -36,10 +43,13 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
     default one.
 
     Each has a short name of its own, its last path component unless it was given one. Raises
-    SettingsError where a name is given twice, or there is no default directory.
+    UsageError where one is empty or a name is given twice, SettingsError where there is no
+    default directory.
     """
     found: list[StateDir] = []
     for text in given or [_default(environment)]:
+        if not text:
+            raise UsageError("--state-dir is empty")
         match = _NAMED.fullmatch(text)
         path = os.path.abspath(os.path.expanduser(match["path"] if match else text))
         if any(os.path.realpath(state.path) == os.path.realpath(path) for state in found):
@@ -48,15 +58,18 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
         if match:
             name = match["name"]
             if name in taken:
-                raise SettingsError(f"--state-dir: the name {name!r} is given twice")
+                raise UsageError(f"--state-dir: the name {name!r} is given twice")
         else:
-            name = _free_name(os.path.basename(path) or "root", taken)
+            name = _free_name(printable(os.path.basename(path)) or "root", taken)
         found.append(StateDir(name, path))
     return found
 
 
 def _default(environment: Mapping[str, str]) -> str:
-    candidates = state_dir_candidates(dict(environment))
+    own = environment.get("OPENCLAW_STATE_DIR", "").strip()
+    if own and not own.startswith(("~", "/")):
+        own = os.path.abspath(own)  # as upstream does, by the working directory
+    candidates = state_dir_candidates({**environment, "OPENCLAW_STATE_DIR": own})
     for candidate in candidates:
         if os.path.isdir(candidate):
             return candidate

@@ -52,6 +52,7 @@ class Processes(Protocol):
 
     def holder(self, pid: int | None, starttime: int | None) -> Holder: ...
     def gateways(self) -> list[Gateway]: ...
+    def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
 
 
 class Mode(Enum):
@@ -98,7 +99,7 @@ class _Sight:
     unchanged: object = None
     since: float = 0.0
     ages: dict[str, tuple[int, float, float]] = field(default_factory=dict)
-    seen_alive: bool = False
+    seen_alive_as: int | None = None
     dead_at: float | None = None
     store_then: object = None
     store_moved_at: float | None = None
@@ -120,7 +121,7 @@ class _Pass:
     wall_ms: int
     now: float
     processes: Processes
-    layers: frozenset[tuple[int, int]]
+    layers: frozenset[tuple[int, int]] | None
 
 
 @dataclass(slots=True)
@@ -137,6 +138,10 @@ class _StatePass:
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks while a grace is being waited for."""
 _LOOK_AT_MOST_EVERY: Final = 0.01
+
+
+def _due_in(found: Finding) -> float:
+    return found.judgement.due_in or 0.0
 
 
 class Reaper:
@@ -189,51 +194,70 @@ class Reaper:
         """
         mode = Mode.DRY if dry else Mode.ACT
         longest = max(self.limits.orphan_grace, self.limits.confirm) + _LOOK_EVERY
-        end = self.clock.monotonic() + (longest if wait is None else wait)
-        due: dict[Place, float] = {}
+        due: dict[Place, Finding] = {}
         yield from self._round(mode, None, due, stop)
-        left = end - self.clock.monotonic()
+        left = longest if wait is None else wait
+        end = self.clock.monotonic() + left
         if due and left > 0 and not stop():
-            on_wait(len(due), min(left, max(due.values())))
+            on_wait(len(due), min(left, max(map(_due_in, due.values()))))
         while due and left > 0 and not stop():
-            self.clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, *due.values())))
+            soonest = min(map(_due_in, due.values()))
+            self.clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
             waiting, due = due, {}
-            yield from self._round(mode, set(waiting), due, stop)
+            yield from self._round(mode, waiting, due, stop)
             left = end - self.clock.monotonic()
-        if due and not stop():
+        if stop():
+            yield from due.values()
+        elif due:
             limits = replace(self.limits, seen_once_suffices=True)
-            for _, found in self._pass(mode, set(due), limits=limits):
+            for _, found in self._pass(mode, due.keys(), limits=limits):
                 yield found
 
     def _round(
         self,
         mode: Mode,
-        only: AbstractSet[Place] | None,
-        due: dict[Place, float],
+        waiting: dict[Place, Finding] | None,
+        due: dict[Place, Finding],
         stop: Callable[[], bool],
     ) -> Iterator[Finding | Skipped]:
-        """One pass; what must still be seen for a while goes into `due`, with the seconds."""
+        """One pass, over what is being waited for or all; what must still be seen for a while goes
+        into `due`, and what went while it was waited for is yielded as vanished.
+        """
+        only = None if waiting is None else waiting.keys()
+        went = dict(waiting or {})
         for place, found in self._pass(mode, only):
+            if place is not None:
+                went.pop(place, None)
             if place is not None and isinstance(found, Finding) and found.judgement.pending:
-                due[place] = found.judgement.due_in or 0.0
+                due[place] = found
             else:
                 if place is not None:
                     self._sights.pop(place, None)
                 yield found
             if stop():
+                due.update(went)
                 return
+        for place, found in went.items():
+            self._sights.pop(place, None)
+            yield replace(found, outcome=Outcome.VANISHED)
 
     def act(
         self, only: AbstractSet[Place] | None = None
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         """One pass that judges and acts, over all locks or those at some places; for a sidecar,
-        which remembers. Nothing waits in it; a place whose lock is gone is not yielded.
+        which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
+        in a folder that could not be read, which is (as Skipped that `failed`, without a place).
         """
         seen: set[Place] = set()
+        blind = False
         for place, found in self._pass(Mode.ACT, only):
             if place is not None:
                 seen.add(place)
+            elif isinstance(found, Skipped):
+                blind |= found.failed
             yield place, found
+        if blind:
+            return  # what was not seen may be there all the same
         gone = (self._sights.keys() if only is None else only) - seen
         for place in gone:
             self._sights.pop(place, None)
@@ -249,10 +273,12 @@ class Reaper:
                     opened = lock_files.open_lock(folder, place.name)
                     if isinstance(opened, OpenLock):
                         with opened:
+                            if opened.lock.file != file or not opened.lock.data:
+                                return False  # never probed: it may be being created just now
                             proof, _ = hold_proof.probe(
                                 opened.fd, same_mount=lambda: False, layered=True
                             )
-                            return opened.lock.file == file and proof is HoldProof.OPEN
+                            return proof is HoldProof.OPEN
         except OSError:
             return False
         return False
@@ -325,8 +351,7 @@ class Reaper:
         for folder in lock_files.folders(here.state, skipped, agents):
             with folder:
                 yield from self._pass_over_folder(this, here, folder, only, wanted)
-        if only is None:
-            yield from ((None, it) for it in skipped)
+        yield from ((None, it) for it in skipped if only is None or it.failed)
 
     def _pass_over_folder(
         self,
@@ -361,25 +386,25 @@ class Reaper:
         for aside in folder.asides:
             path = f"{folder.path}/{aside}"
             if this.mode is not Mode.ACT:
-                yield Skipped(path=path, reason="left-aside")
-                continue
-            back = lock_files.put_back(folder, aside)
-            if back.outcome is Outcome.RESTORED:
-                folder.locks.append(lock_files.original_name(aside))
+                yield Skipped(path=path, reason="left-aside", failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
             if not isinstance(opened, OpenLock):
-                continue
+                continue  # gone, or nothing that a removal ever left
             with opened:
+                back = lock_files.put_back(folder, aside)
+                if back.outcome is Outcome.RESTORED:
+                    folder.locks.append(lock_files.original_name(aside))
+                    continue
+                known_for = file_age(opened.lock, this.wall_ms)[1]
+                record = opened.lock.record
+                holder = this.processes.holder(record.pid, record.starttime)
                 proof, _ = self._probe(
-                    this,
-                    here,
-                    opened,
-                    known_for=file_age(opened.lock, this.wall_ms)[1],
-                    layered=layered,
+                    this, here, opened, holder=holder, known_for=known_for, layered=layered
                 )
                 if proof is HoldProof.NOT_OPEN:
-                    lock_files.drop_aside(opened)
+                    dropped = lock_files.drop_aside(opened).outcome
+                    yield Skipped(path=path, reason="left-aside", note=f"dropped: {dropped.value}")
                 else:
                     yield Skipped(path=path, reason="left-aside", failed=True, note=back.note)
 
@@ -398,16 +423,23 @@ class Reaper:
         self, this: _Pass, here: _StatePass, opened: OpenLock, place: Place, *, layered: bool
     ) -> Evidence:
         lock = opened.lock
+        # Read for each look: a pass can be slow, and a grace must be seen to pass in full.
+        now = self.clock.monotonic()
         sight = self._sights.get(place)
         if sight is None or sight.file != lock.file or sight.data != lock.data:
-            sight = self._sights[place] = _Sight(lock.file, lock.data, since=this.now)
+            sight = self._sights[place] = _Sight(lock.file, lock.data, since=now)
         age = sight.age("created", *wall_age(lock, this.wall_ms), this.now)
         age_of_file = sight.age("file", *file_age(lock, this.wall_ms), this.now)
-        known_for = max(age_of_file, this.now - sight.since)
-        proof, note = self._probe(this, here, opened, known_for=known_for, layered=layered)
         holder = this.processes.holder(lock.record.pid, lock.record.starttime)
-        if holder.state is HolderState.SAME:
-            sight.seen_alive = True
+        if lock.record.starttime is not None:  # a bare pid is nobody in particular
+            if holder.state is HolderState.SAME:
+                sight.seen_alive_as = holder.pid
+            elif holder.state in DEAD and not self._is_dead(this, lock, sight.seen_alive_as):
+                sight.seen_alive_as = None
+        known_for = max(age_of_file, now - sight.since)
+        proof, note = self._probe(
+            this, here, opened, holder=holder, known_for=known_for, layered=layered
+        )
         evidence = Evidence(
             lock=lock,
             proof=proof,
@@ -415,7 +447,7 @@ class Reaper:
             holder=holder,
             age=age,
             file_age=age_of_file,
-            holder_seen_alive=sight.seen_alive,
+            holder_seen_alive=sight.seen_alive_as is not None,
         )
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
@@ -429,8 +461,17 @@ class Reaper:
             here.lives += self._life(this, evidence, opened)
         unchanged = (proof, holder.state, holder.program, run)
         if sight.unchanged != unchanged:
-            sight.unchanged, sight.since = unchanged, this.now
-        return replace(evidence, seen_for=this.now - sight.since)
+            sight.unchanged, sight.since = unchanged, now
+        return replace(evidence, seen_for=now - sight.since)
+
+    @staticmethod
+    def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
+        """Whether the process that was seen alive as this holder, by the pid it had as seen from
+        here, is dead by that pid too.
+        """
+        if pid is None:
+            return False
+        return this.processes.holder(pid, lock.record.starttime).state in DEAD
 
     def _probe(
         self,
@@ -438,6 +479,7 @@ class Reaper:
         here: _StatePass,
         opened: OpenLock,
         *,
+        holder: Holder,
         known_for: float,
         layered: bool,
     ) -> tuple[HoldProof, str]:
@@ -448,8 +490,8 @@ class Reaper:
             return HoldProof.UNAVAILABLE, TOO_EARLY
 
         def same_mount() -> bool:
-            return here.identity is not None and any(
-                gateway.state_dir == here.identity for gateway in this.processes.gateways()
+            return here.identity is not None and this.processes.shares_state_dir(
+                holder, here.identity
             )
 
         return hold_proof.probe(opened.fd, same_mount=same_mount, layered=layered)
@@ -548,5 +590,6 @@ class Reaper:
         )
 
 
+_ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
 _PENDING: Final = 4
 """The row of the table that keeps a dead holder's lock for the next gateway."""

@@ -40,6 +40,13 @@ _EVENT_PATIENCE: Final = 1.0
 """Seconds that a file event may be late before it counts as missed."""
 _SWEEPS_TO_RECOVER: Final = 12
 """Sweeps in a row that meet nothing unannounced before events are trusted again."""
+_FOLDERS_SETTLE: Final = 1.0
+"""Seconds between two sweeps for the sake of folders that came or went."""
+_RETRY: Final = 1.0
+"""Seconds after which something that did not work out is tried again."""
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds; poll(2) takes less than 25 days, and sweeps come sooner anyway."""
+_HEAP_SLACK: Final = 64
 _LATE: Final = 10.0
 """Seconds by which something that was due may be late before the loop counts as dead."""
 
@@ -75,12 +82,13 @@ class Watch:
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._events = EventSource(
-            on_lock=self._on_lock, on_change=self.sweep_soon, on_overflow=self._on_overflow
+            on_lock=self._on_lock, on_change=self._on_change, on_overflow=self._on_overflow
         )
         # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
-        self._appeared: dict[Place, float] = {}
-        self._went: dict[Place, float] = {}
+        self._news: list[tuple[Place, str, float]] = []
+        self._overflowed = False
+        self._changed = False
         self._sweep_wanted = True
         self._stopping = False
         # The worker's own.
@@ -101,6 +109,7 @@ class Watch:
         self._following_since: dict[StateDir, float] = {}
         self._expected_by = time.monotonic()
         self._swept = False
+        self._swept_at = 0.0
         self._readable = False
 
     # Called from other threads and from signal handlers
@@ -131,16 +140,16 @@ class Watch:
         place, now = Place(state, agent, name), time.monotonic()
         self._metrics.events.labels(what).inc()
         with self._mutex:
-            if what == APPEARED:
-                self._appeared[place] = now
-                self._went.pop(place, None)
-            else:
-                self._went[place] = now
+            self._news.append((place, what, now))
+        self._ring()
+
+    def _on_change(self) -> None:
+        self._changed = True
         self._ring()
 
     def _on_overflow(self) -> None:
         self._metrics.events.labels("overflow").inc()
-        self._degrade("file events were lost: the kernel's queue overflowed")
+        self._overflowed = True
         self.sweep_soon()
 
     # The worker
@@ -150,7 +159,15 @@ class Watch:
         self._events.start()
         try:
             while not self._stopping:
-                self._step()
+                try:
+                    self._step()
+                except OSError as error:
+                    # Nothing that the system refuses for a moment may end the watch.
+                    self._metrics.errors.labels("sweep").inc()
+                    self._journal.warn("sweep-failed", why=str(error))
+                    self._next_sweep = time.monotonic() + _RETRY
+                    self._sweep_wanted = False
+                    self._poll.poll(_RETRY * 1000)
         finally:
             self._events.stop()
 
@@ -161,6 +178,13 @@ class Watch:
 
     def _step(self) -> None:
         now = time.monotonic()
+        if self._overflowed:
+            self._overflowed = False
+            self._degrade("file events were lost: the kernel's queue overflowed")
+        if self._changed:
+            # Folders came or went; however many, one sweep a second tells of all of them.
+            self._changed = False
+            self._next_sweep = min(self._next_sweep, self._swept_at + _FOLDERS_SETTLE)
         if self._sweep_wanted or now >= self._next_sweep:
             self._full_sweep()
         due = self._take_due(time.monotonic())
@@ -170,9 +194,8 @@ class Watch:
         self._count_missed()
         wake_at = self._wake_at()
         self._expected_by = wake_at
-        if self._stopping or self._sweep_wanted:
-            return
-        ready = self._poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
+        wait = 0.0 if self._stopping or self._sweep_wanted else wake_at - time.monotonic()
+        ready = self._poll.poll(min(max(0.0, wait), _LONGEST_WAIT) * 1000)
         woken = time.monotonic()
         self._expected_by = woken
         dead: dict[Place, float] = {}
@@ -198,6 +221,9 @@ class Watch:
         return wake_at
 
     def _schedule(self, place: Place, at: float) -> None:
+        if len(self._heap) > 2 * len(self._due) + _HEAP_SLACK:
+            self._heap = [(due, next(self._counter), it) for it, due in self._due.items()]
+            heapq.heapify(self._heap)
         self._due[place] = at
         heapq.heappush(self._heap, (at, next(self._counter), place))
 
@@ -212,15 +238,13 @@ class Watch:
 
     def _take_events(self) -> None:
         with self._mutex:
-            appeared, self._appeared = self._appeared, {}
-            went, self._went = self._went, {}
-        for place in appeared.keys() | went.keys():
+            news, self._news = self._news, []
+        for place, what, at in news:
             self._unannounced.pop(place, None)
-        for place, at in appeared.items():
-            # One event for a lock that was known under this name: it was replaced.
-            self._born[place] = at
-            self._schedule(place, at + _SETTLE)
-        for place, at in went.items():
+            if what == APPEARED:
+                self._born[place] = at
+                self._schedule(place, at + _SETTLE)
+                continue
             born = self._born.pop(place, None)
             known = self._forget(place)
             if born is not None:
@@ -237,25 +261,37 @@ class Watch:
         skipped: list[Skipped] = []
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
+            if place is not None:
+                places.add(place)
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif place is not None:
-                places.add(place)
                 self._expect_announced(place, found)
                 self._take(place, found, due_since=None)
-        for place in self._places - places:
-            with self._mutex:
-                announced = place in self._appeared
-            if not announced:
-                self._forget(place)
+            if self._stopping:
+                return
+        if not any(it.failed for it in skipped):
+            self._forget_all_but(places, started)
         self._tell_skipped(skipped)
         now = time.monotonic()
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
         self._readable = not any(it.failed for it in skipped)
         self._swept = True
+        self._swept_at = now
+        self._close_idle_holders()
         self._trust_events_again()
         self._next_sweep = now + self._interval()
+
+    def _forget_all_but(self, places: set[Place], started: float) -> None:
+        """Forget what a full sweep did not meet, but for what appeared since it began."""
+        with self._mutex:
+            announced = {place for place, _, _ in self._news}
+        for place in self._places - places - announced:
+            self._forget(place)
+        for place, born in list(self._born.items()):
+            if place not in places and place not in announced and born < started:
+                del self._born[place]
 
     def _interval(self) -> float:
         if self._degraded:
@@ -334,18 +370,31 @@ class Watch:
     def _judge(self, due: dict[Place, float]) -> None:
         """Judge some places anew; `due` tells since when each was to be judged."""
         waiting = set(due)
+        blind = False
         for place, found in self._reaper.act(frozenset(due)):
-            if place is not None and isinstance(found, Finding):
-                waiting.discard(place)
+            if place is None:
+                blind = True
+                continue
+            waiting.discard(place)
+            if isinstance(found, Skipped):
+                self._schedule(place, time.monotonic() + _RETRY)
+            else:
                 self._take(place, found, due_since=due.get(place))
+            if self._stopping:
+                return
         for place in waiting:
-            self._forget(place)
+            if blind:
+                self._schedule(place, time.monotonic() + _RETRY)
+            else:
+                self._forget(place)
 
     def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
         """Note what a lock came to, tell it, and see to it that its next change wakes us."""
         now = time.monotonic()
         seen = Seen(lock=found.lock, evidence=found.evidence, judgement=found.judgement, at=now)
         before = self._knowledge.put(place, seen)
+        if before is not None and _holder_of(before) != _holder_of(seen):
+            self._leave_holder(place, before)
         self._places.add(place)
         same_lock = before is not None and before.lock.file == found.lock.file
         changed = (
@@ -387,8 +436,12 @@ class Watch:
 
     def _wait_for(self, place: Place, found: Finding, now: float) -> None:
         self._due.pop(place, None)
-        if found.judgement.due_in is not None:
-            self._schedule(place, now + max(0.01, found.judgement.due_in))
+        if found.outcome in {Outcome.CHANGED, Outcome.RESTORED, Outcome.FAILED}:
+            self._schedule(place, now + _RETRY)
+        elif found.judgement.due_in is not None:
+            due_in = max(0.01, found.judgement.due_in)
+            if due_in < _LONGEST_WAIT:  # the sweeps in between see to the rest
+                self._schedule(place, now + due_in)
         holder, proof = found.evidence.holder, found.evidence.proof
         waited_for = False
         if holder.state is HolderState.SAME and holder.pid is not None:
@@ -448,12 +501,27 @@ class Watch:
         self._places.discard(place)
         known = self._knowledge.drop(place)
         if known is not None:
-            pid = known.evidence.holder.pid
-            holder = _Holder(pid, known.lock.record.starttime) if pid is not None else None
-            fd = self._fd_of.get(holder) if holder is not None else None
-            if fd is not None:
-                self._holders[fd][1].discard(place)
+            self._leave_holder(place, known)
         return known
+
+    def _leave_holder(self, place: Place, known: Seen) -> None:
+        """Take a place off its holder's list; the last one leaves the holder a while, for a gateway
+        takes its next lock soon.
+        """
+        holder = _holder_of(known)
+        fd = self._fd_of.get(holder) if holder is not None else None
+        if fd is not None:
+            self._holders[fd][1].discard(place)
+
+    def _close_idle_holders(self) -> None:
+        for fd, (_, places) in list(self._holders.items()):
+            if not places:
+                self._forget_holder(fd)
+
+
+def _holder_of(seen: Seen) -> _Holder | None:
+    pid = seen.evidence.holder.pid
+    return None if pid is None else _Holder(pid, seen.lock.record.starttime)
 
 
 def raise_descriptor_limit() -> None:

@@ -107,6 +107,7 @@ def ended(age: float, *, cut_short: bool = True) -> dict[str, Any]:
     """Return a trajectory's `session.ended`, written `age` seconds ago."""
     return {
         "type": "session.ended",
+        "runId": "run",
         "ts": iso(now_ms() - int(age * 1000)),
         "data": {
             "aborted": cut_short,
@@ -114,6 +115,11 @@ def ended(age: float, *, cut_short: bool = True) -> dict[str, Any]:
             "timedOutDuringToolExecution": cut_short,
         },
     }
+
+
+def started(age: float) -> dict[str, Any]:
+    """Return the `session.started` of the same run, written `age` seconds ago."""
+    return {**ended(age), "type": "session.started", "data": {}}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from reaper import __version__
 from reaper.core.lock import StateDir
-from reaper.settings import SettingsError, parse_duration, state_dirs
+from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
 from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
 
 DEAD = 2**22 + 1
@@ -102,6 +102,8 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("list", "--state-dir", ""),
+        ("watch", "--resync", "0", "--state-dir", "/"),
         ("sweep", "--grace", "soon"),
         ("sweep", "--grace", "-5"),
         ("sweep", "--wait", "nan"),
@@ -294,7 +296,16 @@ def test_on_a_terminal_there_is_a_table_in_colour(
 def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
     hold("stuck", age=600)
     created = now_ms() - 600_000
-    tree.store({"agent:x": {"sessionId": "stuck", "status": "done", "endedAt": created + 999}})
+    tree.store(
+        {
+            "agent:x": {
+                "sessionId": "stuck",
+                "status": "done",
+                "startedAt": 5,
+                "endedAt": created + 999,
+            }
+        }
+    )
     tree.trajectory("stuck", ended(599.5), quiet=599)
     done = reap("explain", "stuck", "--state-dir", tree.root)
     assert done.returncode == 3
@@ -362,6 +373,31 @@ def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) 
     assert time.monotonic() - started < 5
 
 
+def test_a_full_disk_is_told_in_one_line(tree: Tree) -> None:
+    tree.lock("dead", record(DEAD))
+    for command in ("list", "list --json", "sweep --dry-run"):
+        line = f"{sys.executable} -m reaper {command} --state-dir {tree.root} > /dev/full"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr == ("reaper: cannot write to standard output: No space left on device\n")
+
+
+def test_a_name_that_the_terminals_encoding_lacks_is_escaped(tree: Tree) -> None:
+    tree.lock("zé", record(DEAD))
+    done = reap("list", "--state-dir", tree.root, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "z\\xe9" in done.stdout
+
+
+def test_a_state_directory_that_is_none_is_1_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "sub"):
+        done = reap("list", "--state-dir", path)
+        assert done.returncode == 1
+        assert "say where the gateway's state directory is with --state-dir" in done.stderr
+
+
 def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
     for number in range(3000):
         tree.lock(f"dead{number}", record(DEAD))
@@ -427,7 +463,10 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "5x", "-1", "1 m", "1m 5", "inf", "nan", "1e3", "5s5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "s", "5x", "-1", "1 m", "1m 5", "inf", "nan", "1e3", "5s5", "9" * 400, "11000000000"],
+)
 def test_what_is_no_duration_is_refused_with_advice(text: str) -> None:
     with pytest.raises(SettingsError, match="write it like"):
         parse_duration(text)
@@ -444,5 +483,8 @@ def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
         StateDir("c", f"{tmp_path}/c"),
     ]
     assert state_dirs([f"x={tmp_path}/c"], {}) == [StateDir("x", f"{tmp_path}/c")]
-    with pytest.raises(SettingsError, match="given twice"):
+    with pytest.raises(UsageError, match="empty"):
+        state_dirs([""], {})
+    assert state_dirs([os.fsdecode(b"/x\xff")], {})[0].name == "x\\udcff"
+    with pytest.raises(UsageError, match="given twice"):
         state_dirs([f"x={tmp_path}/c", f"x={tmp_path}/a"], {})

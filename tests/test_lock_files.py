@@ -77,9 +77,11 @@ def test_a_state_directory_without_agents_has_no_locks(tmp_path: Path) -> None:
     assert discover(Tree(tmp_path)) == (set(), [])
 
 
-def test_a_missing_state_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        discover(Tree(tmp_path / "nowhere"))
+def test_a_missing_state_directory_is_told_with_what_to_do(tmp_path: Path) -> None:
+    found, (skipped,) = discover(Tree(tmp_path / "nowhere"))
+    assert found == set()
+    assert (skipped.reason, skipped.failed) == ("missing", True)
+    assert "--state-dir" in skipped.note
 
 
 def test_the_state_directory_itself_may_be_a_symlink(tree: Tree, tmp_path: Path) -> None:

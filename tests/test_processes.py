@@ -81,6 +81,19 @@ def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dea
     ticks = start_ticks(holder.pid)
     holder.kill(reap=False)
     assert state(holder.pid, ticks) is HolderState.ZOMBIE
+    assert state(holder.pid, ticks + 1) is HolderState.REUSED
+
+
+def test_doubt_about_nested_processes_is_not_death(
+    monkeypatch: pytest.MonkeyPatch, dead_pid: int
+) -> None:
+    """A holder may be one of those that could not be read just now."""
+
+    def refused(_pid: int) -> int | None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(processes, "_innermost_pid", refused)
+    assert state(dead_pid, 5) is HolderState.UNKNOWN
 
 
 def test_nobody_is_unnamed_and_impossible_pids_are_unknown() -> None:
@@ -147,6 +160,9 @@ def test_a_holder_in_a_nested_pid_namespace_is_found_by_its_inner_pid(
         (["node", "openclaw.mjs", "agent", "--local"], Program.AGENT),
         (["node", "holder.mjs", "openclaw"], Program.UNKNOWN),
         (["reaper", "watch", "--state-dir", "/srv/openclaw"], Program.UNKNOWN),
+        (["node", "/x/openclaw.mjs", "agent", "--message", "gateway"], Program.AGENT),
+        (["openclaw", "gateway", "status"], Program.AGENT),
+        (["openclaw", "gateway", "run", "--port", "1"], Program.GATEWAY),
         (["sleep", "600"], Program.OTHER),
         (["node", "/app/dist/index.js"], Program.OTHER),
         ([], Program.UNKNOWN),

@@ -10,7 +10,7 @@ import pytest
 from reaper.adapters import runs
 from reaper.adapters.runs import Runs
 from reaper.core.evidence import Run, RunState, StoreStatus
-from tests.conftest import Tree, ended
+from tests.conftest import Tree, ended, started
 
 
 def read(tree: Tree, session: str = "sid", runs: Runs | None = None) -> Run:
@@ -90,6 +90,20 @@ def test_what_is_unfinished_or_malformed_is_unknown(tree: Tree, tail: bytes) -> 
 def test_a_long_last_record_is_read_whole(tree: Tree) -> None:
     tree.trajectory("sid", ended(100), {"type": "context.compiled", "x": "y" * 200_000})
     assert read(tree).trajectory is RunState.RUNNING
+
+
+def test_the_start_of_the_run_that_ended_is_found_and_no_other_runs(tree: Tree) -> None:
+    other = started(150) | {"runId": "other"}
+    for records, expected in (
+        ([started(200), {"type": "x"}, ended(100)], True),
+        ([started(200), other, ended(100)], False),
+        ([{"type": "x"}, ended(100)], False),
+        ([started(200) | {"runId": None}, ended(100) | {"runId": None}], False),
+    ):
+        tree.trajectory("sid", *records)
+        end = read(tree).end
+        assert end is not None
+        assert (end.started_ms is not None) is expected, records
 
 
 def test_only_the_tail_is_read(tree: Tree) -> None:
@@ -258,6 +272,14 @@ def test_a_store_too_large_to_read_is_unknown(tree: Tree) -> None:
     with (tree.sessions() / "sessions.json").open("wb") as file:
         file.truncate(runs._STORE_LIMIT + 1)
     assert read(tree).store is StoreStatus.UNKNOWN
+
+
+def test_a_store_that_would_take_too_much_memory_is_unknown(tree: Tree) -> None:
+    for bomb in (b"[" + b"{}," * 600_000 + b"{}]", b'{"k":[' + b"0," * 600_000 + b"0]}"):
+        (tree.sessions() / "sessions.json").write_bytes(bomb)
+        assert read(tree).store is StoreStatus.UNKNOWN
+    tree.store({"k": {"sessionId": "sid", "status": "running", "prompt": "x" * 9_000_000}})
+    assert read(tree).store is StoreStatus.RUNNING
 
 
 def test_without_a_store_there_is_no_status(tree: Tree) -> None:

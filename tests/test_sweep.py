@@ -14,8 +14,8 @@ from reaper.adapters import lock_files
 from reaper.adapters.lock_files import Skipped
 from reaper.adapters.processes import Gateway, ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
-from reaper.core.evidence import HolderState, Program
-from reaper.core.lock import StateDir
+from reaper.core.evidence import HolderState, HoldProof, Program
+from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Finding, Place, Reaper
@@ -65,6 +65,9 @@ class FakeProcesses:
 
     def gateways(self) -> list[Gateway]:
         return self.all_gateways
+
+    def shares_state_dir(self, holder: HolderSeen, state_dir: tuple[int, int]) -> bool:
+        return False
 
 
 def reaper(tree: Tree, **how: Any) -> Reaper:
@@ -153,7 +156,31 @@ def test_a_release_within_the_grace_is_no_orphan(tree: Tree, hold: HoldLock) -> 
     holder.ask("close")
     clock = FakeClock()
     clock.on_sleep = lambda: holder.path.unlink(missing_ok=True)
-    assert ends(reaper(tree, clock=clock).sweep()) == {}
+    assert ends(reaper(tree, clock=clock).sweep()) == {
+        "closing": ("uncertain", ("too-early",), "vanished")
+    }
+
+
+def test_a_slow_pass_does_not_shorten_a_grace(tree: Tree, hold: HoldLock) -> None:
+    """Each grace is seen in full from the first look at that very lock on."""
+    for name in ("a", "b", "c"):
+        tree.lock(name, record(os.getpid(), starttime=start_ticks(os.getpid())))
+    clock = FakeClock()
+
+    class Slow(ProcessTable):
+        def holder(self, pid: int | None, starttime: int | None) -> HolderSeen:
+            clock.pass_by(4.0)
+            return super().holder(pid, starttime)
+
+    first: dict[str, float] = {}
+    it = reaper(tree, clock=clock, process_table=Slow)
+    for place, found in it.act():
+        if place is not None and isinstance(found, Finding):
+            first[found.lock.session] = clock.mono
+    while list(tree.sessions().iterdir()):
+        for _, found in it.act():
+            if isinstance(found, Finding) and found.outcome is Outcome.REMOVED:
+                assert clock.mono - first[found.lock.session] >= 10.0
 
 
 def test_a_new_lock_under_the_name_starts_the_grace_anew(tree: Tree, hold: HoldLock) -> None:
@@ -205,7 +232,16 @@ def abandoned(tree: Tree, hold: HoldLock) -> Holder:
     """The stuck state: a live gateway holds a lock born just before its run's recorded end."""
     holder = hold("stuck", age=600)
     created = now_ms() - 600_000
-    tree.store({"k": {"sessionId": "stuck", "status": "timeout", "endedAt": created + 900}})
+    tree.store(
+        {
+            "k": {
+                "sessionId": "stuck",
+                "status": "timeout",
+                "startedAt": created - 9000,
+                "endedAt": created + 900,
+            }
+        }
+    )
     tree.trajectory("stuck", {"type": "prompt.submitted"}, ended(599.5), quiet=599)
     return holder
 
@@ -258,17 +294,10 @@ def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     for step in (0, 86_400_000, -86_400_000):
         clock.wall += step
         clock.pass_by(1.0)
-        passed = [found for _, found in it._pass(_act_mode(), None)]
-        (found,) = (one for one in passed if isinstance(one, Finding))
+        (found,) = (one for _, one in it.act() if isinstance(one, Finding))
         assert (found.judgement.verdict, found.outcome) == (Verdict.HELD, Outcome.KEPT)
         assert found.evidence.age < 70
     assert holder.path.exists()
-
-
-def _act_mode() -> Any:
-    from reaper.sweep import Mode
-
-    return Mode.ACT
 
 
 # Evidence that belongs to the next gateway
@@ -360,7 +389,7 @@ def test_a_session_store_written_after_the_death_shows_a_gateway_up(tree: Tree) 
     it = reaper(tree, clock=clock, process_table=FakeProcesses)
 
     def outcome() -> Outcome | None:
-        (found,) = (one for _, one in it._pass(_act_mode(), None) if isinstance(one, Finding))
+        (found,) = (one for _, one in it.act() if isinstance(one, Finding))
         return found.outcome
 
     assert outcome() is Outcome.KEPT
@@ -409,7 +438,8 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     ]
     assert aside.exists()
     displaced.ask("close")
-    assert [one for one in it.sweep() if isinstance(one, Skipped)] == []
+    (left_over,) = (one for one in it.sweep() if isinstance(one, Skipped))
+    assert (left_over.note, left_over.failed) == ("dropped: removed", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
@@ -419,7 +449,7 @@ def test_a_look_leaves_it_where_it_is(tree: Tree) -> None:
     path.rename(aside)
     (left,) = reaper(tree).look()
     assert isinstance(left, Skipped)
-    assert (left.path, left.reason) == (str(aside), "left-aside")
+    assert (left.path, left.reason, left.failed) == (str(aside), "left-aside", True)
     assert aside.exists()
 
 
@@ -482,6 +512,74 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_told(
     assert freed == ["s", "o"]
     (missing,) = (one for one in found if isinstance(one, Skipped))
     assert (missing.path, missing.failed) == (str(tmp_path / "gone"), True)
+
+
+@pytest.mark.parametrize(("starttime", "expected"), [(None, "no-hold-proof"), (5, "dead-pid")])
+def test_without_proof_a_bare_pid_was_never_this_very_holder(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, starttime: int | None, expected: str
+) -> None:
+    """A record without a start time names whatever process has that pid here."""
+    tree.lock("sid", record(77, starttime=starttime))
+    no_proof = (HoldProof.UNAVAILABLE, "file-system")
+    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
+    table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
+    it = reaper(tree, process_table=lambda: table)
+    (first,) = (one for _, one in it.act() if isinstance(one, Finding))
+    assert first.judgement.verdict is Verdict.HELD
+    table.holders.clear()
+    (second,) = (one for _, one in it.act() if isinstance(one, Finding))
+    assert second.judgement.reasons[0] == expected
+
+
+def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_too(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("sid", record(7, starttime=5))
+    no_proof = (HoldProof.UNAVAILABLE, "file-system")
+    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
+    nested = HolderSeen(state=HolderState.SAME, pid=9000)
+    table = FakeProcesses({7: nested, 9000: nested})
+    it = reaper(tree, process_table=lambda: table)
+    list(it.act())
+    del table.holders[7]  # its entry in the table of nested pids is not found this time
+    (found,) = (one for _, one in it.act() if isinstance(one, Finding))
+    assert found.judgement.verdict is Verdict.UNCERTAIN
+
+
+def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock) -> None:
+    hold("sid")
+    it = reaper(tree)
+    list(it.act())
+    (place,) = it._sights
+    moved = tree.root.with_name("moved")
+    tree.root.rename(moved)
+    assert [one.failed for _, one in it.act() if isinstance(one, Skipped)] == [True]
+    assert list(it._sights) == [place]
+    moved.rename(tree.root)
+
+
+def test_a_polled_lock_that_was_replaced_is_not_probed(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("sid", b"")
+    probed: list[int] = []
+    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda fd, **_: probed.append(fd))
+    it = reaper(tree)
+    place = Place(it.states[0], "main", path.name)
+    found = path.stat()
+    assert not it.is_held(place, FileId(found.st_dev, found.st_ino + 1))
+    assert not it.is_held(place, FileId(found.st_dev, found.st_ino))
+    assert probed == []
+
+
+def test_what_only_looks_like_a_private_name_is_left_alone(tree: Tree) -> None:
+    folder = tree.sessions()
+    (folder / ".rprabcde-dir~").mkdir()
+    (folder / ".rprabcde-link~").symlink_to("/etc/passwd")
+    os.mkfifo(folder / ".rprabcde-pipe~")
+    before = sorted(os.listdir(folder))
+    assert list(reaper(tree).sweep()) == []
+    assert sorted(os.listdir(folder)) == before
 
 
 def test_only_wanted_locks_are_explained(tree: Tree) -> None:

@@ -25,6 +25,8 @@ from reaper.core.verdict import STUCK, Judgement, Limits, Verdict, judge, wants_
 
 LIMITS = Limits()
 NOW = 1_800_000_000_000
+STARTED = NOW - 10_000_000
+"""When the run of `stuck` began."""
 
 
 def a_lock(data: bytes | None = None, *, age: float = 600.0, **record: Any) -> Lock:
@@ -73,8 +75,9 @@ def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> di
     end = NOW - int(age * 1000) + int(end_after_birth * 1000)
     fields: dict[str, Any] = {
         "trajectory": RunState.ENDED,
-        "end": RunEnd(at_ms=end, cut_short=True),
+        "end": RunEnd(at_ms=end, cut_short=True, started_ms=STARTED),
         "store": StoreStatus.ENDED,
+        "store_started_ms": STARTED,
         "store_ended_ms": end,
         "last_write_ms": end,
     }
@@ -139,6 +142,21 @@ def test_without_an_end_in_the_store_the_run_end_window_bounds_the_birth(
     assert born_after(5.001) is Verdict.HELD
 
 
+def test_a_lock_older_than_the_run_that_ended_is_somebody_elses() -> None:
+    """Whoever held it then made that run wait, and its abort frees nothing."""
+    born = NOW - 600_000
+    assert verdict(evidence(**stuck(store_started_ms=born)))[0] is Verdict.ABANDONED
+    assert verdict(evidence(**stuck(store_started_ms=born + 1))) == HELD
+    assert verdict(evidence(**stuck(store_started_ms=None))) == HELD
+    for store in (StoreStatus.NONE, StoreStatus.RUNNING):
+        for started, expected in ((born, Verdict.ABANDONED), (born + 1, Verdict.HELD)):
+            end = RunEnd(at_ms=born + 300, cut_short=True, started_ms=started)
+            how = stuck(store=store, store_ended_ms=None, end=end)
+            assert verdict(evidence(**how))[0] is expected
+        end = RunEnd(at_ms=born + 300, cut_short=True)
+        assert verdict(evidence(**stuck(store=store, store_ended_ms=None, end=end))) == HELD
+
+
 def test_a_store_that_cannot_be_understood_bounds_nothing() -> None:
     assert verdict(evidence(**stuck(store=StoreStatus.UNKNOWN, store_ended_ms=None))) == HELD
 
@@ -153,7 +171,7 @@ def test_the_store_alone_proves_nothing(state: RunState) -> None:
 
 
 def test_a_run_that_completed_abandons_nothing() -> None:
-    done = RunEnd(at_ms=NOW - 599_700, cut_short=False)
+    done = RunEnd(at_ms=NOW - 599_700, cut_short=False, started_ms=STARTED)
     assert verdict(evidence(**stuck(end=done))) == HELD
 
 
@@ -376,6 +394,7 @@ _RUNS = st.builds(
     trajectory=st.sampled_from(RunState),
     end=st.none() | st.builds(RunEnd, at_ms=st.integers(0, 2 * NOW), cut_short=st.booleans()),
     store=st.sampled_from(StoreStatus),
+    store_started_ms=st.none() | st.integers(0, 2 * NOW),
     store_ended_ms=st.none() | st.integers(0, 2 * NOW),
     last_write_ms=st.none() | st.integers(0, 2 * NOW),
     checkpoint_ms=st.none() | st.integers(0, 2 * NOW),

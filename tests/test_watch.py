@@ -273,7 +273,16 @@ def test_due_locks_are_freed_without_any_event(
     sidecar = watching("--resync", "1h", *options)
     forgotten, stuck = hold("forgotten"), hold("stuck")
     created = now_ms()
-    tree.store({"k": {"sessionId": "stuck", "status": "timeout", "endedAt": created + 500}})
+    tree.store(
+        {
+            "k": {
+                "sessionId": "stuck",
+                "status": "timeout",
+                "startedAt": created - 9000,
+                "endedAt": created + 500,
+            }
+        }
+    )
     tree.trajectory("stuck", ended(-0.3), quiet=0)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
@@ -366,6 +375,73 @@ def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
     sidecar = watching()
     assert sidecar.stop(number) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
+
+
+def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
+    tree: Tree, watching: Watching
+) -> None:
+    folder = tree.sessions()
+    for number in range(20_000):
+        (folder / f"x{number}.jsonl.lock").write_bytes(b'{"pid": 4194305}')
+    sidecar = watching()
+    until(lambda: sidecar.journal("removed"))
+    sidecar.process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    assert sidecar.stop(signal.SIGTERM) == 0
+    assert sidecar.journal()[-1]["event"] == "stopped"
+    assert list(folder.iterdir())  # it did stop in the midst
+
+
+def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"], stderr=full)
+    try:
+        tree.lock("dead", record(2**22 + 1))
+        until(lambda: not list(tree.sessions().iterdir()))
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url) as answer:
+            text = answer.read().decode()
+        assert float(re.findall(r'errors_total{kind="journal"} (\S+)', text)[0]) >= 2
+        process.terminate()
+        assert process.wait(timeout=_PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_symlinked_agents_folder_is_not_watched(
+    tree: Tree, watching: Watching, tmp_path: Path
+) -> None:
+    shutil.rmtree(tree.root / "agents")
+    outside = tmp_path / "outside"
+    (outside / "main" / "sessions").mkdir(parents=True)
+    (tree.root / "agents").symlink_to(outside)
+    sidecar = watching("--resync", "1s")
+    until(lambda: sidecar.metric("reaper_skipped_files", reason="symlink") == 1)
+    (outside / "main" / "sessions" / "sid.jsonl.lock").write_bytes(record(2**22 + 1))
+    time.sleep(1.5)
+    assert sidecar.metric("reaper_events_total", type="created") == 0
+    assert (outside / "main" / "sessions" / "sid.jsonl.lock").exists()
+
+
+def test_nothing_grows_with_locks_that_came_and_went(
+    tree: Tree, hold: HoldLock, in_process: CountingWatch
+) -> None:
+    hold("held")
+    for number in range(300):
+        path = tree.sessions() / f"x{number}.jsonl.lock"
+        path.write_bytes(record(os.getpid(), starttime=5, max_hold_ms=10**12))
+        path.unlink()
+    until(lambda: not in_process._news and len(in_process._places) == 1)
+    for _ in range(300):
+        in_process.sweep_soon()
+        in_process._metrics.last_sweep.set(0)
+    until(lambda: not in_process._sweep_wanted)
+    assert len(in_process._born) <= 1
+    assert len(in_process._heap) <= 2 * len(in_process._due) + 65
+    assert len(in_process._holders) == 1
 
 
 def test_a_hangup_makes_it_sweep_now(tree: Tree, watching: Watching) -> None:

@@ -75,8 +75,9 @@ def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[Ho
     return (HoldProof.UNAVAILABLE, OTHER_LAYER) if layered else (HoldProof.NOT_OPEN, "")
 
 
-def overlay_layers() -> frozenset[tuple[int, int]]:
-    """Return (device, inode) of each directory that an overlay, as mounted here, is made of.
+def overlay_layers() -> frozenset[tuple[int, int]] | None:
+    """Return (device, inode) of each directory that an overlay, as mounted here, is made of; None
+    where the mounts cannot be read.
 
     A lock below one of these may be held through the overlay, where the lease does not see it.
     """
@@ -85,7 +86,7 @@ def overlay_layers() -> frozenset[tuple[int, int]]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             lines = mounts.readlines()
     except OSError:
-        return frozenset()
+        return None
     for line in lines:
         _, _, described = line.rstrip("\n").partition(" - ")
         kind, *_, options = [*described.split(" "), ""][:3]
@@ -93,7 +94,9 @@ def overlay_layers() -> frozenset[tuple[int, int]]:
             continue
         for option in options.split(","):
             key, _, value = option.partition("=")
-            if key in {"upperdir", "lowerdir", "lowerdir+", "datadir+"}:
+            if key in {"upperdir", "lowerdir+", "datadir+"}:
+                layers.update(_identities([value]))
+            elif key == "lowerdir":
                 layers.update(_identities(value.split(":")))
     return frozenset(layers)
 
@@ -108,8 +111,12 @@ def _identities(escaped_paths: list[str]) -> Iterator[tuple[int, int]]:
         yield found.st_dev, found.st_ino
 
 
-def is_below(path: str, folders: frozenset[tuple[int, int]]) -> bool:
-    """Tell whether `path` is one of the folders, or below one. Cheap where there are none."""
+def is_below(path: str, folders: frozenset[tuple[int, int]] | None) -> bool:
+    """Tell whether `path` is one of the folders, or below one, or may be (None). Cheap where there
+    are none.
+    """
+    if folders is None:
+        return True
     if not folders:
         return False
     path = os.path.realpath(path)

@@ -83,9 +83,15 @@ def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) ->
     """Yield the state directory's `sessions` folders, open; of `agents` only, where given.
 
     Follows no symlink below the state directory. A folder is closed when its consumer leaves its
-    `with`. Raises OSError where the state directory itself cannot be read.
+    `with`. Raises OSError where the state directory is there and cannot be read.
     """
-    root = open_folder(state.path)
+    try:
+        root = open_folder(state.path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "no such directory" if isinstance(error, FileNotFoundError) else "no directory"
+        note = f"{what}: say where the gateway's state directory is with --state-dir"
+        skipped.append(Skipped(path=state.path, reason="missing", failed=True, note=note))
+        return
     try:
         try:
             top = open_folder("agents", dir_fd=root)
@@ -143,8 +149,6 @@ def skip(path: str, error: OSError) -> Skipped:
             return Skipped(path=path, reason="symlink" if os.path.islink(path) else "not-regular")
         case OSError(errno=errno.EACCES | errno.EPERM):
             return Skipped(path=path, reason="unreadable", failed=True, note=_advice(error))
-        case OSError(errno=errno.ENOENT):
-            return Skipped(path=path, reason="missing", failed=True, note="no such directory")
         case _:
             return Skipped(
                 path=path, reason=f"error-{_code(error)}", failed=True, note=_advice(error)

@@ -6,6 +6,7 @@ sweeps, and asks `follow` again each time.
 
 import logging
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -79,7 +80,9 @@ class EventSource:
         """See that the state directory's `agents` folder, the one that is there now, is followed;
         whether it is. A folder that vanished, was replaced or could not be followed is tried anew.
         """
-        path = os.path.realpath(f"{state.path}/agents")
+        # As everywhere below the state directory, a symlink is not followed: its target could be
+        # anything, and watching it all would use up the inotify limits of the gateway's uid.
+        path = f"{os.path.realpath(state.path)}/agents"
         identity = _identity(path)
         known = self._watches.get(state)
         if known is not None and known[1] == identity:
@@ -110,7 +113,10 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.is_directory:
-            self._on_change()
+            paths = [event.src_path, getattr(event, "dest_path", "")]
+            # agents/<agent> and agents/<agent>/sessions: no deeper folder can hold a lock
+            if any(0 < len(self._parts(path)) <= 2 for path in paths):  # noqa: PLR2004
+                self._on_change()
             return
         match event:
             case FileCreatedEvent():
@@ -122,10 +128,14 @@ class _Handler(FileSystemEventHandler):
                 self._lock(event.dest_path, APPEARED)
 
     def _lock(self, path: str | bytes, what: str) -> None:
-        parts = os.fsdecode(path).removeprefix(self._root).split("/")
+        parts = self._parts(path)
         # agents/<agent>/sessions/<name>: nothing else is a lock's place
         if len(parts) == 3 and parts[1] == "sessions" and parts[2].endswith(LOCK_SUFFIX):  # noqa: PLR2004
             self._on_lock(self._state, parts[0], parts[2], what)
+
+    def _parts(self, path: str | bytes) -> list[str]:
+        name = os.fsdecode(path)
+        return name.removeprefix(self._root).split("/") if name.startswith(self._root) else []
 
 
 class _OverflowListener(logging.Handler):
@@ -142,6 +152,6 @@ class _OverflowListener(logging.Handler):
 
 def _identity(path: str) -> tuple[int, int] | None:
     with suppress(OSError):
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
+        found = os.lstat(path)
+        return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
     return None

@@ -43,6 +43,7 @@ class ProcessTable:
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
         self._nested: dict[tuple[int, int], int] | None = None
+        self._nested_complete = True
         self._gateways: list[Gateway] | None = None
 
     def holder(self, pid: int | None, starttime: int | None) -> Holder:
@@ -56,7 +57,9 @@ class ProcessTable:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
         seen = self._look(pid)
-        if seen.state is HolderState.SAME:
+        if seen.state is HolderState.ZOMBIE and starttime not in {None, seen.starttime}:
+            state = HolderState.REUSED
+        elif seen.state is HolderState.SAME:
             if starttime is None:
                 foreign = seen.program is Program.OTHER
                 state = HolderState.FOREIGN_PROGRAM if foreign else HolderState.SAME
@@ -70,6 +73,9 @@ class ProcessTable:
             nested = self._nested_pid(pid, starttime)
             if nested is not None:
                 return self._as_holder(nested, HolderState.SAME, self._look(nested))
+            if not self._nested_complete:
+                # It may be one of those that could not be read: doubt is not death.
+                return Holder(state=HolderState.UNKNOWN)
         return self._as_holder(pid, state, seen)
 
     def _as_holder(self, pid: int, state: HolderState, seen: _Seen) -> Holder:
@@ -91,14 +97,35 @@ class ProcessTable:
 
     def _nested_pid(self, pid: int, starttime: int) -> int | None:
         if self._nested is None:
-            self._nested = {}
+            nested = {}
             for outer in psutil.pids():
-                inner = _innermost_pid(outer)
+                try:
+                    inner = _innermost_pid(outer)
+                except OSError:
+                    self._nested_complete = False
+                    continue
                 if inner is not None:
                     seen = self._look(outer)
-                    if seen.starttime is not None and seen.state is HolderState.SAME:
-                        self._nested[inner, seen.starttime] = outer
+                    if seen.starttime is None:
+                        self._nested_complete &= seen.state is HolderState.GONE
+                    elif seen.state is HolderState.SAME:
+                        nested[inner, seen.starttime] = outer
+            self._nested = nested
         return self._nested.get((pid, starttime))
+
+    def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool:
+        """Whether this holder is known to use that very state directory through the same mount;
+        of a holder that is not seen, whether all of OpenClaw's processes that are seen do, and at
+        least one is.
+        """
+        if holder.pid is not None:
+            return _state_dir_of(holder.pid) == state_dir
+        known = [
+            _state_dir_of(pid)
+            for pid in psutil.pids()
+            if self._look(pid).program in {Program.GATEWAY, Program.AGENT}
+        ]
+        return bool(known) and all(it == state_dir for it in known)
 
     def _find_gateways(self) -> Iterator[Gateway]:
         for pid in psutil.pids():
@@ -213,25 +240,32 @@ def program_of(arguments: list[str]) -> Program:
     if not words:
         return Program.UNKNOWN
     title = re.sub(r"\.(bat|cmd|exe)$", "", words[0]).rsplit("/", 1)[-1]
-    entry = any(word.endswith(_ENTRIES) for word in words)
     if title == "openclaw-gateway" or words == ["openclaw"]:
         return Program.GATEWAY
     if title.startswith("openclaw-"):
         return Program.AGENT
-    if (title == "openclaw" or entry) and {"gateway", "agent"} & set(words):
-        return Program.GATEWAY if "gateway" in words else Program.AGENT
+    entries = [at for at, word in enumerate(words) if word.endswith(_ENTRIES)]
+    entry = 0 if title == "openclaw" else entries[0] if entries else None
+    if entry is not None:
+        # The command is the first word after the entry point that is no option; later words are
+        # anybody's, a message's for one.
+        command = next((word for word in words[entry + 1 :] if not word.startswith("-")), "")
+        if command in {"gateway", "agent"}:
+            after = words[words.index(command, entry + 1) + 1 :]
+            serves = command == "gateway" and (not after or after[0] == "run" or after[0][0] == "-")
+            return Program.GATEWAY if serves else Program.AGENT
     named = any(word.rsplit("/", 1)[-1] in {"openclaw", "openclaw.mjs"} for word in words)
     return Program.UNKNOWN if named else Program.OTHER
 
 
 def _innermost_pid(pid: int) -> int | None:
     """Return the pid that a process has in its own, nested, PID namespace; None where it has only
-    the one we see, or is not to be read.
+    the one we see, or is gone. Raises OSError where it is not to be read.
     """
     try:
         with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:
             text = status.read(64 * 1024)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     match = re.search(rb"^NSpid:((?:\s+[0-9]+)+)$", text, re.MULTILINE)
     pids = match[1].split() if match else []

@@ -20,6 +20,8 @@ _TAIL: Final = 512 * 1024
 _FIRST_TAIL: Final = 8 * 1024
 """`session.ended` is short; a longer last record is read in a second go."""
 _STORE_LIMIT: Final = 32 * 1024 * 1024
+_STRUCTURE: Final = (b"{", b"[", b",")
+_STRUCTURE_LIMIT: Final = 500_000
 _POINTER_LIMIT: Final = 64 * 1024
 _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
 
@@ -118,7 +120,7 @@ def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
             data = read_at_most(fd, _STORE_LIMIT + 1)
         finally:
             os.close(fd)
-        value = loads(data) if len(data) <= _STORE_LIMIT else None
+        value = loads(data) if _is_bearable(data) else None
     except (OSError, NotJsonError):
         value = None
     if not isinstance(value, dict):
@@ -136,6 +138,13 @@ def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
                 known = entries.get(session)
                 entries[session] = entry if known is None else _stricter(known, entry)
     return _Store(stamp=stamp, entries=entries)
+
+
+def _is_bearable(data: bytes) -> bool:
+    """Whether reading these bytes as JSON takes bounded time and memory: 32 MiB of `[{},{},...]`
+    take 845 MB, as many of text next to nothing more.
+    """
+    return len(data) <= _STORE_LIMIT and sum(map(data.count, _STRUCTURE)) <= _STRUCTURE_LIMIT
 
 
 def _status(value: object) -> StoreStatus:
@@ -196,6 +205,7 @@ def _trajectory(
     try:
         found = os.fstat(fd)
         record = _last_record(fd, found.st_size)
+        started_ms = _start_of(fd, found.st_size, record)
     except OSError:
         return RunState.UNKNOWN, None, None
     finally:
@@ -210,7 +220,8 @@ def _trajectory(
     if at_ms is None or not isinstance(data, dict):
         return RunState.UNKNOWN, None, written_ms
     how = (data.get("aborted"), data.get("timedOut"), data.get("timedOutDuringToolExecution"))
-    return RunState.ENDED, RunEnd(at_ms=at_ms, cut_short=True in how), written_ms
+    end = RunEnd(at_ms=at_ms, cut_short=True in how, started_ms=started_ms)
+    return RunState.ENDED, end, written_ms
 
 
 def _open_trajectory(state_dir: str, agent: str, session: str, folder_fd: int) -> int:
@@ -251,6 +262,26 @@ def _open_below(root: str, parts: list[str]) -> int:
         return open_regular(parts[-1], dir_fd=fd)
     finally:
         os.close(fd)
+
+
+def _start_of(fd: int, size: int, last: Any) -> int | None:  # noqa: ANN401  # any JSON value
+    """Return when the run of a `session.ended` started (epoch ms), from its `session.started` in
+    the tail; None where that is not there, or says nothing.
+    """
+    if not isinstance(last, dict) or last.get("type") != "session.ended":
+        return None
+    run = last.get("runId")
+    data = read_at_most(fd, min(size, _TAIL), offset=max(0, size - _TAIL))
+    for line in reversed(data.split(b"\n")):
+        if b'"session.started"' not in line:
+            continue
+        with suppress(NotJsonError):
+            record = loads(line)
+            if isinstance(record, dict) and record.get("type") == "session.started":
+                stamp = record.get("ts")
+                same = run is not None and record.get("runId") == run
+                return parse_date(stamp) if same and isinstance(stamp, str) else None
+    return None
 
 
 def _last_record(fd: int, size: int) -> Any:  # noqa: ANN401  # any JSON value

@@ -74,11 +74,13 @@ class StoreStatus(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
     """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted or timed
-    out, as its data say.
+    out, as its data say. `started_ms`: the `session.started` of that same run, None where it is
+    not in the tail.
     """
 
     at_ms: int
     cut_short: bool
+    started_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,17 +184,21 @@ def _abandoned_in(evidence: Evidence, limits: Limits) -> float | None:
 
 
 def _born_by(run: Run, created_ms: int, limits: Limits) -> bool:
-    """Whether the lock was born by the run that has ended, and not by anything after it."""
+    """Whether the lock was born by the run that has ended: not after its end, and not before its
+    start either, by somebody that this run only waited for.
+    """
+    if run.end is None:
+        return False
     match run.store:
         case StoreStatus.ENDED:
-            return run.store_ended_ms is not None and created_ms <= run.store_ended_ms
+            began, until = run.store_started_ms, run.store_ended_ms
         case StoreStatus.RUNNING | StoreStatus.NONE:
-            return run.end is not None and created_ms <= (
-                run.end.at_ms + limits.run_end_window * 1000
-            )
+            began, until = run.end.started_ms, run.end.at_ms + int(limits.run_end_window * 1000)
         case StoreStatus.UNKNOWN:
             return False
-    assert_never(run.store)
+        case _:
+            assert_never(run.store)
+    return began is not None and until is not None and began <= created_ms <= until
 
 
 def _judge_not_open(evidence: Evidence, limits: Limits) -> Judgement:

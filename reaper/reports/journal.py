@@ -4,12 +4,13 @@ A removal's line holds the whole record that was removed and its evidence, so th
 by it. structlog does the formatting; names are made printable before it sees them.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 import structlog
 
 from reaper.core.lock import Lock
-from reaper.reports.words import printable
+from reaper.core.words import printable
 
 _SHORT: Final = (
     "state_dir",
@@ -25,10 +26,15 @@ _SHORT: Final = (
 
 
 class Journal:
-    """Writes events; `json` for programs, else for people."""
+    """Writes events; `json` for programs, else for people. A line that cannot be written is counted
+    by `on_error`, and lost.
+    """
 
-    def __init__(self, stream: TextIO, *, json: bool) -> None:
+    def __init__(
+        self, stream: TextIO, *, json: bool, on_error: Callable[[], None] = lambda: None
+    ) -> None:
         self._json = json
+        self._on_error = on_error
         renderer: Any = (
             structlog.processors.JSONRenderer()
             if json
@@ -60,7 +66,11 @@ class Journal:
 
     def _write(self, event: str, fields: dict[str, Any], *, warn: bool) -> None:
         safe = {key: _safe(value) for key, value in fields.items()}
-        (self._log.warning if warn else self._log.info)(event, **safe)
+        try:
+            (self._log.warning if warn else self._log.info)(event, **safe)
+        except (OSError, ValueError):
+            # A full disk or a reader that went away must not end the watch.
+            self._on_error()
 
 
 def _safe(value: Any) -> Any:  # noqa: ANN401  # any field

@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Judgement, Verdict
+from reaper.core.words import printable
 from reaper.reports.records import Seen
-from reaper.reports.words import printable
 
 OTHER: Final = "other"
 _LONGEST_LABEL: Final = 64
@@ -46,7 +46,7 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.FLAGGED,
     Outcome.FAILED,
 )
-_ERROR_KINDS: Final = ("removal", "unreadable", "observer")
+_ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal")
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
 

@@ -3,8 +3,9 @@
 import json
 from typing import Any, Final, Protocol, TextIO
 
+from reaper.core.words import printable
 from reaper.reports.records import SCHEMA, Summary
-from reaper.reports.words import duration, printable
+from reaper.reports.words import duration
 
 _MOST_ROWS: Final = 1000
 """Rows that a table lays out; beyond, lines are written as they come."""

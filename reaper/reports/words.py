@@ -1,4 +1,4 @@
-"""Evidence in words, for people. Names from the file system are hostile: see `printable`."""
+"""Evidence in words, for people. Names go through `printable`."""
 
 from typing import Final
 
@@ -6,14 +6,7 @@ from reaper.core.evidence import Evidence, HolderState, HoldProof, RunState, Sto
 from reaper.core.lock import Lock, Shape, iso
 from reaper.core.policy import Action
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Limits, Verdict
-
-
-def printable(text: str) -> str:
-    r"""Return the text on one line, with all that a terminal could act on as \xNN or \uNNNN."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )
+from reaper.core.words import printable
 
 
 def duration(seconds: float) -> str:
