@@ -210,11 +210,12 @@ def _picture(
 def _end_run(sessions: Path, session: str) -> None:
     """Write beside the lock what a gateway writes when a run times out."""
     at_ms = time.time_ns() // 1_000_000
+    began_ms = at_ms - 60_000
     for name, text in {
         f"{session}.jsonl": "{}\n",
         f"{session}.trajectory.jsonl": f'{{"type":"session.ended","ts":"{iso(at_ms)}",'
-        '"data":{"aborted":true,"timedOut":true}}\n',
+        '"runId":"demo","data":{"aborted":true,"timedOut":true}}\n',
         "sessions.json": f'{{"agent:main:demo":{{"sessionId":"{session}","status":"timeout",'
-        f'"endedAt":{at_ms}}}}}\n',
+        f'"startedAt":{began_ms},"endedAt":{at_ms}}}}}\n',
     }.items():
         (sessions / name).write_text(text)

@@ -21,7 +21,7 @@ from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.lock import StateDir
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import Verdict
+from reaper.core.verdict import TOO_EARLY, Verdict
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
@@ -421,7 +421,8 @@ class Watch:
         flagged = found.action is Action.FLAG and changed
         if acted or flagged:
             self._metrics.count_action(found.action, found.judgement, found.outcome)
-        if not acted and (not changed or verdict is Verdict.HELD):
+        early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
+        if not acted and (not changed or early or verdict is Verdict.HELD):
             return
         record = lock_record(
             lock=found.lock,

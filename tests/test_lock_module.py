@@ -281,7 +281,13 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
             "disturbed 0",
         )
         until(gone(tree.sessions() / "dying.jsonl.lock"))
-        until(lambda: sidecar.metric("reaper_lock_hold_seconds_count") == 2000)
+        counted = []
+
+        def all_counted() -> bool:
+            counted.append(sidecar.metric("reaper_lock_hold_seconds_count"))
+            return counted[-1] == 2000
+
+        until(all_counted, f"2000 completed holds, of which there are {counted}")
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 2000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
         acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "verdict"}]
