@@ -673,6 +673,11 @@ def watch(
     it.close()
     web.stop()
     journal.info("stopped")
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # What could not be written was counted; Python would make it an exit code of 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @app.command()
