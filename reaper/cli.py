@@ -705,7 +705,7 @@ def probe(
         float,
         typer.Option(
             "--timeout",
-            envvar="REAPER_TIMEOUT",
+            envvar="REAPER_PROBE_TIMEOUT",
             parser=_duration,
             metavar="DURATION",
             help="How long to wait for the answer.",

@@ -406,7 +406,7 @@ class Watch:
             )
             != (found.judgement.verdict, found.judgement.reasons)
         )
-        self._tell(found, changed=changed)
+        self._tell(found, changed=changed, first=not same_lock)
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
@@ -415,14 +415,15 @@ class Watch:
             return
         self._wait_for(place, found, now)
 
-    def _tell(self, found: Finding, *, changed: bool) -> None:
+    def _tell(self, found: Finding, *, changed: bool, first: bool) -> None:
+        """Count and write an act, or a change of verdict; that a lock is held at first is none."""
         verdict = found.judgement.verdict
         acted = found.action is Action.REMOVE
         flagged = found.action is Action.FLAG and changed
         if acted or flagged:
             self._metrics.count_action(found.action, found.judgement, found.outcome)
         early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
-        if not acted and (not changed or early or verdict is Verdict.HELD):
+        if not acted and (not changed or early or (first and verdict is Verdict.HELD)):
             return
         record = lock_record(
             lock=found.lock,

@@ -87,6 +87,56 @@ def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_on
         assert reap("list", *both, "--state-dir", tmp_path / "gone", "--exit-zero").returncode == 1
 
 
+NO_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+"""Root without capabilities: a uid like any other."""
+
+
+@pytest.mark.root
+def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
+    tree: Tree, hold: HoldLock, root_only: None
+) -> None:
+    command = [*NO_CAPABILITIES, sys.executable, "-m", "reaper", "sweep", "--json"]
+    command += ["--state-dir", str(tree.root)]
+
+    def sweep() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    held = hold("held")
+    tree.lock("dead", record(DEAD))
+    done = sweep()
+    assert done.returncode == 0, done.stderr
+    assert {it["outcome"] for it in report(done)["locks"]} == {"kept", "removed"}
+
+    os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
+    done = sweep()
+    assert done.returncode == 4
+    assert "of uid 1234: run the reaper as that uid" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+    os.chown(tree.sessions(), 1234, 1234)
+    tree.sessions().chmod(0o500)
+    done = sweep()
+    assert done.returncode == 1
+    assert "run the reaper as the uid that owns the sessions folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert held.path.exists()
+
+
+@pytest.mark.root
+def test_a_read_only_mount_loses_nothing_and_is_told(tree: Tree, root_only: None) -> None:
+    tree.lock("dead", record(DEAD))
+    subprocess.run(["mount", "--bind", "-o", "ro", tree.root, tree.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", tree.root], check=True)
+        done = reap("sweep", "--json", "--state-dir", tree.root)
+    finally:
+        subprocess.run(["umount", tree.root], check=True)
+    assert done.returncode == 1
+    assert "mount the sessions folder writable" in done.stderr
+    assert [it["outcome"] for it in report(done)["locks"]] == ["failed"]
+    assert os.listdir(tree.sessions()) == ["dead.jsonl.lock"]
+
+
 def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
     done = reap("sweep", "--state-dir", tmp_path / "gone")
     assert done.returncode == 1

@@ -377,6 +377,45 @@ def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
     assert sidecar.journal()[-1]["event"] == "stopped"
 
 
+@pytest.mark.root
+def test_what_it_lacks_rights_for_is_said_once_and_counted(
+    tree: Tree, watching: Watching, root_only: None
+) -> None:
+    folder = tree.sessions("foreign")
+    os.chown(folder, 1234, 1234)
+    folder.chmod(0o700)
+    wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+    sidecar = watching("--resync", "1s", wrap=wrap)
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
+    (said,) = sidecar.journal("skipped")
+    assert "run the reaper as the uid" in said["note"]
+    assert sidecar.metric("reaper_errors_total", kind="unreadable") == 1
+    assert sidecar.metric("reaper_skipped_files", reason="unreadable") == 1
+    assert sidecar.status("/-/ready") == 503
+    holder = Holder(tree.sessions() / "sid.jsonl.lock")
+    try:
+        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 1)
+        holder.kill()
+        until(gone(holder.path))
+    finally:
+        holder.close()
+
+
+def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
+    tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    holder = hold("sid")
+    until(lambda: in_process._polled)
+    assert in_process._holders == {}
+    monkeypatch.undo()
+    holder.kill()
+    until(gone(holder.path))
+
+
 def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     tree: Tree, watching: Watching
 ) -> None:
