@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from reaper.adapters.lock_files import Skipped
     from reaper.core.lock import StateDir
+    from reaper.reports.metrics import Knowledge, Metrics
     from reaper.sweep import Finding, Reaper
 
 EXIT_FAILED: Final = 1
@@ -462,26 +463,37 @@ class _NoOutput:
     def end(self, summary: Summary) -> None: ...
 
 
+def _metrics(
+    judging: _Judging,
+    *,
+    acquire_timeout: float = _ACQUIRE_TIMEOUT,
+    max_agents: int = _MAX_AGENTS,
+    watching: bool = True,
+) -> "tuple[Knowledge, Metrics]":
+    from reaper.adapters.processes import use_of  # noqa: PLC0415
+    from reaper.reports.metrics import Knowledge, Metrics  # noqa: PLC0415
+
+    knowledge = Knowledge()
+    metrics = Metrics(
+        knowledge,
+        version=__version__,
+        states=[state.name for state in judging.states],
+        acquire_timeout=acquire_timeout,
+        max_agents=max_agents,
+        now=time.monotonic,
+        holder_use=use_of,
+        watching=watching,
+    )
+    return knowledge, metrics
+
+
 class _SweepMetrics:
     """The sidecar's metrics, for one sweep."""
 
     def __init__(self, judging: _Judging) -> None:
-        from reaper.adapters.processes import use_of  # noqa: PLC0415
-        from reaper.reports.metrics import Knowledge, Metrics  # noqa: PLC0415
-
-        self._knowledge = Knowledge()
+        self._knowledge, self._metrics = _metrics(judging, watching=False)
         self._started = time.monotonic()
         self._skipped: list[str] = []
-        self._metrics = Metrics(
-            self._knowledge,
-            version=__version__,
-            states=[state.name for state in judging.states],
-            acquire_timeout=_ACQUIRE_TIMEOUT,
-            max_agents=_MAX_AGENTS,
-            now=time.monotonic,
-            holder_use=use_of,
-            watching=False,
-        )
 
     def take(self, found: "Finding | Skipped") -> None:
         from reaper.sweep import Finding  # noqa: PLC0415
@@ -618,9 +630,7 @@ def watch(
 
     SIGTERM and SIGINT end it, SIGHUP makes it sweep now.
     """
-    from reaper.adapters.processes import use_of  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
-    from reaper.reports.metrics import Knowledge, Metrics  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
 
@@ -632,16 +642,7 @@ def watch(
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
     raise_descriptor_limit()
-    knowledge = Knowledge()
-    metrics = Metrics(
-        knowledge,
-        version=__version__,
-        states=[state.name for state in judging.states],
-        acquire_timeout=acquire_timeout,
-        max_agents=max_agents,
-        now=time.monotonic,
-        holder_use=use_of,
-    )
+    knowledge, metrics = _metrics(judging, acquire_timeout=acquire_timeout, max_agents=max_agents)
     journal = Journal(
         sys.stderr,
         json=log_format is LogFormat.JSON,

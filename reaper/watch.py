@@ -352,7 +352,8 @@ class Watch:
         self._metrics.observer_up.set(0)
         if not self._degraded:
             self._degraded = True
-            every = min(self._resync, _DEGRADED_RESYNC)
+            every = self._interval()
+            self._next_sweep = min(self._next_sweep, time.monotonic() + every)
             self._journal.warn("events-missing", why=why, sweeping_every=every)
 
     def _tell_skipped(self, skipped: list[Skipped]) -> None:
@@ -397,15 +398,9 @@ class Watch:
             self._leave_holder(place, before)
         self._places.add(place)
         same_lock = before is not None and before.lock.file == found.lock.file
-        changed = (
-            not same_lock
-            or before is None
-            or (
-                before.judgement.verdict,
-                before.judgement.reasons,
-            )
-            != (found.judgement.verdict, found.judgement.reasons)
-        )
+        now_is = (found.judgement.verdict, found.judgement.reasons)
+        was = (before.judgement.verdict, before.judgement.reasons) if before else None
+        changed = not same_lock or was != now_is
         self._tell(found, changed=changed, first=not same_lock)
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
