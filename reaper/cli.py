@@ -690,6 +690,9 @@ def demo() -> None:
     from reaper.adapters import hold_proof  # noqa: PLC0415
 
     hold_proof.prepare()
+    # Both clean up, also where a shell that runs this in the background has SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         it.run(Console())
     except KeyboardInterrupt:
