@@ -57,21 +57,27 @@ class WebServer:
         self._metrics = make_wsgi_app(registry)
         self._checks = {"/-/healthy": healthy, "/-/ready": ready}
         self._servers: list[WSGIServer] = []
+        self._serving = False
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
-        """Listen and serve; return the ports. Raises OSError where an address is taken."""
+        """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
+        nothing is served then.
+        """
         for address in addresses:
             family = _Server6 if _is_v6(address.host) else _Server
             server = make_server(
                 address.host, address.port, self._answer, family, handler_class=_Handler
             )
             self._servers.append(server)
+        self._serving = True
+        for server in self._servers:
             threading.Thread(target=server.serve_forever, daemon=True, name="web").start()
         return [server.server_port for server in self._servers]
 
     def stop(self) -> None:
         for server in self._servers:
-            server.shutdown()
+            if self._serving:
+                server.shutdown()
             server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
