@@ -70,8 +70,8 @@ class WebServer:
             )
             self._servers.append(server)
         self._serving = True
-        for server in self._servers:
-            threading.Thread(target=server.serve_forever, daemon=True, name="web").start()
+        for it in self._servers:
+            threading.Thread(target=it.serve_forever, daemon=True, name="web").start()
         return [server.server_port for server in self._servers]
 
     def stop(self) -> None:
