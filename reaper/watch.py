@@ -289,8 +289,9 @@ class Watch:
             announced = {place for place, _, _ in self._news}
         for place in self._places - places - announced:
             self._forget(place)
+        # The event that tells of an end may still be on its way; after a while it was lost.
         for place, born in list(self._born.items()):
-            if place not in places and place not in announced and born < started:
+            if place not in places and place not in announced and born < started - _LATE:
                 del self._born[place]
 
     def _interval(self) -> float:
