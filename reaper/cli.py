@@ -96,15 +96,22 @@ def _duration(value: str | float) -> float:
 _DEFAULTS: Final = Limits()
 
 
-def _seconds(flag: str, help_text: str) -> Any:  # noqa: ANN401  # typer's OptionInfo
+def _seconds(
+    flag: str, help_text: str, *, default: str | None = None, variable: str | None = None
+) -> Any:  # noqa: ANN401  # typer's OptionInfo
+    """Make an option for a duration; `default` is what its help shows, that of the limits unless
+    it is given ("" shows none), `variable` its own unless it is given.
+    """
     name = flag.removeprefix("--").replace("-", "_")
+    if default is None:
+        default = f"{getattr(_DEFAULTS, name):.0f}s"
     return typer.Option(
         flag,
-        envvar=f"REAPER_{name.upper()}",
+        envvar=variable or f"REAPER_{name.upper()}",
         parser=_duration,
         metavar="DURATION",
         help=help_text,
-        show_default=f"{getattr(_DEFAULTS, name):.0f}s",
+        show_default=default or False,
     )
 
 
@@ -209,14 +216,11 @@ Confirm = Annotated[
 ]
 Wait = Annotated[
     float | None,
-    typer.Option(
+    _seconds(
         "--wait",
-        envvar="REAPER_WAIT",
-        parser=_duration,
-        metavar="DURATION",
-        help="How long to stay for graces that must be seen to pass; 0 flags such locks instead. "
+        "How long to stay for graces that must be seen to pass; 0 flags such locks instead. "
         "Default: as long as --orphan-grace and --confirm need, only when there are such locks.",
-        show_default=False,
+        default="",
     ),
 ]
 
@@ -361,16 +365,7 @@ class _Report:
             say(f"skipped {printable(found.path)}: {found.reason}" + _aside(found.note))
             return
         self.summary.count_lock(found.judgement, found.outcome)
-        self._output.lock(
-            lock_record(
-                lock=found.lock,
-                evidence=found.evidence,
-                judgement=found.judgement,
-                action=found.action,
-                outcome=found.outcome,
-                note=found.note,
-            )
-        )
+        self._output.lock(lock_record(found))
         if NO_HOLD_PROOF in found.judgement.reasons:
             self._blind[found.evidence.proof_note].append(found.lock)
         if found.note:
@@ -580,14 +575,7 @@ def watch(
     *,
     resync: Annotated[
         float,
-        typer.Option(
-            "--resync",
-            envvar="REAPER_RESYNC",
-            parser=_duration,
-            metavar="DURATION",
-            help="How often all locks are swept, whatever events say.",
-            show_default="60s",
-        ),
+        _seconds("--resync", "How often all locks are swept, whatever events say.", default="60s"),
     ] = 60.0,
     listen: Annotated[
         list[str] | None,
@@ -603,13 +591,10 @@ def watch(
     ] = None,
     acquire_timeout: Annotated[
         float,
-        typer.Option(
+        _seconds(
             "--acquire-timeout",
-            envvar="REAPER_ACQUIRE_TIMEOUT",
-            parser=_duration,
-            metavar="DURATION",
-            help="The gateway's own: how long a request waits for a lock before it fails.",
-            show_default="60s",
+            "The gateway's own: how long a request waits for a lock before it fails.",
+            default="60s",
         ),
     ] = _ACQUIRE_TIMEOUT,
     max_agents: Annotated[
@@ -707,13 +692,11 @@ def probe(
     ] = "http://127.0.0.1:9789/-/healthy",
     timeout: Annotated[
         float,
-        typer.Option(
+        _seconds(
             "--timeout",
-            envvar="REAPER_PROBE_TIMEOUT",
-            parser=_duration,
-            metavar="DURATION",
-            help="How long to wait for the answer.",
-            show_default="5s",
+            "How long to wait for the answer.",
+            default="5s",
+            variable="REAPER_PROBE_TIMEOUT",
         ),
     ] = 5.0,
 ) -> None:

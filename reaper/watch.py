@@ -421,16 +421,10 @@ class Watch:
         early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
         if not acted and (not changed or early or (first and verdict is Verdict.HELD)):
             return
-        record = lock_record(
-            lock=found.lock,
-            evidence=found.evidence,
-            judgement=found.judgement,
-            action=found.action,
-            outcome=found.outcome,
-            note=found.note,
-        )
         event = found.outcome.value if found.outcome and acted else "verdict"
-        self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+        self._journal.lock(
+            event, lock_record(found), found.lock, warn=found.outcome is Outcome.FAILED
+        )
 
     def _wait_for(self, place: Place, found: Finding, now: float) -> None:
         self._due.pop(place, None)

@@ -129,6 +129,16 @@ def tree(tmp_path: Path) -> Tree:
     return tree
 
 
+def kill_family(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL a process and all below it; return when the kernel has closed their files."""
+    leader = psutil.Process(process.pid)
+    family = [*leader.children(recursive=True), leader]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
 _HOLDER = """
 import json, os, sys, time
 path, age, max_hold, starttime = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -195,13 +205,10 @@ class Holder:
 
     def kill(self, *, reap: bool = True) -> None:
         """SIGKILL the holder and all below it; wait until the kernel has closed its files."""
-        family = [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
         if reap:
-            self.process.wait()
-            psutil.wait_procs(family, timeout=10)
+            kill_family(self.process)
         else:
+            self.process.send_signal(signal.SIGKILL)
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
     def close(self) -> None:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from reaper.core.lock import parse_date
-from tests.conftest import Tree, now_ms, start_ticks
+from tests.conftest import Tree, kill_family, now_ms, start_ticks
 from tests.openclaw_package import OpenClaw, Unavailable, install
 from tests.test_parse import DATES
 from tests.test_watch import Sidecar, gone, until
@@ -58,14 +57,7 @@ class NodeHolder:
         return self._line()
 
     def kill(self) -> None:
-        family = [
-            *psutil.Process(self.process.pid).children(recursive=True),
-            psutil.Process(self.process.pid),
-        ]
-        for process in family:
-            process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        psutil.wait_procs(family, timeout=10)
+        kill_family(self.process)
 
     def close(self) -> None:
         if self.process.poll() is None:

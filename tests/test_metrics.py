@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,4 +321,3 @@ def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: An
         assert len(names) > 20
     finally:
         sidecar.stop()
-        time.sleep(0)

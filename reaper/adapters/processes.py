@@ -44,7 +44,9 @@ class ProcessTable:
         self._seen: dict[int, _Seen] = {}
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
+        self._state_dirs: dict[int, tuple[int, int] | None] = {}
         self._gateways: list[Gateway] | None = None
+        self._users: list[tuple[int, int] | None] | None = None
 
     def holder(self, pid: int | None, starttime: int | None) -> Holder:
         """Return who the record's holder is now.
@@ -119,13 +121,19 @@ class ProcessTable:
         least one is.
         """
         if holder.pid is not None:
-            return _state_dir_of(holder.pid) == state_dir
-        known = [
-            _state_dir_of(pid)
-            for pid in psutil.pids()
-            if self._look(pid).program in {Program.GATEWAY, Program.AGENT}
-        ]
-        return bool(known) and all(it == state_dir for it in known)
+            return self._state_dir(holder.pid) == state_dir
+        if self._users is None:
+            self._users = [
+                self._state_dir(pid)
+                for pid in psutil.pids()
+                if self._look(pid).program in {Program.GATEWAY, Program.AGENT}
+            ]
+        return bool(self._users) and all(it == state_dir for it in self._users)
+
+    def _state_dir(self, pid: int) -> tuple[int, int] | None:
+        if pid not in self._state_dirs:
+            self._state_dirs[pid] = _state_dir_of(pid)
+        return self._state_dirs[pid]
 
     def _find_gateways(self) -> Iterator[Gateway]:
         for pid in psutil.pids():
@@ -135,7 +143,9 @@ class ProcessTable:
                 and seen.program is Program.GATEWAY
                 and seen.starttime is not None
             ):
-                yield Gateway(pid=pid, up_for=up_for(seen.starttime), state_dir=_state_dir_of(pid))
+                yield Gateway(
+                    pid=pid, up_for=up_for(seen.starttime), state_dir=self._state_dir(pid)
+                )
 
 
 def starttime_of(pid: int) -> int | None:

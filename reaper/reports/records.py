@@ -5,7 +5,7 @@ The schema is written down in docs/json.md. Schema 1 only ever gains fields.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
@@ -18,16 +18,26 @@ _GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED, Outcome.CHANGED, Ou
 """Outcomes after which the lock that was judged stuck is not there any more."""
 
 
-def lock_record(
-    *,
-    lock: Lock,
-    evidence: Evidence,
-    judgement: Judgement,
-    action: Action,
-    outcome: Outcome | None,
-    note: str,
-) -> dict[str, Any]:
+class Found(Protocol):
+    """What one lock came to, as a pass yields it."""
+
+    @property
+    def lock(self) -> Lock: ...
+    @property
+    def evidence(self) -> Evidence: ...
+    @property
+    def judgement(self) -> Judgement: ...
+    @property
+    def action(self) -> Action: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
+    @property
+    def note(self) -> str: ...
+
+
+def lock_record(found: Found) -> dict[str, Any]:
     """Return one lock as `--json` shows it."""
+    lock, evidence, judgement = found.lock, found.evidence, found.judgement
     record = lock.record
     return {
         "path": lock.path,
@@ -47,9 +57,9 @@ def lock_record(
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
         "rule": judgement.row,
-        "action": action.value,
-        "outcome": None if outcome is None else outcome.value,
-        "note": note,
+        "action": found.action.value,
+        "outcome": None if found.outcome is None else found.outcome.value,
+        "note": found.note,
     }
 
 
