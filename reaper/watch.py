@@ -82,7 +82,10 @@ class Watch:
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._events = EventSource(
-            on_lock=self._on_lock, on_change=self._on_change, on_overflow=self._on_overflow
+            on_lock=self._on_lock,
+            on_change=self._on_change,
+            on_overflow=self._on_overflow,
+            on_warning=self._on_warning,
         )
         # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
@@ -151,6 +154,10 @@ class Watch:
         self._metrics.events.labels("overflow").inc()
         self._overflowed = True
         self.sweep_soon()
+
+    def _on_warning(self, text: str) -> None:
+        self._metrics.errors.labels("observer").inc()
+        self._journal.warn("watchdog", why=text)
 
     # The worker
 

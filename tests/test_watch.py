@@ -1,6 +1,7 @@
 """The sidecar as a real process, with real holders, signals and events."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,9 @@ from typing import Any
 
 import psutil
 import pytest
+from watchdog.observers.api import BaseObserver
 
+from reaper.adapters.observer import EventSource
 from reaper.adapters.processes import use_of
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
@@ -429,6 +432,33 @@ def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     assert sidecar.stop(signal.SIGTERM) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
     assert list(folder.iterdir())  # it did stop in the midst
+
+
+def test_what_watchdog_logs_goes_into_the_journal_or_nowhere(
+    tree: Tree, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    events = EventSource(
+        on_lock=lambda *_: None,
+        on_change=lambda: None,
+        on_overflow=lambda: told.append("overflow"),
+        on_warning=told.append,
+    )
+    events.start()
+    assert events.follow(StateDir("s", str(tree.root)))
+    log = logging.getLogger("watchdog.observers.inotify")
+    log.warning("Inotify queue overflowed; filesystem events were lost")
+    log.error("Unable to rebuild recursive inotify watches below %r", "/x")
+    stop = BaseObserver.stop
+
+    def stop_while_an_event_comes_in(observer: BaseObserver) -> None:
+        stop(observer)
+        log.error("InotifyEmitter.queue_events() called when the thread is inactive")
+
+    monkeypatch.setattr(BaseObserver, "stop", stop_while_an_event_comes_in)
+    events.stop()
+    assert told == ["overflow", "Unable to rebuild recursive inotify watches below '/x'"]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:

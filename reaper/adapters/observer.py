@@ -43,6 +43,11 @@ OnLock = Callable[[StateDir, str, str, str], None]
 """Called with the state directory, agent, file name, and APPEARED or WENT."""
 OnChange = Callable[[], None]
 """Called when folders came or went, or events were lost: only a sweep tells what there is."""
+OnWarning = Callable[[str], None]
+"""Called with what watchdog has to say besides."""
+
+_AT_ITS_END: Final = "called when the thread is inactive"
+"""watchdog says this, as an error, of each emitter that is stopped while an event comes in."""
 
 
 class EventSource:
@@ -51,22 +56,25 @@ class EventSource:
     The callbacks come from watchdog's thread and must be quick.
     """
 
-    def __init__(self, *, on_lock: OnLock, on_change: OnChange, on_overflow: OnChange) -> None:
+    def __init__(
+        self, *, on_lock: OnLock, on_change: OnChange, on_overflow: OnChange, on_warning: OnWarning
+    ) -> None:
         self._on_lock = on_lock
         self._on_change = on_change
         self._observer: BaseObserver | None = None
         self._watches: dict[StateDir, tuple[ObservedWatch, tuple[int, int]]] = {}
-        self._overflow = _OverflowListener(on_overflow)
+        self._listener = _LogListener(on_overflow, on_warning)
         self.errors: dict[StateDir, str] = {}
 
     def start(self) -> None:
-        logging.getLogger("watchdog").addHandler(self._overflow)
+        logging.getLogger("watchdog").addHandler(self._listener)
 
     def stop(self) -> None:
-        logging.getLogger("watchdog").removeHandler(self._overflow)
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
+        # Not before: without a handler, what is said at the end would go to standard error raw.
+        logging.getLogger("watchdog").removeHandler(self._listener)
 
     def _running(self) -> BaseObserver:
         """Return the observer, started; raises OSError where the system has none to give."""
@@ -138,16 +146,20 @@ class _Handler(FileSystemEventHandler):
         return name.removeprefix(self._root).split("/") if name.startswith(self._root) else []
 
 
-class _OverflowListener(logging.Handler):
-    """watchdog tells of a queue overflow in its log only."""
+class _LogListener(logging.Handler):
+    """watchdog tells of a queue overflow, and of other trouble, in its log only."""
 
-    def __init__(self, on_overflow: OnChange) -> None:
-        super().__init__()
+    def __init__(self, on_overflow: OnChange, on_warning: OnWarning) -> None:
+        super().__init__(logging.WARNING)
         self._on_overflow = on_overflow
+        self._on_warning = on_warning
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "overflow" in record.getMessage():
+        text = record.getMessage()
+        if "overflow" in text:
             self._on_overflow()
+        elif _AT_ITS_END not in text:
+            self._on_warning(text)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
