@@ -11,6 +11,7 @@ from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
 from reaper.adapters.processes import Gateway, ProcessTable, up_for
 from reaper.adapters.runs import Runs
+from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -166,6 +167,7 @@ class Reaper:
         self.clock = clock or SystemClock()
         self._process_table = process_table
         self._runs = Runs()
+        self._databases = SessionDatabases()
         self._sights: dict[Place, _Sight] = {}
 
     def look(self) -> Iterator[Finding | Skipped]:
@@ -308,6 +310,8 @@ class Reaper:
             layers=hold_proof.overlay_layers(),
         )
         for state in self.states:
+            if only is None and self._databases.hold_sessions_of(state):
+                yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
             try:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
@@ -591,5 +595,9 @@ class Reaper:
 
 
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
+_SQLITE_NOTE: Final = (
+    "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
+    "do but for what an older gateway left"
+)
 _PENDING: Final = 4
 """The row of the table that keeps a dead holder's lock for the next gateway."""

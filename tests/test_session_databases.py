@@ -1,0 +1,95 @@
+"""State directories of OpenClaw 2026.8 and newer, whose sessions live in SQLite."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from reaper.adapters.lock_files import Skipped
+from reaper.adapters.session_databases import SessionDatabases
+from reaper.core.lock import StateDir
+from reaper.core.policy import Policy
+from reaper.core.verdict import Limits
+from reaper.sweep import Reaper
+from tests.conftest import Tree, record
+
+
+@pytest.fixture
+def database(tree: Tree) -> Iterator[sqlite3.Connection]:
+    """An agent's database as 2026.7 has it too, in the mode in which gateways use it."""
+    folder = tree.root / "agents" / "main" / "agent"
+    folder.mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "openclaw-agent.sqlite")) as it:
+        it.execute("PRAGMA journal_mode=WAL")
+        it.execute("CREATE TABLE cache_entries (scope TEXT)")
+        yield it
+
+
+def has_sessions(tree: Tree) -> bool:
+    return SessionDatabases().hold_sessions_of(StateDir("s", str(tree.root)))
+
+
+def test_a_database_with_transcripts_is_recognised_while_only_its_log_has_them(
+    tree: Tree, database: sqlite3.Connection
+) -> None:
+    database.execute("CREATE TABLE IF NOT EXISTS transcript_events (session_id TEXT)")
+    folder = tree.root / "agents" / "main" / "agent"
+    assert b"transcript_events" not in (folder / "openclaw-agent.sqlite").read_bytes()
+    assert has_sessions(tree)
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert has_sessions(tree)
+
+
+def test_a_database_for_other_things_is_none(tree: Tree, database: sqlite3.Connection) -> None:
+    assert not has_sessions(tree)
+    database.execute("INSERT INTO cache_entries VALUES ('transcript_events')")
+    assert not has_sessions(tree)
+
+
+def test_a_database_that_changes_is_looked_at_again(
+    tree: Tree, database: sqlite3.Connection
+) -> None:
+    databases, state = SessionDatabases(), StateDir("s", str(tree.root))
+    assert not databases.hold_sessions_of(state)
+    assert not databases.hold_sessions_of(state)
+    database.execute("CREATE TABLE transcript_events (session_id TEXT)")
+    assert databases.hold_sessions_of(state)
+
+
+@pytest.mark.parametrize("name", ["agent", "agent/openclaw-agent.sqlite"])
+def test_no_symlink_is_followed(tree: Tree, tmp_path: Path, name: str) -> None:
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    (real / "openclaw-agent.sqlite").write_bytes(b"CREATE TABLE transcript_events")
+    link = tree.root / "agents" / "main" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(real if name == "agent" else real / "openclaw-agent.sqlite")
+    assert not has_sessions(tree)
+
+
+def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
+    tree: Tree, database: sqlite3.Connection
+) -> None:
+    database.execute("CREATE TABLE transcript_events (session_id TEXT)")
+    tree.lock("dead", record(2**22 + 1))
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    found = list(reaper.look())
+    said = [it.reason for it in found if isinstance(it, Skipped)]
+    assert said == ["sqlite-sessions"]
+    assert not any(it.failed for it in found if isinstance(it, Skipped))
+    assert len(found) == 2
+
+
+def test_a_look_says_that_there_is_nothing_to_do(
+    tree: Tree, database: sqlite3.Connection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database.execute("CREATE TABLE transcript_events (session_id TEXT)")
+    command = [sys.executable, "-m", "reaper", "list", "--state-dir", str(tree.root)]
+    assert subprocess.run(command).returncode == 0
+    out, err = capfd.readouterr()
+    assert out == "no locks\n"
+    assert err.count("sessions live in SQLite here") == 1
