@@ -25,7 +25,7 @@ from reaper.core.words import printable
 from reaper.reports.output import JsonOutput, Output, TableOutput
 from reaper.reports.records import Seen, Summary, lock_record
 from reaper.reports.words import explain as explain_in_words
-from reaper.reports.words import no_proof_advice
+from reaper.reports.words import no_proof_advice, why_kept
 from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from reaper.adapters.lock_files import Skipped
     from reaper.core.lock import StateDir
+    from reaper.reports.journal import Journal
     from reaper.reports.metrics import Knowledge, Metrics
-    from reaper.sweep import Finding, Reaper
+    from reaper.sweep import Finding, Place, Reaper, Unlock
 
 EXIT_FAILED: Final = 1
 EXIT_STUCK: Final = 3
@@ -115,6 +116,10 @@ def _seconds(
     )
 
 
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
+]
 StateDirs = Annotated[
     list[str] | None,
     typer.Option(
@@ -262,7 +267,7 @@ class _Judging:
         hold_proof.prepare()
         return Reaper(self.states, limits=self.limits, policy=self.policy)
 
-    def output(self, *, last: str, only_notable: bool = False) -> Output:
+    def output(self, *last: str, only_notable: bool = False) -> Output:
         if self.as_json:
             return JsonOutput(sys.stdout)
         return TableOutput(
@@ -318,13 +323,16 @@ def _judging(
     )
 
 
-def _with_judging(command: Callable[..., None]) -> Callable[..., None]:
+def _with_judging(
+    command: Callable[..., None], *, without: tuple[str, ...] = ()
+) -> Callable[..., None]:
     """Give a command the options of `_judging`, whose value becomes its first argument.
 
-    Three commands share fourteen options; typer reads them off a signature, so that is what is
-    put together here.
+    Five commands share fourteen options; typer reads them off a signature, so that is what is
+    put together here. Those in `without` keep their defaults.
     """
-    shared = inspect.signature(_judging).parameters
+    parameters_of_all = inspect.signature(_judging).parameters
+    shared = {name: it for name, it in parameters_of_all.items() if name not in without}
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
@@ -338,6 +346,9 @@ def _with_judging(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature reads
     run.__annotations__ = {it.name: it.annotation for it in parameters}
     return run
+
+
+_POLICY_OPTIONS: Final = ("on_stale", "on_orphaned", "on_abandoned", "on_overdue")
 
 
 def _fail(talk: _Talk, text: str) -> NoReturn:
@@ -402,55 +413,169 @@ def list_locks(judging: _Judging, *, exit_zero: ExitZero = False) -> None:
     Changes nothing. A verdict that a sweep would first confirm by a second look says `seen-once`.
     """
     with _told_to_standard_output(judging.talk):
-        report = _Report(judging, judging.output(last="action"))
+        report = _Report(judging, judging.output("fingerprint", "action"))
         for found in judging.reaper().look():
             report.take(found)
         report.end()
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
 
-@app.command()
-@_with_judging
-def explain(
-    judging: _Judging,
-    *,
-    lock: Annotated[
-        str, typer.Argument(metavar="LOCK|SESSION", help="A lock's path, or a session's id.")
-    ],
-    exit_zero: ExitZero = False,
-) -> None:
-    """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
+LockArgument = Annotated[
+    str, typer.Argument(metavar="LOCK|SESSION", help="A lock's path, or a session's id.")
+]
 
-    Changes nothing.
-    """
-    from reaper.sweep import Finding, Place  # noqa: PLC0415
 
-    def wanted(place: Place) -> bool:
+def _is_wanted(lock: str) -> "Callable[[Place], bool]":
+    """Tell places apart by what a person calls a lock: its path, or its session's id."""
+
+    def wanted(place: "Place") -> bool:
         if "/" in lock:
             folder, name = os.path.split(os.path.abspath(lock.removesuffix(".lock") + ".lock"))
             here = f"{place.state.path}/agents/{place.agent}/sessions"
             return name == place.name and os.path.realpath(folder) == os.path.realpath(here)
         return place.name.removesuffix(LOCK_SUFFIX) == lock.removesuffix(LOCK_SUFFIX)
 
+    return wanted
+
+
+def _explain_one(
+    judging: _Judging, reaper: "Reaper", lock: str, report: "_Report"
+) -> "list[tuple[Place, Finding]]":
+    """Write the whole evidence for what a person calls `lock`; return it, none where it is not."""
+    from reaper.sweep import Finding  # noqa: PLC0415
+
+    shown = []
+    for place, found in reaper.explain(_is_wanted(lock)):
+        if not isinstance(found, Finding):
+            if found.failed or os.path.basename(found.path).startswith(lock):
+                report.take(found)
+        elif place is not None:
+            shown.append((place, found))
+            if not judging.as_json:
+                lines = explain_in_words(
+                    found.evidence, found.judgement, found.action, judging.limits
+                )
+                typer.echo("\n".join(lines))
+    if not shown:
+        places = ", ".join(state.path for state in judging.states)
+        judging.talk.error(f"no lock for {printable(lock)} in {printable(places)}")
+        report.summary.failed += 1
+    return shown
+
+
+@app.command()
+@_with_judging
+def explain(judging: _Judging, *, lock: LockArgument, exit_zero: ExitZero = False) -> None:
+    """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
+
+    Changes nothing.
+    """
     with _told_to_standard_output(judging.talk):
-        output = judging.output(last="action") if judging.as_json else _NoOutput()
-        report = _Report(judging, output)
-        for found in judging.reaper().explain(wanted):
-            if isinstance(found, Finding):
-                report.take(found)
-                if not judging.as_json:
-                    lines = explain_in_words(
-                        found.evidence, found.judgement, found.action, judging.limits
-                    )
-                    typer.echo("\n".join(lines))
-            elif found.failed or os.path.basename(found.path).startswith(lock):
-                report.take(found)
-        if not report.summary.locks:
-            places = ", ".join(state.path for state in judging.states)
-            judging.talk.error(f"no lock for {printable(lock)} in {printable(places)}")
-            report.summary.failed += 1
+        report = _Report(judging, judging.output() if judging.as_json else _NoOutput())
+        for _, found in _explain_one(judging, judging.reaper(), lock, report):
+            report.take(found)
         report.end()
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+@app.command()
+@functools.partial(_with_judging, without=_POLICY_OPTIONS)
+def unlock(
+    judging: _Judging,
+    *,
+    lock: LockArgument,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(
+            "--fingerprint",
+            help="The lock's, as `list` printed it: another lock that stands there now is left "
+            "alone.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Free the lock whatever the verdict. Where a run really holds it, that run goes "
+            "on and writes to the transcript without a lock, beside whoever takes it next.",
+        ),
+    ] = False,
+    log_format: LogFormatOption = LogFormat.CONSOLE,
+) -> None:
+    """Free one lock that you have judged: show its evidence, then remove exactly that lock.
+
+    Without --force, only what a sweep with default actions would remove. It waits for the same
+    graces, and says so.
+    """
+    from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.sweep import Unlock  # noqa: PLC0415
+
+    talk, reaper = judging.talk, judging.reaper()
+    journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
+    with _told_to_standard_output(talk), _stop_between_locks() as stop:
+        report = _Report(judging, judging.output() if judging.as_json else _NoOutput())
+        shown = _explain_one(judging, reaper, lock, report)
+        refusal = _why_not_to_unlock([it for _, it in shown], fingerprint, force=force)
+        if shown and refusal is None:
+            ((place, seen),) = shown
+            wanted = Unlock(place, seen.lock.fingerprint, force=force)
+            refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
+        else:
+            for _, found in shown:
+                report.take(found)
+        report.end()
+        if stop():
+            talk.error("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED)
+    if refusal is not None:
+        _fail(talk, f"not unlocked: {refusal}")
+    raise typer.Exit(0 if shown else EXIT_FAILED)
+
+
+def _free(
+    judging: _Judging,
+    reaper: "Reaper",
+    wanted: "Unlock",
+    *,
+    report: "_Report",
+    journal: "Journal",
+    stop: Callable[[], bool],
+) -> str | None:
+    """Free the one lock, and write it into the journal; return why it was not freed, if so."""
+    from reaper.sweep import Finding  # noqa: PLC0415
+
+    def on_wait(_count: int, seconds: float) -> None:
+        judging.talk.info(f"it must be seen unchanged for a while: up to {seconds:.0f} s more")
+
+    last = None
+    for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
+        report.take(it)
+        last = it if isinstance(it, Finding) else last
+    if last is None:
+        judging.talk.info("it was gone already")
+        return None
+    freed = last.outcome in {Outcome.REMOVED, Outcome.VANISHED}
+    record = {**lock_record(last), "by": "unlock", "forced": wanted.force}
+    journal.lock((last.outcome or Outcome.KEPT).value, record, last.lock, warn=not freed)
+    return None if freed else last.note or why_kept(last.evidence, last.judgement)
+
+
+def _why_not_to_unlock(
+    shown: "list[Finding]", fingerprint: str | None, *, force: bool
+) -> str | None:
+    """Return why a lock that was looked at is not to be freed; None where it may be."""
+    if len(shown) > 1:
+        paths = ", ".join(printable(it.lock.path) for it in shown)
+        return f"several locks have that name; give the path of one: {paths}"
+    if not shown:
+        return None
+    (it,) = shown
+    if fingerprint is not None and fingerprint != it.lock.fingerprint:
+        return f"the lock changed since: its fingerprint is {it.lock.fingerprint} now"
+    if force or it.action is Action.REMOVE:
+        return None
+    return f"{why_kept(it.evidence, it.judgement)}; --force frees it all the same"
 
 
 class _NoOutput:
@@ -549,7 +674,7 @@ def sweep(
         talk.info(f"{_locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
 
     with _told_to_standard_output(talk), _stop_between_locks() as stop:
-        output = judging.output(last="outcome", only_notable=not talk.verbose)
+        output = judging.output("outcome", only_notable=not talk.verbose)
         report = _Report(judging, output)
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
@@ -606,10 +731,7 @@ def watch(
             help="How many agents get series of their own; the rest is `other`.",
         ),
     ] = _MAX_AGENTS,
-    log_format: Annotated[
-        LogFormat,
-        typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
-    ] = LogFormat.CONSOLE,
+    log_format: LogFormatOption = LogFormat.CONSOLE,
 ) -> None:
     """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
 

@@ -1,10 +1,11 @@
 """One pass over all locks: discover, gather evidence, judge, act, report."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from reaper.adapters import hold_proof, lock_files
@@ -25,7 +26,7 @@ from reaper.core.evidence import (
 )
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
-from reaper.core.verdict import TOO_EARLY, Judgement, Limits, judge, wants_run
+from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, judge, wants_run
 
 
 class Clock(Protocol):
@@ -85,6 +86,15 @@ class Place:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unlock:
+    """One lock that a person has judged, as they saw it; `force` frees it whatever the verdict."""
+
+    place: Place
+    fingerprint: str
+    force: bool = False
+
+
 @dataclass(slots=True)
 class _Sight:
     """What is remembered of a lock between two looks at it.
@@ -119,6 +129,7 @@ class _Pass:
 
     mode: Mode
     limits: Limits
+    unlock: Unlock | None
     wall_ms: int
     now: float
     processes: Processes
@@ -139,6 +150,16 @@ class _StatePass:
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks while a grace is being waited for."""
 _LOOK_AT_MOST_EVERY: Final = 0.01
+
+
+def _untold(found: Iterable[Finding | Skipped], told: set[Skipped]) -> Iterator[Finding | Skipped]:
+    """Leave out what was skipped, and said so, in an earlier round."""
+    for it in found:
+        if isinstance(it, Skipped):
+            if it in told:
+                continue
+            told.add(it)
+        yield it
 
 
 def _due_in(found: Finding) -> float:
@@ -183,6 +204,7 @@ class Reaper:
         self,
         *,
         dry: bool = False,
+        unlock: Unlock | None = None,
         wait: float | None = None,
         on_wait: Callable[[int, float], None] = lambda _count, _seconds: None,
         stop: Callable[[], bool] = lambda: False,
@@ -192,12 +214,15 @@ class Reaper:
         Locks that are due only after a grace that must be seen to pass are waited for, up to
         `wait` seconds (None: as long as the graces need), after a call of `on_wait` with their
         number and the seconds; those that are still not due then are flagged. `stop` is asked
-        between two locks and while waiting.
+        between two locks and while waiting. With `unlock`, only that lock is looked at, and left
+        alone (`changed`) when another one stands there.
         """
         mode = Mode.DRY if dry else Mode.ACT
         longest = max(self.limits.orphan_grace, self.limits.confirm) + _LOOK_EVERY
         due: dict[Place, Finding] = {}
-        yield from self._round(mode, None, due, stop)
+        told: set[Skipped] = set()
+        only = None if unlock is None else {unlock.place}
+        yield from _untold(self._round(mode, only, due, stop, unlock=unlock), told)
         left = longest if wait is None else wait
         end = self.clock.monotonic() + left
         if due and left > 0 and not stop():
@@ -206,30 +231,37 @@ class Reaper:
             soonest = min(map(_due_in, due.values()))
             self.clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
             waiting, due = due, {}
-            yield from self._round(mode, waiting, due, stop)
+            again = self._round(mode, waiting.keys(), due, stop, waiting=waiting, unlock=unlock)
+            yield from _untold(again, told)
             left = end - self.clock.monotonic()
         if stop():
             yield from due.values()
         elif due:
             limits = replace(self.limits, seen_once_suffices=True)
-            for _, found in self._pass(mode, due.keys(), limits=limits):
+            for _, found in self._pass(mode, due.keys(), limits=limits, unlock=unlock):
                 yield found
 
     def _round(
         self,
         mode: Mode,
-        waiting: dict[Place, Finding] | None,
+        only: AbstractSet[Place] | None,
         due: dict[Place, Finding],
         stop: Callable[[], bool],
+        *,
+        waiting: Mapping[Place, Finding] = MappingProxyType({}),
+        unlock: Unlock | None = None,
     ) -> Iterator[Finding | Skipped]:
-        """One pass, over what is being waited for or all; what must still be seen for a while goes
-        into `due`, and what went while it was waited for is yielded as vanished.
+        """One pass, over all or some; what must still be seen for a while goes into `due`, and what
+        went while it was waited for is yielded as vanished, or goes on being waited for where its
+        folder could not be read.
         """
-        only = None if waiting is None else waiting.keys()
-        went = dict(waiting or {})
-        for place, found in self._pass(mode, only):
+        went = dict(waiting)
+        blind = False
+        for place, found in self._pass(mode, only, unlock=unlock):
             if place is not None:
                 went.pop(place, None)
+            elif isinstance(found, Skipped):
+                blind |= found.failed
             if place is not None and isinstance(found, Finding) and found.judgement.pending:
                 due[place] = found
             else:
@@ -239,6 +271,9 @@ class Reaper:
             if stop():
                 due.update(went)
                 return
+        if blind:
+            due.update(went)
+            return
         for place, found in went.items():
             self._sights.pop(place, None)
             yield replace(found, outcome=Outcome.VANISHED)
@@ -285,11 +320,11 @@ class Reaper:
             return False
         return False
 
-    def explain(self, wanted: Callable[[Place], bool]) -> Iterator[Finding | Skipped]:
+    def explain(
+        self, wanted: Callable[[Place], bool]
+    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         """Look, as `look` does, at the locks whose place is wanted, with all of their evidence."""
-        for place, found in self._pass(Mode.LOOK, None, wanted=wanted):
-            if place is not None or isinstance(found, Skipped):
-                yield found
+        return self._pass(Mode.LOOK, None, wanted=wanted)
 
     def _pass(
         self,
@@ -297,6 +332,7 @@ class Reaper:
         only: AbstractSet[Place] | None,
         *,
         limits: Limits | None = None,
+        unlock: Unlock | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
@@ -304,6 +340,7 @@ class Reaper:
         this = _Pass(
             mode=mode,
             limits=limits,
+            unlock=unlock,
             wall_ms=self.clock.wall_ms(),
             now=self.clock.monotonic(),
             processes=self._process_table(),
@@ -421,6 +458,9 @@ class Reaper:
         with opened:
             evidence = self._gather(this, here, opened, place, layered=layered)
             judgement = judge(evidence, this.limits)
+            if judgement.verdict in STUCK and evidence.run is NOT_READ:
+                # No part of the verdict: it tells a person whose session is stuck.
+                evidence = replace(evidence, run=self._run(opened))
             return self._act(this, opened, evidence, judgement)
 
     def _gather(
@@ -570,10 +610,17 @@ class Reaper:
     ) -> Finding:
         outcome: Outcome | None
         note = ""
+        unlock = this.unlock
         if this.mode is Mode.LOOK:
             action, outcome = decide(replace(judgement, confirmed=True), self.policy), None
+        elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
+            judgement = replace(judgement, pending=False)
+            action, outcome, note = Action.KEEP, Outcome.CHANGED, "another lock stands there now"
         else:
             action = decide(judgement, self.policy)
+            if unlock is not None and unlock.force:
+                judgement = replace(judgement, pending=False)
+                action = Action.REMOVE
             match action:
                 case Action.KEEP:
                     outcome = Outcome.KEPT

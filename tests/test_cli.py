@@ -183,8 +183,8 @@ def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept
 
 FIELDS = {
     "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
-    "max_hold_ms", "age_seconds", "holder", "holder_pid", "hold_proof", "run", "verdict",
-    "reasons", "rule", "action", "outcome", "note",
+    "max_hold_ms", "fingerprint", "age_seconds", "holder", "holder_pid", "hold_proof", "run",
+    "verdict", "reasons", "rule", "action", "outcome", "note",
 }  # fmt: skip
 
 
@@ -203,6 +203,7 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", held.pop("created_at"))
     assert 0 <= held.pop("age_seconds") < 60
     assert isinstance(held.pop("starttime"), int)
+    assert re.fullmatch("[0-9a-f]{12}", held.pop("fingerprint"))
     assert held == {
         "path": str(holder.path),
         "state_dir": "prod",
@@ -255,6 +256,95 @@ def test_json_of_all_commands_has_one_shape(tree: Tree) -> None:
         (lock,) = report(reap(*arguments, *where))["locks"]
         assert set(lock) == FIELDS
     assert report(reap("explain", "nobody", *where))["locks"] == []
+
+
+# Unlocking by hand
+
+
+def fingerprint(tree: Tree, session: str) -> str:
+    locks = report(reap("list", "--json", "--state-dir", tree.root))["locks"]
+    (found,) = (lock["fingerprint"] for lock in locks if lock["session"] == session)
+    assert isinstance(found, str)
+    return found
+
+
+def test_unlock_frees_one_lock_and_writes_the_journal_line(tree: Tree) -> None:
+    path = tree.lock("dead", record(DEAD, max_hold_ms=77_777))
+    other = tree.lock("other", record(DEAD))
+    tree.store({"agent:main:cron:daily": {"sessionId": "dead", "status": "done"}})
+    where = ("--state-dir", tree.root, "--log-format", "json")
+    done = reap("unlock", "dead", "--fingerprint", fingerprint(tree, "dead"), *where)
+    assert done.returncode == 0, done.stderr
+    assert not path.exists()
+    assert other.exists()
+    assert "pid 4194305 does not exist here" in done.stdout
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["event"], line["by"], line["forced"]) == ("removed", "unlock", False)
+    assert line["session_key"] == "agent:main:cron:daily"
+    assert '"maxHoldMs": 77777' in line["record"]
+
+
+def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -> None:
+    holder = hold("held")
+    where = ("held", "--state-dir", tree.root)
+    done = reap("unlock", *where)
+    assert done.returncode == 1
+    assert "not unlocked: a process holds it and nothing shows that its run is over" in done.stderr
+    assert "--force" in done.stderr
+    assert holder.path.exists()
+    done = reap("unlock", *where, "--force", "--json", "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    assert [lock["outcome"] for lock in report(done)["locks"]] == ["removed"]
+    assert json.loads(done.stderr)["forced"] is True
+    assert not holder.path.exists()
+
+
+def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_forced(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("overdue", age=7200)
+    tree.lock("cut", record(DEAD))
+    tree.store({"k": {"sessionId": "cut", "status": "running"}})
+    for session, why in (("overdue", "for longer than it promised"), ("cut", "next gateway")):
+        done = reap("unlock", session, "--state-dir", tree.root)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert reap("unlock", session, "--state-dir", tree.root, "--force").returncode == 0
+    assert not list(tree.sessions().glob("*.lock"))
+
+
+def test_unlock_refuses_when_the_lock_changed_since(tree: Tree, hold: HoldLock) -> None:
+    path = tree.lock("sid", record(DEAD))
+    before = fingerprint(tree, "sid")
+    path.unlink()
+    hold("sid")
+    done = reap("unlock", "sid", "--state-dir", tree.root, "--fingerprint", before, "--force")
+    assert done.returncode == 1
+    assert f"changed since: its fingerprint is {fingerprint(tree, 'sid')} now" in done.stderr
+    assert path.exists()
+
+
+def test_unlock_waits_for_what_must_be_seen_to_pass(tree: Tree, hold: HoldLock) -> None:
+    holder = hold("forgotten")
+    holder.ask("close")
+    where = ("--state-dir", tree.root)
+    done = reap("unlock", "forgotten", "--orphan-grace", "1s", *where)
+    assert done.returncode == 0, done.stderr
+    assert "it must be seen unchanged for a while" in done.stderr
+    assert not holder.path.exists()
+
+
+def test_unlock_wants_one_lock(tree: Tree) -> None:
+    for agent in ("main", "ops"):
+        tree.lock("sid", record(DEAD), agent=agent)
+    where = ("--state-dir", tree.root)
+    done = reap("unlock", "sid", *where)
+    assert done.returncode == 1
+    assert "several locks have that name" in done.stderr
+    path = tree.root / "agents" / "ops" / "sessions" / "sid.jsonl.lock"
+    assert reap("unlock", path, *where).returncode == 0
+    assert reap("unlock", path, *where).returncode == 1
+    assert (tree.sessions() / "sid.jsonl.lock").exists()
 
 
 # Hostile names

@@ -1,5 +1,6 @@
 """A lock file as read once: record, identity, path; and how its record is read."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,11 @@ class Lock:
     ctime_ms: int
     data: bytes
     record: Record
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
+        return hashlib.sha256(b"%d %b" % (self.file.inode, self.data)).hexdigest()[:12]
 
 
 def parse(data: bytes) -> Record:

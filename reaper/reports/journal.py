@@ -16,6 +16,7 @@ _SHORT: Final = (
     "state_dir",
     "agent",
     "session",
+    "session_key",
     "pid",
     "age_seconds",
     "verdict",

@@ -10,7 +10,7 @@ from reaper.reports.words import duration
 _MOST_ROWS: Final = 1000
 """Rows that a table lays out; beyond, lines are written as they come."""
 
-_COLUMNS: Final = ("agent", "session", "pid", "age", "verdict", "reasons")
+_COLUMNS: Final = ("agent", "session", "session_key", "pid", "age", "verdict", "reasons")
 VERDICT_STYLES: Final = {
     "held": "green",
     "stale": "yellow",
@@ -46,13 +46,15 @@ class JsonOutput:
 class TableOutput:
     """A table on a terminal; elsewhere, and beyond _MOST_ROWS, lines with tabs between fields.
 
-    The last column is `action` for a look, `outcome` for a sweep; `only_notable` leaves out locks
-    that are simply held.
+    `last` are the columns after the reasons: what a look or a sweep came to; `only_notable` leaves
+    out locks that are simply held.
     """
 
-    def __init__(self, stream: TextIO, *, states: int, last: str, only_notable: bool) -> None:
+    def __init__(
+        self, stream: TextIO, *, states: int, last: tuple[str, ...], only_notable: bool
+    ) -> None:
         self._stream = stream
-        self._columns = (*(("state_dir",) if states > 1 else ()), *_COLUMNS, last)
+        self._columns = (*(("state_dir",) if states > 1 else ()), *_COLUMNS, *last)
         self._only_notable = only_notable
         self._rows: list[tuple[str, ...]] | None = [] if stream.isatty() else None
         self._wrote_header = False
@@ -94,7 +96,7 @@ class TableOutput:
             table.add_column(
                 column.replace("_", " "),
                 justify="right" if right else "left",
-                no_wrap=column not in {"agent", "session", "reasons"},
+                no_wrap=column not in {"agent", "session", "session_key", "reasons"},
                 overflow="fold",
             )
         for row in rows:

@@ -49,6 +49,7 @@ def lock_record(found: Found) -> dict[str, Any]:
         "starttime": record.starttime,
         "created_at": None if record.created_at_ms is None else iso(record.created_at_ms),
         "max_hold_ms": record.max_hold_ms,
+        "fingerprint": lock.fingerprint,
         "age_seconds": round(evidence.age, 3),
         "holder": evidence.holder.state.value,
         "holder_pid": evidence.holder.pid,

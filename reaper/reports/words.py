@@ -29,6 +29,7 @@ def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Li
     return [
         printable(lock.path),
         f"  record      {_record(lock)}",
+        f"  fingerprint {lock.fingerprint}",
         f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
         f"  hold proof  {_PROOF[evidence.proof]}{_note(evidence.proof_note)}",
         f"  holder      {_holder(evidence)}",
@@ -59,6 +60,25 @@ _NOTES: Final = {
 def _note(note: str) -> str:
     text = _NOTES.get(note, note)
     return f": {text}" if text else ""
+
+
+def why_kept(evidence: Evidence, judgement: Judgement) -> str:
+    """Return in one sentence why nothing shows that a lock may be freed."""
+    if RECOVERY_PENDING in judgement.reasons:
+        return (
+            "its holder is dead, and the next gateway resumes the run that it was taken for by "
+            "this lock; freed before, that run is lost"
+        )
+    match judgement.verdict:
+        case Verdict.HELD | Verdict.OVERDUE if evidence.proof is HoldProof.OPEN:
+            over = ", for longer than it promised," if judgement.verdict is Verdict.OVERDUE else ""
+            return f"a process holds it{over} and nothing shows that its run is over"
+        case Verdict.HELD | Verdict.OVERDUE:
+            return "its holder lives, and nothing shows that its run is over"
+        case Verdict.UNCERTAIN:
+            return "nothing proves that nobody holds it"
+        case _:
+            return "it was not removed"
 
 
 def no_proof_advice(uids: set[int], note: str) -> str:
