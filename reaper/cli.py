@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from reaper import __version__
+from reaper.core.health import ChurnLimits, WedgedLimits
 from reaper.core.lock import LOCK_SUFFIX, Lock
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import NO_HOLD_PROOF, Limits
@@ -26,7 +27,13 @@ from reaper.reports.output import JsonOutput, Output, TableOutput
 from reaper.reports.records import Seen, Summary, lock_record
 from reaper.reports.words import explain as explain_in_words
 from reaper.reports.words import no_proof_advice, why_kept
-from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
+from reaper.settings import (
+    SettingsError,
+    UsageError,
+    parse_duration,
+    parse_size,
+    state_dirs,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -44,6 +51,7 @@ EXIT_INTERRUPTED: Final = 130
 
 _ACQUIRE_TIMEOUT: Final = 60.0
 _MAX_AGENTS: Final = 200
+_ANSWER_LIMIT: Final = 4096
 _PROGRESS_FROM: Final = 3000
 """Locks from which on a progress bar is worth its lines."""
 
@@ -90,6 +98,15 @@ def _duration(value: str | float) -> float:
         return value  # a default, which click hands through here too
     try:
         return parse_duration(value)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _size(value: str | int) -> int:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -588,6 +605,7 @@ def _metrics(
     *,
     acquire_timeout: float = _ACQUIRE_TIMEOUT,
     max_agents: int = _MAX_AGENTS,
+    wedged: "Callable[[], Iterable[tuple[str, int, bool]]]" = lambda: (),
     watching: bool = True,
 ) -> "tuple[Knowledge, Metrics]":
     from reaper.adapters.processes import use_of  # noqa: PLC0415
@@ -602,6 +620,7 @@ def _metrics(
         max_agents=max_agents,
         now=time.monotonic,
         holder_use=use_of,
+        wedged=wedged,
         watching=watching,
     )
     return knowledge, metrics
@@ -693,6 +712,29 @@ def sweep(
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
 
+_CHURN: Final = ChurnLimits()
+
+
+def _wedged_limit(flag: str, help_text: str, *, default: str) -> Any:  # noqa: ANN401  # OptionInfo
+    name = flag.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, envvar=f"REAPER_{name}", min=0, help=help_text, show_default=default)
+
+
+def _wedged_limits(
+    locks: int | None, churn: int | None, rss: int | None, after: float | None
+) -> WedgedLimits | None:
+    """Return the limits of what was given; None where nothing was, which switches it all off."""
+    if locks is None and churn is None and rss is None and after is None:
+        return None
+    default = WedgedLimits()
+    return WedgedLimits(
+        stuck_locks=(default.stuck_locks if locks is None else locks) or None,
+        churn=(default.churn if churn is None else churn) or None,
+        resident_bytes=rss or None,
+        after=default.after if after is None else after,
+    )
+
+
 @app.command()
 @_with_judging
 def watch(
@@ -731,12 +773,61 @@ def watch(
             help="How many agents get series of their own; the rest is `other`.",
         ),
     ] = _MAX_AGENTS,
+    churn_count: Annotated[
+        int,
+        typer.Option(
+            "--churn-count",
+            envvar="REAPER_CHURN_COUNT",
+            min=2,
+            help="How often the same session sticks under the same holder, within "
+            "--churn-within, before that is called churn.",
+        ),
+    ] = _CHURN.count,
+    churn_within: Annotated[
+        float, _seconds("--churn-within", "See --churn-count.", default="10m")
+    ] = _CHURN.within,
+    wedged_locks: Annotated[
+        int | None,
+        _wedged_limit(
+            "--wedged-locks", "Stuck locks at which a holder is wedged; 0 is no limit.", default="3"
+        ),
+    ] = None,
+    wedged_churn: Annotated[
+        int | None,
+        _wedged_limit(
+            "--wedged-churn",
+            "Times that its sessions churned within --churn-within; 0 is no limit.",
+            default="3",
+        ),
+    ] = None,
+    wedged_rss: Annotated[
+        int | None,
+        typer.Option(
+            "--wedged-rss",
+            envvar="REAPER_WEDGED_RSS",
+            parser=_size,
+            metavar="SIZE",
+            help="Resident memory at which a holder is wedged, like 4GiB.",
+            show_default="no limit",
+        ),
+    ] = None,
+    wedged_for: Annotated[
+        float | None,
+        _seconds(
+            "--wedged-for",
+            "How long a holder must be at one of these limits to be wedged, and below all of them "
+            "to be so no longer. Any --wedged-… switches this on: GET /-/gateway then answers 503 "
+            "while a holder is wedged, for whoever restarts gateways.",
+            default="5m",
+        ),
+    ] = None,
     log_format: LogFormatOption = LogFormat.CONSOLE,
 ) -> None:
     """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
 
     SIGTERM and SIGINT end it, SIGHUP makes it sweep now.
     """
+    from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
@@ -748,17 +839,36 @@ def watch(
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
+    health = GatewayHealth(
+        churn=ChurnLimits(count=churn_count, within=churn_within),
+        limits=_wedged_limits(wedged_locks, wedged_churn, wedged_rss, wedged_for),
+    )
     raise_descriptor_limit()
-    knowledge, metrics = _metrics(judging, acquire_timeout=acquire_timeout, max_agents=max_agents)
+    knowledge, metrics = _metrics(
+        judging,
+        acquire_timeout=acquire_timeout,
+        max_agents=max_agents,
+        wedged=lambda: [(it.name.state, it.pid, it.standing.wedged) for it in health.holders()],
+    )
     journal = Journal(
         sys.stderr,
         json=log_format is LogFormat.JSON,
         on_error=metrics.errors.labels("journal").inc,
     )
     it = Watch(
-        judging.reaper(), resync=resync, knowledge=knowledge, metrics=metrics, journal=journal
+        judging.reaper(),
+        resync=resync,
+        knowledge=knowledge,
+        health=health,
+        metrics=metrics,
+        journal=journal,
     )
-    web = WebServer(metrics.registry, healthy=it.healthy, ready=it.ready)
+    web = WebServer(
+        metrics.registry,
+        healthy=it.healthy,
+        ready=it.ready,
+        gateway=lambda: health.answer(now=time.monotonic(), fresh=it.healthy()),
+    )
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
@@ -812,6 +922,14 @@ def probe(
         str,
         typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
     ] = "http://127.0.0.1:9789/-/healthy",
+    gateway: Annotated[
+        bool,
+        typer.Option(
+            "--gateway",
+            help="Ask /-/gateway there instead, whether a holder is wedged (`watch --wedged-…`): "
+            "exit code 1 if so, 4 where the sidecar does not answer.",
+        ),
+    ] = False,
     timeout: Annotated[
         float,
         _seconds(
@@ -824,18 +942,28 @@ def probe(
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
     import http.client  # noqa: PLC0415
+    import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
+    from http import HTTPStatus  # noqa: PLC0415
 
     talk = _Talk(quiet=False, verbose=False)
+    if gateway and not url.endswith("/-/gateway"):
+        url = url.removesuffix("/-/healthy").rstrip("/") + "/-/gateway"
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"--url: {url!r} is no http address")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310  # http only
-            typer.echo(
-                f"{answer.status} {printable(answer.read(200).decode(errors='replace').strip())}"
-            )
+            text = answer.read(_ANSWER_LIMIT).decode(errors="replace").strip()
+            typer.echo(f"{answer.status} {printable(text)}")
+    except urllib.error.HTTPError as error:
+        text = error.read(_ANSWER_LIMIT).decode(errors="replace").strip()
+        talk.error(f"{url}: {error.code} {printable(text)}")
+        # Only a 503 is the sidecar's word that the gateway is wedged.
+        unknown = gateway and error.code != HTTPStatus.SERVICE_UNAVAILABLE
+        raise typer.Exit(EXIT_BLIND if unknown else EXIT_FAILED) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        _fail(talk, f"{url}: {error}")
+        talk.error(f"{url}: {error}")
+        raise typer.Exit(EXIT_BLIND if gateway else EXIT_FAILED) from None
 
 
 def _locks(count: int) -> str:

@@ -20,9 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from reaper.adapters.processes import use_of
+from reaper.core.health import ChurnLimits
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Policy
 from reaper.core.verdict import STUCK, Limits
+from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import VERDICT_STYLES
@@ -115,8 +117,21 @@ def run(console: Console) -> None:
         lines = _LastLines()
         journal = Journal(lines if console.is_terminal else console.file, json=False)  # type: ignore[arg-type]  # as much of a stream as a journal needs
         reaper = Reaper([state], limits=_LIMITS, policy=Policy())
-        watch = Watch(reaper, resync=20.0, knowledge=knowledge, metrics=metrics, journal=journal)
-        web = WebServer(metrics.registry, healthy=watch.healthy, ready=watch.ready)
+        health = GatewayHealth(churn=ChurnLimits(), limits=None)
+        watch = Watch(
+            reaper,
+            resync=20.0,
+            knowledge=knowledge,
+            health=health,
+            metrics=metrics,
+            journal=journal,
+        )
+        web = WebServer(
+            metrics.registry,
+            healthy=watch.healthy,
+            ready=watch.ready,
+            gateway=lambda: health.answer(now=time.monotonic(), fresh=True),
+        )
         (port,) = web.start([Address("127.0.0.1", 0)])
         cleanup.callback(web.stop)
         worker = threading.Thread(target=watch.run, name="watch")

@@ -38,6 +38,16 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_size(text: str) -> int:
+    """Return bytes of `4GiB`, `512MiB`, `6GB`; a bare number is bytes. Raises SettingsError."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?b|[kmgt]i|b)?", text.strip().lower())
+    if match is None:
+        raise SettingsError(f"{text[:20]!r} is no size; write it like 4GiB, 512MiB or 6GB")
+    unit = match[2] or "b"
+    base = 1024 if "i" in unit else 1000
+    return int(float(match[1]) * base ** " kmgt".index(unit[0] if unit != "b" else " "))
+
+
 def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[StateDir]:
     """Return the state directories to work on: those given (`PATH` or `NAME=PATH`), else the
     default one.

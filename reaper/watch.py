@@ -7,6 +7,7 @@ holder (its pidfd), the moment a lock is due, or the next full sweep.
 import errno
 import heapq
 import itertools
+import math
 import os
 import select
 import threading
@@ -19,9 +20,11 @@ from reaper.adapters.lock_files import Skipped
 from reaper.adapters.observer import APPEARED, EventSource
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.health import CHURN
 from reaper.core.lock import StateDir
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import TOO_EARLY, Verdict
+from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
@@ -70,12 +73,14 @@ class Watch:
         *,
         resync: float,
         knowledge: Knowledge,
+        health: GatewayHealth,
         metrics: Metrics,
         journal: Journal,
     ) -> None:
         self._reaper = reaper
         self._resync = resync
         self._knowledge = knowledge
+        self._health = health
         self._metrics = metrics
         self._journal = journal
         self._wake, self.wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,6 +110,7 @@ class Watch:
         self._polled: dict[Place, float] = {}
         self._unannounced: dict[Place, float] = {}
         self._next_sweep = 0.0
+        self._next_check = 0.0
         self._clean_sweeps = 0
         self._degraded = False
         self._missing: set[StateDir] = set()
@@ -199,6 +205,7 @@ class Watch:
             self._judge(due)
         self._check_polled()
         self._count_missed()
+        self._check_health()
         wake_at = self._wake_at()
         self._expected_by = wake_at
         wait = 0.0 if self._stopping or self._sweep_wanted else wake_at - time.monotonic()
@@ -221,6 +228,8 @@ class Watch:
             heapq.heappop(self._heap)
         if self._heap:
             wake_at = min(wake_at, self._heap[0][0])
+        if self._health.limits is not None:
+            wake_at = min(wake_at, self._next_check)
         if self._polled:
             wake_at = min(wake_at, *self._polled.values())
         if self._unannounced:
@@ -287,6 +296,7 @@ class Watch:
         self._swept = True
         self._swept_at = now
         self._close_idle_holders()
+        self._next_check = now
         self._trust_events_again()
         self._next_sweep = now + self._interval()
 
@@ -410,6 +420,9 @@ class Watch:
         was = (before.judgement.verdict, before.judgement.reasons) if before else None
         changed = not same_lock or was != now_is
         self._tell(found, changed=changed, first=not same_lock)
+        times = self._health.note(place, seen)
+        if times:
+            self._tell_churn(found, times)
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
@@ -432,6 +445,31 @@ class Watch:
         self._journal.lock(
             event, lock_record(found), found.lock, warn=found.outcome is Outcome.FAILED
         )
+
+    def _tell_churn(self, found: Finding, times: int) -> None:
+        self._metrics.count_churn()
+        self._journal.warn(
+            "churn",
+            state_dir=found.lock.state_dir,
+            agent=found.lock.agent,
+            session=found.lock.session,
+            session_key=found.evidence.run.session_key,
+            pid=found.lock.record.pid,
+            reasons=[CHURN],
+            stuck_times=times,
+            within_seconds=self._health.churn_limits.within,
+        )
+
+    def _check_health(self) -> None:
+        """See how the holders do: as often as that was asked for, else after each full sweep."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        asked = self._health.limits is not None
+        self._next_check = now + self._health.check_every if asked else math.inf
+        for it in self._health.check(self._knowledge.all(), now):
+            tell = self._journal.warn if it.standing.wedged else self._journal.info
+            tell("wedged" if it.standing.wedged else "wedged-no-more", **health_record(it, now))
 
     def _wait_for(self, place: Place, found: Finding, now: float) -> None:
         self._due.pop(place, None)

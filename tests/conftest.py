@@ -149,8 +149,11 @@ fields = {"pid": os.getpid(), "createdAt": time.strftime("%Y-%m-%dT%H:%M:%S.000Z
           time.gmtime(created)), "maxHoldMs": max_hold}
 if starttime != "none":
     fields["starttime"] = ticks + int(starttime)
-fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-os.write(fd, (json.dumps(fields, indent=2) + "\\n").encode())
+def take():
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.write(fd, (json.dumps(fields, indent=2) + "\\n").encode())
+    return fd
+fd = take()
 print("held", flush=True)
 for line in sys.stdin:
     command = line.strip()
@@ -158,6 +161,8 @@ for line in sys.stdin:
         os.close(fd)
     elif command == "release":
         os.close(fd); os.unlink(path)
+    elif command == "take again":  # as the gateway does, which leaks what was removed under it
+        fd = take()
     print("done", flush=True)
 """
 

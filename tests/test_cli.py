@@ -15,7 +15,13 @@ import pytest
 
 from reaper import __version__
 from reaper.core.lock import StateDir
-from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
+from reaper.settings import (
+    SettingsError,
+    UsageError,
+    parse_duration,
+    parse_size,
+    state_dirs,
+)
 from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
 
 DEAD = 2**22 + 1
@@ -157,6 +163,8 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
         ("sweep", "--grace", "soon"),
         ("sweep", "--grace", "-5"),
         ("sweep", "--wait", "nan"),
+        ("watch", "--wedged-rss", "4 furlongs"),
+        ("watch", "--churn-count", "1"),
         ("sweep", "--on-overdue", "burn"),
         ("list", "--wait", "5"),
         ("explain",),
@@ -610,6 +618,29 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused_with_advice(text: str) -> None:
     with pytest.raises(SettingsError, match="write it like"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1048576", 2**20),
+        ("4GiB", 4 * 2**30),
+        ("4 gi", 4 * 2**30),
+        ("1.5KiB", 1536),
+        ("512MiB", 2**29),
+        ("6GB", 6 * 10**9),
+        ("7b", 7),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "4g", "6 G", "1e9", "4 GiB or so", "nan"])
+def test_what_is_no_size_is_said_so(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no size"):
+        parse_size(text)
 
 
 def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from watchdog.observers.api import BaseObserver
 
 from reaper.adapters.observer import EventSource
 from reaper.adapters.processes import use_of
+from reaper.core.health import ChurnLimits
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
+from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Reaper
@@ -232,7 +234,12 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     journal = Journal(sys.stderr, json=True)
     watch = CountingWatch(
-        reaper, resync=3600, knowledge=knowledge, metrics=metrics, journal=journal
+        reaper,
+        resync=3600,
+        knowledge=knowledge,
+        health=GatewayHealth(churn=ChurnLimits(), limits=None),
+        metrics=metrics,
+        journal=journal,
     )
     thread = threading.Thread(target=watch.run)
     thread.start()
@@ -672,3 +679,55 @@ def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
             assert re.search(rf"removed .*session={session} ", shown), shown
         assert not re.search(r"removed .*session=healthy", shown)
     assert list(tmp_path.iterdir()) == []
+
+
+# When freeing locks is not enough
+
+
+def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
+    hold: HoldLock, watching: Watching
+) -> None:
+    holder = hold("overdue", age=7200)
+    sidecar = watching("--wedged-locks", "1", "--wedged-for", "1s")
+    pid = str(holder.pid)
+    until(lambda: sidecar.status("/-/gateway") == 503)
+    assert sidecar.metric("reaper_holder_wedged", pid=pid) == 1
+    (line,) = sidecar.journal("wedged")
+    assert (line["level"], line["pid"], line["why"]) == ("warning", holder.pid, "stuck-locks")
+    url = f"http://127.0.0.1:{sidecar.port}/-/healthy"
+    probe = [sys.executable, "-m", "reaper", "probe", "--gateway", "--url", url]
+    done = subprocess.run(probe, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert '"stuck_locks": 1' in done.stderr
+    assert "overdue" not in done.stderr  # no session, and no path
+    holder.kill()
+    until(lambda: sidecar.status("/-/gateway") == 200)
+    assert sidecar.metric("reaper_holder_wedged", pid=pid) is None
+    assert subprocess.run(probe, capture_output=True, timeout=60).returncode == 0
+    sidecar.stop()
+    assert subprocess.run(probe, capture_output=True, timeout=60).returncode == 4
+
+
+def test_without_being_asked_no_holder_is_wedged(hold: HoldLock, watching: Watching) -> None:
+    hold("overdue", age=7200)
+    sidecar = watching()
+    until(lambda: sidecar.metric("reaper_locks", verdict="overdue") == 1)
+    assert json.loads(sidecar.get("/-/gateway")) == {"wedged": False, "enabled": False}
+    assert "reaper_holder_wedged{" not in sidecar.get("/metrics")
+
+
+def test_a_session_that_sticks_again_under_the_same_holder_is_churn(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    holder = hold("again", age=7200)
+    tree.store({"agent:main:cron:x": {"sessionId": "again", "status": "done"}})
+    sidecar = watching("--on-overdue", "remove", "--churn-count", "3")
+    for _ in range(2):
+        until(gone(holder.path))
+        assert not sidecar.journal("churn")
+        holder.ask("take again")
+    until(lambda: sidecar.journal("churn"))
+    (line,) = sidecar.journal("churn")
+    assert (line["reasons"], line["stuck_times"]) == ("churn", 3)
+    assert (line["session"], line["session_key"]) == ("again", "agent:main:cron:x")
+    assert sidecar.metric("reaper_actions_total", reason="churn", outcome="flagged") == 1

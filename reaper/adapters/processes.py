@@ -153,6 +153,12 @@ def starttime_of(pid: int) -> int | None:
     return _look(pid).starttime
 
 
+def is_alive(pid: int, starttime: int | None) -> bool:
+    """Tell whether this very process is seen to live; a zombie does not."""
+    seen = _look(pid)
+    return seen.state is HolderState.SAME and starttime in {None, seen.starttime}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
     """What a process uses; `open_fds` is None where rights are missing."""

@@ -21,6 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Judgement, Verdict
 from reaper.core.words import printable
@@ -38,6 +39,7 @@ _FLAGGED_REASONS: Final = (
     "run-ended",
     "hold-exceeded",
 )
+_CHURN: Final = (Action.FLAG.value, CHURN, Outcome.FLAGGED.value)
 _REMOVAL_OUTCOMES: Final = (
     Outcome.REMOVED,
     Outcome.VANISHED,
@@ -109,6 +111,7 @@ class Metrics:
         max_agents: int,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
+        wedged: Callable[[], Iterable[tuple[str, int, bool]]] = lambda: (),
         watching: bool = True,
     ) -> None:
         # They double each counter, and nobody asks for them.
@@ -132,6 +135,8 @@ class Metrics:
             self.actions.labels(Action.FLAG.value, reason, Outcome.FLAGGED.value)
             for outcome in _REMOVAL_OUTCOMES:
                 self.actions.labels(Action.REMOVE.value, reason, outcome.value)
+        # A one-shot sees no session twice.
+        self._churn = self.actions.labels(*_CHURN) if watching else None
         self.reap_delay = Histogram(
             "reaper_reap_delay_seconds",
             "From the moment a lock that was seen before became removable until it was gone.",
@@ -176,6 +181,7 @@ class Metrics:
                 max_agents=max_agents,
                 now=now,
                 holder_use=holder_use,
+                wedged=wedged,
             )
         )
 
@@ -186,6 +192,11 @@ class Metrics:
             self.actions.labels(action.value, reason, outcome.value).inc()
             if outcome is Outcome.FAILED:
                 self.errors.labels("removal").inc()
+
+    def count_churn(self) -> None:
+        """Count a session that stuck again under the same holder; a flag besides what was done."""
+        if self._churn is not None:
+            self._churn.inc()
 
 
 class _LockCollector(Collector):
@@ -198,6 +209,7 @@ class _LockCollector(Collector):
         max_agents: int,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
+        wedged: Callable[[], Iterable[tuple[str, int, bool]]],
     ) -> None:
         self._knowledge = knowledge
         self._states = states
@@ -205,6 +217,7 @@ class _LockCollector(Collector):
         self._max_agents = max_agents
         self._now = now
         self._holder_use = holder_use
+        self._wedged = wedged
         self._labels: dict[tuple[str, str], str] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -330,4 +343,11 @@ class _LockCollector(Collector):
             memory.add_metric([state, str(pid)], use.resident_bytes)
             if use.open_fds is not None:
                 fds.add_metric([state, str(pid)], use.open_fds)
-        yield from (memory, stuck, fds)
+        wedged = GaugeMetricFamily(
+            "reaper_holder_wedged",
+            "1 while a holder is past a limit that was set for it, for as long as was set.",
+            labels=labels,
+        )
+        for state, pid, is_wedged in self._wedged():
+            wedged.add_metric([state, str(pid)], is_wedged)
+        yield from (memory, stuck, fds, wedged)

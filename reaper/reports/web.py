@@ -1,6 +1,7 @@
 """The HTTP side: metrics, health and a landing page; only looks, changes nothing."""
 
 import ipaddress
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ _PAGE: Final = b"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>openclaw-lock-reaper</title>
 <h1>openclaw-lock-reaper</h1>
 <ul><li><a href="/metrics">metrics</a><li><a href="/-/healthy">healthy</a>
-<li><a href="/-/ready">ready</a></ul></html>
+<li><a href="/-/ready">ready</a><li><a href="/-/gateway">gateway</a></ul></html>
 """
 _TEXT: Final = [("Content-Type", "text/plain; charset=utf-8")]
 _SECONDS_FOR_A_REQUEST: Final = 10.0
@@ -53,9 +54,11 @@ class WebServer:
         *,
         healthy: Callable[[], bool],
         ready: Callable[[], bool],
+        gateway: Callable[[], tuple[bool, dict[str, Any]]],
     ) -> None:
         self._metrics = make_wsgi_app(registry)
         self._checks = {"/-/healthy": healthy, "/-/ready": ready}
+        self._gateway = gateway
         self._servers: list[WSGIServer] = []
         self._serving = False
 
@@ -89,17 +92,28 @@ class WebServer:
             return answer
         if path in self._checks:
             fine = self._checks[path]()
-            return _say(start_response, HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE)
+            return _say(start_response, _STATUS[fine])
+        if path == "/-/gateway":
+            fine, value = self._gateway()
+            start_response(_line(_STATUS[fine]), [("Content-Type", "application/json")])
+            return [json.dumps(value).encode() + b"\n"]
         if path == "/":
             start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
             return [_PAGE]
         return _say(start_response, HTTPStatus.NOT_FOUND)
 
 
+_STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}
+
+
+def _line(status: HTTPStatus) -> str:
+    return f"{status.value} {status.phrase}"
+
+
 def _say(
     start_response: StartResponse, status: HTTPStatus, headers: list[tuple[str, str]] | None = None
 ) -> list[bytes]:
-    start_response(f"{status.value} {status.phrase}", [*_TEXT, *(headers or [])])
+    start_response(_line(status), [*_TEXT, *(headers or [])])
     return [f"{status.phrase}\n".encode()]
 
 
