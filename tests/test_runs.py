@@ -111,8 +111,8 @@ def test_only_the_tail_is_read(tree: Tree) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
         file.seek(1 << 40)
-        file.write(b"\n" + json.dumps(ended(100)).encode() + b"\n")
-    assert read(tree).trajectory is RunState.ENDED
+        file.write(b'\n{"type": "prompt.submitted"}\n')
+    assert read(tree).trajectory is RunState.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,28 @@ def test_the_last_write_is_the_younger_of_transcript_and_trajectory(tree: Tree) 
         tree.age(older, 700)
         expected = younger.stat().st_mtime_ns // 1_000_000
         assert read(tree).last_write_ms == expected
+
+
+def test_a_full_trajectory_does_not_tell_that_a_run_is_over(tree: Tree) -> None:
+    """Upstream drops what would make it larger than 10 MiB: a newer run is not to be seen there."""
+    path = tree.trajectory("sid", started(900), ended(100))
+    tail = path.read_bytes()
+    for room, expected in ((65536, RunState.ENDED), (65535, RunState.UNKNOWN)):
+        path.write_bytes((b" " * (10 * 1024 * 1024 - room - len(tail) - 1)) + b"\n" + tail)
+        assert read(tree).trajectory is expected
+    path.write_bytes(path.read_bytes() + json.dumps({"type": "prompt.submitted"}).encode() + b"\n")
+    assert read(tree).trajectory is RunState.RUNNING
+
+
+def test_the_transcripts_size_is_told_and_a_missing_one_is_empty(tree: Tree) -> None:
+    tree.trajectory("sid", ended(100))
+    transcript = tree.sessions() / "sid.jsonl"
+    os.truncate(transcript, 70_000_000)
+    assert read(tree).transcript_bytes == 70_000_000
+    transcript.unlink()
+    assert read(tree).transcript_bytes == 0
+    transcript.symlink_to(tree.sessions() / "sid.trajectory.jsonl")
+    assert read(tree).transcript_bytes is None
 
 
 def test_the_youngest_checkpoint_of_this_session_counts(tree: Tree) -> None:

@@ -21,7 +21,15 @@ from reaper.core.evidence import (
 )
 from reaper.core.lock import FileId, Lock, Record, Shape, parse
 from reaper.core.policy import Action, Policy, decide
-from reaper.core.verdict import STUCK, Judgement, Limits, Verdict, judge, wants_run
+from reaper.core.verdict import (
+    CHECKPOINT_LIMIT,
+    STUCK,
+    Judgement,
+    Limits,
+    Verdict,
+    judge,
+    wants_run,
+)
 
 LIMITS = Limits()
 NOW = 1_800_000_000_000
@@ -80,6 +88,7 @@ def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> di
         "store_started_ms": STARTED,
         "store_ended_ms": end,
         "last_write_ms": end,
+        "transcript_bytes": 140_000,
     }
     quiet = age - end_after_birth
     return {
@@ -196,6 +205,22 @@ def test_a_checkpoint_as_young_as_the_lock_is_a_compactions() -> None:
     assert verdict(evidence(**stuck(checkpoint_ms=born - 1)))[0] is Verdict.ABANDONED
 
 
+def test_without_a_checkpoint_a_large_transcript_may_be_in_compaction() -> None:
+    """Seen: a run that timed out compacts before its retry; its lock is older than the end that
+    the store records, and nothing else tells it from one that was left behind.
+    """
+    at_most = stuck(transcript_bytes=CHECKPOINT_LIMIT)
+    assert verdict(evidence(**at_most))[0] is Verdict.ABANDONED
+    assert verdict(evidence(**stuck(transcript_bytes=CHECKPOINT_LIMIT + 1))) == HELD
+    assert verdict(evidence(**stuck(transcript_bytes=None))) == HELD
+
+
+def test_an_end_older_than_the_run_of_the_store_is_another_runs() -> None:
+    for before, expected in ((0, Verdict.ABANDONED), (1, Verdict.HELD)):
+        end = RunEnd(at_ms=STARTED - before, cut_short=True, started_ms=STARTED - 9)
+        assert verdict(evidence(**stuck(end=end)))[0] is expected
+
+
 def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:
     once = judge(evidence(**(stuck() | {"seen_for": LIMITS.confirm - 1})), LIMITS)
     assert (once.verdict, once.pending, once.due_in) == (Verdict.HELD, True, 1)
@@ -220,17 +245,22 @@ STUCK_CASES = {
         end_after_birth=-1.0, store=StoreStatus.RUNNING, store_ended_ms=None
     ),
 }
+# A lock that an MCP tool's late answer left behind looks like a compaction's: so it is never
+# abandoned. Seconds from the end that the store records to its birth, as measured.
+LATE_SHAPES = [10.908, 11.224, 14.484, 17.154, 20.606, 22.538]
 GOING: dict[str, Any] = {"trajectory": RunState.RUNNING, "end": None}
 HEALTHY_CASES = {
-    "stuck through an MCP tool, 13 s late": stuck(end_after_birth=-13.0),
-    "stuck through an MCP tool, 23 s late": stuck(end_after_birth=-23.0),
     "healthy run": stuck(**GOING, store=StoreStatus.RUNNING, store_ended_ms=None),
     "--local on a session of the gateway's": stuck(
         **GOING, store_ended_ms=NOW - 4_000_000, last_write_ms=NOW - 300_000
     ),
     "compaction inside a run": stuck(**GOING, store_ended_ms=NOW - 600_026),
     "compaction by request": stuck(end_after_birth=-9.0, checkpoint_ms=NOW - 600_000 + 4),
-    "compaction by request above 64 MiB": stuck(end_after_birth=-9.0),
+    "compaction by request above 64 MiB": stuck(end_after_birth=-9.0, transcript_bytes=69_358_858),
+    "compaction before the retry of a run that timed out, given up by its caller": stuck(
+        end_after_birth=9.965, checkpoint_ms=NOW - 600_000 + 4
+    ),
+    "the same above 64 MiB": stuck(end_after_birth=9.076, transcript_bytes=69_359_661),
     "retry after an idle timeout": stuck(**GOING, store_ended_ms=NOW - 700_000),
 }
 
@@ -243,6 +273,17 @@ def test_every_stuck_case_of_the_facts_is_abandoned(case: str) -> None:
 @pytest.mark.parametrize("case", HEALTHY_CASES)
 def test_no_healthy_case_of_the_facts_is(case: str) -> None:
     assert verdict(evidence(**HEALTHY_CASES[case])) == HELD
+
+
+@pytest.mark.parametrize("late", LATE_SHAPES)
+def test_a_lock_left_by_a_tools_late_answer_is_held_then_overdue_never_abandoned(
+    late: float,
+) -> None:
+    for age in (LIMITS.abandoned_after + late, 600.0, 1020.0 + LIMITS.grace):
+        assert verdict(evidence(**stuck(age=age, end_after_birth=-late))) == HELD
+    overdue = evidence(**stuck(age=1020.0 + LIMITS.grace + 0.001, end_after_birth=-late))
+    assert verdict(overdue) == (Verdict.OVERDUE, ("hold-exceeded",), 2)
+    assert decide(judge(overdue, LIMITS), Policy()) is Action.FLAG
 
 
 # Rows 2 and 3
@@ -398,6 +439,7 @@ _RUNS = st.builds(
     store_ended_ms=st.none() | st.integers(0, 2 * NOW),
     last_write_ms=st.none() | st.integers(0, 2 * NOW),
     checkpoint_ms=st.none() | st.integers(0, 2 * NOW),
+    transcript_bytes=st.none() | st.integers(0, 2 * CHECKPOINT_LIMIT),
 )
 _AGES = st.floats(0, 10**7)
 _EVIDENCE = st.builds(

@@ -5,6 +5,7 @@ case: docs/facts.md.
 """
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ _TAIL: Final = 512 * 1024
 """Bytes read of a trajectory's end; upstream writes no record longer than 256 KiB."""
 _FIRST_TAIL: Final = 8 * 1024
 """`session.ended` is short; a longer last record is read in a second go."""
+_FULL: Final = 10 * 1024 * 1024 - 64 * 1024
+"""Bytes. Upstream silently drops what would make a trajectory larger than 10 MiB, so a larger one
+may show none of a newer run's records, not even its short `session.started`.
+"""
 _STORE_LIMIT: Final = 32 * 1024 * 1024
 _STRUCTURE: Final = (b"{", b"[", b",")
 _STRUCTURE_LIMIT: Final = 500_000
@@ -64,7 +69,7 @@ class Runs:
         """
         status, entry = self._entry(f"{state_dir}/agents/{agent}", session, folder_fd)
         state, end, written_ms = _trajectory(state_dir, agent, session, folder_fd)
-        transcript_ms = _mtime_ms(f"{session}.jsonl", folder_fd)
+        transcript_ms, transcript_bytes = _transcript(f"{session}.jsonl", folder_fd)
         prefix = f"{session}.checkpoint."
         try:
             names = checkpoints() if end is not None and end.cut_short else []
@@ -78,8 +83,9 @@ class Runs:
             store_started_ms=entry.started_ms if entry else None,
             store_ended_ms=entry.ended_ms if entry else None,
             session_key=entry.key if entry else None,
-            last_write_ms=None if written_ms is None else max(written_ms, transcript_ms or 0),
+            last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
             checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
+            transcript_bytes=transcript_bytes,
         )
 
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
@@ -187,6 +193,20 @@ def _stricter(one: _Entry, other: _Entry) -> _Entry:
     return min(one, other, key=lambda entry: -1 if entry.ended_ms is None else entry.ended_ms)
 
 
+def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
+    """Return last change (epoch ms, 0 where unknown) and size; without one there is nothing to
+    compact.
+    """
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return 0, 0
+    except OSError:
+        return 0, None
+    is_file = stat.S_ISREG(found.st_mode)
+    return found.st_mtime_ns // 1_000_000, found.st_size if is_file else None
+
+
 def _mtime_ms(name: str, dir_fd: int) -> int | None:
     with suppress(OSError):
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -211,9 +231,11 @@ def _trajectory(
     finally:
         os.close(fd)
     written_ms = found.st_mtime_ns // 1_000_000
-    if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+    kind = record.get("type") if isinstance(record, dict) else None
+    ended = kind == "session.ended"
+    if not isinstance(kind, str) or (ended and found.st_size > _FULL):
         return RunState.UNKNOWN, None, written_ms
-    if record["type"] != "session.ended":
+    if not ended:
         return RunState.RUNNING, None, written_ms
     stamp, data = record.get("ts"), record.get("data")
     at_ms = parse_date(stamp) if isinstance(stamp, str) else None

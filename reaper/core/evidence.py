@@ -89,7 +89,9 @@ class Run:
 
     `trajectory` is RUNNING when its last record is anything but `session.ended`. `last_write_ms`
     is the last change of transcript and trajectory, None where that could not be found out.
-    `checkpoint_ms` is the youngest checkpoint file of the session, a compaction's, if any.
+    `checkpoint_ms` is the youngest checkpoint file of the session, a compaction's, if any;
+    `transcript_bytes`, the transcript's size, tells whether a compaction would leave one. None
+    where that could not be found out.
     """
 
     trajectory: RunState = RunState.UNKNOWN
@@ -100,6 +102,7 @@ class Run:
     session_key: str | None = None
     last_write_ms: int | None = None
     checkpoint_ms: int | None = None
+    transcript_bytes: int | None = None
 
     @property
     def state(self) -> RunState:

@@ -43,6 +43,11 @@ SEEN_ONCE: Final = "seen-once"
 OTHER_PID_NAMESPACE: Final = "other-pid-namespace"
 HOLDER_UNKNOWN: Final = "holder-unknown"
 
+CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing tells a compaction's
+lock from one that was left behind; see docs/decisions/0012-late-shape.md.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -177,21 +182,31 @@ def _abandoned_in(evidence: Evidence, limits: Limits) -> float | None:
         return None
     if evidence.run_end_age is None or evidence.quiet_for is None:
         return None
-    if run.checkpoint_ms is not None and run.checkpoint_ms >= min(created, evidence.lock.mtime_ms):
+    if _may_be_a_compactions(run, min(created, evidence.lock.mtime_ms)):
         return None
     youngest = min(evidence.age, evidence.file_age, evidence.run_end_age, evidence.quiet_for)
     return limits.abandoned_after - youngest
 
 
+def _may_be_a_compactions(run: Run, born_ms: int) -> bool:
+    """Whether a compaction, that is known by its checkpoint only, may hold the lock."""
+    if run.transcript_bytes is None or run.transcript_bytes > CHECKPOINT_LIMIT:
+        return True
+    return run.checkpoint_ms is not None and run.checkpoint_ms >= born_ms
+
+
 def _born_by(run: Run, created_ms: int, limits: Limits) -> bool:
     """Whether the lock was born by the run that has ended: not after its end, and not before its
-    start either, by somebody that this run only waited for.
+    start either, by somebody that this run only waited for. Both witnesses must speak of that run:
+    an end older than the start that the store records is an earlier run's.
     """
     if run.end is None:
         return False
     match run.store:
         case StoreStatus.ENDED:
             began, until = run.store_started_ms, run.store_ended_ms
+            if began is not None and run.end.at_ms < began:
+                return False
         case StoreStatus.RUNNING | StoreStatus.NONE:
             began, until = run.end.started_ms, run.end.at_ms + int(limits.run_end_window * 1000)
         case StoreStatus.UNKNOWN:
