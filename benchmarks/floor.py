@@ -1,4 +1,4 @@
-"""The floor: what any program in Python must do that reads each lock file once, and nothing else."""
+"""The floor: what any program in Python does that reads each lock file once, and no more."""
 
 import os
 import sys

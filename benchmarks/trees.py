@@ -118,6 +118,7 @@ class Tree:
         store = {}
         now_ms = time.time_ns() // 1_000_000
         for number in range(locks):
+            ordinal = agent * LOCKS_AN_AGENT + number
             kind = KINDS[number % len(KINDS)]
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
             session = f"{agent:06x}{number:02x}-5e55-4000-8000-{number:012x}"
@@ -134,7 +135,7 @@ class Tree:
                 "inputTokens": 10_000 + number,
                 "totalTokens": 20_000 + number,
             }
-            self._lock(folder / f"{session}.jsonl.lock", kind, agent * LOCKS_AN_AGENT + number, holder)
+            self._lock(folder / f"{session}.jsonl.lock", kind, ordinal, holder)
         (folder / "sessions.json").write_text(json.dumps(store, indent=2))
 
     def _lock(self, path: Path, kind: str, ordinal: int, holder: Holder) -> None:
