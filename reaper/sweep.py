@@ -451,7 +451,9 @@ class Reaper:
         )
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
-            run = self._run(opened)
+            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
+            run = self._run_by_store(opened) if store_is_all else self._run(opened)
             evidence = self._with_run(evidence, run, sight, this)
         if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
             evidence = replace(
@@ -506,6 +508,15 @@ class Reaper:
             checkpoints=folder.checkpoints,
         )
 
+    def _run_by_store(self, opened: OpenLock) -> Run:
+        folder = opened.folder
+        return self._runs.by_store(
+            state_dir=folder.state.path,
+            agent=folder.agent,
+            session=opened.lock.session,
+            folder_fd=folder.fd,
+        )
+
     @staticmethod
     def _with_run(evidence: Evidence, run: Run, sight: _Sight, this: _Pass) -> Evidence:
         ends = [] if run.end is None else [run.end.at_ms, run.store_ended_ms or 0]
@@ -551,7 +562,7 @@ class Reaper:
             if holder.program is Program.GATEWAY and holder.up_for is not None:
                 yield named, holder.up_for
         elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
-            run = evidence.run if evidence.run is not NOT_READ else self._run(opened)
+            run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
             up = up_for(record.starttime)
             began = this.wall_ms - up * 1000
             if (

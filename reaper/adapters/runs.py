@@ -7,7 +7,7 @@ case: docs/facts.md.
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from reaper.adapters.files import open_folder, open_regular, read_at_most
@@ -71,16 +71,19 @@ class Runs:
         except OSError:
             names, written_ms = [], None  # not known to be quiet
         found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
-        return Run(
+        return replace(
+            _run_of(status, entry),
             trajectory=state,
             end=end,
-            store=status,
-            store_started_ms=entry.started_ms if entry else None,
-            store_ended_ms=entry.ended_ms if entry else None,
-            session_key=entry.key if entry else None,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms or 0),
             checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
         )
+
+    def by_store(self, *, state_dir: str, agent: str, session: str, folder_fd: int) -> Run:
+        """Return what the session store alone says of the session's last run: all that counts
+        once its holder is dead. Never raises OSError.
+        """
+        return _run_of(*self._entry(f"{state_dir}/agents/{agent}", session, folder_fd))
 
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
         """Return what changes with each write of the session store; None where there is none."""
@@ -106,6 +109,17 @@ class Runs:
             return StoreStatus.UNKNOWN, None
         entry = store.entries.get(session)
         return (entry.status if entry else StoreStatus.NONE), entry
+
+
+def _run_of(status: StoreStatus, entry: _Entry | None) -> Run:
+    if entry is None:
+        return Run(store=status)
+    return Run(
+        store=status,
+        store_started_ms=entry.started_ms,
+        store_ended_ms=entry.ended_ms,
+        session_key=entry.key,
+    )
 
 
 def _stamp(found: os.stat_result) -> tuple[int, int, int]:
