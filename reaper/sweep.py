@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
@@ -63,8 +63,7 @@ class Mode(Enum):
     ACT = "act"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """What one lock came to. `outcome` is None for a look; `note` says more where there is more."""
 
     lock: Lock
@@ -75,8 +74,7 @@ class Finding:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a lock stands: the one name under which it is remembered between passes."""
 
     state: StateDir
@@ -239,7 +237,7 @@ class Reaper:
                 return
         for place, found in went.items():
             self._sights.pop(place, None)
-            yield replace(found, outcome=Outcome.VANISHED)
+            yield found._replace(outcome=Outcome.VANISHED)
 
     def act(
         self, only: AbstractSet[Place] | None = None
@@ -456,15 +454,14 @@ class Reaper:
             run = self._run_by_store(opened) if store_is_all else self._run(opened)
             evidence = self._with_run(evidence, run, sight, this)
         if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
-            evidence = replace(
-                evidence, gateway_up_for=self._gateway_up_for(this, here, opened, sight)
-            )
+            up = self._gateway_up_for(this, here, opened, sight)
+            evidence = evidence._replace(gateway_up_for=up)
         if proof is HoldProof.OPEN:
             here.lives += self._life(this, evidence, opened)
         unchanged = (proof, holder.state, holder.program, run)
         if sight.unchanged != unchanged:
             sight.unchanged, sight.since = unchanged, now
-        return replace(evidence, seen_for=now - sight.since)
+        return evidence._replace(seen_for=now - sight.since)
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -525,8 +522,7 @@ class Reaper:
             wall = max(0, this.wall_ms - instant_ms) / 1000
             return sight.age(kind, instant_ms, wall, this.now)
 
-        return replace(
-            evidence,
+        return evidence._replace(
             run=run,
             run_end_age=age("end", max(ends)) if ends else None,
             quiet_for=None if run.last_write_ms is None else age("write", run.last_write_ms),
@@ -578,7 +574,7 @@ class Reaper:
         outcome: Outcome | None
         note = ""
         if this.mode is Mode.LOOK:
-            action, outcome = decide(replace(judgement, confirmed=True), self.policy), None
+            action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
         else:
             action = decide(judgement, self.policy)
             match action:

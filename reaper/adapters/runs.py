@@ -7,7 +7,7 @@ case: docs/facts.md.
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from reaper.adapters.files import open_folder, open_regular, read_at_most
@@ -71,8 +71,7 @@ class Runs:
         except OSError:
             names, written_ms = [], None  # not known to be quiet
         found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
-        return replace(
-            _run_of(status, entry),
+        return _run_of(status, entry)._replace(
             trajectory=state,
             end=end,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms or 0),

@@ -1,10 +1,9 @@
 """A lock file as read once: record, identity, path; and how its record is read."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from reaper.core.json_text import NotJsonError, loads, whole
 
@@ -26,8 +25,7 @@ class Shape(Enum):
     OVERSIZED = "oversized"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """What the file says; a field that is missing or invalid is None.
 
     `created_at_ms` is epoch milliseconds, `max_hold_ms` milliseconds, `starttime` clock ticks
@@ -41,24 +39,21 @@ class Record:
     starttime: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileId:
+class FileId(NamedTuple):
     """Which file it is, whatever its name; inode numbers are reused once no one has it open."""
 
     device: int
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class StateDir:
+class StateDir(NamedTuple):
     """A state directory: the short name that metrics use, and where it is."""
 
     name: str
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lock:
+class Lock(NamedTuple):
     """One lock file, as read once. Times are epoch milliseconds; `path` is for people."""
 
     state_dir: str
