@@ -125,12 +125,15 @@ class _Pass:
 @dataclass(slots=True)
 class _StatePass:
     """What one pass finds out about one state directory. `lives`: for each gateway known to be
-    up, the (pid, start time) by which locks name it where known, and for how long.
+    up, by the (pid, start time) by which locks name it (None where that is not known), how long.
     """
 
     state: StateDir
     identity: tuple[int, int] | None
-    lives: list[tuple[tuple[int | None, int | None] | None, float]] = field(default_factory=list)
+    lives: dict[tuple[int | None, int | None] | None, float] = field(default_factory=dict)
+
+    def note_life(self, named: tuple[int | None, int | None] | None, up_for: float) -> None:
+        self.lives[named] = max(up_for, self.lives.get(named, up_for))
 
 
 _LOOK_EVERY: Final = 1.0
@@ -327,11 +330,9 @@ class Reaper:
             else:
                 yield place, found
         if deferred:
-            here.lives += [
-                (None, gateway.up_for)
-                for gateway in this.processes.gateways()
-                if gateway.state_dir is not None and gateway.state_dir == here.identity
-            ]
+            for gateway in this.processes.gateways():
+                if gateway.state_dir is not None and gateway.state_dir == here.identity:
+                    here.note_life(None, gateway.up_for)
             yield from self._pass_over_folders(this, here, deferred, wanted)
 
     def _pass_over_folders(
@@ -457,7 +458,7 @@ class Reaper:
             up = self._gateway_up_for(this, here, opened, sight)
             evidence = evidence._replace(gateway_up_for=up)
         if proof is HoldProof.OPEN:
-            here.lives += self._life(this, evidence, opened)
+            self._note_life(this, here, evidence, opened)
         unchanged = (proof, holder.state, holder.program, run)
         if sight.unchanged != unchanged:
             sight.unchanged, sight.since = unchanged, now
@@ -540,23 +541,23 @@ class Reaper:
             sight.dead_at, sight.store_then = this.now, stamp
         if sight.store_moved_at is None and stamp is not None and stamp != sight.store_then:
             sight.store_moved_at = this.now
-        known = [up for named, up in here.lives if named != (record.pid, record.starttime)]
+        known = [up for named, up in here.lives.items() if named != (record.pid, record.starttime)]
         if sight.store_moved_at is not None:
             known.append(this.now - sight.store_moved_at)
         return max(known, default=None)
 
-    def _life(
-        self, this: _Pass, evidence: Evidence, opened: OpenLock
-    ) -> Iterator[tuple[tuple[int | None, int | None], float]]:
-        """What a lock that is held open tells of gateways: its holder is one, where it is seen to
-        be, or where it holds the lock for a run that the store calls running and that began after
-        the holder did: only a gateway writes that.
+    def _note_life(
+        self, this: _Pass, here: _StatePass, evidence: Evidence, opened: OpenLock
+    ) -> None:
+        """Note what a lock that is held open tells of gateways: its holder is one, where it is seen
+        to be, or where it holds the lock for a run that the store calls running and that began
+        after the holder did: only a gateway writes that.
         """
         record, holder = evidence.lock.record, evidence.holder
         named = (record.pid, record.starttime)
         if holder.state is HolderState.SAME:
             if holder.program is Program.GATEWAY and holder.up_for is not None:
-                yield named, holder.up_for
+                here.note_life(named, holder.up_for)
         elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
             run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
             up = up_for(record.starttime)
@@ -566,7 +567,7 @@ class Reaper:
                 and run.store_started_ms is not None
                 and run.store_started_ms >= began
             ):
-                yield named, min(up, evidence.age)
+                here.note_life(named, min(up, evidence.age))
 
     def _act(
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
