@@ -490,6 +490,14 @@ def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Lim
 
 
 @given(_EVIDENCE, _LIMITS)
+def test_where_nobody_has_it_open_the_store_alone_counts(it: Evidence, limits: Limits) -> None:
+    if it.proof is not HoldProof.OPEN:
+        run = it.run._replace(trajectory=RunState.UNKNOWN, end=None, last_write_ms=None)
+        by_store = it._replace(run=run, run_end_age=None, quiet_for=None)
+        assert judge(by_store, limits) == judge(it, limits)
+
+
+@given(_EVIDENCE, _LIMITS)
 def test_when_a_pending_lock_is_due_it_is_pending_no_longer(it: Evidence, limits: Limits) -> None:
     judgement = judge(it, limits)
     if judgement.pending:

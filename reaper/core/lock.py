@@ -1,6 +1,7 @@
 """A lock file as read once: record, identity, path; and how its record is read."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Final, NamedTuple
@@ -76,6 +77,10 @@ def parse(data: bytes) -> Record:
     """
     if not data:
         return Record(shape=Shape.EMPTY)
+    usual = _USUAL.fullmatch(data)
+    if usual is not None:
+        with suppress(ValueError):  # no such day: JavaScript has a word on that
+            return _as_usual(usual)
     if len(data) > READ_LIMIT:
         return Record(shape=Shape.OVERSIZED)
     try:
@@ -92,6 +97,28 @@ def parse(data: bytes) -> Record:
         created_at_ms=parse_date(created) if isinstance(created, str) else None,
         max_hold_ms=whole(value.get("maxHoldMs"), least=1),
         starttime=starttime if starttime is not None and starttime <= _MOST_TICKS else None,
+    )
+
+
+_USUAL: Final = re.compile(
+    rb'\{\n  "pid": (?P<pid>[1-9][0-9]{0,14}),\n'
+    rb'  "createdAt": "(?P<created>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z)",\n'
+    rb'  "maxHoldMs": (?P<longest>[1-9][0-9]{0,14}),\n'
+    rb'  "starttime": (?P<ticks>0|[1-9][0-9]{0,11})\n\}\n'
+)
+"""What the gateway writes, to the byte: read without a JSON parser, in a fifth of the time."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS: Final = timedelta(milliseconds=1)
+
+
+def _as_usual(match: re.Match[bytes]) -> Record:
+    pid, created, longest, ticks = match.groups()
+    return Record(
+        shape=Shape.RECORD,
+        pid=int(pid),
+        created_at_ms=(datetime.fromisoformat(created.decode()) - _EPOCH) // _MS,
+        max_hold_ms=int(longest),
+        starttime=int(ticks),
     )
 
 
@@ -144,7 +171,7 @@ def _days_to_month(year: int, month: int) -> int:
     """
     cycles, year_in_cycle = divmod(year - 2000, 400)
     first = datetime(2000 + year_in_cycle, month, 1, tzinfo=UTC)
-    return (first - datetime(1970, 1, 1, tzinfo=UTC)).days + cycles * 146_097
+    return (first - _EPOCH).days + cycles * 146_097
 
 
 def _local_offset_ms(local_ms: int) -> int:
