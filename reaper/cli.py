@@ -24,7 +24,7 @@ from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import NO_HOLD_PROOF, Limits
 from reaper.core.words import printable
 from reaper.reports.output import JsonOutput, Output, TableOutput
-from reaper.reports.records import Seen, Summary, lock_record
+from reaper.reports.records import Found, Seen, Summary, lock_record
 from reaper.reports.words import explain as explain_in_words
 from reaper.reports.words import no_proof_advice, why_kept
 from reaper.settings import (
@@ -393,7 +393,7 @@ class _Report:
             say(f"skipped {printable(found.path)}: {found.reason}" + _aside(found.note))
             return
         self.summary.count_lock(found.judgement, found.outcome)
-        self._output.lock(lock_record(found))
+        self._output.lock(found)
         if NO_HOLD_PROOF in found.judgement.reasons:
             self._blind[found.evidence.proof_note].append(found.lock)
         if found.note:
@@ -596,7 +596,7 @@ def _why_not_to_unlock(
 
 
 class _NoOutput:
-    def lock(self, record: dict[str, Any]) -> None: ...
+    def lock(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
@@ -65,8 +65,7 @@ class Mode(Enum):
     ACT = "act"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """What one lock came to. `outcome` is None for a look; `note` says more where there is more."""
 
     lock: Lock
@@ -77,8 +76,7 @@ class Finding:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a lock stands: the one name under which it is remembered between passes."""
 
     state: StateDir
@@ -139,12 +137,15 @@ class _Pass:
 @dataclass(slots=True)
 class _StatePass:
     """What one pass finds out about one state directory. `lives`: for each gateway known to be
-    up, the (pid, start time) by which locks name it where known, and for how long.
+    up, by the (pid, start time) by which locks name it (None where that is not known), how long.
     """
 
     state: StateDir
     identity: tuple[int, int] | None
-    lives: list[tuple[tuple[int | None, int | None] | None, float]] = field(default_factory=list)
+    lives: dict[tuple[int | None, int | None] | None, float] = field(default_factory=dict)
+
+    def note_life(self, named: tuple[int | None, int | None] | None, up_for: float) -> None:
+        self.lives[named] = max(up_for, self.lives.get(named, up_for))
 
 
 _LOOK_EVERY: Final = 1.0
@@ -276,7 +277,7 @@ class Reaper:
             return
         for place, found in went.items():
             self._sights.pop(place, None)
-            yield replace(found, outcome=Outcome.VANISHED)
+            yield found._replace(outcome=Outcome.VANISHED)
 
     def act(
         self, only: AbstractSet[Place] | None = None
@@ -370,11 +371,9 @@ class Reaper:
             else:
                 yield place, found
         if deferred:
-            here.lives += [
-                (None, gateway.up_for)
-                for gateway in this.processes.gateways()
-                if gateway.state_dir is not None and gateway.state_dir == here.identity
-            ]
+            for gateway in this.processes.gateways():
+                if gateway.state_dir is not None and gateway.state_dir == here.identity:
+                    here.note_life(None, gateway.up_for)
             yield from self._pass_over_folders(this, here, deferred, wanted)
 
     def _pass_over_folders(
@@ -460,7 +459,7 @@ class Reaper:
             judgement = judge(evidence, this.limits)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
                 # No part of the verdict: it tells a person whose session is stuck.
-                evidence = replace(evidence, run=self._run(opened))
+                evidence = evidence._replace(run=self._run_by_store(opened))
             return self._act(this, opened, evidence, judgement)
 
     def _gather(
@@ -495,18 +494,19 @@ class Reaper:
         )
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
-            run = self._run(opened)
+            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
+            run = self._run_by_store(opened) if store_is_all else self._run(opened)
             evidence = self._with_run(evidence, run, sight, this)
         if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
-            evidence = replace(
-                evidence, gateway_up_for=self._gateway_up_for(this, here, opened, sight)
-            )
+            up = self._gateway_up_for(this, here, opened, sight)
+            evidence = evidence._replace(gateway_up_for=up)
         if proof is HoldProof.OPEN:
-            here.lives += self._life(this, evidence, opened)
+            self._note_life(this, here, evidence, opened)
         unchanged = (proof, holder.state, holder.program, run)
         if sight.unchanged != unchanged:
             sight.unchanged, sight.since = unchanged, now
-        return replace(evidence, seen_for=now - sight.since)
+        return evidence._replace(seen_for=now - sight.since)
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -550,6 +550,15 @@ class Reaper:
             checkpoints=folder.checkpoints,
         )
 
+    def _run_by_store(self, opened: OpenLock) -> Run:
+        folder = opened.folder
+        return self._runs.by_store(
+            state_dir=folder.state.path,
+            agent=folder.agent,
+            session=opened.lock.session,
+            folder_fd=folder.fd,
+        )
+
     @staticmethod
     def _with_run(evidence: Evidence, run: Run, sight: _Sight, this: _Pass) -> Evidence:
         ends = [] if run.end is None else [run.end.at_ms, run.store_ended_ms or 0]
@@ -558,8 +567,7 @@ class Reaper:
             wall = max(0, this.wall_ms - instant_ms) / 1000
             return sight.age(kind, instant_ms, wall, this.now)
 
-        return replace(
-            evidence,
+        return evidence._replace(
             run=run,
             run_end_age=age("end", max(ends)) if ends else None,
             quiet_for=None if run.last_write_ms is None else age("write", run.last_write_ms),
@@ -577,25 +585,25 @@ class Reaper:
             sight.dead_at, sight.store_then = this.now, stamp
         if sight.store_moved_at is None and stamp is not None and stamp != sight.store_then:
             sight.store_moved_at = this.now
-        known = [up for named, up in here.lives if named != (record.pid, record.starttime)]
+        known = [up for named, up in here.lives.items() if named != (record.pid, record.starttime)]
         if sight.store_moved_at is not None:
             known.append(this.now - sight.store_moved_at)
         return max(known, default=None)
 
-    def _life(
-        self, this: _Pass, evidence: Evidence, opened: OpenLock
-    ) -> Iterator[tuple[tuple[int | None, int | None], float]]:
-        """What a lock that is held open tells of gateways: its holder is one, where it is seen to
-        be, or where it holds the lock for a run that the store calls running and that began after
-        the holder did: only a gateway writes that.
+    def _note_life(
+        self, this: _Pass, here: _StatePass, evidence: Evidence, opened: OpenLock
+    ) -> None:
+        """Note what a lock that is held open tells of gateways: its holder is one, where it is seen
+        to be, or where it holds the lock for a run that the store calls running and that began
+        after the holder did: only a gateway writes that.
         """
         record, holder = evidence.lock.record, evidence.holder
         named = (record.pid, record.starttime)
         if holder.state is HolderState.SAME:
             if holder.program is Program.GATEWAY and holder.up_for is not None:
-                yield named, holder.up_for
+                here.note_life(named, holder.up_for)
         elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
-            run = evidence.run if evidence.run is not NOT_READ else self._run(opened)
+            run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
             up = up_for(record.starttime)
             began = this.wall_ms - up * 1000
             if (
@@ -603,7 +611,7 @@ class Reaper:
                 and run.store_started_ms is not None
                 and run.store_started_ms >= began
             ):
-                yield named, min(up, evidence.age)
+                here.note_life(named, min(up, evidence.age))
 
     def _act(
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
@@ -612,14 +620,14 @@ class Reaper:
         note = ""
         unlock = this.unlock
         if this.mode is Mode.LOOK:
-            action, outcome = decide(replace(judgement, confirmed=True), self.policy), None
+            action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
         elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
-            judgement = replace(judgement, pending=False)
+            judgement = judgement._replace(pending=False)
             action, outcome, note = Action.KEEP, Outcome.CHANGED, "another lock stands there now"
         else:
             action = decide(judgement, self.policy)
             if unlock is not None and unlock.force:
-                judgement = replace(judgement, pending=False)
+                judgement = judgement._replace(pending=False)
                 action = Action.REMOVE
             match action:
                 case Action.KEEP:

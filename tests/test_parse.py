@@ -24,6 +24,24 @@ def test_the_seeds_record_is_read_whole() -> None:
     )
 
 
+@given(
+    pid=st.integers(0, 10**17),
+    year=st.integers(0, 9999),
+    numbers=st.tuples(*(st.integers(0, most) for most in (13, 32, 25, 60, 60))),
+    ms=st.integers(0, 999),
+    longest=st.integers(0, 10**17),
+    ticks=st.integers(0, 10**13),
+)
+def test_what_the_gateway_writes_is_read_as_any_json_is(
+    pid: int, year: int, numbers: tuple[int, ...], ms: int, longest: int, ticks: int
+) -> None:
+    month, day, hour, minute, second = (f"{it:02}" for it in numbers)
+    created = f"{year:04}-{month}-{day}T{hour}:{minute}:{second}.{ms:03}Z"
+    fields = {"pid": pid, "createdAt": created, "maxHoldMs": longest, "starttime": ticks}
+    data = (json.dumps(fields, indent=2) + "\n").encode()
+    assert parse(data) == parse(b" " + data)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

@@ -368,7 +368,7 @@ def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
 ) -> None:
     it = evidence(NOT_OPEN, HolderState.UNNAMED, lock=a_lock(data), age=10.0)
     assert verdict(it) == (Verdict.STALE, reasons, 6)
-    young = judge(replace(it, file_age=9.0), LIMITS)
+    young = judge(it._replace(file_age=9.0), LIMITS)
     assert (young.verdict, young.reasons, young.row) == (Verdict.UNCERTAIN, ("too-early",), 11)
     assert (young.pending, young.due_in) == (True, 1.0)
 
@@ -384,7 +384,7 @@ def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
 def test_a_lock_seen_not_open_for_the_grace_is_orphaned(state: HolderState, reason: str) -> None:
     it = evidence(NOT_OPEN, state, seen_for=10.0)
     assert verdict(it) == (Verdict.ORPHANED, (reason,), 7)
-    young = replace(it, seen_for=9.0)
+    young = it._replace(seen_for=9.0)
     assert verdict(young) == (Verdict.UNCERTAIN, ("too-early",), 11)
     look = judge(young, replace(LIMITS, seen_once_suffices=True))
     assert look.verdict is Verdict.ORPHANED
@@ -403,9 +403,9 @@ def test_without_proof_a_death_counts_only_where_that_holder_was_seen_alive(
     run = Run(store=StoreStatus.NONE)
     seen = evidence(NO_PROOF, state, holder_seen_alive=True, run=run)
     assert verdict(seen) == (Verdict.STALE, (reason,), 5)
-    interrupted = replace(seen, run=Run(store=StoreStatus.RUNNING))
+    interrupted = seen._replace(run=Run(store=StoreStatus.RUNNING))
     assert verdict(interrupted)[1][0] == "recovery-pending"
-    unseen = replace(seen, holder_seen_alive=False)
+    unseen = seen._replace(holder_seen_alive=False)
     assert verdict(unseen) == (Verdict.UNCERTAIN, ("no-hold-proof",), 10)
 
 
@@ -508,8 +508,7 @@ def test_growing_older_never_makes_a_stuck_lock_held(
     def older(age: float | None) -> float | None:
         return None if age is None else age + more
 
-    later = replace(
-        it,
+    later = it._replace(
         age=it.age + more,
         file_age=it.file_age + more,
         run_end_age=older(it.run_end_age),
@@ -524,7 +523,7 @@ def test_growing_older_never_makes_a_stuck_lock_held(
 @given(_EVIDENCE, _LIMITS)
 def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Limits) -> None:
     if not wants_run(it, limits):
-        without = replace(it, run=Run(), run_end_age=None, quiet_for=None)
+        without = it._replace(run=Run(), run_end_age=None, quiet_for=None)
 
         def conclusion(judgement: Judgement) -> tuple[object, ...]:
             return judgement.verdict, judgement.reasons, judgement.row, judgement.confirmed
@@ -533,10 +532,18 @@ def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Lim
 
 
 @given(_EVIDENCE, _LIMITS)
+def test_where_nobody_has_it_open_the_store_alone_counts(it: Evidence, limits: Limits) -> None:
+    if it.proof is not HoldProof.OPEN:
+        run = it.run._replace(trajectory=RunState.UNKNOWN, end=None, last_write_ms=None)
+        by_store = it._replace(run=run, run_end_age=None, quiet_for=None)
+        assert judge(by_store, limits) == judge(it, limits)
+
+
+@given(_EVIDENCE, _LIMITS)
 def test_when_a_pending_lock_is_due_it_is_pending_no_longer(it: Evidence, limits: Limits) -> None:
     judgement = judge(it, limits)
     if judgement.pending:
         assert judgement.due_in is not None
         later = judgement.due_in + 1
-        due = replace(it, seen_for=it.seen_for + later, file_age=it.file_age + later)
+        due = it._replace(seen_for=it.seen_for + later, file_age=it.file_age + later)
         assert not judge(due, limits).pending

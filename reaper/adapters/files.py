@@ -11,8 +11,9 @@ class NotRegularError(OSError):
     """The name is there and is no regular file."""
 
 
-def open_regular(name: str, *, dir_fd: int) -> int:
-    """Open a regular file for reading; follows no symlink, never blocks, opens no device.
+def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading, and look at it; follows no symlink, never blocks, opens no
+    device.
 
     Raises NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
     component.
@@ -23,12 +24,13 @@ def open_regular(name: str, *, dir_fd: int) -> int:
     fd = os.open(name, _FLAGS, dir_fd=dir_fd)
     try:
         # Looked at again: the name can have been given to something else in between.
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise NotRegularError(f"{name!r} is no regular file")  # noqa: TRY301  # fd is closed below
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, found
 
 
 def open_folder(name: str, *, dir_fd: int | None = None) -> int:
@@ -39,7 +41,16 @@ def open_folder(name: str, *, dir_fd: int | None = None) -> int:
 
 def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
     """Return up to `limit` bytes from `offset`; less only at the end of the file."""
-    data = os.pread(fd, limit, offset)
+    return _read_on(fd, os.pread(fd, limit, offset), limit, offset)
+
+
+def read_small(fd: int, size: int, limit: int) -> bytes:
+    """Return up to `limit` bytes of a file that had `size` bytes a moment ago."""
+    data = os.pread(fd, limit, 0)
+    return data if len(data) == size else _read_on(fd, data, limit, 0)
+
+
+def _read_on(fd: int, data: bytes, limit: int, offset: int) -> bytes:
     while 0 < len(data) < limit:
         more = os.pread(fd, limit - len(data), offset + len(data))
         if not more:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_at_most
+from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
 from reaper.adapters.kernel import rename_noreplace
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
 from reaper.core.policy import Outcome
@@ -186,14 +186,13 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     """
     path = f"{folder.path}/{name}"
     try:
-        fd = open_regular(name, dir_fd=folder.fd)
+        fd, found = open_regular(name, dir_fd=folder.fd)
     except FileNotFoundError:
         return None
     except OSError as error:
         return skip(path, error)
     try:
-        data = read_at_most(fd, READ_LIMIT + 1)
-        found = os.fstat(fd)
+        data = read_small(fd, found.st_size, READ_LIMIT + 1)
     except OSError as error:
         os.close(fd)
         return skip(path, error)

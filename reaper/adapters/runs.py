@@ -76,17 +76,19 @@ class Runs:
         except OSError:
             names, written_ms = [], None  # not known to be quiet
         found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
-        return Run(
+        return _run_of(status, entry)._replace(
             trajectory=state,
             end=end,
-            store=status,
-            store_started_ms=entry.started_ms if entry else None,
-            store_ended_ms=entry.ended_ms if entry else None,
-            session_key=entry.key if entry else None,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
             checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
             transcript_bytes=transcript_bytes,
         )
+
+    def by_store(self, *, state_dir: str, agent: str, session: str, folder_fd: int) -> Run:
+        """Return what the session store alone says of the session's last run: all that counts
+        once its holder is dead. Never raises OSError.
+        """
+        return _run_of(*self._entry(f"{state_dir}/agents/{agent}", session, folder_fd))
 
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
         """Return what changes with each write of the session store; None where there is none."""
@@ -114,15 +116,26 @@ class Runs:
         return (entry.status if entry else StoreStatus.NONE), entry
 
 
+def _run_of(status: StoreStatus, entry: _Entry | None) -> Run:
+    if entry is None:
+        return Run(store=status)
+    return Run(
+        store=status,
+        store_started_ms=entry.started_ms,
+        store_ended_ms=entry.ended_ms,
+        session_key=entry.key,
+    )
+
+
 def _stamp(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
     try:
-        fd = open_regular("sessions.json", dir_fd=folder_fd)
+        fd, found = open_regular("sessions.json", dir_fd=folder_fd)
         try:
-            stamp = _stamp(os.fstat(fd))
+            stamp = _stamp(found)
             data = read_at_most(fd, _STORE_LIMIT + 1)
         finally:
             os.close(fd)
@@ -219,13 +232,13 @@ def _trajectory(
 ) -> tuple[RunState, RunEnd | None, int | None]:
     """Return state, end and last change (epoch ms) of the session's trajectory."""
     try:
-        fd = _open_trajectory(state_dir, agent, session, folder_fd)
+        fd, found = _open_trajectory(state_dir, agent, session, folder_fd)
     except (OSError, NotJsonError, ValueError):
         return RunState.UNKNOWN, None, None
     try:
-        found = os.fstat(fd)
         record = _last_record(fd, found.st_size)
-        started_ms = _start_of(fd, found.st_size, record)
+        cut_short = _was_cut_short(record)
+        started_ms = _start_of(fd, found.st_size, record) if cut_short else None
     except OSError:
         return RunState.UNKNOWN, None, None
     finally:
@@ -241,19 +254,28 @@ def _trajectory(
     at_ms = parse_date(stamp) if isinstance(stamp, str) else None
     if at_ms is None or not isinstance(data, dict):
         return RunState.UNKNOWN, None, written_ms
-    how = (data.get("aborted"), data.get("timedOut"), data.get("timedOutDuringToolExecution"))
-    end = RunEnd(at_ms=at_ms, cut_short=True in how, started_ms=started_ms)
+    end = RunEnd(at_ms=at_ms, cut_short=cut_short, started_ms=started_ms)
     return RunState.ENDED, end, written_ms
 
 
-def _open_trajectory(state_dir: str, agent: str, session: str, folder_fd: int) -> int:
+def _was_cut_short(last: Any) -> bool:  # noqa: ANN401  # any JSON value
+    if not isinstance(last, dict) or last.get("type") != "session.ended":
+        return False
+    data = last.get("data")
+    how = ("aborted", "timedOut", "timedOutDuringToolExecution")
+    return isinstance(data, dict) and any(data.get(it) is True for it in how)
+
+
+def _open_trajectory(
+    state_dir: str, agent: str, session: str, folder_fd: int
+) -> tuple[int, os.stat_result]:
     """Open the trajectory where its pointer file says, inside the state directory only; without a
     pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
     may then be an older run's. Raises OSError, NotJsonError or ValueError.
     """
     beside = f"{session}.trajectory.jsonl"
     try:
-        pointer_fd = open_regular(f"{session}.trajectory-path.json", dir_fd=folder_fd)
+        pointer_fd, _ = open_regular(f"{session}.trajectory-path.json", dir_fd=folder_fd)
     except FileNotFoundError:
         return open_regular(beside, dir_fd=folder_fd)
     try:
@@ -272,7 +294,7 @@ def _open_trajectory(state_dir: str, agent: str, session: str, folder_fd: int) -
     raise ValueError("the pointer leads out of the state directory")
 
 
-def _open_below(root: str, parts: list[str]) -> int:
+def _open_below(root: str, parts: list[str]) -> tuple[int, os.stat_result]:
     if not all(part not in {"", ".", ".."} and "\0" not in part for part in parts):
         raise ValueError("the pointer leads out of the state directory")
     fd = open_folder(root)
@@ -290,8 +312,6 @@ def _start_of(fd: int, size: int, last: Any) -> int | None:  # noqa: ANN401  # a
     """Return when the run of a `session.ended` started (epoch ms), from its `session.started` in
     the tail; None where that is not there, or says nothing.
     """
-    if not isinstance(last, dict) or last.get("type") != "session.ended":
-        return None
     run = last.get("runId")
     data = read_at_most(fd, min(size, _TAIL), offset=max(0, size - _TAIL))
     for line in reversed(data.split(b"\n")):

@@ -44,9 +44,8 @@ class SessionDatabases:
 
 
 def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
-    fd = open_regular(name, dir_fd=dir_fd)
+    fd, found = open_regular(name, dir_fd=dir_fd)
     try:
-        found = os.fstat(fd)
         stamp = found.st_ino, found.st_mtime_ns, found.st_size
         if before is not None and before[0] == stamp:
             return before

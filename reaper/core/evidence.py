@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from reaper.core.lock import Lock
 
@@ -41,8 +42,7 @@ class Program(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class Holder(NamedTuple):
     """`pid` is the holder's pid as seen from here (it differs where its namespace is nested).
 
     `up_for` is how long that process has been up, seconds; both None where it is not seen.
@@ -74,8 +74,8 @@ class StoreStatus(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
     """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted or timed
-    out, as its data say. `started_ms`: the `session.started` of that same run, None where it is
-    not in the tail.
+    out, as its data say. `started_ms`: the `session.started` of that same run, looked for where it
+    was cut short; None where it is not in the tail.
     """
 
     at_ms: int
@@ -83,8 +83,7 @@ class RunEnd:
     started_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """What the two witnesses beside the lock say of the session's last run.
 
     `trajectory` is RUNNING when its last record is anything but `session.ended`. `last_write_ms`
@@ -118,8 +117,7 @@ NOT_READ = Run()
 """The run of a lock whose verdict does not depend on it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """All that is known of one lock at one moment.
 
     `age` counts from createdAt, `file_age` from the file's own times. `run_end_age` and
@@ -131,11 +129,11 @@ class Evidence:
 
     lock: Lock
     proof: HoldProof
-    proof_note: str = ""
     holder: Holder
-    run: Run = NOT_READ
     age: float
     file_age: float
+    proof_note: str = ""
+    run: Run = NOT_READ
     run_end_age: float | None = None
     quiet_for: float | None = None
     seen_for: float = 0.0

@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from reaper.core.json_text import NotJsonError, loads, whole
 
@@ -27,8 +27,7 @@ class Shape(Enum):
     OVERSIZED = "oversized"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """What the file says; a field that is missing or invalid is None.
 
     `created_at_ms` is epoch milliseconds, `max_hold_ms` milliseconds, `starttime` clock ticks
@@ -42,24 +41,21 @@ class Record:
     starttime: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileId:
+class FileId(NamedTuple):
     """Which file it is, whatever its name; inode numbers are reused once no one has it open."""
 
     device: int
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class StateDir:
+class StateDir(NamedTuple):
     """A state directory: the short name that metrics use, and where it is."""
 
     name: str
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lock:
+class Lock(NamedTuple):
     """One lock file, as read once. Times are epoch milliseconds; `path` is for people."""
 
     state_dir: str
@@ -87,6 +83,10 @@ def parse(data: bytes) -> Record:
     """
     if not data:
         return Record(shape=Shape.EMPTY)
+    usual = _USUAL.fullmatch(data)
+    if usual is not None:
+        with suppress(ValueError):  # no such day: JavaScript has a word on that
+            return _as_usual(usual)
     if len(data) > READ_LIMIT:
         return Record(shape=Shape.OVERSIZED)
     try:
@@ -103,6 +103,28 @@ def parse(data: bytes) -> Record:
         created_at_ms=parse_date(created) if isinstance(created, str) else None,
         max_hold_ms=whole(value.get("maxHoldMs"), least=1),
         starttime=starttime if starttime is not None and starttime <= _MOST_TICKS else None,
+    )
+
+
+_USUAL: Final = re.compile(
+    rb'\{\n  "pid": (?P<pid>[1-9][0-9]{0,14}),\n'
+    rb'  "createdAt": "(?P<created>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z)",\n'
+    rb'  "maxHoldMs": (?P<longest>[1-9][0-9]{0,14}),\n'
+    rb'  "starttime": (?P<ticks>0|[1-9][0-9]{0,11})\n\}\n'
+)
+"""What the gateway writes, to the byte: read without a JSON parser, in a fifth of the time."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS: Final = timedelta(milliseconds=1)
+
+
+def _as_usual(match: re.Match[bytes]) -> Record:
+    pid, created, longest, ticks = match.groups()
+    return Record(
+        shape=Shape.RECORD,
+        pid=int(pid),
+        created_at_ms=(datetime.fromisoformat(created.decode()) - _EPOCH) // _MS,
+        max_hold_ms=int(longest),
+        starttime=int(ticks),
     )
 
 
@@ -155,7 +177,7 @@ def _days_to_month(year: int, month: int) -> int:
     """
     cycles, year_in_cycle = divmod(year - 2000, 400)
     first = datetime(2000 + year_in_cycle, month, 1, tzinfo=UTC)
-    return (first - datetime(1970, 1, 1, tzinfo=UTC)).days + cycles * 146_097
+    return (first - _EPOCH).days + cycles * 146_097
 
 
 def _local_offset_ms(local_ms: int) -> int:

@@ -1,8 +1,8 @@
 """From evidence to verdict: the table of docs/architecture.md as code. The first row counts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from reaper.core.evidence import (
     DEAD,
@@ -66,8 +66,7 @@ class Limits:
     seen_once_suffices: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict, why, and by which row of the table.
 
     `confirmed` is False where the verdict still rests on one look only; such a lock is never
@@ -127,7 +126,7 @@ def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
                 due_in=unseen,
             )
         held = _judge_by_promise(evidence, limits, abandoned_in=unseen, rows=(2, 3))
-        return replace(held, pending=True)
+        return held._replace(pending=True)
     return _judge_by_promise(evidence, limits, abandoned_in=abandoned_in, rows=(2, 3))
 
 

@@ -1,10 +1,12 @@
 """Writing findings to standard output: a table for people, lines for pipes, JSON for programs."""
 
 import json
-from typing import Any, Final, Protocol, TextIO
+from collections.abc import Callable
+from typing import Final, Protocol, TextIO
 
+from reaper.core.verdict import Verdict
 from reaper.core.words import printable
-from reaper.reports.records import SCHEMA, Summary
+from reaper.reports.records import SCHEMA, Found, Summary, lock_record
 from reaper.reports.words import duration
 
 _MOST_ROWS: Final = 1000
@@ -22,7 +24,7 @@ VERDICT_STYLES: Final = {
 
 
 class Output(Protocol):
-    def lock(self, record: dict[str, Any]) -> None: ...
+    def lock(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
 
 
@@ -34,8 +36,8 @@ class JsonOutput:
         self._separator = "\n"
         stream.write(f'{{"schema": {SCHEMA}, "locks": [')
 
-    def lock(self, record: dict[str, Any]) -> None:
-        self._stream.write(self._separator + json.dumps(record))
+    def lock(self, found: Found) -> None:
+        self._stream.write(self._separator + json.dumps(lock_record(found)))
         self._separator = ",\n"
 
     def end(self, summary: Summary) -> None:
@@ -59,10 +61,10 @@ class TableOutput:
         self._rows: list[tuple[str, ...]] | None = [] if stream.isatty() else None
         self._wrote_header = False
 
-    def lock(self, record: dict[str, Any]) -> None:
-        if self._only_notable and record["verdict"] == "held":
+    def lock(self, found: Found) -> None:
+        if self._only_notable and found.judgement.verdict is Verdict.HELD:
             return
-        row = tuple(_cell(record, column) for column in self._columns)
+        row = tuple(_CELLS[column](found) for column in self._columns)
         if self._rows is None:
             self._line(row)
             return
@@ -110,17 +112,19 @@ class TableOutput:
         Console(file=self._stream).print(table)
 
 
-def _cell(record: dict[str, Any], column: str) -> str:
-    value = record.get(column)
-    match column:
-        case "age":
-            return duration(record["age_seconds"])
-        case "verdict":
-            return str(value).upper()
-        case "reasons":
-            return ", ".join(value or ()) or "-"
-        case _:
-            return "-" if value is None else printable(str(value))
+_CELLS: Final[dict[str, Callable[[Found], str]]] = {
+    "state_dir": lambda found: printable(found.lock.state_dir),
+    "agent": lambda found: printable(found.lock.agent),
+    "session": lambda found: printable(found.lock.session),
+    "session_key": lambda found: printable(found.evidence.run.session_key or "-"),
+    "pid": lambda found: "-" if found.lock.record.pid is None else str(found.lock.record.pid),
+    "age": lambda found: duration(found.evidence.age),
+    "verdict": lambda found: found.judgement.verdict.name,
+    "reasons": lambda found: ", ".join(found.judgement.reasons) or "-",
+    "fingerprint": lambda found: found.lock.fingerprint,
+    "action": lambda found: found.action.value,
+    "outcome": lambda found: "-" if found.outcome is None else found.outcome.value,
+}
 
 
 def sentence(summary: Summary) -> str:
