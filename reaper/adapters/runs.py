@@ -241,9 +241,16 @@ def _trajectory(
     at_ms = parse_date(stamp) if isinstance(stamp, str) else None
     if at_ms is None or not isinstance(data, dict):
         return RunState.UNKNOWN, None, written_ms
-    how = (data.get("aborted"), data.get("timedOut"), data.get("timedOutDuringToolExecution"))
-    end = RunEnd(at_ms=at_ms, cut_short=True in how, started_ms=started_ms)
+    end = RunEnd(at_ms=at_ms, cut_short=_is_cut_short(data), started_ms=started_ms)
     return RunState.ENDED, end, written_ms
+
+
+def _is_cut_short(data: dict[str, Any]) -> bool:
+    """Tell it from the data of a `session.ended`. A time-out at a model call ends an attempt, not
+    the run: upstream may compact, holding the lock, and try again.
+    """
+    in_tool = data.get("timedOutDuringToolExecution") is True
+    return in_tool or (data.get("aborted") is True and data.get("timedOut") is not True)
 
 
 def _open_trajectory(state_dir: str, agent: str, session: str, folder_fd: int) -> int:
