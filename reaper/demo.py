@@ -229,7 +229,7 @@ def _end_run(sessions: Path, session: str) -> None:
     for name, text in {
         f"{session}.jsonl": "{}\n",
         f"{session}.trajectory.jsonl": f'{{"type":"session.ended","ts":"{iso(at_ms)}",'
-        '"runId":"demo","data":{"aborted":true,"timedOut":true}}\n',
+        '"runId":"demo","data":{"aborted":true,"timedOutDuringToolExecution":true}}\n',
         "sessions.json": f'{{"agent:main:demo":{{"sessionId":"{session}","status":"timeout",'
         f'"startedAt":{began_ms},"endedAt":{at_ms}}}}}\n',
     }.items():

@@ -460,7 +460,7 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
     for words in (
         "some process has the lock file open",
         "is the process that took it",
-        "aborted or timed out",
+        "aborted, or timed out in a tool",
         "[agent:x]",
         "ABANDONED (run-ended, seen-once)",
         "rule        1:",

@@ -215,10 +215,24 @@ def test_without_a_checkpoint_a_large_transcript_may_be_in_compaction() -> None:
     assert verdict(evidence(**stuck(transcript_bytes=None))) == HELD
 
 
-def test_an_end_older_than_the_run_of_the_store_is_another_runs() -> None:
-    for before, expected in ((0, Verdict.ABANDONED), (1, Verdict.HELD)):
-        end = RunEnd(at_ms=STARTED - before, cut_short=True, started_ms=STARTED - 9)
-        assert verdict(evidence(**stuck(end=end)))[0] is expected
+def test_a_store_that_speaks_of_a_later_run_does_not_date_the_one_that_ended() -> None:
+    """Seen: the next message to a stuck session finds it locked, and the store has its times."""
+    born = NOW - 600_000
+    later = {"store_started_ms": born + 60_000, "store_ended_ms": born + 80_000}
+    for at, started, expected in (
+        (born + 300, STARTED, Verdict.ABANDONED),
+        (born - 5000, STARTED, Verdict.ABANDONED),
+        (born - 5001, STARTED, Verdict.HELD),
+        (born + 300, born, Verdict.ABANDONED),
+        (born + 300, born + 1, Verdict.HELD),
+        (born + 300, None, Verdict.HELD),
+    ):
+        end = RunEnd(at_ms=at, cut_short=True, started_ms=started)
+        assert verdict(evidence(**stuck(end=end, **later)))[0] is expected
+    # A lock born in the later run is not the earlier run's, whose trajectory says no more.
+    end = RunEnd(at_ms=born - 60_000, cut_short=True, started_ms=STARTED)
+    now = {"store_started_ms": born - 1000, "store_ended_ms": born + 1000}
+    assert verdict(evidence(**stuck(end=end, **now))) == HELD
 
 
 def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:

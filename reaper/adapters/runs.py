@@ -259,11 +259,16 @@ def _trajectory(
 
 
 def _was_cut_short(last: Any) -> bool:  # noqa: ANN401  # any JSON value
+    """Tell it from a `session.ended`. A time-out at a model call ends an attempt, not the run:
+    upstream may compact, holding the lock, and try again.
+    """
     if not isinstance(last, dict) or last.get("type") != "session.ended":
         return False
     data = last.get("data")
-    how = ("aborted", "timedOut", "timedOutDuringToolExecution")
-    return isinstance(data, dict) and any(data.get(it) is True for it in how)
+    if not isinstance(data, dict):
+        return False
+    in_tool = data.get("timedOutDuringToolExecution") is True
+    return in_tool or (data.get("aborted") is True and data.get("timedOut") is not True)
 
 
 def _open_trajectory(

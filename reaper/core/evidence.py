@@ -73,9 +73,9 @@ class StoreStatus(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted or timed
-    out, as its data say. `started_ms`: the `session.started` of that same run, looked for where it
-    was cut short; None where it is not in the tail.
+    """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted, or
+    timed out while a tool ran, as its data say. `started_ms`: the `session.started` of that same
+    run, looked for where it was cut short; None where it is not in the tail.
     """
 
     at_ms: int

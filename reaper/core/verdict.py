@@ -196,17 +196,15 @@ def _may_be_a_compactions(run: Run, born_ms: int) -> bool:
 
 def _born_by(run: Run, created_ms: int, limits: Limits) -> bool:
     """Whether the lock was born by the run that has ended: not after its end, and not before its
-    start either, by somebody that this run only waited for. Both witnesses must speak of that run:
-    an end older than the start that the store records is an earlier run's.
+    start either, by somebody that this run only waited for. Its times are the store's, unless that
+    has none or speaks of a later run, one that found the session locked: then the trajectory's.
     """
     if run.end is None:
         return False
     match run.store:
-        case StoreStatus.ENDED:
+        case StoreStatus.ENDED if (run.store_started_ms or 0) <= run.end.at_ms:
             began, until = run.store_started_ms, run.store_ended_ms
-            if began is not None and run.end.at_ms < began:
-                return False
-        case StoreStatus.RUNNING | StoreStatus.NONE:
+        case StoreStatus.ENDED | StoreStatus.RUNNING | StoreStatus.NONE:
             began, until = run.end.started_ms, run.end.at_ms + int(limits.run_end_window * 1000)
         case StoreStatus.UNKNOWN:
             return False

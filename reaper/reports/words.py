@@ -136,7 +136,8 @@ def _run(evidence: Evidence) -> list[str]:
     run = evidence.run
     match run.trajectory:
         case RunState.ENDED if run.end is not None:
-            how = "aborted or timed out" if run.end.cut_short else "completed"
+            cut_short = "aborted, or timed out in a tool"
+            how = cut_short if run.end.cut_short else "completed, or timed out at the model"
             trajectory = f"the last run ended at {iso(run.end.at_ms)}, {how}"
         case RunState.RUNNING:
             trajectory = "a run is going on: the last record is not session.ended"
