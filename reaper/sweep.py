@@ -450,10 +450,13 @@ class Reaper:
         )
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
-            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
-            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
-            run = self._run_by_store(opened) if store_is_all else self._run(opened)
-            evidence = self._with_run(evidence, run, sight, this)
+            if this.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
+                # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+                run = self._run_by_store(opened)
+                evidence = evidence._replace(run=run)
+            else:
+                run = self._run(opened)
+                evidence = self._with_run(evidence, run, sight, this)
         if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
             up = self._gateway_up_for(this, here, opened, sight)
             evidence = evidence._replace(gateway_up_for=up)
@@ -462,6 +465,7 @@ class Reaper:
         unchanged = (proof, holder.state, holder.program, run)
         if sight.unchanged != unchanged:
             sight.unchanged, sight.since = unchanged, now
+            return evidence  # seen so for no time at all
         return evidence._replace(seen_for=now - sight.since)
 
     @staticmethod

@@ -42,6 +42,7 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
+        self._holders: dict[tuple[int | None, int | None], Holder] = {}
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
         self._state_dirs: dict[int, tuple[int, int] | None] = {}
@@ -56,6 +57,12 @@ class ProcessTable:
         process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
         is found by the last pid of its NSpid line and its start time.
         """
+        holder = self._holders.get((pid, starttime))
+        if holder is None:
+            holder = self._holders[pid, starttime] = self._find_holder(pid, starttime)
+        return holder
+
+    def _find_holder(self, pid: int | None, starttime: int | None) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
         seen = self._look(pid)
@@ -183,6 +190,8 @@ def up_for(starttime: int) -> float:
 def _look(pid: int) -> _Seen:
     if pid > _PID_LIMIT:
         return _Seen(state=HolderState.UNKNOWN)  # no system call takes it, so none can tell
+    if _kernel_says_gone(pid):  # most holders of stale locks: one system call tells
+        return _Seen(state=HolderState.GONE)
     try:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)
