@@ -439,34 +439,38 @@ class Reaper:
         proof, note = self._probe(
             this, here, opened, holder=holder, known_for=known_for, layered=layered
         )
+        seen_alive = sight.seen_alive_as is not None
+        run = NOT_READ
+        if this.mode is Mode.LOOK or wants_run(
+            lock, proof, holder, age=age, holder_seen_alive=seen_alive, limits=this.limits
+        ):
+            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
+            run = self._run_by_store(opened) if store_is_all else self._run(opened)
+        gateway_up_for = None
+        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
+            gateway_up_for = self._gateway_up_for(this, here, opened, sight)
+        unchanged = (proof, holder.state, holder.program, run)
+        if sight.unchanged != unchanged:
+            sight.unchanged, sight.since = unchanged, now
+        run_end_age, quiet_for = _run_ages(run, sight, this)
         evidence = Evidence(
             lock=lock,
             proof=proof,
             proof_note=note,
             holder=holder,
+            run=run,
             age=age,
             file_age=age_of_file,
-            holder_seen_alive=sight.seen_alive_as is not None,
+            run_end_age=run_end_age,
+            quiet_for=quiet_for,
+            seen_for=now - sight.since,
+            holder_seen_alive=seen_alive,
+            gateway_up_for=gateway_up_for,
         )
-        run = NOT_READ
-        if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
-            if this.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
-                # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
-                run = self._run_by_store(opened)
-                evidence = evidence._replace(run=run)
-            else:
-                run = self._run(opened)
-                evidence = self._with_run(evidence, run, sight, this)
-        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
-            up = self._gateway_up_for(this, here, opened, sight)
-            evidence = evidence._replace(gateway_up_for=up)
         if proof is HoldProof.OPEN:
             self._note_life(this, here, evidence, opened)
-        unchanged = (proof, holder.state, holder.program, run)
-        if sight.unchanged != unchanged:
-            sight.unchanged, sight.since = unchanged, now
-            return evidence  # seen so for no time at all
-        return evidence._replace(seen_for=now - sight.since)
+        return evidence
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -517,20 +521,6 @@ class Reaper:
             agent=folder.agent,
             session=opened.lock.session,
             folder_fd=folder.fd,
-        )
-
-    @staticmethod
-    def _with_run(evidence: Evidence, run: Run, sight: _Sight, this: _Pass) -> Evidence:
-        ends = [] if run.end is None else [run.end.at_ms, run.store_ended_ms or 0]
-
-        def age(kind: str, instant_ms: int) -> float:
-            wall = max(0, this.wall_ms - instant_ms) / 1000
-            return sight.age(kind, instant_ms, wall, this.now)
-
-        return evidence._replace(
-            run=run,
-            run_end_age=age("end", max(ends)) if ends else None,
-            quiet_for=None if run.last_write_ms is None else age("write", run.last_write_ms),
         )
 
     def _gateway_up_for(
@@ -600,6 +590,20 @@ class Reaper:
             outcome=outcome,
             note=note,
         )
+
+
+def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float | None]:
+    """How long ago the run ended, and the last write was; None where that is not known."""
+
+    def age(kind: str, instant_ms: int) -> float:
+        wall = max(0, this.wall_ms - instant_ms) / 1000
+        return sight.age(kind, instant_ms, wall, this.now)
+
+    ended = None if run.end is None else max(run.end.at_ms, run.store_ended_ms or 0)
+    return (
+        None if ended is None else age("end", ended),
+        None if run.last_write_ms is None else age("write", run.last_write_ms),
+    )
 
 
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
