@@ -144,12 +144,11 @@ class ProcessTable:
 
     def _find_gateways(self) -> Iterator[Gateway]:
         for pid in psutil.pids():
+            # A start time costs much more than the arguments, and most are no gateway.
+            if pid == os.getpid() or _program(pid) is not Program.GATEWAY:
+                continue
             seen = self._look(pid)
-            if (
-                pid != os.getpid()
-                and seen.program is Program.GATEWAY
-                and seen.starttime is not None
-            ):
+            if seen.program is Program.GATEWAY and seen.starttime is not None:
                 yield Gateway(
                     pid=pid, up_for=up_for(seen.starttime), state_dir=self._state_dir(pid)
                 )
@@ -201,7 +200,7 @@ def _look(pid: int) -> _Seen:
         return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
     except (psutil.Error, OSError, ValueError):
         return _Seen(state=HolderState.UNKNOWN)
-    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(process))
+    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(pid))
 
 
 def _kernel_says_gone(pid: int) -> bool:
@@ -238,12 +237,12 @@ _ENTRIES: Final = (
 )
 
 
-def _program(process: psutil.Process) -> Program:
+def _program(pid: int) -> Program:
     """Tell OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the process
     titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
     """
     try:
-        arguments = process.cmdline()
+        arguments = psutil.Process(pid).cmdline()
     except (psutil.Error, OSError):
         return Program.UNKNOWN
     return program_of(arguments)
