@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
-from reaper.adapters.processes import Gateway, ProcessTable, up_for
 from reaper.adapters.runs import Runs
 from reaper.core.evidence import (
     DEAD,
@@ -25,6 +24,9 @@ from reaper.core.evidence import (
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import TOO_EARLY, Judgement, Limits, judge, wants_run
+
+if TYPE_CHECKING:
+    from reaper.adapters.processes import Gateway
 
 
 class Clock(Protocol):
@@ -51,8 +53,14 @@ class Processes(Protocol):
     """The process table as the sweep uses it."""
 
     def holder(self, pid: int | None, starttime: int | None) -> Holder: ...
-    def gateways(self) -> list[Gateway]: ...
+    def gateways(self) -> "list[Gateway]": ...
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
+
+
+def _process_table() -> Processes:
+    from reaper.adapters.processes import ProcessTable  # noqa: PLC0415  # psutil: 19 ms
+
+    return ProcessTable()
 
 
 class Mode(Enum):
@@ -118,8 +126,16 @@ class _Pass:
     limits: Limits
     wall_ms: int
     now: float
-    processes: Processes
+    make_processes: Callable[[], Processes]
     layers: frozenset[tuple[int, int]] | None
+    _processes: Processes | None = None
+
+    @property
+    def processes(self) -> Processes:
+        """Made when first asked for: where there are no locks, it costs more than all else."""
+        if self._processes is None:
+            self._processes = self.make_processes()
+        return self._processes
 
 
 @dataclass(slots=True)
@@ -159,7 +175,7 @@ class Reaper:
         limits: Limits,
         policy: Policy,
         clock: Clock | None = None,
-        process_table: Callable[[], Processes] = ProcessTable,
+        process_table: Callable[[], Processes] = _process_table,
     ) -> None:
         self.states = list(states)
         self.limits = limits
@@ -305,7 +321,7 @@ class Reaper:
             limits=limits,
             wall_ms=self.clock.wall_ms(),
             now=self.clock.monotonic(),
-            processes=self._process_table(),
+            make_processes=self._process_table,
             layers=hold_proof.overlay_layers(),
         )
         for state in self.states:
@@ -554,6 +570,8 @@ class Reaper:
                 here.note_life(named, holder.up_for)
         elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
             run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
+            from reaper.adapters.processes import up_for  # noqa: PLC0415  # as above
+
             up = up_for(record.starttime)
             began = this.wall_ms - up * 1000
             if (

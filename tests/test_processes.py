@@ -11,13 +11,9 @@ import psutil
 import pytest
 
 from reaper.adapters import processes
-from reaper.adapters.processes import (
-    ProcessTable,
-    program_of,
-    state_dir_candidates,
-    up_for,
-)
+from reaper.adapters.processes import ProcessTable, program_of, up_for
 from reaper.core.evidence import HolderState, Program
+from reaper.core.state_dirs import state_dir_candidates
 from tests.conftest import Holder, HoldLock, start_ticks
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import psutil
 
 from reaper.core.evidence import Holder, HolderState, Program
+from reaper.core.state_dirs import state_dir_candidates
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PID_LIMIT: Final = 2**31 - 1
@@ -303,17 +304,3 @@ def _state_dir_of(pid: int) -> tuple[int, int] | None:
             continue
         return found.st_dev, found.st_ino
     return None
-
-
-def state_dir_candidates(environment: dict[str, str]) -> list[str]:
-    """Return where a gateway with this environment keeps its state, most preferred first: as
-    upstream's `resolveStateDir` does, absolute paths only.
-    """
-    home = environment.get("OPENCLAW_HOME", "").strip() or environment.get("HOME", "").strip()
-    override = environment.get("OPENCLAW_STATE_DIR", "").strip()
-    if override.startswith("~"):
-        override = home + override[1:]
-    if override:
-        return [override] if override.startswith("/") else []
-    names = (".openclaw", ".clawdbot", ".moltbot")
-    return [f"{home}/{name}" for name in names] if home.startswith("/") else []
