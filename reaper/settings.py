@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from reaper.adapters.processes import state_dir_candidates
 from reaper.core.lock import StateDir
+from reaper.core.state_dirs import state_dir_candidates
 from reaper.core.words import printable
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

@@ -6,11 +6,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
-from reaper.adapters.processes import Gateway, ProcessTable, up_for
 from reaper.adapters.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import (
@@ -27,6 +26,9 @@ from reaper.core.evidence import (
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, judge, wants_run
+
+if TYPE_CHECKING:
+    from reaper.adapters.processes import Gateway
 
 
 class Clock(Protocol):
@@ -53,8 +55,14 @@ class Processes(Protocol):
     """The process table as the sweep uses it."""
 
     def holder(self, pid: int | None, starttime: int | None) -> Holder: ...
-    def gateways(self) -> list[Gateway]: ...
+    def gateways(self) -> "list[Gateway]": ...
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
+
+
+def _process_table() -> Processes:
+    from reaper.adapters.processes import ProcessTable  # noqa: PLC0415  # psutil: 19 ms
+
+    return ProcessTable()
 
 
 class Mode(Enum):
@@ -130,8 +138,16 @@ class _Pass:
     unlock: Unlock | None
     wall_ms: int
     now: float
-    processes: Processes
+    make_processes: Callable[[], Processes]
     layers: frozenset[tuple[int, int]] | None
+    _processes: Processes | None = None
+
+    @property
+    def processes(self) -> Processes:
+        """Made when first asked for: where there are no locks, it costs more than all else."""
+        if self._processes is None:
+            self._processes = self.make_processes()
+        return self._processes
 
 
 @dataclass(slots=True)
@@ -181,7 +197,7 @@ class Reaper:
         limits: Limits,
         policy: Policy,
         clock: Clock | None = None,
-        process_table: Callable[[], Processes] = ProcessTable,
+        process_table: Callable[[], Processes] = _process_table,
     ) -> None:
         self.states = list(states)
         self.limits = limits
@@ -344,7 +360,7 @@ class Reaper:
             unlock=unlock,
             wall_ms=self.clock.wall_ms(),
             now=self.clock.monotonic(),
-            processes=self._process_table(),
+            make_processes=self._process_table,
             layers=hold_proof.overlay_layers(),
         )
         for state in self.states:
@@ -483,30 +499,38 @@ class Reaper:
         proof, note = self._probe(
             this, here, opened, holder=holder, known_for=known_for, layered=layered
         )
+        seen_alive = sight.seen_alive_as is not None
+        run = NOT_READ
+        if this.mode is Mode.LOOK or wants_run(
+            lock, proof, holder, age=age, holder_seen_alive=seen_alive, limits=this.limits
+        ):
+            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
+            run = self._run_by_store(opened) if store_is_all else self._run(opened)
+        gateway_up_for = None
+        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
+            gateway_up_for = self._gateway_up_for(this, here, opened, sight)
+        unchanged = (proof, holder.state, holder.program, run)
+        if sight.unchanged != unchanged:
+            sight.unchanged, sight.since = unchanged, now
+        run_end_age, quiet_for = _run_ages(run, sight, this)
         evidence = Evidence(
             lock=lock,
             proof=proof,
             proof_note=note,
             holder=holder,
+            run=run,
             age=age,
             file_age=age_of_file,
-            holder_seen_alive=sight.seen_alive_as is not None,
+            run_end_age=run_end_age,
+            quiet_for=quiet_for,
+            seen_for=now - sight.since,
+            holder_seen_alive=seen_alive,
+            gateway_up_for=gateway_up_for,
         )
-        run = NOT_READ
-        if this.mode is Mode.LOOK or wants_run(evidence, this.limits):
-            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
-            store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
-            run = self._run_by_store(opened) if store_is_all else self._run(opened)
-            evidence = self._with_run(evidence, run, sight, this)
-        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
-            up = self._gateway_up_for(this, here, opened, sight)
-            evidence = evidence._replace(gateway_up_for=up)
         if proof is HoldProof.OPEN:
             self._note_life(this, here, evidence, opened)
-        unchanged = (proof, holder.state, holder.program, run)
-        if sight.unchanged != unchanged:
-            sight.unchanged, sight.since = unchanged, now
-        return evidence._replace(seen_for=now - sight.since)
+        return evidence
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -559,20 +583,6 @@ class Reaper:
             folder_fd=folder.fd,
         )
 
-    @staticmethod
-    def _with_run(evidence: Evidence, run: Run, sight: _Sight, this: _Pass) -> Evidence:
-        ends = [] if run.end is None else [run.end.at_ms, run.store_ended_ms or 0]
-
-        def age(kind: str, instant_ms: int) -> float:
-            wall = max(0, this.wall_ms - instant_ms) / 1000
-            return sight.age(kind, instant_ms, wall, this.now)
-
-        return evidence._replace(
-            run=run,
-            run_end_age=age("end", max(ends)) if ends else None,
-            quiet_for=None if run.last_write_ms is None else age("write", run.last_write_ms),
-        )
-
     def _gateway_up_for(
         self, this: _Pass, here: _StatePass, opened: OpenLock, sight: _Sight
     ) -> float | None:
@@ -604,6 +614,8 @@ class Reaper:
                 here.note_life(named, holder.up_for)
         elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
             run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
+            from reaper.adapters.processes import up_for  # noqa: PLC0415  # as above
+
             up = up_for(record.starttime)
             began = this.wall_ms - up * 1000
             if (
@@ -647,6 +659,20 @@ class Reaper:
             outcome=outcome,
             note=note,
         )
+
+
+def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float | None]:
+    """How long ago the run ended, and the last write was; None where that is not known."""
+
+    def age(kind: str, instant_ms: int) -> float:
+        wall = max(0, this.wall_ms - instant_ms) / 1000
+        return sight.age(kind, instant_ms, wall, this.now)
+
+    ended = None if run.end is None else max(run.end.at_ms, run.store_ended_ms or 0)
+    return (
+        None if ended is None else age("end", ended),
+        None if run.last_write_ms is None else age("write", run.last_write_ms),
+    )
 
 
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"

@@ -659,3 +659,20 @@ def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
     assert state_dirs([os.fsdecode(b"/x\xff")], {})[0].name == "x\\udcff"
     with pytest.raises(UsageError, match="given twice"):
         state_dirs([f"x={tmp_path}/c", f"x={tmp_path}/a"], {})
+
+
+def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
+    script = (
+        "import sys; from reaper.cli import app; app(standalone_mode=False); "
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "list", "--state-dir", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "structlog", "watchdog"}
+    assert done.stdout == "no locks\n"
+    assert "reaper.sweep" in done.stderr.split()
+    assert not unneeded & set(done.stderr.split())

@@ -400,7 +400,7 @@ def test_so_is_one_that_is_not_to_be_seen_here_but_holds_a_lock_for_a_run_of_the
         agent="ops",
     )
     # The holder started a moment ago; in the story it has been up for 300 s.
-    monkeypatch.setattr("reaper.sweep.up_for", lambda _ticks: 300.0)
+    monkeypatch.setattr("reaper.adapters.processes.up_for", lambda _ticks: 300.0)
     it = reaper(tree, process_table=FakeProcesses)
     assert ends(it.sweep())["cut"] == expected
 

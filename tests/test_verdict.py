@@ -536,7 +536,15 @@ def test_growing_older_never_makes_a_stuck_lock_held(
 
 @given(_EVIDENCE, _LIMITS)
 def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Limits) -> None:
-    if not wants_run(it, limits):
+    wanted = wants_run(
+        it.lock,
+        it.proof,
+        it.holder,
+        age=it.age,
+        holder_seen_alive=it.holder_seen_alive,
+        limits=limits,
+    )
+    if not wanted:
         without = it._replace(run=Run(), run_end_age=None, quiet_for=None)
 
         def conclusion(judgement: Judgement) -> tuple[object, ...]:

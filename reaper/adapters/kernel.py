@@ -1,37 +1,46 @@
 """The two system calls this project needs and Python does not offer."""
 
-import ctypes
 import errno
 import os
-from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 
 _RENAME_NOREPLACE: Final = 1
-_Statfs: Final = ctypes.c_long * 64
+_STATFS_LONGS: Final = 64
 """More than any platform's struct statfs; its first member is the type, a long on the platforms
 on the allow-list of hold_proof.py. Elsewhere the number matches nothing there: no proof."""
 
 
 @cache
-def _libc() -> Any:  # noqa: ANN401  # ctypes gives functions without types
-    return ctypes.CDLL(None, use_errno=True)
+def load() -> tuple[Any, Any]:
+    """Return ctypes and the C library; loaded when first asked for, which takes milliseconds that
+    a command without a lock to look at need not pay.
+    """
+    import ctypes  # noqa: PLC0415  # as said
 
-
-@cache
-def _fstatfs() -> Callable[[int, object], int]:
-    function: Any = _libc().fstatfs
-    function.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    return function  # type: ignore[no-any-return]  # as above
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    with suppress(AttributeError):
+        libc.renameat2.argtypes = [
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint,
+        ]
+    return ctypes, libc
 
 
 def file_system_type(fd: int) -> int:
     """Return f_type of fstatfs(2): the file system's magic number. Raises OSError."""
-    buffer = _Statfs()
-    if _fstatfs()(fd, buffer) != 0:
+    ctypes, libc = load()
+    statfs = (ctypes.c_long * _STATFS_LONGS)()
+    if libc.fstatfs(fd, statfs) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return buffer[0] & 0xFFFFFFFF
+    kind: int = statfs[0] & 0xFFFFFFFF
+    return kind
 
 
 def rename_noreplace(source: str, target: str, *, dir_fd: int) -> None:
@@ -40,12 +49,12 @@ def rename_noreplace(source: str, target: str, *, dir_fd: int) -> None:
     Raises OSError: EEXIST where the target is there, EINVAL or ENOSYS where the file system, the
     kernel or the C library has no such rename.
     """
+    ctypes, libc = load()
     try:
-        renameat2 = _libc().renameat2
+        renameat2 = libc.renameat2
     except AttributeError:
         raise OSError(errno.ENOSYS, "the C library has no renameat2") from None
-    fd = ctypes.c_int(dir_fd)
-    flags = ctypes.c_uint(_RENAME_NOREPLACE)
-    if renameat2(fd, os.fsencode(source), fd, os.fsencode(target), flags) != 0:
+    before, after = os.fsencode(source), os.fsencode(target)
+    if renameat2(dir_fd, before, dir_fd, after, _RENAME_NOREPLACE) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), source, None, target)

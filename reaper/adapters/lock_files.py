@@ -3,13 +3,13 @@
 import errno
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from reaper.adapters import kernel
 from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
 from reaper.adapters.kernel import rename_noreplace
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
@@ -232,7 +232,8 @@ _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def _private_name(session: str) -> str:
-    token = "".join(secrets.choice(_ALPHABET) for _ in range(5))
+    # As `secrets` does it, which imports what a command that looks at nothing need not pay for.
+    token = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
     return f"{_PREFIX}{token}-{session}~"
 
 
@@ -246,6 +247,7 @@ def remove(opened: OpenLock) -> Removal:  # noqa: PLR0911  # one exit for each o
     Nothing here waits; a stop in the middle leaves a name that `recover` puts right.
     """
     name, dir_fd, judged = opened.name, opened.folder.fd, opened.lock.file
+    kernel.load()  # not between the steps below
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if FileId(found.st_dev, found.st_ino) != judged:

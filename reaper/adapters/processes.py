@@ -11,6 +11,7 @@ from typing import Final
 import psutil
 
 from reaper.core.evidence import Holder, HolderState, Program
+from reaper.core.state_dirs import state_dir_candidates
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PID_LIMIT: Final = 2**31 - 1
@@ -42,6 +43,7 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
+        self._holders: dict[tuple[int | None, int | None], Holder] = {}
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
         self._state_dirs: dict[int, tuple[int, int] | None] = {}
@@ -56,6 +58,12 @@ class ProcessTable:
         process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
         is found by the last pid of its NSpid line and its start time.
         """
+        holder = self._holders.get((pid, starttime))
+        if holder is None:
+            holder = self._holders[pid, starttime] = self._find_holder(pid, starttime)
+        return holder
+
+    def _find_holder(self, pid: int | None, starttime: int | None) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
         seen = self._look(pid)
@@ -137,12 +145,11 @@ class ProcessTable:
 
     def _find_gateways(self) -> Iterator[Gateway]:
         for pid in psutil.pids():
+            # A start time costs much more than the arguments, and most are no gateway.
+            if pid == os.getpid() or _program(pid) is not Program.GATEWAY:
+                continue
             seen = self._look(pid)
-            if (
-                pid != os.getpid()
-                and seen.program is Program.GATEWAY
-                and seen.starttime is not None
-            ):
+            if seen.program is Program.GATEWAY and seen.starttime is not None:
                 yield Gateway(
                     pid=pid, up_for=up_for(seen.starttime), state_dir=self._state_dir(pid)
                 )
@@ -189,6 +196,8 @@ def up_for(starttime: int) -> float:
 def _look(pid: int) -> _Seen:
     if pid > _PID_LIMIT:
         return _Seen(state=HolderState.UNKNOWN)  # no system call takes it, so none can tell
+    if _kernel_says_gone(pid):  # most holders of stale locks: one system call tells
+        return _Seen(state=HolderState.GONE)
     try:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)
@@ -198,7 +207,7 @@ def _look(pid: int) -> _Seen:
         return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
     except (psutil.Error, OSError, ValueError):
         return _Seen(state=HolderState.UNKNOWN)
-    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(process))
+    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(pid))
 
 
 def _kernel_says_gone(pid: int) -> bool:
@@ -235,12 +244,12 @@ _ENTRIES: Final = (
 )
 
 
-def _program(process: psutil.Process) -> Program:
+def _program(pid: int) -> Program:
     """Tell OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the process
     titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
     """
     try:
-        arguments = process.cmdline()
+        arguments = psutil.Process(pid).cmdline()
     except (psutil.Error, OSError):
         return Program.UNKNOWN
     return program_of(arguments)
@@ -301,17 +310,3 @@ def _state_dir_of(pid: int) -> tuple[int, int] | None:
             continue
         return found.st_dev, found.st_ino
     return None
-
-
-def state_dir_candidates(environment: dict[str, str]) -> list[str]:
-    """Return where a gateway with this environment keeps its state, most preferred first: as
-    upstream's `resolveStateDir` does, absolute paths only.
-    """
-    home = environment.get("OPENCLAW_HOME", "").strip() or environment.get("HOME", "").strip()
-    override = environment.get("OPENCLAW_STATE_DIR", "").strip()
-    if override.startswith("~"):
-        override = home + override[1:]
-    if override:
-        return [override] if override.startswith("/") else []
-    names = (".openclaw", ".clawdbot", ".moltbot")
-    return [f"{home}/{name}" for name in names] if home.startswith("/") else []

@@ -32,19 +32,13 @@ _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    status: StoreStatus
-    started_ms: int | None
-    ended_ms: int | None
-    key: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Store:
-    """A session store as read once; `entries` is None where it could not be understood."""
+    """A session store as read once: what it says of each session's run; `entries` is None where it
+    could not be understood.
+    """
 
     stamp: tuple[int, int, int]
-    entries: dict[str, _Entry] | None
+    entries: dict[str, Run] | None
 
 
 class Runs:
@@ -67,7 +61,7 @@ class Runs:
         `checkpoints` gives the names in the folder that may be checkpoint files; asked only where
         a run was cut short, which alone makes them count.
         """
-        status, entry = self._entry(f"{state_dir}/agents/{agent}", session, folder_fd)
+        run = self.by_store(state_dir=state_dir, agent=agent, session=session, folder_fd=folder_fd)
         state, end, written_ms = _trajectory(state_dir, agent, session, folder_fd)
         transcript_ms, transcript_bytes = _transcript(f"{session}.jsonl", folder_fd)
         prefix = f"{session}.checkpoint."
@@ -76,7 +70,7 @@ class Runs:
         except OSError:
             names, written_ms = [], None  # not known to be quiet
         found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
-        return _run_of(status, entry)._replace(
+        return run._replace(
             trajectory=state,
             end=end,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
@@ -88,7 +82,19 @@ class Runs:
         """Return what the session store alone says of the session's last run: all that counts
         once its holder is dead. Never raises OSError.
         """
-        return _run_of(*self._entry(f"{state_dir}/agents/{agent}", session, folder_fd))
+        folder = f"{state_dir}/agents/{agent}"
+        try:
+            found = os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return _NO_STORE
+        except OSError:
+            return _STORE_UNKNOWN
+        store = self._stores.get(folder)
+        if store is None or store.stamp != _stamp(found):
+            store = self._stores[folder] = _read_store(folder_fd, _stamp(found))
+        if store.entries is None:
+            return _STORE_UNKNOWN
+        return store.entries.get(session, _NO_STORE)
 
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
         """Return what changes with each write of the session store; None where there is none."""
@@ -100,31 +106,9 @@ class Runs:
         """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
         self._stores = {path: it for path, it in self._stores.items() if path in folders}
 
-    def _entry(self, folder: str, session: str, fd: int) -> tuple[StoreStatus, _Entry | None]:
-        try:
-            found = os.stat("sessions.json", dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return StoreStatus.NONE, None
-        except OSError:
-            return StoreStatus.UNKNOWN, None
-        store = self._stores.get(folder)
-        if store is None or store.stamp != _stamp(found):
-            store = self._stores[folder] = _read_store(fd, _stamp(found))
-        if store.entries is None:
-            return StoreStatus.UNKNOWN, None
-        entry = store.entries.get(session)
-        return (entry.status if entry else StoreStatus.NONE), entry
 
-
-def _run_of(status: StoreStatus, entry: _Entry | None) -> Run:
-    if entry is None:
-        return Run(store=status)
-    return Run(
-        store=status,
-        store_started_ms=entry.started_ms,
-        store_ended_ms=entry.ended_ms,
-        session_key=entry.key,
-    )
+_NO_STORE: Final = Run(store=StoreStatus.NONE)
+_STORE_UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
 
 
 def _stamp(found: os.stat_result) -> tuple[int, int, int]:
@@ -144,14 +128,14 @@ def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
         value = None
     if not isinstance(value, dict):
         return _Store(stamp=stamp, entries=None)
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Run] = {}
     for key, fields in value.items():
         if isinstance(fields, dict):
-            entry = _Entry(
-                status=_status(fields.get("status")),
-                started_ms=whole(fields.get("startedAt"), least=0),
-                ended_ms=whole(fields.get("endedAt"), least=0),
-                key=key,
+            entry = Run(
+                store=_status(fields.get("status")),
+                store_started_ms=whole(fields.get("startedAt"), least=0),
+                store_ended_ms=whole(fields.get("endedAt"), least=0),
+                session_key=key,
             )
             for session in _sessions(fields):
                 known = entries.get(session)
@@ -196,14 +180,15 @@ _STRICTNESS: Final = (
 )
 
 
-def _stricter(one: _Entry, other: _Entry) -> _Entry:
+def _stricter(one: Run, other: Run) -> Run:
     """Of two entries for one session, the one that frees less: running before ended, and of two
     that have ended the earlier end (a lock must be born before it).
     """
-    by = {entry: _STRICTNESS.index(entry.status) for entry in (one, other)}
-    if by[one] != by[other]:
-        return min(one, other, key=by.__getitem__)
-    return min(one, other, key=lambda entry: -1 if entry.ended_ms is None else entry.ended_ms)
+    if one.store is not other.store:
+        return min(one, other, key=lambda entry: _STRICTNESS.index(entry.store))
+    return min(
+        one, other, key=lambda entry: -1 if entry.store_ended_ms is None else entry.store_ended_ms
+    )
 
 
 def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:

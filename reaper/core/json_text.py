@@ -19,7 +19,9 @@ def _constant(text: str) -> Any:  # noqa: ANN401  # json's own signature
     raise NotJsonError(f"{text} is no JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
+_DECODER: Final = json.JSONDecoder(parse_constant=_constant)
+_DECODER_OF_LONG_INTEGERS: Final = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
+"""Slower: it asks Python for each integer."""
 
 
 def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check what they take
@@ -29,8 +31,14 @@ def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check 
     deeper than Python's stack is refused too.
     """
     text = data.decode("utf-8", errors="replace")
+    start = len(text) - len(text.lstrip(" \t\r\n"))
     try:
-        value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError | NotJsonError):
+                raise
+            value, end = _DECODER_OF_LONG_INTEGERS.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error)) from None
     if text[end:].strip(" \t\r\n"):

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, assert_never
 from reaper.core.evidence import (
     DEAD,
     Evidence,
+    Holder,
     HolderState,
     HoldProof,
     Program,
@@ -98,17 +99,24 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
     assert_never(evidence.proof)
 
 
-def wants_run(evidence: Evidence, limits: Limits) -> bool:
+def wants_run(
+    lock: Lock,
+    proof: HoldProof,
+    holder: Holder,
+    *,
+    age: float,
+    holder_seen_alive: bool,
+    limits: Limits,
+) -> bool:
     """Tell whether the run could change the verdict; reading it costs more than all else."""
-    dead = evidence.holder.state in DEAD
-    match evidence.proof:
+    match proof:
         case HoldProof.OPEN:
-            return _may_be_abandoned(evidence) and evidence.age >= limits.abandoned_after
+            return age >= limits.abandoned_after and _may_be_abandoned(lock, proof, holder)
         case HoldProof.NOT_OPEN:
-            return dead
+            return holder.state in DEAD
         case HoldProof.UNAVAILABLE:
-            return dead and evidence.holder_seen_alive
-    assert_never(evidence.proof)
+            return holder_seen_alive and holder.state in DEAD
+    assert_never(proof)
 
 
 def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
@@ -145,7 +153,7 @@ def _judge_by_promise(
             row=rows[0],
             due_in=abandoned_in,
         )
-    if abandoned_in is None and _may_be_abandoned(evidence):
+    if abandoned_in is None and _may_be_abandoned(evidence.lock, evidence.proof, evidence.holder):
         # Whether its run has ended is looked at once the lock is old enough for that to count.
         ripe_in = limits.abandoned_after - evidence.age
         abandoned_in = ripe_in if ripe_in > 0 else None
@@ -155,15 +163,15 @@ def _judge_by_promise(
     )
 
 
-def _may_be_abandoned(evidence: Evidence) -> bool:
+def _may_be_abandoned(lock: Lock, proof: HoldProof, holder: Holder) -> bool:
     """Whether row 1 can apply at all: a named holder with a birth date, that is not another of
     OpenClaw's programs (`openclaw agent --local` leaves the store at `done` while it runs).
     """
     return (
-        evidence.proof is HoldProof.OPEN
-        and evidence.holder.state is not HolderState.UNNAMED
-        and evidence.holder.program is not Program.AGENT
-        and evidence.lock.record.created_at_ms is not None
+        proof is HoldProof.OPEN
+        and holder.state is not HolderState.UNNAMED
+        and holder.program is not Program.AGENT
+        and lock.record.created_at_ms is not None
     )
 
 
@@ -173,7 +181,7 @@ def _abandoned_in(evidence: Evidence, limits: Limits) -> float | None:
     """
     run = evidence.run
     created = evidence.lock.record.created_at_ms
-    if not _may_be_abandoned(evidence) or created is None:
+    if created is None or not _may_be_abandoned(evidence.lock, evidence.proof, evidence.holder):
         return None
     if run.trajectory is not RunState.ENDED or run.end is None or not run.end.cut_short:
         return None
