@@ -392,21 +392,27 @@ class Reaper:
             if not isinstance(opened, OpenLock):
                 continue  # gone, or nothing that a removal ever left
             with opened:
-                back = lock_files.put_back(folder, aside)
-                if back.outcome is Outcome.RESTORED:
-                    folder.locks.append(lock_files.original_name(aside))
-                    continue
-                known_for = file_age(opened.lock, this.wall_ms)[1]
                 record = opened.lock.record
+                known_for = file_age(opened.lock, this.wall_ms)[1]
+                empty = record.shape is Shape.EMPTY
+                if empty and known_for < this.limits.orphan_grace:
+                    continue  # the stand-in of a removal under way
                 holder = this.processes.holder(record.pid, record.starttime)
                 proof, _ = self._probe(
                     this, here, opened, holder=holder, known_for=known_for, layered=layered
                 )
+                note = ""
+                if not empty or proof is not HoldProof.NOT_OPEN:
+                    back = lock_files.put_back(folder, aside)
+                    if back.outcome is Outcome.RESTORED:
+                        folder.locks.append(lock_files.original_name(aside))
+                        continue
+                    note = back.note
                 if proof is HoldProof.NOT_OPEN:
                     dropped = lock_files.drop_aside(opened).outcome
                     yield Skipped(path=path, reason="left-aside", note=f"dropped: {dropped.value}")
                 else:
-                    yield Skipped(path=path, reason="left-aside", failed=True, note=back.note)
+                    yield Skipped(path=path, reason="left-aside", failed=True, note=note)
 
     def _handle(
         self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reaper.adapters.lock_files import Skipped
-from reaper.adapters.observer import APPEARED, EventSource
+from reaper.adapters.observer import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.lock import StateDir
@@ -141,7 +141,7 @@ class Watch:
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
         place, now = Place(state, agent, name), time.monotonic()
-        self._metrics.events.labels(what).inc()
+        self._metrics.events.labels(WENT if what == WENT else APPEARED).inc()
         with self._mutex:
             self._news.append((place, what, now))
         self._ring()
@@ -248,8 +248,9 @@ class Watch:
             news, self._news = self._news, []
         for place, what, at in news:
             self._unannounced.pop(place, None)
-            if what == APPEARED:
-                self._born[place] = at
+            if what in {APPEARED, RETURNED}:
+                if what == APPEARED:
+                    self._born[place] = at
                 self._schedule(place, at + _SETTLE)
                 continue
             born = self._born.pop(place, None)

@@ -35,3 +35,9 @@ def test_the_reaper_steals_no_live_lock(program: Path, how: str) -> None:
     assert counts["stolen"] == 0, counts
     assert counts["removed"] >= 1000, counts
     assert counts["held"] > 0, counts
+
+
+def test_beside_the_reaper_no_rival_gets_the_name_of_a_live_lock(program: Path) -> None:
+    counts = theft.race(program, "protocol", seconds=120, removals=1000, rival=True)
+    assert (counts["stolen"], counts["doubled"]) == (0, 0), counts
+    assert counts["removed"] >= 1000, counts
