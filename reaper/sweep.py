@@ -386,7 +386,7 @@ class Reaper:
         for aside in folder.asides:
             path = f"{folder.path}/{aside}"
             if this.mode is not Mode.ACT:
-                yield Skipped(path=path, reason="left-aside", failed=True, note=_ASIDE_NOTE)
+                yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
             if not isinstance(opened, OpenLock):
@@ -410,9 +410,9 @@ class Reaper:
                     note = back.note
                 if proof is HoldProof.NOT_OPEN:
                     dropped = lock_files.drop_aside(opened).outcome
-                    yield Skipped(path=path, reason="left-aside", note=f"dropped: {dropped.value}")
+                    yield Skipped(path=path, reason=LEFT_ASIDE, note=f"dropped: {dropped.value}")
                 else:
-                    yield Skipped(path=path, reason="left-aside", failed=True, note=note)
+                    yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=note)
 
     def _handle(
         self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
@@ -596,6 +596,8 @@ class Reaper:
         )
 
 
+LEFT_ASIDE: Final = "left-aside"
+"""Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
 _PENDING: Final = 4
 """The row of the table that keeps a dead holder's lock for the next gateway."""
