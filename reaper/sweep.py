@@ -442,27 +442,33 @@ class Reaper:
         for aside in folder.asides:
             path = f"{folder.path}/{aside}"
             if this.mode is not Mode.ACT:
-                yield Skipped(path=path, reason="left-aside", failed=True, note=_ASIDE_NOTE)
+                yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
             if not isinstance(opened, OpenLock):
                 continue  # gone, or nothing that a removal ever left
             with opened:
-                back = lock_files.put_back(folder, aside)
-                if back.outcome is Outcome.RESTORED:
-                    folder.locks.append(lock_files.original_name(aside))
-                    continue
-                known_for = file_age(opened.lock, this.wall_ms)[1]
                 record = opened.lock.record
+                known_for = file_age(opened.lock, this.wall_ms)[1]
+                empty = record.shape is Shape.EMPTY
+                if empty and known_for < this.limits.orphan_grace:
+                    continue  # the stand-in of a removal under way
                 holder = this.processes.holder(record.pid, record.starttime)
                 proof, _ = self._probe(
                     this, here, opened, holder=holder, known_for=known_for, layered=layered
                 )
+                note = ""
+                if not empty or proof is not HoldProof.NOT_OPEN:
+                    back = lock_files.put_back(folder, aside)
+                    if back.outcome is Outcome.RESTORED:
+                        folder.locks.append(lock_files.original_name(aside))
+                        continue
+                    note = back.note
                 if proof is HoldProof.NOT_OPEN:
                     dropped = lock_files.drop_aside(opened).outcome
-                    yield Skipped(path=path, reason="left-aside", note=f"dropped: {dropped.value}")
+                    yield Skipped(path=path, reason=LEFT_ASIDE, note=f"dropped: {dropped.value}")
                 else:
-                    yield Skipped(path=path, reason="left-aside", failed=True, note=back.note)
+                    yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=note)
 
     def _handle(
         self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
@@ -675,6 +681,8 @@ def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float
     )
 
 
+LEFT_ASIDE: Final = "left-aside"
+"""Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
 _SQLITE_NOTE: Final = (
     "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reaper.adapters.lock_files import Skipped
-from reaper.adapters.observer import APPEARED, EventSource
+from reaper.adapters.observer import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
@@ -28,7 +28,7 @@ from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
-from reaper.sweep import Finding, Place, Reaper
+from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper
 
 _SETTLE: Final = 0.25
 """Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
@@ -38,7 +38,8 @@ _POLL: Final = 1.0
 _MISSING_POLL: Final = 2.0
 """Seconds between two looks for a state directory that is not there."""
 _DEGRADED_RESYNC: Final = 5.0
-"""Seconds between two sweeps while events are missing."""
+"""Seconds between two sweeps while events are missing, or a lock that may be live has lost its name
+to a removal that was cut off."""
 _EVENT_PATIENCE: Final = 1.0
 """Seconds that a file event may be late before it counts as missed."""
 _SWEEPS_TO_RECOVER: Final = 12
@@ -120,6 +121,7 @@ class Watch:
         self._swept = False
         self._swept_at = 0.0
         self._readable = False
+        self._left_aside = False
 
     # Called from other threads and from signal handlers
 
@@ -147,7 +149,7 @@ class Watch:
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
         place, now = Place(state, agent, name), time.monotonic()
-        self._metrics.events.labels(what).inc()
+        self._metrics.events.labels(WENT if what == WENT else APPEARED).inc()
         with self._mutex:
             self._news.append((place, what, now))
         self._ring()
@@ -257,8 +259,9 @@ class Watch:
             news, self._news = self._news, []
         for place, what, at in news:
             self._unannounced.pop(place, None)
-            if what == APPEARED:
-                self._born[place] = at
+            if what in {APPEARED, RETURNED}:
+                if what == APPEARED:
+                    self._born[place] = at
                 self._schedule(place, at + _SETTLE)
                 continue
             born = self._born.pop(place, None)
@@ -293,6 +296,7 @@ class Watch:
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
         self._readable = not any(it.failed for it in skipped)
+        self._left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
         self._swept = True
         self._swept_at = now
         self._close_idle_holders()
@@ -312,7 +316,7 @@ class Watch:
                 del self._born[place]
 
     def _interval(self) -> float:
-        if self._degraded:
+        if self._degraded or self._left_aside:
             return min(self._resync, _DEGRADED_RESYNC)
         return min(self._resync, _MISSING_POLL) if self._missing else self._resync
 

@@ -280,6 +280,101 @@ def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
     assert json.loads(path.read_bytes())["pid"] == 8
 
 
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], None]], None]:
+    """Force something to happen just before the first call of a function of lock_files."""
+
+    def arrange(function: str, happens: Callable[[], None]) -> None:
+        real = getattr(lock_files, function)
+        left = [happens]
+
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            if left:
+                left.pop()()
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(lock_files, function, called)
+
+    return arrange
+
+
+Meanwhile = Callable[[str, Callable[[], None]], None]
+
+
+def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
+    tree: Tree, meanwhile: Meanwhile
+) -> None:
+    """A gateway puts a live lock of its own in place just before ours is moved; a second gateway
+    must not get its name in the instant until it is back.
+    """
+    path = tree.lock("sid", record(7))
+    seen: list[bytes] = []
+
+    def reclaim() -> None:
+        path.unlink()
+        path.write_bytes(record(8))
+
+    meanwhile("exchange", reclaim)
+    meanwhile("_give_back", lambda: seen.append(path.read_bytes()))
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert remove(it).outcome is Outcome.RESTORED
+    assert seen == [b""]
+    assert json.loads(path.read_bytes())["pid"] == 8
+    assert listing(tree) == {"sid.jsonl.lock"}
+
+
+@pytest.mark.parametrize("step", ["_withdraw", "rename_noreplace"])
+def test_a_lock_that_replaced_the_stand_in_is_left_to_its_holder(
+    tree: Tree, meanwhile: Meanwhile, step: str
+) -> None:
+    """Stopped for long in its midst, a removal finds that its stand-in was taken for stale."""
+    path = tree.lock("sid", record(7))
+
+    def reclaim() -> None:
+        path.unlink()
+        path.write_bytes(record(8))
+
+    meanwhile(step, reclaim)
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert remove(it).outcome is Outcome.REMOVED
+    assert json.loads(path.read_bytes())["pid"] == 8
+    assert listing(tree) == {"sid.jsonl.lock"}
+
+
+def test_one_that_replaced_the_stand_in_of_a_wrong_grab_keeps_the_name(
+    tree: Tree, meanwhile: Meanwhile
+) -> None:
+    path = tree.lock("sid", record(7))
+
+    def reclaim(pid: int) -> Callable[[], None]:
+        def done() -> None:
+            path.unlink()
+            path.write_bytes(record(pid))
+
+        return done
+
+    meanwhile("exchange", reclaim(8))
+    meanwhile("_give_back", lambda: meanwhile("exchange", reclaim(9)))
+    with the_folder(tree) as folder, opened(folder) as it:
+        removal = remove(it)
+        folder.read_names()
+    assert removal.outcome is Outcome.FAILED
+    assert "a newer lock has its name" in removal.note
+    assert json.loads(path.read_bytes())["pid"] == 9
+    (aside,) = listing(tree) - {path.name}
+    assert json.loads((tree.sessions() / aside).read_bytes())["pid"] == 8
+
+
+def test_a_full_disk_keeps_no_lock_from_being_removed(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("sid", record(7))
+    monkeypatch.setattr(lock_files, "_stand_in", lambda *_, **__: None)
+    with the_folder(tree) as folder, opened(folder) as it:
+        assert remove(it).outcome is Outcome.REMOVED
+    assert listing(tree) == set()
+
+
 def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
     aside = tree.sessions() / lock_files._private_name("sid")
@@ -345,7 +440,11 @@ while time.monotonic() < end:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
-        os.unlink(path)
+        try:
+            if os.path.getsize(path):  # an empty one is being made, or a stand-in
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
         continue
     os.write(fd, DEAD)
     os.close(fd)

@@ -465,6 +465,25 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
+def test_a_stand_in_is_left_while_its_removal_may_go_on_and_then_dropped(tree: Tree) -> None:
+    aside = tree.sessions() / lock_files._private_name("sid")
+    aside.write_bytes(b"")
+    assert list(reaper(tree).sweep()) == []
+    assert aside.exists()
+    tree.age(aside, 60)
+    (left,) = reaper(tree).sweep()
+    assert isinstance(left, Skipped)
+    assert (left.note, left.failed) == ("dropped: removed", False)
+    assert list(tree.sessions().iterdir()) == []
+
+
+def test_an_empty_lock_left_aside_that_is_open_is_somebodys_and_put_back(tree: Tree) -> None:
+    aside = tree.sessions() / lock_files._private_name("sid")
+    with aside.open("wb"):
+        tree.age(aside, 60)
+        assert ends(reaper(tree).sweep())["sid"][0] == "held"
+
+
 def test_a_look_leaves_it_where_it_is(tree: Tree) -> None:
     path = tree.lock("dead", record(2**22 + 1))
     aside = path.with_name(lock_files._private_name("dead"))

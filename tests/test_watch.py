@@ -275,6 +275,19 @@ def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
     assert in_process.steps == before
 
 
+def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    """It was moved by mistake, and the stand-in has its name until that counts as junk."""
+    holder = hold("sid")
+    holder.path.rename(holder.path.with_name(".rprabcde-sid~"))
+    holder.path.touch()
+    sidecar = watching("--resync", "1h", "--orphan-grace", "2s")
+    until(lambda: holder.path.exists() and holder.path.read_bytes())
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 1)
+    assert os.listdir(tree.sessions()) == [holder.path.name]
+
+
 def test_due_locks_are_freed_without_any_event(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Final
 
 _RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
 _STATFS_LONGS: Final = 64
 """More than any platform's struct statfs; its first member is the type, a long on the platforms
 on the allow-list of hold_proof.py. Elsewhere the number matches nothing there: no proof."""
@@ -49,12 +50,24 @@ def rename_noreplace(source: str, target: str, *, dir_fd: int) -> None:
     Raises OSError: EEXIST where the target is there, EINVAL or ENOSYS where the file system, the
     kernel or the C library has no such rename.
     """
+    _rename(source, target, _RENAME_NOREPLACE, dir_fd=dir_fd)
+
+
+def exchange(one: str, other: str, *, dir_fd: int) -> None:
+    """renameat2(RENAME_EXCHANGE) within one directory: at no instant is either name free.
+
+    Raises OSError: ENOENT where one of them is not there, EINVAL or ENOSYS as above.
+    """
+    _rename(one, other, _RENAME_EXCHANGE, dir_fd=dir_fd)
+
+
+def _rename(source: str, target: str, flag: int, *, dir_fd: int) -> None:
     ctypes, libc = load()
     try:
         renameat2 = libc.renameat2
     except AttributeError:
         raise OSError(errno.ENOSYS, "the C library has no renameat2") from None
     before, after = os.fsencode(source), os.fsencode(target)
-    if renameat2(dir_fd, before, dir_fd, after, _RENAME_NOREPLACE) != 0:
+    if renameat2(dir_fd, before, dir_fd, after, flag) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), source, None, target)

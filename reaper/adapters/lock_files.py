@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from reaper.adapters import kernel
 from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
-from reaper.adapters.kernel import rename_noreplace
+from reaper.adapters.kernel import exchange, rename_noreplace
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
 from reaper.core.policy import Outcome
 
@@ -237,55 +237,159 @@ def _private_name(session: str) -> str:
     return f"{_PREFIX}{token}-{session}~"
 
 
-def remove(opened: OpenLock) -> Removal:  # noqa: PLR0911  # one exit for each outcome
+def remove(opened: OpenLock) -> Removal:
     """Remove exactly the lock that was read and judged through this descriptor, or nothing.
 
     Between judging and unlinking the gateway may have put a lock of its own under the same name:
     POSIX knows no "unlink if it is still this inode". So the file is first moved aside, under a
     name that nobody else ever uses, then looked at, and unlinked only if it is the one; else it
     goes back. The private name being ours alone is what makes look-then-unlink sound there.
-    Nothing here waits; a stop in the middle leaves a name that `recover` puts right.
+    Where the file system can, an empty file, the stand-in, has the lock's name meanwhile: to a
+    gateway it is a lock in the making, so nobody takes a lock that is away only by mistake.
+    Nothing here waits; a stop in the middle leaves a name that a sweep puts right.
     """
-    name, dir_fd, judged = opened.name, opened.folder.fd, opened.lock.file
     kernel.load()  # not between the steps below
+    aside = _private_name(opened.lock.session)
     try:
-        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        if FileId(found.st_dev, found.st_ino) != judged:
-            return Removal(outcome=Outcome.CHANGED, note="another lock stands there now")
-        aside = _private_name(opened.lock.session)
-        if not _move_aside(
-            name, aside, session=opened.lock.session, dir_fd=dir_fd, uid=opened.lock.uid
-        ):
+        stand_in = _stand_in(aside, dir_fd=opened.folder.fd)
+    except OSError as error:
+        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+    try:
+        return _remove_by_way_of(aside, stand_in, opened)
+    finally:
+        if stand_in is not None:
+            os.close(stand_in)
+
+
+def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
+    aside: str, stand_in: int | None, opened: OpenLock
+) -> Removal:
+    name, dir_fd = opened.name, opened.folder.fd
+    try:
+        moved = stand_in is not None and _swap(name, aside, opened.lock.file, dir_fd=dir_fd)
+        stand_in = stand_in if moved else None
+        if not moved and not _move_aside(aside, opened):
             return Removal(
                 outcome=Outcome.FLAGGED,
                 note="left alone: this file system offers no safe way to put a lock back",
             )
+    except _ChangedError:
+        return Removal(outcome=Outcome.CHANGED, note="another lock stands there now")
     except FileNotFoundError:
         return Removal(outcome=Outcome.VANISHED)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error))
     try:
-        found = os.stat(aside, dir_fd=dir_fd, follow_symlinks=False)
-        if FileId(found.st_dev, found.st_ino) != judged:
+        if _file_at(aside, dir_fd=dir_fd) != opened.lock.file:
+            return _give_back(aside, name, stand_in, dir_fd=dir_fd)
+        os.unlink(aside, dir_fd=dir_fd)
+    except FileNotFoundError:
+        # Another reaper took our private name for a crash's: it put the lock back or dropped it.
+        _withdraw(name, aside, stand_in, dir_fd=dir_fd)
+        return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
+    except OSError as error:
+        back = _give_back(aside, name, stand_in, dir_fd=dir_fd)
+        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
+    left = _withdraw(name, aside, stand_in, dir_fd=dir_fd)
+    links = os.fstat(opened.fd).st_nlink
+    more = f"the same file has {links} other name(s), left alone" if links else ""
+    return Removal(outcome=Outcome.REMOVED, note="; ".join(filter(None, (left, more))))
+
+
+def _file_at(name: str, *, dir_fd: int) -> FileId:
+    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    return FileId(found.st_dev, found.st_ino)
+
+
+def _stand_in(aside: str, *, dir_fd: int) -> int | None:
+    """Create an empty file under a private name; return it open, so that its inode number is not
+    reused either. None where the disk is full: that shall not keep locks from being freed.
+    """
+    # For reading: to another reaper it is a lock that nobody holds, should we be stopped for long.
+    flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(aside, flags, 0o644, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return None
+        raise
+
+
+def _is(fd: int, name: str, *, dir_fd: int) -> bool:
+    """Tell whether this open file has that name. Raises FileNotFoundError."""
+    found = os.fstat(fd)
+    return _file_at(name, dir_fd=dir_fd) == FileId(found.st_dev, found.st_ino)
+
+
+class _ChangedError(Exception):
+    """Another file has the name of the lock that was judged."""
+
+
+def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
+    if _file_at(name, dir_fd=dir_fd) != judged:
+        raise _ChangedError
+
+
+def _swap(name: str, aside: str, judged: FileId, *, dir_fd: int) -> bool:
+    """Exchange lock and stand-in in one step; where that is not done, the stand-in goes, and
+    False tells that this file system has no such step. Raises _ChangedError, OSError.
+    """
+    try:
+        _check(name, judged, dir_fd=dir_fd)
+        exchange(name, aside, dir_fd=dir_fd)
+    except (_ChangedError, OSError) as error:
+        with suppress(FileNotFoundError):
+            os.unlink(aside, dir_fd=dir_fd)
+        if isinstance(error, OSError) and error.errno in _NO_SUCH_RENAME:
+            return False
+        raise
+    return True
+
+
+def _give_back(aside: str, name: str, stand_in: int | None, *, dir_fd: int) -> Removal:
+    """Give a lock its own name back: in the place of our stand-in, never of any other file."""
+    try:
+        if stand_in is None or not _is(stand_in, name, dir_fd=dir_fd):
+            return _put_back(aside, name, dir_fd=dir_fd)
+        exchange(aside, name, dir_fd=dir_fd)
+        if not _is(stand_in, aside, dir_fd=dir_fd):
+            # Just now the stand-in was taken for a stale lock, and this is its taker's own.
+            exchange(aside, name, dir_fd=dir_fd)
             return _put_back(aside, name, dir_fd=dir_fd)
         os.unlink(aside, dir_fd=dir_fd)
     except FileNotFoundError:
-        # Another reaper took our private name for a crash's and put the lock back, to be judged.
-        return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
+        return _put_back(aside, name, dir_fd=dir_fd)
     except OSError as error:
-        back = _put_back(aside, name, dir_fd=dir_fd)
-        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
-    links = os.fstat(opened.fd).st_nlink
-    return Removal(
-        outcome=Outcome.REMOVED,
-        note="" if links == 0 else f"the same file has {links} other name(s), left alone",
-    )
+        return Removal(outcome=Outcome.FAILED, note=f"left at {aside!r}: {_advice(error)}")
+    return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
 
 
-def _move_aside(name: str, aside: str, *, session: str, dir_fd: int, uid: int) -> bool:
-    """Rename without ever replacing a file; False, with nothing done, where putting the lock back
-    the same way is not assured. Raises OSError.
+def _withdraw(name: str, aside: str, stand_in: int | None, *, dir_fd: int) -> str:
+    """Take our stand-in away from the lock's name; return what went wrong, empty where nothing.
+
+    As carefully as a lock: had this process been stopped for so long that a gateway took it for a
+    stale one, then the name would be that gateway's now.
     """
+    try:
+        if stand_in is None or not _is(stand_in, name, dir_fd=dir_fd):
+            return ""
+        rename_noreplace(name, aside, dir_fd=dir_fd)
+        if not _is(stand_in, aside, dir_fd=dir_fd):
+            return _put_back(aside, name, dir_fd=dir_fd).note
+        os.unlink(aside, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"an empty file has its name: {_advice(error)}"
+    return ""
+
+
+def _move_aside(aside: str, opened: OpenLock) -> bool:
+    """Rename without ever replacing a file; False, with nothing done, where putting the lock back
+    the same way is not assured. Raises _ChangedError, OSError.
+    """
+    name, dir_fd = opened.name, opened.folder.fd
+    _check(name, opened.lock.file, dir_fd=dir_fd)
     try:
         rename_noreplace(name, aside, dir_fd=dir_fd)
     except OSError as error:
@@ -295,9 +399,9 @@ def _move_aside(name: str, aside: str, *, session: str, dir_fd: int, uid: int) -
         return True
     # Without that rename, a hard link is the way back; another uid's file may not be linked
     # (protected_hardlinks), and not each file system has links: tried, not believed.
-    if uid != os.geteuid():
+    if opened.lock.uid != os.geteuid():
         return False
-    trial = _private_name(session)
+    trial = _private_name(opened.lock.session)
     try:
         os.link(name, trial, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
         os.unlink(trial, dir_fd=dir_fd)

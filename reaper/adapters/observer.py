@@ -37,10 +37,12 @@ _FILTER: Final[list[type[FileSystemEvent]]] = [
 """The kernel reports nothing else: transcripts are appended to all the time."""
 
 APPEARED: Final = "created"
+RETURNED: Final = "returned"
+"""It was moved here from a name that is no lock's: back from a removal, and no new lock."""
 WENT: Final = "deleted"
 
 OnLock = Callable[[StateDir, str, str, str], None]
-"""Called with the state directory, agent, file name, and APPEARED or WENT."""
+"""Called with the state directory, agent, file name, and APPEARED, RETURNED or WENT."""
 OnChange = Callable[[], None]
 """Called when folders came or went, or events were lost: only a sweep tells what there is."""
 OnWarning = Callable[[str], None]
@@ -133,7 +135,8 @@ class _Handler(FileSystemEventHandler):
                 self._lock(event.src_path, WENT)
             case FileMovedEvent():
                 self._lock(event.src_path, WENT)
-                self._lock(event.dest_path, APPEARED)
+                new = os.fsdecode(event.src_path).endswith(LOCK_SUFFIX)
+                self._lock(event.dest_path, APPEARED if new else RETURNED)
 
     def _lock(self, path: str | bytes, what: str) -> None:
         parts = self._parts(path)

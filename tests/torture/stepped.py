@@ -1,0 +1,103 @@
+"""A command stopped after each system call on some paths, by strace: a tracer, no product code.
+
+What the test does while it is stopped happens between two steps of the command, for sure.
+"""
+
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Self
+
+import psutil
+import pytest
+
+_PATIENCE: Final = 60.0
+_CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
+
+
+def strace() -> str:
+    """Return strace's path; skips the test where it is not to be had."""
+    found = shutil.which("strace")
+    if found is None:
+        pytest.skip("NOT TESTED: strace is not here")
+    return found
+
+
+class Stepped:
+    """Runs a command that stops after each call that names one of `paths`, or a descriptor of one.
+
+    `next` lets it go on to the next such call and returns that call as strace writes it, "" once
+    the command has ended. Leaving the `with` ends the command.
+    """
+
+    def __init__(self, command: Iterable[str], paths: Iterable[Path]) -> None:
+        self._log = tempfile.NamedTemporaryFile(mode="r", prefix="reaper-strace-")  # noqa: SIM115
+        watched = [it for path in paths for it in ("-P", str(path))]
+        options = ["-q", "-o", self._log.name, *watched, "-e", "inject=all:signal=SIGSTOP"]
+        self.process = subprocess.Popen(
+            [strace(), *options, *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._stops = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._log.close()
+
+    def _text(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def _tracee(self) -> psutil.Process | None:
+        children = psutil.Process(self.process.pid).children()
+        return children[0] if children else None
+
+    def next(self) -> str:
+        if self._stops:
+            tracee = self._tracee()
+            assert tracee is not None
+            tracee.send_signal(signal.SIGCONT)
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            done = self.process.poll() is not None
+            parts = self._text().split("--- stopped by SIGSTOP ---")
+            if len(parts) - 1 > self._stops:
+                self._stops += 1
+                return [it.group() for it in _CALL.finditer(parts[-2])][-1]
+            if done:
+                return ""
+            time.sleep(0.001)
+        raise AssertionError(f"stopped nowhere:\n{self._text()}")
+
+    def go_to(self, *parts: str) -> str:
+        """Go on until a call with these parts has been made; return it. AssertionError if never."""
+        while call := self.next():
+            if all(part in call for part in parts):
+                return call
+        raise AssertionError(f"no {parts} in:\n{self._text()}")
+
+    def finish(self) -> int:
+        """Let the command go on to its end, without further stops; return its exit code."""
+        while self.next():
+            pass
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL the command where it stands."""
+        if self.process.poll() is None:
+            tracee = self._tracee()
+            if tracee is not None:
+                tracee.kill()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()

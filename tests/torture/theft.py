@@ -1,0 +1,72 @@
+"""The theft harness: theft.c beside a reaper, or beside a simpler tool that it must catch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+_HERE: Final = Path(__file__).parent
+_REPO: Final = _HERE.parent.parent
+_SWEEPS: Final = """
+while :; do "$0" -m reaper sweep --wait 0 --quiet --exit-zero --state-dir "$1" >/dev/null; done
+"""
+REMOVERS: Final = ("watch", "sweep", "protocol", "plain", "checked")
+"""What may remove beside the harness: the sidecar; the command, again and again; and, in one
+process, the reaper's own removal, plain unlink, and unlink after a look (removers.py)."""
+
+
+def compiled(folder: Path) -> Path:
+    """Return the program, built into `folder`; skips the test where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("NOT TESTED for theft: no C compiler (gcc, libc6-dev) is here")
+    program = folder / "theft"
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, *flags, "-o", program, _HERE / "theft.c"], check=True)
+    return program
+
+
+@contextmanager
+def _remover(how: str, state: Path) -> Iterator[None]:
+    options = ["--state-dir", str(state)]
+    command = {
+        "watch": [sys.executable, "-m", "reaper", "watch", "--listen", "off", *options],
+        "sweep": ["sh", "-c", _SWEEPS, sys.executable, str(state)],
+    }.get(how, [sys.executable, "-m", "tests.torture.removers", how, str(state)])
+    with subprocess.Popen(
+        command, cwd=_REPO, stderr=subprocess.DEVNULL, process_group=0
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, 9)
+
+
+def race(
+    program: Path, how: str, *, seconds: float, removals: int = 10**9, rival: bool = False
+) -> Counter[str]:
+    """Let the harness and a remover at one folder, until one of the bounds is reached; return
+    what theft.c counted, and how many private names were `left_aside`.
+    """
+    order = "sorted" if how == "watch" else "listed"
+    with tempfile.TemporaryDirectory(prefix="reaper-theft-") as folder:
+        state = Path(folder) / "state"
+        sessions = state / "agents/main/sessions"
+        sessions.mkdir(parents=True)
+        with _remover(how, state):
+            arguments = [str(seconds), str(removals), "500", order, str(int(rival))]
+            done = subprocess.run(
+                [program, sessions, *arguments], stdout=subprocess.PIPE, check=True
+            )
+        counts: Counter[str] = Counter(json.loads(done.stdout))
+        counts["left_aside"] = sum(name.startswith(".rpr") for name in os.listdir(sessions))
+    return counts
