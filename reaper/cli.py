@@ -488,25 +488,19 @@ class _SweepMetrics:
     def __init__(self, judging: _Judging) -> None:
         self._knowledge, self._metrics = _metrics(judging, watching=False)
         self._started = time.monotonic()
-        self._skipped: list[str] = []
+        self._skipped: list[Skipped] = []
 
     def take(self, found: "Finding | Skipped") -> None:
         from reaper.sweep import Finding  # noqa: PLC0415
 
         if not isinstance(found, Finding):
-            self._skipped.append(found.reason)
+            self._skipped.append(found)
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
             return
         self._metrics.count_action(found.action, found.judgement, found.outcome)
         if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
-            seen = Seen(
-                lock=found.lock,
-                evidence=found.evidence,
-                judgement=found.judgement,
-                at=time.monotonic(),
-            )
-            self._knowledge.put(found.lock.path, seen)
+            self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
 
     def write(self, path: str) -> None:
         """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
