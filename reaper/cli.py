@@ -64,6 +64,12 @@ class OnVerdict(StrEnum):
     REMOVE = "remove"
 
 
+class ShowSessions(StrEnum):
+    AUTHENTICATED = "authenticated"
+    LOCAL = "local"
+    ALL = "all"
+
+
 class LogFormat(StrEnum):
     CONSOLE = "console"
     JSON = "json"
@@ -576,8 +582,8 @@ def watch(
         typer.Option(
             "--listen",
             metavar="HOST:PORT",
-            help="Where to serve /metrics, /-/healthy and /-/ready; repeatable; `:9789` is all "
-            "addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
+            help="Where to serve the page, /metrics, /-/healthy and /-/ready; repeatable; `:9789` "
+            "is all addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
             show_default="127.0.0.1:9789",
             envvar="REAPER_LISTEN",
             show_envvar=False,
@@ -600,6 +606,25 @@ def watch(
             help="How many agents get series of their own; the rest is `other`.",
         ),
     ] = _MAX_AGENTS,
+    web_config: Annotated[
+        str | None,
+        typer.Option(
+            "--web-config",
+            envvar="REAPER_WEB_CONFIG",
+            metavar="FILE",
+            help="TLS and passwords for --listen, in the form that Prometheus exporters use "
+            "(docs/web.md); followed while it runs.",
+        ),
+    ] = None,
+    show_sessions: Annotated[
+        ShowSessions,
+        typer.Option(
+            "--show-sessions",
+            envvar="REAPER_SHOW_SESSIONS",
+            help="To whom the page and the JSON show names of sessions, and paths: who is "
+            "authenticated; who asks from this machine too; all.",
+        ),
+    ] = ShowSessions.LOCAL,
     log_format: Annotated[
         LogFormat,
         typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
@@ -610,7 +635,9 @@ def watch(
     SIGTERM and SIGINT end it, SIGHUP makes it sweep now.
     """
     from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.reports.page import View  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
+    from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
 
     if resync < 1:
@@ -630,7 +657,37 @@ def watch(
     it = Watch(
         judging.reaper(), resync=resync, knowledge=knowledge, metrics=metrics, journal=journal
     )
-    web = WebServer(metrics.registry, healthy=it.healthy, ready=it.ready)
+    on_web_error = metrics.errors.labels("web").inc
+
+    def on_web_config_trouble(why: str) -> None:
+        on_web_error()
+        journal.warn("web-config-kept", file=web_config, why=why)
+
+    try:
+        config = web_config and WebConfigFile(
+            web_config,
+            on_trouble=on_web_config_trouble,
+            on_news=lambda: journal.info("web-config-read", file=web_config),
+        )
+    except WebConfigError as error:
+        _fail(judging.talk, f"--web-config {printable(web_config or '')}: {error}")
+    view = View(
+        knowledge,
+        metrics,
+        version=__version__,
+        states=judging.states,
+        limits=judging.limits,
+        acquire_timeout=acquire_timeout,
+        healthy=it.healthy,
+        ready=it.ready,
+    )
+    web = WebServer(
+        metrics.registry,
+        view,
+        show_sessions=show_sessions.value,
+        config=config.current if config else lambda: OPEN,
+        on_error=on_web_error,
+    )
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:

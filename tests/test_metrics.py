@@ -17,9 +17,10 @@ from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.lock import FileId, Lock, parse
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
+from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
-from reaper.reports.web import Address, parse_address
+from reaper.reports.web import parse_address
 from tests.conftest import HoldLock, Tree, record
 
 
