@@ -29,6 +29,8 @@ from reaper.reports.words import no_proof_advice
 from reaper.settings import SettingsError, UsageError, parse_duration, state_dirs
 
 if TYPE_CHECKING:
+    import ssl
+
     from rich.progress import Progress
 
     from reaper.adapters.lock_files import Skipped
@@ -737,6 +739,7 @@ def demo() -> None:
 
 @app.command()
 def probe(
+    *,
     url: Annotated[
         str,
         typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
@@ -750,16 +753,96 @@ def probe(
             variable="REAPER_PROBE_TIMEOUT",
         ),
     ] = 5.0,
+    ca: Annotated[
+        str | None,
+        typer.Option(
+            "--ca",
+            envvar="REAPER_PROBE_CA",
+            metavar="FILE",
+            help="Certificates to trust instead of the system's.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="REAPER_PROBE_INSECURE",
+            help="Take any certificate; never together with a password or --cert.",
+        ),
+    ] = False,
+    cert: Annotated[
+        str | None,
+        typer.Option(
+            "--cert",
+            envvar="REAPER_PROBE_CERT",
+            metavar="FILE",
+            help="A certificate to show, with its key in the same file or in --key.",
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="REAPER_PROBE_KEY", metavar="FILE", help="The key to --cert."),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user",
+            envvar="REAPER_PROBE_USER",
+            help="Who asks, with the password in REAPER_PROBE_PASSWORD; health needs neither.",
+        ),
+    ] = None,
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
-    import http.client  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
-
     talk = _Talk(quiet=False, verbose=False)
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"--url: {url!r} is no http address")
+    password = os.environ.get("REAPER_PROBE_PASSWORD")
+    if user is not None and password is None:
+        raise typer.BadParameter("--user: its password is wanted in REAPER_PROBE_PASSWORD")
+    if insecure and (ca or cert or user):
+        raise typer.BadParameter("--insecure: not together with --ca, --cert or --user")
+    if key and not cert:
+        raise typer.BadParameter("--key: --cert is wanted too")
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310  # http only
+        context = _tls_context(ca=ca, insecure=insecure, cert=cert, key=key)
+    except (OSError, ValueError) as error:
+        files = " ".join(it for it in (ca, cert, key) if it)
+        _fail(talk, f"cannot use {printable(files)}: {error}")
+    _ask(talk, url, timeout=timeout, context=context, login=user and f"{user}:{password}")
+
+
+def _tls_context(
+    *, ca: str | None, insecure: bool, cert: str | None, key: str | None
+) -> "ssl.SSLContext":
+    import ssl  # noqa: PLC0415
+
+    context = ssl.create_default_context(cafile=ca)
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if cert:
+        context.load_cert_chain(cert, key, password="")  # lest OpenSSL ask for one
+    return context
+
+
+def _ask(
+    talk: _Talk, url: str, *, timeout: float, context: "ssl.SSLContext", login: str | None
+) -> None:
+    """Ask and say the answer; straight, whatever proxies the environment names."""
+    import base64  # noqa: PLC0415
+    import http.client  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    request = urllib.request.Request(url)  # noqa: S310  # http only
+    if login:
+        basic = base64.b64encode(login.encode("utf-8", "surrogateescape")).decode()
+        # Not to be sent on to where a redirection leads.
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    try:
+        with opener.open(request, timeout=timeout) as answer:
             typer.echo(
                 f"{answer.status} {printable(answer.read(200).decode(errors='replace').strip())}"
             )

@@ -221,6 +221,7 @@ class _Handler(WSGIRequestHandler):
 
     server: Listener
     server_version = "reaper"
+    default_request_version = "HTTP/1.0"  # 0.9 knows no headers, and ours must be sent
 
     def __init__(self, visit: _Visit, client_address: Any, server: Listener) -> None:  # noqa: ANN401
         self._visit = visit
@@ -248,9 +249,7 @@ class _Handler(WSGIRequestHandler):
 
     def _answer(self) -> None:
         length = self.headers.get("Content-Length", "0")
-        if self.request_version == "HTTP/0.9":
-            self.send_error(HTTPStatus.BAD_REQUEST)
-        elif self.command not in {"GET", "HEAD"}:
+        if self.command not in {"GET", "HEAD"}:
             self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
         elif length.strip() != "0" or "Transfer-Encoding" in self.headers:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)

@@ -28,7 +28,7 @@ from reaper.core.words import printable
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
 from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
-from reaper.reports.words import RULES, duration, holder, next_step, no_proof_advice
+from reaper.reports.words import RULES, duration, next_step, no_proof_advice, whose
 
 _HIDDEN_FIELDS: Final = ("path", "session")
 _PLAIN_FIELDS: Final = frozenset(
@@ -196,7 +196,7 @@ class View:
         if not self.ready():
             return "doubt", "Not known: not every state directory could be read (yet)."
         if blind:
-            return "doubt", f"Not known for {_count(blind)}, which cannot be judged."
+            return "doubt", f"Not known: {_count(blind)} cannot be judged."
         return "good", "No session is stuck."
 
     def _details(
@@ -210,10 +210,9 @@ class View:
             yield f"The first has been locked for {duration(_age(stuck[0]))}."
         blocking = sum(_age(it) > self._acquire_timeout for it in seen)
         if blocking:
-            longer = duration(self._acquire_timeout)
             yield (
-                f"{_count(seen[:blocking])} held for longer than {longer}: whoever writes to "
-                f"{'that session' if blocking == 1 else 'those sessions'} now waits and fails."
+                f"Held for longer than {duration(self._acquire_timeout)}: "
+                f"{_count(seen[:blocking])}. Whoever writes to such a session now waits and fails."
             )
         for note in dict.fromkeys(it.evidence.proof_note for it in blind):
             uids = {it.lock.uid for it in blind if it.evidence.proof_note == note}
@@ -221,7 +220,7 @@ class View:
         if skipped:
             yield f"Could not be read: {len(skipped)}; see the journal."
         elif not stuck and not blocking and not blind:
-            yield f"{_count(seen).capitalize()} there now." if seen else "There are no locks now."
+            yield f"{_count(seen)} held, none for too long." if seen else "There are no locks now."
 
     def _group(self, title: str, seen: list[Seen], shown: _Names) -> str:
         if not seen:
@@ -234,10 +233,11 @@ class View:
         )
 
     def _lock(self, it: Seen, shown: _Names) -> str:
+        it = _as_of_now(it)
         record = shown.of(lock_record(it))
         judgement = it.judgement
         age = _age(it)
-        lines = [_sentence(holder(it.evidence))]
+        lines = [_sentence(whose(it.evidence))]
         if judgement.reasons:
             why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
             lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
@@ -305,7 +305,12 @@ def _age(it: Seen) -> float:
 
 
 def _as_of_now(it: Seen) -> Seen:
-    return replace(it, evidence=replace(it.evidence, age=_age(it)))
+    since = time.monotonic() - it.at
+    holder = it.evidence.holder
+    if holder.up_for is not None:
+        holder = replace(holder, up_for=holder.up_for + since)
+    evidence = replace(it.evidence, age=it.evidence.age + since, holder=holder)
+    return replace(it, evidence=evidence, at=it.at + since)
 
 
 def _created_ms(it: Seen) -> int:
@@ -335,7 +340,7 @@ def _sentence(text: str) -> str:
 
 
 def _count(seen: Sequence[object]) -> str:
-    return "1 lock is" if len(seen) == 1 else f"{len(seen)} locks are"
+    return "1 lock" if len(seen) == 1 else f"{len(seen)} locks"
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -126,7 +126,7 @@ class WebServer:
             headers["Content-Length"] = str(len(body))
             body = iter([body])
         start_response(f"{answer.status.value} {answer.status.phrase}", list(headers.items()))
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else body
+        return iter([b""]) if environ["REQUEST_METHOD"] == "HEAD" else body
 
     def _find_answer(self, environ: Environment) -> Answer:
         path = environ["PATH_INFO"]

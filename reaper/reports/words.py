@@ -31,7 +31,7 @@ def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Li
         f"  record      {_record(lock)}",
         f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
         f"  hold proof  {_PROOF[evidence.proof]}{_note(evidence.proof_note)}",
-        f"  holder      {holder(evidence)}",
+        f"  holder      {whose(evidence)}",
         *(f"  {line}" for line in _run(evidence)),
         f"  verdict     {judgement.verdict.value.upper()}"
         + (f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""),
@@ -90,7 +90,7 @@ def _age_source(lock: Lock) -> str:
     return "the file's own time" if created is None else "createdAt"
 
 
-def holder(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
+def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
     """Return in one sentence who holds the lock, by the process table."""
     pid = evidence.lock.record.pid
     holder = evidence.holder
