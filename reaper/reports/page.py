@@ -160,9 +160,8 @@ class View:
         others = [it for it in seen if id(it) not in special]
         skipped = [it for it in self._knowledge.skipped() if it.failed]
         level, answer = self._answer(stuck, blind)
-        locks = (
-            self._group("Stuck", stuck, shown),
-            self._group("Not to be judged", blind, shown),
+        trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
+        quiet = (
             self._group("Kept for the next gateway", pending, shown),
             self._group("Held", others, shown),
         )
@@ -173,7 +172,8 @@ class View:
             level=level,
             answer=escape(answer),
             details="\n".join(f"<p>{escape(it)}</p>" for it in details),
-            locks="\n".join(locks),
+            trouble="\n".join(trouble),
+            quiet="\n".join(quiet),
             acts=_acts(self._knowledge.acts(), shown, now_ms),
             state=_pairs(self._state(shown, skipped)),
             version=escape(self._version),
@@ -237,14 +237,15 @@ class View:
         record = shown.of(lock_record(it))
         judgement = it.judgement
         age = _age(it)
-        lines = [_sentence(whose(it.evidence))]
-        if judgement.reasons:
+        lines = []
+        if judgement.reasons:  # else it is simply held
+            lines.append(_sentence(whose(it.evidence)))
             why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
             lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
         if _is_stuck(it):
             lines.append(
                 _sentence(f"the reaper {next_step(judgement, it.action, self._limits)}")
-                + ("" if it.outcome is not Outcome.FAILED else " That failed just now")
+                + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
         tone = "bad" if _is_stuck(it) else "soft"
@@ -349,6 +350,7 @@ def _name(record: dict[str, Any]) -> str:
 
 def _where(record: dict[str, Any]) -> str:
     parts = [f"agent {record['agent']}", f"state {record['state_dir']}"]
+    parts += [f"pid {record['pid']}"] if record["pid"] else []
     parts += [record["session_key"]] if record["session_key"] else []
     return escape(printable(" · ".join(parts)))
 
@@ -361,7 +363,7 @@ def _acts(acts: list[Act], shown: _Names, now_ms: int) -> str:
         record = shown.of(act.record)
         often = f", {act.times} times" if act.times > 1 else ""
         ago = duration(max(0, now_ms - act.at_ms) / 1000)
-        text = f"{record['verdict']}: {', '.join(record['reasons'])}; pid {record['pid'] or '-'}"
+        text = f"{record['verdict']}: {', '.join(record['reasons'])}"
         note = f"<p>{escape(printable(record['note']))}</p>" if record["note"] else ""
         tone = "bad" if record["outcome"] == Outcome.FAILED.value else ""
         items.append(
