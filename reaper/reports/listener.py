@@ -146,9 +146,13 @@ class Listener(WSGIServer):
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         config = self._config()
         if config.tls is not None:
-            request = config.tls.wrap_socket(
-                request, server_side=True, do_handshake_on_connect=False
-            )
+            try:
+                request = config.tls.wrap_socket(
+                    request, server_side=True, do_handshake_on_connect=False
+                )
+            except (OSError, ValueError):  # gone already, or said something before its time
+                self.shutdown_request(request)
+                return
         visit = _Visit(request, config, time.monotonic() + self.bounds.head_seconds)
         if not self._make_room(visit):
             self.shutdown_request(request)

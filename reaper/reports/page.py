@@ -220,7 +220,8 @@ class View:
         if skipped:
             yield f"Could not be read: {len(skipped)}; see the journal."
         elif not stuck and not blocking and not blind:
-            yield f"{_count(seen)} held, none for too long." if seen else "There are no locks now."
+            none_for = f"none for longer than {duration(self._acquire_timeout)}"
+            yield f"{_count(seen)}, {none_for}." if seen else "There are no locks now."
 
     def _group(self, title: str, seen: list[Seen], shown: _Names) -> str:
         if not seen:
@@ -268,7 +269,7 @@ class View:
             "" if ready else "bad",
         )
         for state in self._states:
-            yield state.name, state.path if shown.shown else "path not shown", ""
+            yield f"State {state.name}", state.path if shown.shown else "path not shown", ""
         told = _total(metrics.observer_up) > 0
         yield (
             "File events",
