@@ -423,15 +423,17 @@ class Watch:
         verdict = found.judgement.verdict
         acted = found.action is Action.REMOVE
         flagged = found.action is Action.FLAG and changed
+        early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
+        told = acted or (changed and not early and not (first and verdict is Verdict.HELD))
+        if not told and not flagged:
+            return
         record = lock_record(found)
         if acted or flagged:
             self._metrics.count_action(found.action, found.judgement, found.outcome)
             self._knowledge.remember(record, time.time_ns() // 1_000_000)
-        early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
-        if not acted and (not changed or early or (first and verdict is Verdict.HELD)):
-            return
-        event = found.outcome.value if found.outcome and acted else "verdict"
-        self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+        if told:
+            event = found.outcome.value if found.outcome and acted else "verdict"
+            self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
 
     def _wait_for(self, place: Place, found: Finding, now: float) -> None:
         self._due.pop(place, None)

@@ -38,6 +38,7 @@ _PLAIN_FIELDS: Final = frozenset(
         "pid",
         "starttime",
         "created_at",
+        "fingerprint",
         "max_hold_ms",
         "age_seconds",
         "holder",
