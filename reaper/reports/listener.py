@@ -68,7 +68,7 @@ class Bounds:
     connections: int = 32
     head_bytes: int = 16 * 1024
     head_seconds: float = 5.0
-    answer_seconds: float = 30.0
+    answer_seconds: float = 60.0
 
 
 class _Visit:
