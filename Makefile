@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format lock clean
+.PHONY: run test test-page lint format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -12,6 +12,9 @@ run: .venv/.done ## set up, and run the sidecar on the default state directory, 
 
 test: .venv/.done ## set up, and pass all tests
 	$(BIN)/python -m pytest
+
+test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
+	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest deploy/tests/test_page.py
 
 lint: .venv/.done
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -36,6 +36,8 @@ from reaper.settings import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     from rich.progress import Progress
 
     from reaper.adapters.lock_files import Skipped
@@ -52,6 +54,7 @@ EXIT_INTERRUPTED: Final = 130
 _ACQUIRE_TIMEOUT: Final = 60.0
 _MAX_AGENTS: Final = 200
 _ANSWER_LIMIT: Final = 4096
+_OK, _UNAVAILABLE = 200, 503
 _PROGRESS_FROM: Final = 3000
 """Locks from which on a progress bar is worth its lines."""
 
@@ -71,6 +74,12 @@ app = typer.Typer(
 class OnVerdict(StrEnum):
     FLAG = "flag"
     REMOVE = "remove"
+
+
+class ShowSessions(StrEnum):
+    AUTHENTICATED = "authenticated"
+    LOCAL = "local"
+    ALL = "all"
 
 
 class LogFormat(StrEnum):
@@ -632,25 +641,19 @@ class _SweepMetrics:
     def __init__(self, judging: _Judging) -> None:
         self._knowledge, self._metrics = _metrics(judging, watching=False)
         self._started = time.monotonic()
-        self._skipped: list[str] = []
+        self._skipped: list[Skipped] = []
 
     def take(self, found: "Finding | Skipped") -> None:
         from reaper.sweep import Finding  # noqa: PLC0415
 
         if not isinstance(found, Finding):
-            self._skipped.append(found.reason)
+            self._skipped.append(found)
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
             return
         self._metrics.count_action(found.action, found.judgement, found.outcome)
         if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
-            seen = Seen(
-                lock=found.lock,
-                evidence=found.evidence,
-                judgement=found.judgement,
-                at=time.monotonic(),
-            )
-            self._knowledge.put(found.lock.path, seen)
+            self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
 
     def write(self, path: str) -> None:
         """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
@@ -749,8 +752,8 @@ def watch(
         typer.Option(
             "--listen",
             metavar="HOST:PORT",
-            help="Where to serve /metrics, /-/healthy and /-/ready; repeatable; `:9789` is all "
-            "addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
+            help="Where to serve the page, /metrics, /-/healthy and /-/ready; repeatable; `:9789` "
+            "is all addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
             show_default="127.0.0.1:9789",
             envvar="REAPER_LISTEN",
             show_envvar=False,
@@ -821,6 +824,25 @@ def watch(
             default="5m",
         ),
     ] = None,
+    web_config: Annotated[
+        str | None,
+        typer.Option(
+            "--web-config",
+            envvar="REAPER_WEB_CONFIG",
+            metavar="FILE",
+            help="TLS and passwords for --listen, in the form that Prometheus exporters use "
+            "(docs/web.md); followed while it runs.",
+        ),
+    ] = None,
+    show_sessions: Annotated[
+        ShowSessions,
+        typer.Option(
+            "--show-sessions",
+            envvar="REAPER_SHOW_SESSIONS",
+            help="To whom the page and the JSON show names of sessions, and paths: who is "
+            "authenticated; who asks from this machine too; all.",
+        ),
+    ] = ShowSessions.LOCAL,
     log_format: LogFormatOption = LogFormat.CONSOLE,
 ) -> None:
     """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
@@ -829,7 +851,9 @@ def watch(
     """
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.reports.page import View  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
+    from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
 
     if resync < 1:
@@ -863,11 +887,37 @@ def watch(
         metrics=metrics,
         journal=journal,
     )
-    web = WebServer(
-        metrics.registry,
+    on_web_error = metrics.errors.labels("web").inc
+
+    def on_web_config_trouble(why: str) -> None:
+        on_web_error()
+        journal.warn("web-config-kept", file=web_config, why=why)
+
+    try:
+        config = web_config and WebConfigFile(
+            web_config,
+            on_trouble=on_web_config_trouble,
+            on_news=lambda: journal.info("web-config-read", file=web_config),
+        )
+    except WebConfigError as error:
+        _fail(judging.talk, f"--web-config {printable(web_config or '')}: {error}")
+    view = View(
+        knowledge,
+        metrics,
+        version=__version__,
+        states=judging.states,
+        limits=judging.limits,
+        acquire_timeout=acquire_timeout,
         healthy=it.healthy,
         ready=it.ready,
+    )
+    web = WebServer(
+        metrics.registry,
+        view,
         gateway=lambda: health.answer(now=time.monotonic(), fresh=it.healthy()),
+        show_sessions=show_sessions.value,
+        config=config.current if config else lambda: OPEN,
+        on_error=on_web_error,
     )
     try:
         ports = web.start(addresses)
@@ -918,6 +968,7 @@ def demo() -> None:
 
 @app.command()
 def probe(
+    *,
     url: Annotated[
         str,
         typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
@@ -939,31 +990,117 @@ def probe(
             variable="REAPER_PROBE_TIMEOUT",
         ),
     ] = 5.0,
+    ca: Annotated[
+        str | None,
+        typer.Option(
+            "--ca",
+            envvar="REAPER_PROBE_CA",
+            metavar="FILE",
+            help="Certificates to trust instead of the system's.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="REAPER_PROBE_INSECURE",
+            help="Take any certificate; never together with a password or --cert.",
+        ),
+    ] = False,
+    cert: Annotated[
+        str | None,
+        typer.Option(
+            "--cert",
+            envvar="REAPER_PROBE_CERT",
+            metavar="FILE",
+            help="A certificate to show, with its key in the same file or in --key.",
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="REAPER_PROBE_KEY", metavar="FILE", help="The key to --cert."),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user",
+            envvar="REAPER_PROBE_USER",
+            help="Who asks, with the password in REAPER_PROBE_PASSWORD; health needs neither.",
+        ),
+    ] = None,
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
-    import http.client  # noqa: PLC0415
-    import urllib.error  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
-    from http import HTTPStatus  # noqa: PLC0415
-
     talk = _Talk(quiet=False, verbose=False)
     if gateway and not url.endswith("/-/gateway"):
         url = url.removesuffix("/-/healthy").rstrip("/") + "/-/gateway"
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"--url: {url!r} is no http address")
+    password = os.environ.get("REAPER_PROBE_PASSWORD")
+    if user is not None and password is None:
+        raise typer.BadParameter("--user: its password is wanted in REAPER_PROBE_PASSWORD")
+    if insecure and (ca or cert or user):
+        raise typer.BadParameter("--insecure: not together with --ca, --cert or --user")
+    if key and not cert:
+        raise typer.BadParameter("--key: --cert is wanted too")
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310  # http only
-            text = answer.read(_ANSWER_LIMIT).decode(errors="replace").strip()
-            typer.echo(f"{answer.status} {printable(text)}")
+        context = _tls_context(ca=ca, insecure=insecure, cert=cert, key=key)
+    except (OSError, ValueError) as error:
+        files = " ".join(it for it in (ca, cert, key) if it)
+        _fail(talk, f"cannot use {printable(files)}: {error}")
+    status = _ask(talk, url, timeout=timeout, context=context, login=user and f"{user}:{password}")
+    # Of the gateway, only a 503 is the sidecar's word that it is wedged.
+    failed = EXIT_BLIND if gateway and status != _UNAVAILABLE else EXIT_FAILED
+    raise typer.Exit(0 if status == _OK else failed)
+
+
+def _tls_context(
+    *, ca: str | None, insecure: bool, cert: str | None, key: str | None
+) -> "ssl.SSLContext":
+    import ssl  # noqa: PLC0415
+
+    context = ssl.create_default_context(cafile=ca)
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if cert:
+        context.load_cert_chain(cert, key, password="")  # lest OpenSSL ask for one
+    return context
+
+
+def _ask(
+    talk: _Talk, url: str, *, timeout: float, context: "ssl.SSLContext", login: str | None
+) -> int | None:
+    """Ask, straight, whatever proxies the environment names; say the answer, and return its status,
+    None where there was none.
+    """
+    import base64  # noqa: PLC0415
+    import http.client  # noqa: PLC0415
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    request = urllib.request.Request(url)  # noqa: S310  # http only
+    if login:
+        basic = base64.b64encode(login.encode("utf-8", "surrogateescape")).decode()
+        # Not to be sent on to where a redirection leads.
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    try:
+        with opener.open(request, timeout=timeout) as answer:
+            typer.echo(f"{answer.status} {_text_of(answer)}")
+            return _OK
     except urllib.error.HTTPError as error:
-        text = error.read(_ANSWER_LIMIT).decode(errors="replace").strip()
-        talk.error(f"{url}: {error.code} {printable(text)}")
-        # Only a 503 is the sidecar's word that the gateway is wedged.
-        unknown = gateway and error.code != HTTPStatus.SERVICE_UNAVAILABLE
-        raise typer.Exit(EXIT_BLIND if unknown else EXIT_FAILED) from None
+        with error:
+            talk.error(f"{url}: {error.code} {_text_of(error)}")
+        return error.code
     except (OSError, http.client.HTTPException, ValueError) as error:
         talk.error(f"{url}: {error}")
-        raise typer.Exit(EXIT_BLIND if gateway else EXIT_FAILED) from None
+        return None
+
+
+def _text_of(answer: IO[bytes]) -> str:
+    return printable(answer.read(_ANSWER_LIMIT).decode(errors="replace").strip())
 
 
 def _locks(count: int) -> str:

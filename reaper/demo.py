@@ -26,9 +26,11 @@ from reaper.core.policy import Policy
 from reaper.core.verdict import STUCK, Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
+from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import VERDICT_STYLES
-from reaper.reports.web import Address, WebServer
+from reaper.reports.page import View
+from reaper.reports.web import WebServer
 from reaper.reports.words import duration
 from reaper.sweep import Reaper
 from reaper.watch import Watch
@@ -126,10 +128,19 @@ def run(console: Console) -> None:
             metrics=metrics,
             journal=journal,
         )
-        web = WebServer(
-            metrics.registry,
+        view = View(
+            knowledge,
+            metrics,
+            version="demo",
+            states=[state],
+            limits=_LIMITS,
+            acquire_timeout=60.0,
             healthy=watch.healthy,
             ready=watch.ready,
+        )
+        web = WebServer(
+            metrics.registry,
+            view,
             gateway=lambda: health.answer(now=time.monotonic(), fresh=True),
         )
         (port,) = web.start([Address("127.0.0.1", 0)])
@@ -214,7 +225,7 @@ def _picture(
     stuck = sum(it.judgement.verdict in STUCK for it in knowledge.all())
     counts = Text(
         f"reaper_stuck_locks {stuck}   reaper_actions_total{{outcome=removed}} {removed:.0f}   "
-        f"http://127.0.0.1:{port}/metrics",
+        f"http://127.0.0.1:{port}/",
         style="dim",
     )
     journal = Text("\n".join(line.rstrip() for line in lines.lines), overflow="ellipsis")

@@ -380,7 +380,7 @@ class Watch:
 
     def _tell_skipped(self, skipped: list[Skipped]) -> None:
         """Say once what is not looked at, and count it; again when it was gone in between."""
-        self._knowledge.set_skipped(it.reason for it in skipped)
+        self._knowledge.set_skipped(skipped)
         now = {(it.path, it.reason) for it in skipped}
         for it in skipped:
             if (it.path, it.reason) not in self._said:
@@ -414,7 +414,7 @@ class Watch:
     def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
         """Note what a lock came to, tell it, and see to it that its next change wakes us."""
         now = time.monotonic()
-        seen = Seen(lock=found.lock, evidence=found.evidence, judgement=found.judgement, at=now)
+        seen = Seen.of(found, now)
         before = self._knowledge.put(place, seen)
         if before is not None and _holder_of(before) != _holder_of(seen):
             self._leave_holder(place, before)
@@ -440,15 +440,17 @@ class Watch:
         verdict = found.judgement.verdict
         acted = found.action is Action.REMOVE
         flagged = found.action is Action.FLAG and changed
+        early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
+        told = acted or (changed and not early and not (first and verdict is Verdict.HELD))
+        if not told and not flagged:
+            return
+        record = lock_record(found)
         if acted or flagged:
             self._metrics.count_action(found.action, found.judgement, found.outcome)
-        early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
-        if not acted and (not changed or early or (first and verdict is Verdict.HELD)):
-            return
-        event = found.outcome.value if found.outcome and acted else "verdict"
-        self._journal.lock(
-            event, lock_record(found), found.lock, warn=found.outcome is Outcome.FAILED
-        )
+            self._knowledge.remember(record, time.time_ns() // 1_000_000)
+        if told:
+            event = found.outcome.value if found.outcome and acted else "verdict"
+            self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
 
     def _tell_churn(self, found: Finding, times: int) -> None:
         self._metrics.count_churn()

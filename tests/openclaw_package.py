@@ -33,24 +33,30 @@ class Unavailable(Exception):  # noqa: N818  # a state of the machine, no error 
     """The package is not to be had on this machine; the text says why."""
 
 
+def cache() -> Path:
+    """Return the folder that all runs share, made if need be."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openclaw-lock-reaper"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
 def install() -> OpenClaw:
     """Return the package, fetched where the cache has none yet. Raises Unavailable."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = cache / "openclaw-lock-reaper"
-    root.mkdir(parents=True, exist_ok=True)
+    root = cache()
     arch = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     node = f"node-linux-{arch}"
     with (root / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _npm_install(root / "node", f"{node}@{NODE_VERSION}")
-        _npm_install(root / VERSION, f"openclaw@{VERSION}")
+        npm_install(root / "node", f"{node}@{NODE_VERSION}")
+        npm_install(root / VERSION, f"openclaw@{VERSION}")
     return OpenClaw(
         node=root / "node" / "node_modules" / node / "bin" / "node",
         package=root / VERSION / "node_modules" / "openclaw",
     )
 
 
-def _npm_install(folder: Path, package: str) -> None:
+def npm_install(folder: Path, package: str) -> None:
+    """Install a package into a folder of its own, once. Raises Unavailable."""
     if (folder / ".done").exists():
         return
     npm = shutil.which("npm")

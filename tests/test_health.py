@@ -8,6 +8,7 @@ import pytest
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof, Program
 from reaper.core.health import Churn, ChurnLimits, Load, Standing, WedgedLimits
 from reaper.core.lock import FileId, Lock, parse
+from reaper.core.policy import Policy, decide
 from reaper.core.verdict import Limits, Verdict, judge
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.records import Seen
@@ -144,7 +145,15 @@ class World:
             "file_age": 7200.0,
         }
         evidence = Evidence(lock=lock, **{**fields, **how})
-        return Seen(lock=lock, evidence=evidence, judgement=judge(evidence, Limits()), at=at)
+        judgement = judge(evidence, Limits())
+        return Seen(
+            lock=lock,
+            evidence=evidence,
+            judgement=judgement,
+            action=decide(judgement, Policy()),
+            outcome=None,
+            at=at,
+        )
 
     def is_wedged(self, *seen: Seen, at: float) -> bool:
         self.health.check(seen, at)

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.lock import FileId, Lock, parse
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
+from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
-from reaper.reports.web import Address, parse_address
+from reaper.reports.web import parse_address
 from tests.conftest import HoldLock, Tree, record
 
 
@@ -64,7 +66,11 @@ def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
         "file_age": 10.0,
     }
     evidence = Evidence(lock=lock, **{**fields, **how})
-    return Seen(lock=lock, evidence=evidence, judgement=judge(evidence, Limits()), at=100.0)
+    judgement = judge(evidence, Limits())
+    action = decide(judgement, Policy())
+    return Seen(
+        lock=lock, evidence=evidence, judgement=judgement, action=action, outcome=None, at=100.0
+    )
 
 
 def series(metrics: Metrics) -> dict[str, float]:
@@ -176,7 +182,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
 ) -> None:
     knowledge.put(1, a_lock())
     Use.open_fds = 5
-    knowledge.set_skipped(["symlink"])
+    knowledge.set_skipped([Skipped(path="/x", reason="symlink")])
     text = generate_latest(made(knowledge).registry).decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
@@ -194,7 +200,7 @@ def promtool(text: str) -> str:
 
 def test_promtool_finds_nothing_to_say(knowledge: Knowledge) -> None:
     knowledge.put(1, a_lock())
-    knowledge.set_skipped(["symlink"])
+    knowledge.set_skipped([Skipped(path="/x", reason="symlink")])
     assert promtool(generate_latest(made(knowledge).registry).decode()) == ""
 
 

@@ -8,7 +8,7 @@ import threading
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,10 +25,12 @@ from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Judgement, Verdict
 from reaper.core.words import printable
-from reaper.reports.records import Seen
+from reaper.reports.records import Act, Seen, SkippedFile
 
 OTHER: Final = "other"
 _LONGEST_LABEL: Final = 64
+_ACTS: Final = 50
+"""Acts that are remembered for the page."""
 _FLAGGED_REASONS: Final = (
     "dead-pid",
     "recycled-pid",
@@ -48,7 +50,7 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.FLAGGED,
     Outcome.FAILED,
 )
-_ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal")
+_ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
 
@@ -68,7 +70,8 @@ class Knowledge:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[object, Seen] = {}
-        self._skipped: Tally[str] = Tally()
+        self._skipped: list[SkippedFile] = []
+        self._acts: dict[tuple[str, str], Act] = {}
 
     def put(self, place: object, seen: Seen) -> Seen | None:
         """Note the latest of a place; return what was known of it before."""
@@ -85,17 +88,34 @@ class Knowledge:
         with self._lock:
             return self._seen.get(place)
 
-    def set_skipped(self, reasons: Iterable[str]) -> None:
+    def set_skipped(self, skipped: Iterable[SkippedFile]) -> None:
         with self._lock:
-            self._skipped = Tally(reasons)
+            self._skipped = list(skipped)
+
+    def remember(self, record: dict[str, Any], at_ms: int) -> None:
+        """Note an act, as `lock_record` gives it; the last _ACTS are kept. One that came to the
+        same on the same lock before is counted, so that what fails each second drives out nothing.
+        """
+        key = (record["path"], record["outcome"])
+        with self._lock:
+            before = self._acts.pop(key, None)
+            times = 1 if before is None else before.times + 1
+            self._acts[key] = Act(record=record, at_ms=at_ms, times=times)
+            if len(self._acts) > _ACTS:
+                del self._acts[next(iter(self._acts))]
+
+    def acts(self) -> list[Act]:
+        """Return what is remembered, the latest first."""
+        with self._lock:
+            return list(reversed(self._acts.values()))
 
     def all(self) -> list[Seen]:
         with self._lock:
             return list(self._seen.values())
 
-    def skipped(self) -> dict[str, int]:
+    def skipped(self) -> list[SkippedFile]:
         with self._lock:
-            return dict(self._skipped)
+            return list(self._skipped)
 
 
 class Metrics:
@@ -229,7 +249,7 @@ class _LockCollector(Collector):
         skipped = GaugeMetricFamily(
             "reaper_skipped_files", "What is not looked at, by reason.", labels=["reason"]
         )
-        for reason, count in self._knowledge.skipped().items():
+        for reason, count in Tally(it.reason for it in self._knowledge.skipped()).items():
             skipped.add_metric([reason], count)
         yield skipped
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 from reaper.core.verdict import Verdict
 from reaper.core.words import printable
@@ -37,7 +37,11 @@ class JsonOutput:
         stream.write(f'{{"schema": {SCHEMA}, "locks": [')
 
     def lock(self, found: Found) -> None:
-        self._stream.write(self._separator + json.dumps(lock_record(found)))
+        self.record(lock_record(found))
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write a lock as `lock_record` gave it, or with less in it."""
+        self._stream.write(self._separator + json.dumps(record))
         self._separator = ",\n"
 
     def end(self, summary: Summary) -> None:

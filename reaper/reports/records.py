@@ -5,7 +5,7 @@ The schema is written down in docs/json.md. Schema 1 only ever gains fields.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
@@ -71,7 +71,44 @@ class Seen:
     lock: Lock
     evidence: Evidence
     judgement: Judgement
+    action: Action
+    outcome: Outcome | None
+    note: str = ""
     at: float
+
+    @classmethod
+    def of(cls, found: Found, at: float) -> Self:
+        return cls(
+            lock=found.lock,
+            evidence=found.evidence,
+            judgement=found.judgement,
+            action=found.action,
+            outcome=found.outcome,
+            note=found.note,
+            at=at,
+        )
+
+
+class SkippedFile(Protocol):
+    """Something that is not looked at, and why."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def note(self) -> str: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Act:
+    """What was done to one lock, or said of it; `times` that it was, last at `at_ms` (epoch)."""
+
+    record: dict[str, Any]
+    at_ms: int
+    times: int = 1
 
 
 @dataclass(slots=True)

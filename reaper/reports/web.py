@@ -1,33 +1,51 @@
-"""The HTTP side: metrics, health and a landing page; only looks, changes nothing."""
+"""The HTTP side: metrics, health, a page and the locks as JSON; only looks, changes nothing."""
 
+import base64
+import binascii
 import ipaddress
 import json
-import socket
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-_PAGE: Final = b"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>openclaw-lock-reaper</title>
-<h1>openclaw-lock-reaper</h1>
-<ul><li><a href="/metrics">metrics</a><li><a href="/-/healthy">healthy</a>
-<li><a href="/-/ready">ready</a><li><a href="/-/gateway">gateway</a></ul></html>
-"""
-_TEXT: Final = [("Content-Type", "text/plain; charset=utf-8")]
-_SECONDS_FOR_A_REQUEST: Final = 10.0
+from reaper.reports.listener import (
+    CERTIFIED,
+    CONFIG,
+    SAFE_HEADERS,
+    Address,
+    Bounds,
+    Environment,
+    Listener,
+    StartResponse,
+)
+from reaper.reports.page import PAGE_POLICY, View
+from reaper.reports.web_config import OPEN, Passwords, TooBusyError, WebConfig
 
-StartResponse = Callable[..., Any]
+ShowSessions = Literal["authenticated", "local", "all"]
+"""To whom sessions' names are shown: those who are authenticated; who asks from this machine too;
+everybody."""
+_FREE: Final = frozenset({"/-/healthy", "/-/ready", "/-/gateway"})
+"""Asked by what restarts and routes, which has no password; there they tell one word."""
+_FORWARDED: Final = frozenset({"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"})
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """`body` whole, or in pieces where it may be large."""
+
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+    body: bytes | Iterator[bytes] = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _say(status: HTTPStatus, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status=status, body=f"{status.phrase}\n".encode(), headers=named)
 
 
 def parse_address(text: str) -> Address:
@@ -46,20 +64,36 @@ def parse_address(text: str) -> Address:
 
 
 class WebServer:
-    """Serves on some addresses, each from a thread of its own."""
+    """Serves on some addresses, each from threads of its own."""
 
     def __init__(
         self,
         registry: CollectorRegistry,
+        view: View,
         *,
-        healthy: Callable[[], bool],
-        ready: Callable[[], bool],
         gateway: Callable[[], tuple[bool, dict[str, Any]]],
+        show_sessions: ShowSessions = "local",
+        config: Callable[[], WebConfig] = lambda: OPEN,
+        bounds: Bounds | None = None,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._metrics = make_wsgi_app(registry)
-        self._checks = {"/-/healthy": healthy, "/-/ready": ready}
-        self._gateway = gateway
-        self._servers: list[WSGIServer] = []
+        self._view = view
+        self._gateway_health = gateway
+        self._show_sessions = show_sessions
+        self._config = config
+        self._bounds = bounds or Bounds()
+        self._on_error = on_error
+        self._passwords = Passwords()
+        self._routes: dict[str, Callable[[Environment, bool], Answer]] = {
+            "/": self._page,
+            "/metrics": self._scrape,
+            "/api/v1/locks": self._locks,
+            "/-/healthy": lambda *_: _check(view.healthy()),
+            "/-/ready": lambda *_: _check(view.ready()),
+            "/-/gateway": self._gateway,
+        }
+        self._listeners: list[Listener] = []
         self._serving = False
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
@@ -67,103 +101,132 @@ class WebServer:
         nothing is served then.
         """
         for address in addresses:
-            family = _Server6 if _is_v6(address.host) else _Server
-            server = make_server(
-                address.host, address.port, self._answer, family, handler_class=_Handler
+            self._listeners.append(
+                Listener(
+                    address,
+                    self._answer,
+                    config=self._config,
+                    bounds=self._bounds,
+                    on_error=self._on_error,
+                )
             )
-            self._servers.append(server)
         self._serving = True
-        for it in self._servers:
+        for it in self._listeners:
             threading.Thread(target=it.serve_forever, daemon=True, name="web").start()
-        return [server.server_port for server in self._servers]
+        return [it.server_port for it in self._listeners]
 
     def stop(self) -> None:
-        for server in self._servers:
+        for it in self._listeners:
             if self._serving:
-                server.shutdown()
-            server.server_close()
+                it.shutdown()
+            it.close()
 
-    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return _say(start_response, HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", "GET, HEAD")])
+    def _answer(self, environ: Environment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = self._find_answer(environ)
+        headers = {"Content-Type": answer.content_type, **SAFE_HEADERS, **answer.headers}
+        headers |= environ[CONFIG].headers
+        body = answer.body
+        if isinstance(body, bytes):
+            headers["Content-Length"] = str(len(body))
+            body = iter([body])
+        start_response(f"{answer.status.value} {answer.status.phrase}", list(headers.items()))
+        return iter([b""]) if environ["REQUEST_METHOD"] == "HEAD" else body
+
+    def _find_answer(self, environ: Environment) -> Answer:
         path = environ["PATH_INFO"]
-        if path == "/metrics":
-            answer: Iterable[bytes] = self._metrics(environ, start_response)
-            return answer
-        if path in self._checks:
-            fine = self._checks[path]()
-            return _say(start_response, _STATUS[fine])
-        if path == "/-/gateway":
-            fine, value = self._gateway()
-            start_response(_line(_STATUS[fine]), [("Content-Type", "application/json")])
-            return [json.dumps(value).encode() + b"\n"]
-        if path == "/":
-            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
-            return [_PAGE]
-        return _say(start_response, HTTPStatus.NOT_FOUND)
+        authenticated = False
+        if path not in _FREE:
+            try:
+                authenticated = self._is_authenticated(environ)
+            except TooBusyError:
+                return _say(HTTPStatus.TOO_MANY_REQUESTS, Retry_After="1")
+            if environ[CONFIG].users and not authenticated:
+                realm = 'Basic realm="reaper", charset="UTF-8"'
+                return _say(HTTPStatus.UNAUTHORIZED, WWW_Authenticate=realm)
+        route = self._routes.get(path)
+        if route is None:
+            return _say(HTTPStatus.NOT_FOUND)
+        return route(environ, authenticated or self._may_see(environ))
+
+    def _is_authenticated(self, environ: Environment) -> bool:
+        """Tell whether the client has shown who it is: by a user's password where there are users,
+        else by a certificate. Raises TooBusyError.
+        """
+        users = environ[CONFIG].users
+        if not users:
+            return bool(environ[CERTIFIED])
+        scheme, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        try:
+            user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return False
+        if scheme.lower() != "basic" or not colon:
+            return False
+        return self._passwords.right(users, user.decode("utf-8", "replace"), password)
+
+    def _may_see(self, environ: Environment) -> bool:
+        """Tell whether one who is not authenticated may see sessions' names."""
+        if self._show_sessions == "local":
+            return _is_local(environ)
+        return self._show_sessions == "all"
+
+    def _page(self, _environ: Environment, names: bool) -> Answer:
+        return Answer(
+            content_type="text/html; charset=utf-8",
+            body=self._view.page(names=names),
+            headers={"Content-Security-Policy": PAGE_POLICY},
+        )
+
+    def _locks(self, _environ: Environment, names: bool) -> Answer:
+        return Answer(content_type="application/json", body=self._view.json(names=names))
+
+    def _gateway(self, environ: Environment, _names: bool) -> Answer:
+        fine, value = self._gateway_health()
+        if environ[CONFIG].users:
+            value = {"wedged": value["wedged"]}
+        return Answer(
+            status=_STATUS[fine],
+            content_type="application/json",
+            body=json.dumps(value).encode() + b"\n",
+        )
+
+    def _scrape(self, environ: Environment, _names: bool) -> Answer:
+        """prometheus_client's own application does it; it knows no HEAD."""
+        headers: dict[str, str] = {}
+        body = self._metrics(
+            {**environ, "REQUEST_METHOD": "GET"}, lambda _status, given: headers.update(given)
+        )
+        return Answer(body=b"".join(body), headers=headers)
 
 
 _STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}
 
 
-def _line(status: HTTPStatus) -> str:
-    return f"{status.value} {status.phrase}"
+def _check(fine: bool) -> Answer:
+    return _say(_STATUS[fine])
 
 
-def _say(
-    start_response: StartResponse, status: HTTPStatus, headers: list[tuple[str, str]] | None = None
-) -> list[bytes]:
-    start_response(_line(status), [*_TEXT, *(headers or [])])
-    return [f"{status.phrase}\n".encode()]
+def _is_local(environ: Environment) -> bool:
+    """Tell whether the client is on this machine, as far as can be told: no proxy says that it
+    asks for somebody else, and the name that was asked for is this machine's own (a page of a
+    stranger's, whose name was made to point here, asks for another).
+    """
+    forwarded = any(it in _FORWARDED or it.startswith("HTTP_X_FORWARDED") for it in environ)
+    name = environ.get("HTTP_HOST", "").lower()
+    host, colon, port = name.rpartition(":")
+    if not colon or not port.isdigit():
+        host = name
+    return (
+        not forwarded
+        and _is_loopback(environ["REMOTE_ADDR"])
+        and (host == "localhost" or _is_loopback(host.removeprefix("[").removesuffix("]")))
+    )
 
 
-def _is_v6(host: str) -> bool:
-    if not host:
-        return socket.has_dualstack_ipv6()
+def _is_loopback(text: str) -> bool:
     try:
-        return ipaddress.ip_address(host).version == 6  # noqa: PLR2004  # IPv6
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
-
-
-class _Server(WSGIServer):
-    """One thread a request, so that a slow client stops nobody."""
-
-    daemon_threads = True
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        threading.Thread(
-            target=self._serve, args=(request, client_address), daemon=True, name="request"
-        ).start()
-
-    def _serve(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            self.finish_request(request, client_address)
-        except OSError:
-            pass  # the client went away
-        finally:
-            self.shutdown_request(request)
-
-    def server_bind(self) -> None:
-        super().server_bind()
-        # WSGIServer asks the resolver for a name that nobody uses; an address will do.
-        self.server_name = str(self.server_address[0])
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-    def server_bind(self) -> None:
-        if self.server_address[0] in {"", "::"}:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _SECONDS_FOR_A_REQUEST
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401
-        pass
-
-    def address_string(self) -> str:
-        return str(self.client_address[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

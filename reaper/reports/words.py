@@ -32,12 +32,12 @@ def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Li
         f"  fingerprint {lock.fingerprint}",
         f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
         f"  hold proof  {_PROOF[evidence.proof]}{_note(evidence.proof_note)}",
-        f"  holder      {_holder(evidence)}",
+        f"  holder      {whose(evidence)}",
         *(f"  {line}" for line in _run(evidence)),
         f"  verdict     {judgement.verdict.value.upper()}"
         + (f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""),
-        f"  rule        {judgement.row}: {_RULES[judgement.row]}",
-        f"  a sweep     {_action(judgement, action, limits)}",
+        f"  rule        {judgement.row}: {RULES[judgement.row]}",
+        f"  a sweep     {next_step(judgement, action, limits)}",
     ]
 
 
@@ -110,7 +110,8 @@ def _age_source(lock: Lock) -> str:
     return "the file's own time" if created is None else "createdAt"
 
 
-def _holder(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
+def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
+    """Return in one sentence who holds the lock, by the process table."""
     pid = evidence.lock.record.pid
     holder = evidence.holder
     here = "" if holder.pid in {None, pid} else f" (pid {holder.pid} as seen from here)"
@@ -164,7 +165,7 @@ def _run(evidence: Evidence) -> list[str]:
     return lines
 
 
-_RULES: Final = {
+RULES: Final = {
     1: "held, but the run that took it was cut short, and all has been quiet since",
     2: "held for longer than its holder promised, and the grace",
     3: "held",
@@ -179,7 +180,8 @@ _RULES: Final = {
 }
 
 
-def _action(judgement: Judgement, action: Action, limits: Limits) -> str:
+def next_step(judgement: Judgement, action: Action, limits: Limits) -> str:
+    """Return what a sweep does with the lock: `removes it`, and so on."""
     if RECOVERY_PENDING in judgement.reasons:
         return (
             "keeps it until a gateway has been up for "

@@ -1,0 +1,394 @@
+"""What people and programs see of the locks over HTTP: the page on `/`, and the JSON beside it.
+
+Names of sessions, and with them paths, are for those only who may see them; others get
+placeholders, which stay the same as long as the sidecar runs.
+"""
+
+import base64
+import hashlib
+import hmac
+import io
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any, Final
+
+from prometheus_client import Counter, Gauge
+
+from reaper.core.evidence import DEAD, HoldProof
+from reaper.core.lock import StateDir, iso
+from reaper.core.policy import Outcome
+from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, STUCK, Limits
+from reaper.core.words import printable
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.output import JsonOutput
+from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
+from reaper.reports.words import RULES, duration, next_step, no_proof_advice, whose
+
+_HIDDEN_FIELDS: Final = ("path", "session")
+_PLAIN_FIELDS: Final = frozenset(
+    {
+        "state_dir",
+        "agent",
+        "pid",
+        "starttime",
+        "created_at",
+        "fingerprint",
+        "max_hold_ms",
+        "age_seconds",
+        "holder",
+        "holder_pid",
+        "hold_proof",
+        "run",
+        "verdict",
+        "reasons",
+        "rule",
+        "action",
+        "outcome",
+    }
+)
+"""Fields of a lock's record that name no session; whatever is not listed is not shown."""
+_CHUNK: Final = 64 * 1024
+_MOST_SHOWN: Final = 50
+"""Locks of one kind that the page shows; the rest is a number and a link."""
+_TEMPLATE: Final = Template(
+    files("reaper.reports").joinpath("page.html").read_text(encoding="utf-8")
+)
+
+
+def _hash_of(tag: str) -> str:
+    """Return what a Content-Security-Policy allows the page's own style or script by."""
+    found = re.search(rf"<{tag}>(.*)</{tag}>", _TEMPLATE.template, re.DOTALL)
+    text = found[1] if found else ""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+PAGE_POLICY: Final = (
+    f"default-src 'none'; style-src {_hash_of('style')}; script-src {_hash_of('script')}; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+class _Names:
+    """Shows names, or placeholders that tell nothing and are the same for the same name."""
+
+    def __init__(self, key: bytes, *, shown: bool) -> None:
+        self._key = key
+        self.shown = shown
+
+    def of(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return a lock's record, with what must not be seen hidden."""
+        if self.shown:
+            return record
+        hidden = self.hide(record["path"])
+        return {
+            key: value
+            if key in _PLAIN_FIELDS
+            else (hidden if key in _HIDDEN_FIELDS else "" if key == "note" else None)
+            for key, value in record.items()
+        }
+
+    def hide(self, name: str) -> str:
+        if self.shown:
+            return name
+        digest = hmac.digest(self._key, name.encode("utf-8", "surrogateescape"), "sha256")
+        return f"hidden-{digest.hex()[:8]}"
+
+
+class View:
+    """Makes the page and the JSON from what is known at this moment; thread-safe."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        metrics: Metrics,
+        *,
+        version: str,
+        states: Sequence[StateDir],
+        limits: Limits,
+        acquire_timeout: float,
+        healthy: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._knowledge = knowledge
+        self._metrics = metrics
+        self._version = version
+        self._states = states
+        self._limits = limits
+        self._acquire_timeout = acquire_timeout
+        self.healthy = healthy
+        self.ready = ready
+        self._started = time.monotonic()
+        self._key = secrets.token_bytes(32)
+
+    def _seen(self) -> list[Seen]:
+        """Return all locks, the oldest first."""
+        return sorted(self._knowledge.all(), key=lambda it: it.at - it.evidence.age)
+
+    def json(self, *, names: bool) -> Iterator[bytes]:
+        """Yield the locks as `reaper list --json` writes them, piece by piece."""
+        shown = _Names(self._key, shown=names)
+        stream = io.StringIO()
+        output, summary = JsonOutput(stream), Summary()
+        for it in self._seen():
+            summary.count_lock(it.judgement, it.outcome)
+            output.record(shown.of(lock_record(_as_of_now(it))))
+            if stream.tell() > _CHUNK:
+                yield _taken_from(stream)
+        for skipped in self._knowledge.skipped():
+            summary.count_skipped(
+                path=shown.hide(skipped.path),
+                reason=skipped.reason,
+                note=skipped.note if names else "",
+                failed=skipped.failed,
+            )
+        output.end(summary)
+        yield _taken_from(stream)
+
+    def page(self, *, names: bool) -> bytes:
+        shown = _Names(self._key, shown=names)
+        seen = self._seen()
+        stuck = [it for it in seen if _is_stuck(it)]
+        pending = [it for it in seen if RECOVERY_PENDING in it.judgement.reasons]
+        blind = [it for it in seen if NO_HOLD_PROOF in it.judgement.reasons]
+        special = {id(it) for it in (*stuck, *pending, *blind)}
+        others = [it for it in seen if id(it) not in special]
+        skipped = [it for it in self._knowledge.skipped() if it.failed]
+        level, answer = self._answer(stuck, blind)
+        trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
+        quiet = (
+            self._group("Kept for the next gateway", pending, shown),
+            self._group("Held", others, shown),
+        )
+        now_ms = time.time_ns() // 1_000_000
+        details = self._details(seen, stuck, blind, skipped)
+        page = _TEMPLATE.substitute(
+            title=escape(f"{len(stuck)} stuck · reaper"),
+            level=level,
+            answer=escape(answer),
+            details="\n".join(f"<p>{escape(it)}</p>" for it in details),
+            trouble="\n".join(trouble),
+            quiet="\n".join(quiet),
+            acts=_acts(self._knowledge.acts(), shown, now_ms),
+            state=_pairs(self._state(shown, skipped)),
+            version=escape(self._version),
+            now_iso=iso(now_ms),
+            now=_clock(now_ms),
+        )
+        # Names may hold what UTF-8 does not have; `printable` has escaped it.
+        return page.encode("utf-8", "backslashreplace")
+
+    def _answer(self, stuck: list[Seen], blind: list[Seen]) -> tuple[str, str]:
+        """Return how bad it is, and the first line: what is stuck, since when, who holds it."""
+        if not self.healthy():
+            return "bad", "The reaper hangs: what stands here is old."
+        if stuck:
+            first = stuck[0]
+            since = f"locked since {_clock(_created_ms(first))} and {_who(first)}"
+            if len(stuck) == 1:
+                return "bad", f"1 session is stuck, {since}."
+            return "bad", f"{len(stuck)} sessions are stuck, the first {since}."
+        if not self.ready():
+            return "doubt", "Not known: not every state directory could be read (yet)."
+        if blind:
+            return "doubt", f"Not known: {_count(blind)} cannot be judged."
+        return "good", "No session is stuck."
+
+    def _details(
+        self,
+        seen: list[Seen],
+        stuck: list[Seen],
+        blind: list[Seen],
+        skipped: list[SkippedFile],
+    ) -> Iterator[str]:
+        if stuck:
+            yield f"The first has been locked for {duration(_age(stuck[0]))}."
+        blocking = sum(_age(it) > self._acquire_timeout for it in seen)
+        if blocking:
+            yield (
+                f"Held for longer than {duration(self._acquire_timeout)}: "
+                f"{_count(seen[:blocking])}. Whoever writes to such a session now waits and fails."
+            )
+        for note in dict.fromkeys(it.evidence.proof_note for it in blind):
+            uids = {it.lock.uid for it in blind if it.evidence.proof_note == note}
+            yield f"Cannot be judged: {no_proof_advice(uids, note)}."
+        if skipped:
+            yield f"Could not be read: {len(skipped)}; see the journal."
+        elif not stuck and not blocking and not blind:
+            none_for = f"none for longer than {duration(self._acquire_timeout)}"
+            yield f"{_count(seen)}, {none_for}." if seen else "There are no locks now."
+
+    def _group(self, title: str, seen: list[Seen], shown: _Names) -> str:
+        if not seen:
+            return ""
+        items = "\n".join(self._lock(it, shown) for it in seen[:_MOST_SHOWN])
+        more = len(seen) - _MOST_SHOWN
+        rest = f'<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
+        return f"<section><h2>{title} ({len(seen)})</h2>\n<ul>{items}</ul>" + (
+            f"{rest}</section>" if more > 0 else "</section>"
+        )
+
+    def _lock(self, it: Seen, shown: _Names) -> str:
+        it = _as_of_now(it)
+        record = shown.of(lock_record(it))
+        judgement = it.judgement
+        age = _age(it)
+        lines = []
+        if judgement.reasons:  # else it is simply held
+            lines.append(_sentence(whose(it.evidence)))
+            why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
+            lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
+        if _is_stuck(it):
+            lines.append(
+                _sentence(f"the reaper {next_step(judgement, it.action, self._limits)}")
+                + (" That failed just now" if it.outcome is Outcome.FAILED else "")
+                + (f": {record['note']}." if record["note"] else "")
+            )
+        tone = "bad" if _is_stuck(it) else "soft"
+        since = f"since {_clock(_created_ms(it))}, {duration(age)}"
+        return (
+            f'<li><div class="head"><h3>{_name(record)}</h3>'
+            f'<span class="{tone}">{escape(since)}</span></div>'
+            + "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
+            + f'<p class="soft">{_where(record)}</p></li>'
+        )
+
+    def _state(self, shown: _Names, skipped: list[SkippedFile]) -> Iterator[tuple[str, str, str]]:
+        """Yield what is told of the reaper itself: name, text, tone."""
+        metrics = self._metrics
+        healthy, ready = self.healthy(), self.ready()
+        yield "Loop", "alive" if healthy else "hangs", "" if healthy else "bad"
+        yield (
+            "State directories",
+            "all read" if ready else "not all read (yet)",
+            "" if ready else "bad",
+        )
+        for state in self._states:
+            yield f"State {state.name}", state.path if shown.shown else "path not shown", ""
+        told = _total(metrics.observer_up) > 0
+        yield (
+            "File events",
+            "come in" if told else "missing: sweeps go on more often instead",
+            "" if told else "doubt",
+        )
+        swept = _total(metrics.last_sweep)
+        yield "Last full sweep", _clock(int(swept * 1000)) if swept else "none yet", ""
+        yield "Freed since its start", f"{_total(metrics.actions, outcome='removed'):.0f}", ""
+        failed = _total(metrics.actions, outcome="failed")
+        yield "Removals that failed", f"{failed:.0f}", "bad" if failed else ""
+        errors = _total(metrics.errors)
+        yield "Errors", f"{errors:.0f}", "bad" if errors else ""
+        if skipped:
+            for it in skipped[:_MOST_SHOWN]:
+                yield "Not read", f"{shown.hide(it.path)}: {it.reason}", "bad"
+        yield "Up for", duration(time.monotonic() - self._started), ""
+        if not shown.shown:
+            yield "Names of sessions", "not shown to you; docs/web.md tells to whom", ""
+
+
+def _taken_from(stream: io.StringIO) -> bytes:
+    text = stream.getvalue()
+    stream.seek(0)
+    stream.truncate()
+    return text.encode()
+
+
+def _is_stuck(it: Seen) -> bool:
+    return it.judgement.verdict in STUCK and RECOVERY_PENDING not in it.judgement.reasons
+
+
+def _age(it: Seen) -> float:
+    return it.evidence.age + time.monotonic() - it.at
+
+
+def _as_of_now(it: Seen) -> Seen:
+    since = time.monotonic() - it.at
+    holder = it.evidence.holder
+    if holder.up_for is not None:
+        holder = holder._replace(up_for=holder.up_for + since)
+    evidence = it.evidence._replace(age=it.evidence.age + since, holder=holder)
+    return replace(it, evidence=evidence, at=it.at + since)
+
+
+def _created_ms(it: Seen) -> int:
+    created = it.lock.record.created_at_ms
+    return it.lock.mtime_ms if created is None else created
+
+
+def _clock(at_ms: int) -> str:
+    """Return a moment as `10:29:15 UTC`; with the date where that is not today."""
+    text = iso(at_ms)
+    today = iso(time.time_ns() // 1_000_000)[:10]
+    return f"{text[11:19]} UTC" if text[:10] == today else f"{text[:10]} {text[11:19]} UTC"
+
+
+def _who(it: Seen) -> str:
+    evidence, pid = it.evidence, it.lock.record.pid
+    if evidence.proof is HoldProof.OPEN:
+        seen_as = evidence.holder.pid or pid
+        return f"held by pid {seen_as}" if seen_as else "held by a process that it does not name"
+    if evidence.holder.state in DEAD:
+        return f"left by pid {pid}, which is dead"
+    return f"held by nobody, though it names pid {pid}" if pid else "held by nobody"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _count(seen: Sequence[object]) -> str:
+    return "1 lock" if len(seen) == 1 else f"{len(seen)} locks"
+
+
+def _name(record: dict[str, Any]) -> str:
+    return escape(printable(str(record["session"])))
+
+
+def _where(record: dict[str, Any]) -> str:
+    parts = [f"agent {record['agent']}", f"state {record['state_dir']}"]
+    parts += [f"pid {record['pid']}"] if record["pid"] else []
+    parts += [record["session_key"]] if record["session_key"] else []
+    return escape(printable(" · ".join(parts)))
+
+
+def _acts(acts: list[Act], shown: _Names, now_ms: int) -> str:
+    if not acts:
+        return "<p>None since the reaper started.</p>"
+    items = []
+    for act in acts:
+        record = shown.of(act.record)
+        often = f", {act.times} times" if act.times > 1 else ""
+        ago = duration(max(0, now_ms - act.at_ms) / 1000)
+        text = f"{record['verdict']}: {', '.join(record['reasons'])}"
+        note = f"<p>{escape(printable(record['note']))}</p>" if record["note"] else ""
+        tone = "bad" if record["outcome"] == Outcome.FAILED.value else ""
+        items.append(
+            f'<li><div class="head"><h3>{_name(record)}</h3>'
+            f'<span class="{tone}">{escape(record["outcome"] + often)}</span>'
+            f'<span class="soft">{escape(_clock(act.at_ms))}, {ago} ago</span></div>'
+            f"<p>{escape(printable(text))}</p>{note}"
+            f'<p class="soft">{_where(record)}</p></li>'
+        )
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _pairs(pairs: Iterable[tuple[str, str, str]]) -> str:
+    return "\n".join(
+        f'<dt>{escape(printable(name))}</dt><dd class="{tone}">{escape(printable(text))}</dd>'
+        for name, text, tone in pairs
+    )
+
+
+def _total(metric: Counter | Gauge, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in metric.collect()
+        for sample in family.samples
+        if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
+    )

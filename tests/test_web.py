@@ -1,0 +1,1152 @@
+"""The HTTP side: what it answers, to whom, and what it bears."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import psutil
+import pytest
+
+from reaper.adapters.lock_files import Skipped
+from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
+from reaper.core.lock import StateDir
+from reaper.core.policy import Outcome
+from reaper.core.verdict import Limits
+from reaper.reports import listener, web, web_config
+from reaper.reports.listener import Address, Bounds
+from reaper.reports.metrics import Knowledge
+from reaper.reports.page import View
+from reaper.reports.records import Seen, lock_record
+from reaper.reports.web import WebServer
+from reaper.reports.web_config import (
+    OPEN,
+    Passwords,
+    TooBusyError,
+    WebConfig,
+    WebConfigError,
+    WebConfigFile,
+)
+from tests.conftest import HoldLock, Tree, record
+from tests.test_metrics import a_lock, made
+from tests.test_watch import Sidecar, free_port, until
+
+SECRET = "secret-session"
+"""A name that must not reach those who may not see it."""
+
+
+class Served:
+    """A web server in this process, on a free port, over what a test knows."""
+
+    def __init__(self, **how: Any) -> None:
+        self.knowledge: Knowledge = how.pop("knowledge", None) or Knowledge()
+        self.healthy = self.ready = True
+        self.wedged = False
+        self.errors = 0
+        metrics = made(self.knowledge)
+        self.view = View(
+            self.knowledge,
+            metrics,
+            version="1.2.3",
+            states=[StateDir("s", "/secret-session/state")],
+            limits=Limits(),
+            acquire_timeout=60.0,
+            healthy=lambda: self.healthy,
+            ready=lambda: self.ready,
+        )
+        self.web = WebServer(
+            metrics.registry,
+            self.view,
+            gateway=lambda: (not self.wedged, {"wedged": self.wedged, "holders": [{"pid": 7}]}),
+            on_error=self._count,
+            **how,
+        )
+        (self.port,) = self.web.start([Address("127.0.0.1", 0)])
+        (self.listener,) = self.web._listeners
+
+    def _count(self) -> None:
+        self.errors += 1
+
+    def ask(self, path: str = "/", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+        """Return the answer, all of it read (as `.text`)."""
+        it = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        it.request(method, path, headers=named)
+        answer = it.getresponse()
+        answer.text = answer.read().decode()  # type: ignore[attr-defined]  # for the tests
+        it.close()
+        return answer
+
+    def text(self, path: str = "/", **headers: str) -> str:
+        text: str = self.ask(path, **headers).text  # type: ignore[attr-defined]
+        return text
+
+    def status(self, path: str = "/", method: str = "GET", **headers: str) -> int:
+        return self.ask(path, method, **headers).status
+
+    def raw(self, sent: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as it:
+            it.sendall(sent)
+            return b"".join(iter(lambda: it.recv(65536), b""))
+
+
+Serving = Callable[..., Served]
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    served: list[Served] = []
+
+    def start(**how: Any) -> Served:
+        served.append(Served(**how))
+        return served[-1]
+
+    yield start
+    for it in served:
+        it.web.stop()
+
+
+def put(knowledge: Knowledge, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
+    """Let a lock be known; as of now, so that its age is what is asked for."""
+    it = replace(a_lock(session=session, **how), at=time.monotonic(), note=note)
+    knowledge.put(session, it)
+    return it
+
+
+def stale(knowledge: Knowledge, **how: Any) -> Seen:
+    fields: dict[str, Any] = {
+        "proof": HoldProof.NOT_OPEN,
+        "holder": Holder(state=HolderState.GONE),
+        "run": Run(store=StoreStatus.NONE),
+        "age": 700.0,
+    }
+    return put(knowledge, **{**fields, **how})
+
+
+def blind(knowledge: Knowledge, **how: Any) -> Seen:
+    gone = Holder(state=HolderState.GONE)
+    unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
+    return put(knowledge, holder=gone, **unproven, **how)
+
+
+ROUTES = ("/", "/metrics", "/api/v1/locks", "/-/healthy", "/-/ready", "/nowhere")
+
+
+# What is answered
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_get_and_head_tell_the_same_and_all_else_is_refused(serving: Serving, path: str) -> None:
+    served = serving()
+    got, head = served.ask(path), served.ask(path, "HEAD")
+    assert head.status == got.status == (404 if path == "/nowhere" else 200)
+    assert head.text == ""  # type: ignore[attr-defined]
+    dated = {"Date"}
+    assert {k: v for k, v in head.getheaders() if k not in dated} == {
+        k: v for k, v in got.getheaders() if k not in dated
+    }
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"):
+        refused = served.ask(path, method)
+        assert refused.status == 405
+        assert refused.getheader("Allow") == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_answer_has_strict_headers_and_tells_no_version(serving: Serving, path: str) -> None:
+    served = serving()
+    for answer in (served.ask(path), served.ask(path, "POST")):
+        assert answer.getheader("X-Content-Type-Options") == "nosniff"
+        assert answer.getheader("Referrer-Policy") == "no-referrer"
+        assert answer.getheader("Cache-Control") == "no-store"
+        assert answer.getheader("X-Frame-Options") == "DENY"
+        assert answer.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+        policy = answer.getheader("Content-Security-Policy") or ""
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.getheader("Server") == "reaper"
+
+
+def test_metrics_go_compressed_and_by_name_where_asked_for(serving: Serving) -> None:
+    served = serving()
+    assert served.ask("/metrics").getheader("Content-Type", "").startswith("text/plain; version=")
+    one = served.text("/metrics?name[]=reaper_build_info")
+    assert [line for line in one.splitlines() if not line.startswith("#")] == [
+        'reaper_build_info{version="1"} 1.0'
+    ]
+    it = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    it.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+    assert it.getresponse().read()[:2] == b"\x1f\x8b"
+    it.close()
+
+
+def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    served = serving()
+
+    def broken() -> bool:
+        raise RuntimeError("secret-session")
+
+    monkeypatch.setattr(served.view, "ready", broken)
+    answer = served.ask("/-/ready")
+    assert answer.status == 500
+    assert SECRET not in answer.text  # type: ignore[attr-defined]
+    assert served.errors == 1
+    assert served.status("/-/healthy") == 200
+    assert capfd.readouterr().err == ""
+
+
+# What it bears
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 3_000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n12345", 413),
+        (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n123456789", 405),
+        (b"<script> HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/x\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"GET /-/healthy HTTP/1.1\n\n", 200),
+        (b"GET /-/healthy HTTP/1.1\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\n\r\n", 200),
+    ],
+)
+def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
+    serving: Serving, sent: bytes, status: int
+) -> None:
+    served = serving()
+    answer = served.raw(sent)
+    assert answer.startswith(f"HTTP/1.0 {status} ".encode()), answer
+    assert answer.count(b"HTTP/1.0") == 1
+    assert b"script>" not in answer
+    assert served.errors == 0
+
+
+def test_http_0_9_gets_headers_too_and_silence_gets_silence(serving: Serving) -> None:
+    served = serving()
+    assert served.raw(b"GET /-/ready\r\n\r\n").startswith(b"HTTP/1.0 200 OK\r\n")
+    assert served.raw(b"\r\n\r\n") == b""
+    with socket.create_connection(("127.0.0.1", served.port)):
+        pass
+    until(lambda: not served.listener._visits)
+    assert served.errors == 0
+
+
+def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -> None:
+    """The deadline is for the whole request, so patience with each byte is no way around it."""
+    served = serving(bounds=Bounds(head_seconds=0.5))
+    with socket.create_connection(("127.0.0.1", served.port)) as it:
+        it.sendall(b"GET / HTTP/1.1\r\n")
+
+        def ended() -> bool:
+            try:
+                it.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        until(ended, "the client is cut off while it sends")
+    until(lambda: not served.listener._visits)
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> None:
+    served = serving(bounds=Bounds(answer_seconds=0.5))
+    for number in range(20_000):
+        put(served.knowledge, session=f"{number}{'x' * 200}")
+    with socket.socket() as it:
+        it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        it.connect(("127.0.0.1", served.port))
+        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
+        until(lambda: [it for it in served.listener._visits if not it.asking])
+        until(lambda: not served.listener._visits)
+    assert served.errors == 0
+
+
+def test_a_full_house_makes_room_by_cutting_off_the_eldest_that_still_asks(
+    serving: Serving,
+) -> None:
+    served = serving(bounds=Bounds(connections=3, head_seconds=3600))
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for number in range(3):
+            it = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            slow.append(it)
+            until(lambda wanted=number + 1: len(served.listener._visits) == wanted)  # type: ignore[misc]
+        served.listener.answering(served.listener._visits[0])  # as if its answer went on
+        assert served.status("/-/healthy") == 200
+        slow[1].settimeout(20)
+        assert slow[1].recv(1) == b""
+        until(lambda: len(served.listener._visits) == 2)
+        for it in (slow[0], slow[2]):
+            it.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                it.recv(1)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
+    tree: Tree, hold: HoldLock, limited: bool
+) -> None:
+    """Also where the sidecar has few descriptors: 1,000 clients never need them all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1500:
+        pytest.skip(f"needs 1,500 descriptors for 1,000 clients, and {hard} are to be had")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
+    hold("held")
+    sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=80:80") if limited else ())
+    process = psutil.Process(sidecar.process.pid)
+    slow = []
+    try:
+        until(lambda: sidecar.status("/-/ready") == 200)
+        # A thread that is ending still counts, so the bound is not to be met to the last one.
+        most = process.num_threads() + 2 * Bounds().connections
+        most_fds = process.num_fds() + 2 * Bounds().connections
+        for _ in range(1000):
+            it = socket.create_connection(("127.0.0.1", sidecar.port), timeout=20)
+            it.sendall(b"GET / HTTP/1.1\r\n")
+            slow.append(it)
+            if len(slow) % 50 == 0:
+                assert sidecar.status("/-/healthy") == 200
+                assert sidecar.metric("reaper_build_info") == 1
+                assert process.num_threads() < most
+                assert process.num_fds() < most_fds
+        assert sidecar.metric("reaper_errors_total", kind="web") == 0
+        assert sidecar.stop() == 0
+    finally:
+        for it in slow:
+            it.close()
+        sidecar.process.kill()
+        sidecar.process.wait()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_a_thread_or_a_descriptor_one_connection_is_lost_and_counted(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serving()
+    waits: list[float] = []
+
+    class NoThread:
+        def __init__(self, **_how: Any) -> None: ...
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listener.threading, "Thread", NoThread)  # type: ignore[attr-defined]
+        assert served.raw(b"") == b""
+        until(lambda: served.errors == 1)
+        assert served.listener._visits == []
+    with monkeypatch.context() as patch:
+        patch.setattr(listener.time, "sleep", waits.append)  # type: ignore[attr-defined]
+        patch.setattr(served.listener, "socket", NoDescriptor())
+        with pytest.raises(OSError, match="Too many"):
+            served.listener.get_request()
+        assert waits == [0.1]
+        assert served.errors == 2
+    assert served.status("/-/healthy") == 200
+
+
+class NoDescriptor:
+    def accept(self) -> None:
+        raise OSError(24, "Too many open files")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "local"),
+    [
+        ("127.0.0.1", {"HTTP_HOST": "localhost:9789"}, True),
+        ("127.0.0.1", {"HTTP_HOST": "localhost"}, True),
+        ("127.9.9.9", {"HTTP_HOST": "127.0.0.1:9789"}, True),
+        ("::1", {"HTTP_HOST": "[::1]:9789"}, True),
+        ("::ffff:127.0.0.1", {"HTTP_HOST": "LOCALHOST"}, True),
+        ("127.0.0.1", {}, False),
+        ("127.0.0.1", {"HTTP_HOST": ""}, False),
+        ("127.0.0.1", {"HTTP_HOST": "evil.example:9789"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost.evil.example"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "127.0.0.1.evil.example"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost,evil.example"}, False),
+        ("10.0.0.1", {"HTTP_HOST": "localhost:9789"}, False),
+        ("::ffff:10.0.0.1", {"HTTP_HOST": "localhost:9789"}, False),
+        ("fe80::1%eth0", {"HTTP_HOST": "localhost:9789"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_FORWARDED_FOR": "10.0.0.1"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_FORWARDED_HOST": "x"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_FORWARDED": "for=10.0.0.1"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_REAL_IP": "10.0.0.1"}, False),
+        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_VIA": "1.1 proxy"}, False),
+    ],
+)
+def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local: bool) -> None:
+    assert web._is_local({"REMOTE_ADDR": peer, **headers}) is local
+
+
+def full_of_names() -> Knowledge:
+    """Everything that the page and the JSON could tell, with the secret in every name."""
+    knowledge = Knowledge()
+    put(knowledge)
+    stuck = stale(knowledge, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
+    blind(knowledge, session=f"{SECRET}-blind")
+    failed = replace(stuck, outcome=Outcome.FAILED)
+    knowledge.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
+    knowledge.set_skipped(
+        [Skipped(path=f"/{SECRET}", reason="unreadable", failed=True, note=SECRET)]
+    )
+    return knowledge
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/locks"])
+@pytest.mark.parametrize(
+    ("show_sessions", "headers", "shown"),
+    [
+        ("local", {}, True),
+        ("local", {"Host": "evil.example"}, False),
+        ("local", {"X_Forwarded_For": "127.0.0.1"}, False),
+        ("authenticated", {}, False),
+        ("all", {"Host": "evil.example", "Via": "x"}, True),
+    ],
+)
+def test_names_are_for_those_who_may_see_them(
+    serving: Serving, path: str, show_sessions: str, headers: dict[str, str], shown: bool
+) -> None:
+    served = serving(knowledge=full_of_names(), show_sessions=show_sessions)
+    text = served.text(path, **headers)
+    assert (SECRET in text) is shown
+    assert ("hidden-" in text) is not shown
+
+
+def test_the_metrics_never_tell_a_session(serving: Serving) -> None:
+    assert SECRET not in serving(knowledge=full_of_names(), show_sessions="all").text("/metrics")
+
+
+def test_a_placeholder_is_the_same_for_the_same_lock_and_another_in_another_process(
+    serving: Serving,
+) -> None:
+    one = serving(knowledge=full_of_names(), show_sessions="authenticated")
+    other = serving(knowledge=one.knowledge, show_sessions="authenticated")
+
+    def placeholders(served: Served, path: str) -> set[str]:
+        return set(re.findall(r"hidden-[0-9a-f]{8}", served.text(path)))
+
+    locks = placeholders(one, "/api/v1/locks")
+    assert len(locks) == 4  # three locks, and what was skipped
+    assert placeholders(one, "/") == locks
+    assert not placeholders(other, "/api/v1/locks") & locks
+
+
+# JSON
+
+
+def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
+    hold("held")
+    tree.lock("pending", record(2**22 + 1))
+    tree.store({"k": {"sessionId": "pending", "status": "running"}})
+    sidecar = Sidecar(tree.root)
+    try:
+        until(lambda: sidecar.status("/-/ready") == 200)
+        served = json.loads(sidecar.get("/api/v1/locks"))
+        command = [sys.executable, "-m", "reaper", "list", "--json", "--state-dir", str(tree.root)]
+        listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    finally:
+        sidecar.stop()
+    assert served.keys() == listed.keys()
+    assert served["summary"].keys() == listed["summary"].keys()
+    assert served["summary"]["verdicts"] == listed["summary"]["verdicts"]
+    assert served["summary"]["stuck"] == listed["summary"]["stuck"] == 0
+    changing = {"age_seconds", "outcome", "run", "session_key"}
+    for lock in listed["locks"]:
+        (same,) = [it for it in served["locks"] if it["path"] == lock["path"]]
+        assert list(same) == list(lock)
+        for key in lock.keys() - changing:
+            assert same[key] == lock[key], key
+        assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=20)
+
+
+def test_hidden_json_keeps_every_field_and_what_names_no_session(serving: Serving) -> None:
+    served = serving(knowledge=full_of_names())
+    shown = json.loads(served.text("/api/v1/locks"))
+    hidden = json.loads(served.text("/api/v1/locks", Host="evil.example"))
+    for clear, dark in zip(shown["locks"], hidden["locks"], strict=True):
+        assert list(clear) == list(dark)
+        differing = {key for key in clear if clear[key] != dark[key]} - {"age_seconds"}
+        assert differing <= {"path", "session", "session_key", "note"}
+    assert hidden["summary"]["stuck"] == 1
+    assert hidden["summary"]["no_hold_proof"] == 1
+    assert [it["reason"] for it in hidden["summary"]["skipped"]] == ["unreadable"]
+
+
+def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> None:
+    served = serving()
+    assert json.loads(served.text("/api/v1/locks"))["locks"] == []
+    for number in range(3000):
+        put(served.knowledge, session=f"s{number}", age=float(number))
+    assert len(list(served.view.json(names=True))) > 10
+    locks = json.loads(served.text("/api/v1/locks"))["locks"]
+    assert [it["session"] for it in locks] == [f"s{number}" for number in reversed(range(3000))]
+
+
+# The page
+
+
+def first_line(served: Served) -> str:
+    (line,) = re.findall(r"<h1>(.*?)</h1>", served.text())
+    return str(line)
+
+
+def test_the_first_line_tells_what_is_stuck_since_when_and_who_holds_it(serving: Serving) -> None:
+    served = serving()
+    assert first_line(served) == "No session is stuck."
+    put(served.knowledge, session="healthy")
+    assert first_line(served) == "No session is stuck."
+    stale(served.knowledge, session="dead", age=500.0)
+    line = first_line(served)
+    assert line.startswith("1 session is stuck, locked since 1970-01-01 00:00:09 UTC and left by ")
+    assert line.endswith("pid 7, which is dead.")
+    put(served.knowledge, session="older", age=90_000.0, proof=HoldProof.OPEN)
+    assert "1 session" in first_line(served)  # it names no maxHoldMs, so it is held
+    stale(served.knowledge, session="eldest", age=99_999.0, holder=Holder(state=HolderState.SAME))
+    assert first_line(served).startswith("1 session")  # not seen so for its grace
+    put(
+        served.knowledge,
+        session="forgotten",
+        age=99_999.0,
+        proof=HoldProof.NOT_OPEN,
+        holder=Holder(state=HolderState.SAME, pid=7),
+        seen_for=11.0,
+    )
+    line = first_line(served)
+    assert line.startswith("2 sessions are stuck, the first locked since")
+    assert line.endswith("held by nobody, though it names pid 7.")
+    assert "<title>2 stuck" in served.text()
+
+
+def test_the_first_line_does_not_soothe_who_cannot_know(serving: Serving) -> None:
+    served = serving()
+    blind(served.knowledge)
+    assert first_line(served) == "Not known: 1 lock cannot be judged."
+    assert "run the reaper as that uid" in served.text()
+    served.ready = False
+    assert first_line(served).startswith("Not known: not every state directory")
+    served.healthy = False
+    assert first_line(served).startswith("The reaper hangs")
+
+
+def test_the_page_says_when_users_fail_now(serving: Serving) -> None:
+    served = serving()
+    put(served.knowledge, age=61.0)
+    assert "1 lock. Whoever writes to such a session now waits and fails" in served.text()
+
+
+def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
+    served = serving()
+    name = "<script>alert(1)</script>\x1b[31m\n$state ${x}" + os.fsdecode(b"\xff")
+    seen = stale(served.knowledge, session=name, agent="<b>&amp;'\"")
+    served.knowledge.remember({**lock_record(seen), "outcome": "failed", "note": name}, 1)
+    page = served.text()
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>" not in page
+    assert "\x1b" not in page
+    json.loads(served.text("/api/v1/locks"))
+
+
+def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) -> None:
+    served = serving()
+    for number in range(60):
+        put(served.knowledge, session=f"s{number}")
+    page = served.text()
+    assert page.count("<li>") == 50
+    assert "And 10 more" in page
+
+
+def test_recent_acts_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
+    served = serving()
+    assert "None since the reaper started" in served.text()
+    it = lock_record(replace(a_lock(), outcome=Outcome.FAILED))
+    for number in range(100):
+        served.knowledge.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
+    for _ in range(200):
+        served.knowledge.remember({**it, "path": "/1", "session": "again"}, 1000)
+    acts = served.knowledge.acts()
+    assert len(acts) == 50
+    assert (acts[0].record["session"], acts[0].times, acts[0].at_ms) == ("again", 200, 1000)
+    assert acts[1].record["session"] == "n99"
+    assert "failed, 200 times" in served.text()
+
+
+def test_an_act_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
+    tree.lock("dead", record(2**22 + 1))
+    sidecar = Sidecar(tree.root)
+    try:
+        until(lambda: sidecar.journal("removed"))
+        page = sidecar.get("/")
+        assert re.search(r"<h3>dead</h3><span class=\"\">removed</span>", page)
+        assert '<dt>Freed since its start</dt><dd class="">1</dd>' in page
+    finally:
+        sidecar.stop()
+
+
+def test_the_policy_of_the_page_allows_its_own_style_and_script_and_no_other(
+    serving: Serving,
+) -> None:
+    import hashlib
+
+    answer = serving().ask("/")
+    policy = answer.getheader("Content-Security-Policy") or ""
+    text: str = answer.text  # type: ignore[attr-defined]
+    for tag in ("style", "script"):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "style=" not in text
+    assert not re.search(r"\son\w+=", text)
+
+
+# The web configuration
+
+
+HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
+
+
+def basic(user: str = "alice", password: str = "right") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def with_users(**users: str) -> dict[str, Any]:
+    return {"config": lambda: WebConfig(users=users or {"alice": HASH})}
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/api/v1/locks", "/nowhere"])
+def test_with_users_all_but_health_needs_a_password(serving: Serving, path: str) -> None:
+    served = serving(knowledge=full_of_names(), **with_users())
+    refused = served.ask(path)
+    assert refused.status == 401
+    assert refused.getheader("WWW-Authenticate", "").startswith("Basic ")
+    for wrong in (
+        basic(password="wrong"),
+        basic("bob"),
+        basic("Alice"),
+        "Basic !!!",
+        "Basic",
+        "Bearer " + basic().split()[1],
+        "Basic " + base64.b64encode(b"alice").decode(),
+    ):
+        assert served.status(path, Authorization=wrong) == 401, wrong
+    assert served.status(path, Authorization=basic()) != 401
+    assert served.status(path, Authorization=basic().replace("Basic", "bAsIc")) != 401
+    assert served.status("/-/healthy") == served.status("/-/ready") == 200
+
+
+def test_what_asks_whether_the_gateway_is_wedged_needs_no_password_and_gets_one_word(
+    serving: Serving,
+) -> None:
+    alone, guarded = serving(), serving(**with_users())
+    for served in (alone, guarded):
+        assert served.status("/-/gateway") == 200
+        served.wedged = True
+        assert served.status("/-/gateway") == served.status("/-/gateway", "HEAD") == 503
+    assert json.loads(alone.text("/-/gateway")) == {"wedged": True, "holders": [{"pid": 7}]}
+    assert json.loads(guarded.text("/-/gateway")) == {"wedged": True}
+
+
+def test_who_has_the_password_sees_names_from_anywhere(serving: Serving) -> None:
+    served = serving(knowledge=full_of_names(), show_sessions="authenticated", **with_users())
+    assert SECRET in served.text("/", Host="reaper.example", Authorization=basic())
+
+
+def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_as_for_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[str] = []
+    real = bcrypt.checkpw
+
+    def counted(password: bytes, hashed: bytes) -> bool:
+        checked.append(hashed.decode())
+        return real(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    dearer = bcrypt.hashpw(b"x", bcrypt.gensalt(5)).decode()
+    users = {"alice": HASH, "bob": dearer}
+    passwords = Passwords()
+    assert all(passwords.right(users, "alice", b"right") for _ in range(10))
+    assert checked == [HASH]
+    assert not any(passwords.right(users, "alice", b"wrong") for _ in range(3))
+    assert checked == [HASH] * 4
+    assert not passwords.right(users, "nobody", b"x")  # right for bob, whose hash stands in
+    assert checked == [HASH] * 4 + [dearer]
+    assert passwords.right(users, "alice", b"right")  # what was wrong pushed nothing out
+    assert len(checked) == 5
+    changed = {"alice": bcrypt.hashpw(b"new", bcrypt.gensalt(4)).decode()}
+    assert not passwords.right(changed, "alice", b"right")
+    assert passwords.right(changed, "alice", b"new")
+    assert passwords._right.keys() == {"alice"}
+
+
+def test_long_passwords_count_by_what_bcrypt_reads_of_them() -> None:
+    hashed = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
+    assert Passwords().right({"alice": hashed}, "alice", b"x" * 100)
+    assert not Passwords().right({"alice": hashed}, "alice", b"x" * 71 + b"y" * 30)
+    assert not Passwords().right({"alice": hashed}, "alice", b"\0")
+    older = hashed.replace("$2b$", "$2y$")  # as htpasswd writes it
+    assert Passwords().right({"alice": older}, "alice", b"x" * 72)
+
+
+def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serving(**with_users())
+    assert served.status("/", Authorization=basic()) == 200
+    go_on = threading.Event()
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: not go_on.wait(60))
+    flood = [
+        threading.Thread(target=served.status, kwargs={"Authorization": basic(password="wrong")})
+        for _ in range(4)
+    ]
+    try:
+        for it in flood:
+            it.start()
+        room = served.web._passwords._room
+        until(lambda: room._value == 0)
+        turned_away = served.ask("/", Authorization=basic(password="other"))
+        assert turned_away.status == 429
+        assert turned_away.getheader("Retry-After") == "1"
+        assert served.status("/", Authorization=basic()) == 200
+        assert served.status("/-/healthy") == 200
+        with pytest.raises(TooBusyError):
+            served.web._passwords.right({"alice": HASH}, "alice", b"other")
+    finally:
+        go_on.set()
+        for it in flood:
+            it.join()
+
+
+_PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "a mapping of keys and values is wanted"),
+        ("x: [", "it is no YAML"),
+        ("\0", "it is no YAML"),
+        ("x: !!python/object/apply:os.getpid []", "it is no YAML"),
+        ("? [a]\n: b", "it is no YAML"),
+        ("tls_config: {}", "tls_config is not supported; known are tls_server_config"),
+        ("rate_limit: {interval: 1s, burst: 20}", "rate_limit is not supported"),
+        ("tls_server_config: {cert: x}", "cert is not supported"),
+        ("tls_server_config: {cipher_suites: [x]}", "cipher_suites is not supported"),
+        ("tls_server_config: {curve_preferences: [x]}", "curve_preferences is not supported"),
+        ("tls_server_config: {cert_file: x}", "needs cert_file and key_file"),
+        ("tls_server_config: {cert_file: no, key_file: no}", "text is wanted"),
+        ("tls_server_config: {cert_file: absent, key_file: absent}", "cannot use"),
+        ("tls_server_config: {cert_file: web.yml, key_file: web.yml}", "cannot use"),
+        (
+            "tls_server_config: {cert_file: x, key_file: x, client_auth_type: RequestClientCert}",
+            "RequestClientCert is not supported; known are NoClientCert",
+        ),
+        (
+            "tls_server_config: {cert_file: x, key_file: x, client_ca_file: x}",
+            "need a client_auth_type",
+        ),
+        (
+            "tls_server_config: {cert_file: x, key_file: x, client_allowed_sans: [x]}",
+            "need a client_auth_type",
+        ),
+        (
+            _PAIR + "  client_auth_type: VerifyClientCertIfGiven",
+            "needs a client_ca_file",
+        ),
+        ("tls_server_config: {cert_file: x, key_file: x, min_version: TLS11}", "TLS11 is not"),
+        ("tls_server_config: {cert_file: x, key_file: x, min_version: 12}", "text is wanted"),
+        (
+            _PAIR + "  min_version: TLS13\n  max_version: TLS12",
+            "min_version is above max_version",
+        ),
+        ("http_server_config: {http2: true}", "http2: not spoken here"),
+        ("http_server_config: {headers: {Set-Cookie: x}}", "Set-Cookie is not supported"),
+        ("http_server_config: {headers: {X-Frame-Options: x}}", "known are deny, sameorigin"),
+        (
+            'http_server_config: {headers: {X-XSS-Protection: "a\\r\\nb"}}',
+            "plain ASCII on one line is wanted",
+        ),
+        ("basic_auth_users: {alice: secret}", "no bcrypt hash"),
+        ("basic_auth_users: {alice: $2y$99$" + "x" * 53 + "}", "no bcrypt hash"),
+        ("basic_auth_users: {alice: 1}", "text is wanted"),
+        ("basic_auth_users: {1: x}", "write 1 in quotes"),
+        (f"basic_auth_users: {{alice: {HASH}, alice: {HASH}}}", "alice is given twice"),
+        ("basic_auth_users: [alice]", "a mapping of keys and values"),
+        ("#" * 1024 * 1024 + "##", "larger than"),
+    ],
+)
+def test_what_is_not_supported_or_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(text)
+    with pytest.raises(WebConfigError) as error:
+        WebConfigFile(str(path), on_trouble=lambda _: None)
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)  # a password that was not hashed
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WebConfigError, match="cannot read it: No such file"):
+        WebConfigFile(str(tmp_path / "absent"), on_trouble=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "tls_server_config:\nbasic_auth_users:\nhttp_server_config:\n"]
+)
+def test_an_empty_file_means_plain_http_for_everybody(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(text)
+    assert WebConfigFile(str(path), on_trouble=lambda _: None).current() == OPEN
+
+
+def test_headers_of_the_configuration_go_on_every_answer(serving: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(
+        "http_server_config:\n  http2: false\n  headers:\n"
+        "    Strict-Transport-Security: max-age=60\n    X-Frame-Options: sameorigin\n"
+        "    Content-Security-Policy: ''\n"
+    )
+    served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
+    for answer in (served.ask("/-/ready"), served.ask("/", "POST"), served.ask("/metrics")):
+        assert answer.getheader("Strict-Transport-Security") == "max-age=60"
+        assert answer.getheader("X-Frame-Options") == "sameorigin"
+        assert answer.getheader("Content-Security-Policy")  # blank is unset, so ours stays
+
+
+# TLS
+
+
+class Certificates:
+    """A CA, and certificates that it signed for the names of this machine, by openssl."""
+
+    def __init__(self, folder: Path) -> None:
+        if shutil.which("openssl") is None:
+            pytest.skip("openssl is not here")
+        self.folder = folder
+        self.ca = folder / "ca.pem"
+        self._openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", "/CN=test ca", "-days", "2", "-out", self.ca, "-keyout", folder / "ca.key"),
+            *("-addext", "keyUsage=critical,keyCertSign"),
+        )
+
+    def _openssl(self, *arguments: object) -> None:
+        command = ["openssl", *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+
+    def make(self, name: str, sans: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
+        """Return certificate and key; over those of the same name, where there are."""
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        (self.folder / "extensions").write_text(f"subjectAltName={sans}\n")
+        self._openssl(
+            *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", f"/CN={name}", "-out", "csr", "-keyout", key),
+        )
+        self._openssl(
+            *("x509", "-req", "-in", "csr", "-days", "2", "-CA", self.ca, "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-extfile", "extensions", "-out", certificate),
+        )
+        return certificate, key
+
+    def client(self, *pair: Path) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca)
+        if pair:
+            context.load_cert_chain(pair[0], pair[1])
+        return context
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    return Certificates(folder)
+
+
+def https(port: int, context: ssl.SSLContext, path: str = "/-/healthy", **headers: str) -> str:
+    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", headers=headers)
+    with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def served_certificate(port: int, context: ssl.SSLContext) -> bytes:
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as it,
+    ):
+        return it.getpeercert(binary_form=True) or b""
+
+
+def tls_config(folder: Path, more: str = "") -> Path:
+    path = folder / "web.yml"
+    path.write_text(f"tls_server_config:\n  cert_file: web.pem\n  key_file: web.key\n{more}")
+    return path
+
+
+def test_tls_serves_https_and_nothing_plain(serving: Serving, certificates: Certificates) -> None:
+    certificates.make("web")
+    path = tls_config(certificates.folder, "  min_version: TLS13\n")
+    served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
+    client = certificates.client()
+    assert https(served.port, client) == "OK\n"
+    assert json.loads(https(served.port, client, "/api/v1/locks"))["locks"] == []
+    assert b"HTTP" not in served.raw(b"GET / HTTP/1.1\r\n\r\n")
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(OSError, match=r"(?i)version"):
+        https(served.port, client)
+    until(lambda: not served.listener._visits)
+    assert served.errors == 0
+
+
+def test_a_handshake_that_never_ends_is_cut_off(
+    serving: Serving, certificates: Certificates
+) -> None:
+    certificates.make("web")
+    path = tls_config(certificates.folder)
+    config = WebConfigFile(str(path), on_trouble=lambda _: None)
+    served = serving(config=config.current, bounds=Bounds(head_seconds=0.5))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as it:
+        assert it.recv(1) == b""
+    until(lambda: not served.listener._visits)
+
+
+def test_an_answer_over_tls_ends_with_a_goodbye(
+    serving: Serving, certificates: Certificates
+) -> None:
+    """Without it a client cannot tell a whole answer from one that was cut short."""
+    certificates.make("web")
+    path = tls_config(certificates.folder)
+    served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
+    with (
+        socket.create_connection(("127.0.0.1", served.port), timeout=20) as plain,
+        certificates.client().wrap_socket(
+            plain, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as it,
+    ):
+        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
+        answer = b"".join(iter(lambda: it.recv(65536), b""))
+    assert answer.rstrip().endswith(b"}")
+
+
+def test_client_certificates_are_wanted_verified_and_by_name(
+    serving: Serving, certificates: Certificates
+) -> None:
+    certificates.make("web")
+    good = certificates.client(*certificates.make("good", "DNS:prometheus,IP:::1"))
+    other = certificates.client(*certificates.make("other", "DNS:somebody"))
+    path = tls_config(
+        certificates.folder,
+        "  client_ca_file: ca.pem\n  client_auth_type: RequireAndVerifyClientCert\n"
+        "  client_allowed_sans: ['prometheus', '0:0::1']\n",
+    )
+    served = serving(
+        knowledge=full_of_names(),
+        show_sessions="authenticated",
+        config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
+    )
+    assert SECRET in https(served.port, good, "/api/v1/locks")
+    for stranger in (certificates.client(), other):
+        with pytest.raises((OSError, http.client.HTTPException)):
+            https(served.port, stranger)
+
+
+def test_a_certificate_that_is_not_asked_for_but_given_shows_names(
+    serving: Serving, certificates: Certificates
+) -> None:
+    certificates.make("web")
+    good = certificates.client(*certificates.make("good"))
+    path = tls_config(
+        certificates.folder,
+        "  client_ca_file: ca.pem\n  client_auth_type: VerifyClientCertIfGiven\n",
+    )
+    served = serving(
+        knowledge=full_of_names(),
+        show_sessions="authenticated",
+        config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
+    )
+    assert SECRET in https(served.port, good, "/")
+    assert SECRET not in https(served.port, certificates.client(), "/")
+
+
+def test_changed_files_are_followed_and_broken_ones_keep_what_was(
+    tree: Tree, certificates: Certificates
+) -> None:
+    certificates.make("web")
+    path = tls_config(certificates.folder)
+    client = certificates.client()
+    environment = {**os.environ, "REAPER_WEB_CONFIG": str(path)}
+    port, log = free_port(), tree.root.parent / "journal"
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    command += ["--listen", f"127.0.0.1:{port}", "--log-format", "json"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, env=environment)
+
+    def journal(event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def errors() -> str:
+        (line,) = re.findall(r'errors_total\{kind="web"\} (\S+)', https(port, client, "/metrics"))
+        return str(line)
+
+    try:
+
+        def is_up() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(served_certificate(port, client))
+            return False
+
+        until(is_up)
+        before = served_certificate(port, client)
+        # The certificate is renewed in place.
+        certificates.make("web")
+        after = served_certificate(port, client)
+        assert after != before
+        assert after == ssl.PEM_cert_to_DER_cert((certificates.folder / "web.pem").read_text())
+        assert len(journal("web-config-read")) == 1
+        # The file breaks: all stays, and is said and counted once.
+        path.write_text("tls_server_config: {cert: x}")
+        assert [https(port, client) for _ in range(5)] == ["OK\n"] * 5
+        (kept,) = journal("web-config-kept")
+        assert "cert is not supported" in kept["why"]
+        assert errors() == "1.0"
+        # It goes away, as in the middle of being replaced: another trouble.
+        path.unlink()
+        assert https(port, client) == "OK\n"
+        assert len(journal("web-config-kept")) == 2
+        # Its key does not fit: the files that it names are followed too.
+        tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
+        certificate = (certificates.folder / "web.pem").read_text()
+        (certificates.folder / "web.pem").write_text("")
+        assert https(port, client, "/metrics")
+        assert errors() == "3.0"
+        (certificates.folder / "web.pem").write_text(certificate)
+        with pytest.raises(OSError, match="401"):
+            https(port, client, "/metrics")
+        assert https(port, client, "/metrics", Authorization=basic())
+        assert len(journal("web-config-read")) == 2
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_wrong_configuration_is_exit_1_in_one_line(tree: Tree, tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text("rate_limit: {burst: 1}")
+    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
+    command += ["--listen", "127.0.0.1:0", "--web-config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"reaper: --web-config {path}: the file: rate_limit is not")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_yaml_and_bcrypt_are_loaded_only_where_there_is_a_web_configuration() -> None:
+    program = (
+        "import sys, reaper.reports.web, reaper.cli\n"
+        "assert not {'yaml', 'bcrypt'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# Probe
+
+
+def probe(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "reaper", "probe", *options]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+
+
+def test_probe_asks_over_tls_and_with_a_password(
+    serving: Serving, certificates: Certificates
+) -> None:
+    certificates.make("web")
+    path = tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
+    served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
+    health, metrics = (f"https://127.0.0.1:{served.port}/{it}" for it in ("-/healthy", "metrics"))
+    ca = ("--ca", str(certificates.ca))
+    assert probe("--url", health).returncode == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in probe("--url", health).stderr
+    assert probe("--url", health, *ca).stdout == "200 OK\n"
+    assert probe("--url", health, REAPER_PROBE_CA=str(certificates.ca)).returncode == 0
+    assert probe("--url", health, "--insecure").returncode == 0
+    assert probe("--url", metrics, *ca).returncode == 1
+    login = {"REAPER_PROBE_USER": "alice", "REAPER_PROBE_PASSWORD": "right"}
+    assert probe("--url", metrics, *ca, **login).returncode == 0
+    wrong = probe("--url", metrics, *ca, **{**login, "REAPER_PROBE_PASSWORD": "s3cret"})
+    assert wrong.returncode == 1
+    assert "s3cret" not in wrong.stdout + wrong.stderr
+
+
+def test_probe_shows_a_certificate(serving: Serving, certificates: Certificates) -> None:
+    certificates.make("web")
+    certificate, key = map(str, certificates.make("good"))
+    path = tls_config(
+        certificates.folder,
+        "  client_ca_file: ca.pem\n  client_auth_type: RequireAndVerifyClientCert\n",
+    )
+    served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
+    options = ("--url", f"https://localhost:{served.port}/-/ready", "--ca", str(certificates.ca))
+    assert probe(*options).returncode == 1
+    assert probe(*options, "--cert", certificate, "--key", key).returncode == 0
+
+
+def test_probe_goes_by_no_proxy(serving: Serving) -> None:
+    served = serving()
+    nowhere = {"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+    assert probe("--url", f"http://127.0.0.1:{served.port}/-/healthy", **nowhere).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (("--user", "alice"), 2),
+        (("--key", "x"), 2),
+        (("--insecure", "--ca", "x"), 2),
+        (("--insecure", "--cert", "x"), 2),
+        (("--ca", "/absent"), 1),
+        (("--cert", "/absent"), 1),
+    ],
+)
+def test_wrong_options_of_probe_are_told_without_a_traceback(
+    options: tuple[str, ...], status: int
+) -> None:
+    done = probe("--url", "https://127.0.0.1:1/", *options)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_the_dependencies_that_configure_the_web_are_named_in_one_place() -> None:
+    """A guard of the guard: the module that imports them lazily is the only one that does."""
+    importing = [
+        path.name
+        for path in Path(web_config.__file__).parents[1].rglob("*.py")
+        if re.search(r"^\s*(?:import|from) (?:yaml|bcrypt)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert importing == ["web_config.py"]
