@@ -143,7 +143,7 @@ StateDirs = Annotated[
         "--state-dir",
         metavar="[NAME=]PATH",
         help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
-        "~/.openclaw, else the old names. [env var: REAPER_STATE_DIR, several with : between]",
+        "~/.openclaw, else the old names. (env var: REAPER_STATE_DIR, several with : between)",
         show_default=False,
     ),
 ]
@@ -750,7 +750,7 @@ def watch(
             "--listen",
             metavar="HOST:PORT",
             help="Where to serve /metrics, /-/healthy and /-/ready; repeatable; `:9789` is all "
-            "addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
+            "addresses, `off` none. (env var: REAPER_LISTEN, several with a space between)",
             show_default="127.0.0.1:9789",
             envvar="REAPER_LISTEN",
             show_envvar=False,
