@@ -1,6 +1,6 @@
 # The reaper's image: docs/deploying.md. Any architecture for which Python and psutil have builds; nothing is compiled.
 # The base is an argument so that a release can pin it by digest (python:...@sha256:...).
-ARG BASE=docker.io/library/python:3.13-slim-trixie
+ARG BASE=python:3.13-slim-trixie
 
 FROM ${BASE} AS build
 WORKDIR /src

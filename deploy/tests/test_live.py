@@ -361,9 +361,9 @@ def test_compose_starts_gateway_reaper_and_prometheus(
 
 
 def test_the_units_run_under_a_real_systemd(
-    podman: Podman, image: str, base: str, note: Note
+    podman: Podman, image: str, base: str, state: State, note: Note
 ) -> None:
-    """With all of their hardening, and a state directory that belongs to another user than root."""
+    """With all of their hardening. The state directory is mounted: an overlay would not count."""
     below = "localhost/reaper-test-systemd-base"
     install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd-sysv"
     podman.containerfile(below, f"FROM {base}\nRUN {install} && useradd --uid 1000 openclaw\n")
@@ -371,8 +371,7 @@ def test_the_units_run_under_a_real_systemd(
     podman.containerfile(
         tag,
         f"FROM {image} AS reaper\nFROM {below}\nCOPY --from=reaper /opt/reaper /opt/reaper\n"
-        "COPY stand_in.py /stand_in.py\n"
-        "RUN install -d -o openclaw /var/lib/openclaw /var/lib/openclaw/agents\n",
+        "COPY stand_in.py /stand_in.py\n",
         **{"stand_in.py": STAND_IN},
     )
     units = [
@@ -382,7 +381,14 @@ def test_the_units_run_under_a_real_systemd(
     limits = (f"--ulimit=nofile=1024:{most}", "--ulimit=nproc=4096:4096")
     legacy = "--env=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"  # for machines with cgroup v1 only
     with podman.container(
-        "--privileged", "--systemd=always", *limits, legacy, *units, tag, "/sbin/init"
+        "--privileged",
+        "--systemd=always",
+        *limits,
+        legacy,
+        *units,
+        f"--volume={state.root}:/var/lib/openclaw",
+        tag,
+        "/sbin/init",
     ) as machine:
 
         def inside(command: str) -> str:
@@ -428,7 +434,7 @@ def test_the_units_run_under_a_real_systemd(
         assert quietly(locks) == "healthy.jsonl.lock"
         inside("systemctl start openclaw-lock-reaper-sweep.timer")
         inside("systemctl start openclaw-lock-reaper-sweep.service")
-        assert inside(locks) == ""
+        assert inside(locks) == "", inside("journalctl --no-pager -u openclaw-lock-reaper-sweep")
         textfile = inside("setpriv --reuid=65534 cat /var/lib/openclaw-lock-reaper/reaper.prom")
         assert 'outcome="removed",reason="dead-pid"} 1.0' in textfile
         assert "openclaw-lock-reaper-sweep" in inside("systemctl list-timers --no-pager")
