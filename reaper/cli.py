@@ -63,11 +63,19 @@ app = typer.Typer(
     help="Free the session locks of an OpenClaw gateway whose holding is provably over; "
     "show the rest.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 nothing stuck is left, 1 something failed, 2 usage, 3 stuck locks are "
-    "left, 4 some locks could not be judged for want of a hold proof.",
+    epilog="""Examples:
+  reaper list                    all locks, and what a sweep would do
+  reaper explain SESSION         the whole evidence for one lock, in words
+  reaper sweep --dry-run         what would be freed now
+  reaper sweep --exit-zero       free it, once, from a timer
+  reaper watch --listen :9789    free stuck locks day and night, with metrics
+
+Run it as the uid that the gateway runs as: only that one gets the hold proof.
+
+Exit codes: 0 nothing stuck is left, 1 something failed, 2 usage, 3 stuck
+locks are left, 4 some locks could not be judged for want of a hold proof.""",
 )
 
 
@@ -152,7 +160,7 @@ StateDirs = Annotated[
         "--state-dir",
         metavar="[NAME=]PATH",
         help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
-        "~/.openclaw, else the old names. [env var: REAPER_STATE_DIR, several with : between]",
+        "~/.openclaw, else the old names. (env var: REAPER_STATE_DIR, several with : between)",
         show_default=False,
     ),
 ]
@@ -753,7 +761,7 @@ def watch(
             "--listen",
             metavar="HOST:PORT",
             help="Where to serve the page, /metrics, /-/healthy and /-/ready; repeatable; `:9789` "
-            "is all addresses, `off` none. [env var: REAPER_LISTEN, several with a space between]",
+            "is all addresses, `off` none. (env var: REAPER_LISTEN, several with a space between)",
             show_default="127.0.0.1:9789",
             envvar="REAPER_LISTEN",
             show_envvar=False,

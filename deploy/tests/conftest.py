@@ -1,0 +1,90 @@
+"""What the tests of deploy/ share: the tools, run from the project's folder, and their findings."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+NPM = ROOT / ".venv" / "npm"
+KUBECTL = NPM / "layer" / "kubectl" / "kubectl"
+
+
+def tool(name: str) -> str:
+    """Return where a tool is: beside this Python, or on PATH; skips, loudly, where it is not."""
+    path = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{name} is not here")
+    return path
+
+
+def run(*command: str | Path, **how: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a command that must succeed; what it said is in the failure otherwise."""
+    options: dict[str, Any] = {"cwd": ROOT, "timeout": 300, **how}
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    said = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{' '.join(map(str, command))} exits {done.returncode}:\n{said}"
+    return done
+
+
+def node(script: str, *arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a script that may import what npm installed for these tests."""
+    if not NPM.is_dir():
+        pytest.skip("no .venv/npm: make .venv/.deploy makes it")
+    return run(tool("node"), "-e", script, *arguments, cwd=NPM, **how)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", metavar="FILE", help="Write what was tried, and came of it, there."
+    )
+
+
+_NOTES: list[tuple[str, str]] = []
+_OUTCOMES: dict[str, tuple[str, str, float]] = {}
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note a figure or a finding of this test for the record."""
+    return lambda text: _NOTES.append((request.node.nodeid, text))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or (report.when == "setup" and not report.passed):
+        why = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+        _OUTCOMES[report.nodeid] = (report.outcome, why, report.duration)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--record")
+    if not path:
+        return
+    counts = Counter(outcome for outcome, _, _ in _OUTCOMES.values())
+    lines = [
+        "# What `make test-deploy` said",
+        "",
+        f"Written by it, on {platform.system()} {platform.release()}, {platform.machine()}, "
+        f"Python {platform.python_version()}: "
+        + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+        + ". What it cannot start: [deploying.md](deploying.md#what-was-not-tried).",
+        "",
+    ]
+    for file, title in (("test_live.py", "Started for real"), ("", "By validators and so on")):
+        lines += [f"## {title}", ""]
+        for nodeid, (outcome, why, seconds) in _OUTCOMES.items():
+            if ("test_live.py" in nodeid) is bool(file):
+                name = nodeid.split("::")[-1].removeprefix("test_").replace("_", " ")
+                said = f"{outcome} ({why.removeprefix('Skipped: ')})" if why else outcome
+                lines.append(f"- {name}: **{said}**" + (f", {seconds:.0f} s" if file else ""))
+                lines += [f"  - {text}" for node_, text in _NOTES if node_ == nodeid]
+        lines.append("")
+    Path(path).write_text("\n".join(lines[:-1]) + "\n")

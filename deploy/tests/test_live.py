@@ -1,0 +1,559 @@
+"""What is in deploy/, started for real: the image, Compose, systemd, Prometheus. Slow; needs root.
+
+There is no Docker engine, no image registry, no Kubernetes and no Grafana where this was written:
+the base image is Debian's own Python instead of python:slim, the gateway a stand-in (stand_in.py),
+and Prometheus is Debian's.
+"""
+
+import http.client
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, run, tool
+from test_files import DEPLOY, queries
+
+Note = Callable[[str], None]
+BASE = "localhost/reaper-test-base:trixie"
+DISTRIBUTION = "trixie"
+CA = Path("/etc/ssl/certs/ca-certificates.crt")
+PIP = Path("/etc/pip.conf")
+STAND_IN = Path(__file__).parent / "stand_in.py"
+HARDENED = (
+    "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=128m",
+)  # fmt: skip
+SOON = ("--abandoned-after", "2s", "--confirm", "500ms")
+
+
+def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"never came true: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        port: int = it.getsockname()[1]
+        return port
+
+
+def get(url: str) -> str:
+    """Return what is there, or "" while nothing is."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def metric(port: int, name: str) -> float | None:
+    lines = (line.rsplit(" ", 1) for line in get(f"http://127.0.0.1:{port}/metrics").splitlines())
+    return {series: float(value) for series, value in lines if series == name}.get(name)
+
+
+class Podman:
+    """podman with limits and a runtime that this machine grants; all it started ends with it."""
+
+    def __init__(self, folder: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, for podman and debootstrap")
+        self.program, self._folder = tool("podman"), folder
+        conf = folder / "containers.conf"
+        conf.write_text(
+            '[containers]\ndefault_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]\n'
+            f'[engine]\nruntime = "{Path(tool("runc")).name}"\n'
+        )
+        self.environment = {**os.environ, "CONTAINERS_CONF": str(conf)}
+
+    def __call__(self, *command: str | Path, **how: Any) -> str:
+        done = run(self.program, *command, env=self.environment, **{"timeout": 600, **how})
+        return done.stdout.strip()
+
+    def build(self, tag: str, *options: str | Path) -> None:
+        """Build with this machine's certificates and pip settings lent, not baked in."""
+        lent = [f"--volume={it}:{it}:ro" for it in (CA, PIP) if it.exists()]
+        self(
+            "build",
+            "--network=host",
+            "--format=docker",
+            "--timestamp=0",
+            *lent,
+            "-t",
+            tag,
+            *options,
+        )
+
+    def containerfile(self, tag: str, text: str, **files: Path) -> None:
+        context = self._folder / uuid.uuid4().hex
+        context.mkdir()
+        (context / "Containerfile").write_text(text)
+        for name, path in files.items():
+            shutil.copy(path, context / name)
+        self.build(tag, context)
+
+    @contextmanager
+    def container(self, *command: str | Path) -> Iterator[str]:
+        name = f"reaper-test-{uuid.uuid4().hex[:8]}"
+        try:
+            self("run", "--detach", f"--name={name}", *command)
+            yield name
+        finally:
+            subprocess.run(
+                [self.program, "rm", "--force", "--time=0", name],
+                env=self.environment, capture_output=True, timeout=60,
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+    return Podman(tmp_path_factory.mktemp("podman"))
+
+
+@pytest.fixture(scope="module")
+def base(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with Debian's Python, in the place of python:slim; made once a machine."""
+    command = [podman.program, "image", "exists", BASE]
+    if subprocess.run(command, env=podman.environment, timeout=60).returncode:
+        root = tmp_path_factory.mktemp("base") / "root"
+        packages = "--include=python3,python3-venv,ca-certificates"
+        run(tool("debootstrap"), "--variant=minbase", packages, DISTRIBUTION, root, timeout=1200)
+        for name in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
+            shutil.rmtree(root / name)
+        archive = root.with_suffix(".tar")
+        run("tar", "-C", root, "--one-file-system", "-cf", archive, ".")
+        podman("import", archive, BASE)
+        archive.unlink()
+        shutil.rmtree(root)
+    return BASE
+
+
+@pytest.fixture(scope="module")
+def image(podman: Podman, base: str) -> str:
+    tag = "localhost/openclaw-lock-reaper:test"
+    podman.build(tag, "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test", ROOT)
+    return tag
+
+
+@pytest.fixture(scope="module")
+def gateway_image(podman: Podman, image: str) -> str:
+    tag = "localhost/reaper-test-gateway"
+    text = (
+        f"FROM {image}\nUSER root\nRUN install -d -o 1000 -g 1000 /home/node/.openclaw\n"
+        "COPY stand_in.py /stand_in.py\nUSER 1000:1000\n"
+        'HEALTHCHECK NONE\nENTRYPOINT ["python3", "/stand_in.py", "openclaw", "gateway"]\nCMD []\n'
+    )
+    podman.containerfile(tag, text, **{"stand_in.py": STAND_IN})
+    return tag
+
+
+class State:
+    """A gateway's state directory, and the stand-in's orders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sessions = root / "agents" / "main" / "sessions"
+        root.mkdir(parents=True, exist_ok=True)
+        os.chown(root, 1000, 1000)
+
+    def order(self, *orders: str) -> None:
+        for it in orders:
+            path = self.root / "stand-in" / it
+            until(path.parent.is_dir, "a stand-in that runs")
+            path.touch()
+            until(partial(self._obeyed, path), f"the stand-in obeys: {it}")
+
+    @staticmethod
+    def _obeyed(path: Path) -> bool:
+        return not path.exists()
+
+    def locks(self) -> set[str]:
+        found = [it for it in self.sessions.glob("*.lock") if not it.is_symlink()]
+        return {it.name.removesuffix(".jsonl.lock") for it in found}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    return State(tmp_path / "state")
+
+
+# The image
+
+
+def test_the_image_is_small_and_holds_nothing_it_does_not_need(
+    podman: Podman, base: str, image: str, note: Note
+) -> None:
+    made = json.loads(podman("image", "inspect", image))[0]
+    below = json.loads(podman("image", "inspect", base))[0]
+    config = made["Config"]
+    assert config["User"] == "1000:1000"
+    assert config["Entrypoint"] == ["reaper"]
+    assert config["Cmd"] == ["watch"]
+    assert made["Healthcheck"]["Test"] == ["CMD", "reaper", "probe"]
+    assert config["Labels"]["org.opencontainers.image.version"] == "test"
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    own = made["Size"] - below["Size"]
+    sizes = podman(
+        "run", "--rm", "--entrypoint=sh", image, "-c", "du -sk /opt/reaper/lib/*/site-packages/*"
+    )
+    parts = sorted(((int(k), Path(path).name) for k, path in map(str.split, sizes.splitlines())))
+    largest = ", ".join(f"{name} {size / 1024:.1f}" for size, name in parts[:-7:-1])
+    note(f"{made['Size'] / 1e6:.0f} MB unpacked, {own / 1e6:.0f} MB of them ours: {largest} MiB")
+    assert own < 40e6
+    search = "command -v cc gcc g++ as ld make pip pip3 uv; ls /opt/reaper/bin"
+    found = podman("run", "--rm", "--entrypoint=sh", image, "-c", search).split()
+    assert "reaper" in found
+    assert [it for it in found if it.startswith(("/", "pip"))] == []
+    for name in ("pip", "tests", "hatchling"):
+        assert name not in [part for _, part in parts]
+
+
+def test_two_builds_give_the_same_layers(podman: Podman, base: str, image: str, note: Note) -> None:
+    """Not the same id: podman writes into its history what was taken from its cache."""
+    again = "localhost/openclaw-lock-reaper:again"
+    options = ("--no-cache", "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test")
+    podman.build(again, *options, ROOT)
+    layers = ("image", "inspect", "--format={{.RootFS.Layers}}")
+    assert podman(*layers, again) == podman(*layers, image)
+    note("the same layers by content, from the same base and without the cache")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
+    podman: Podman, image: str, gateway_image: str, state: State, note: Note, shared: bool
+) -> None:
+    """Read-only root, all capabilities dropped, no new privileges, the gateway's uid."""
+    port = free_port()
+    with ExitStack() as stack:
+        gateway = stack.enter_context(
+            podman.container(
+                "--volume", f"{state.root}:/home/node/.openclaw",
+                "--env=OPENCLAW_STATE_DIR=/home/node/.openclaw", gateway_image,
+            )
+        )  # fmt: skip
+        state.order("hold-healthy", "hold-killed", "stuck-stuck")
+        assert state.locks() == {"healthy", "killed", "stuck"}
+        reaper = stack.enter_context(
+            podman.container(
+                *HARDENED, *([f"--pid=container:{gateway}"] if shared else []),
+                f"--publish=127.0.0.1:{port}:9789", "--volume", f"{state.root}:/state",
+                image, "watch", *SOON,
+            )
+        )  # fmt: skip
+        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"}'
+        until(lambda: metric(port, held), "the sidecar sees held locks")
+        until(lambda: "stuck" not in state.locks(), "the abandoned lock is freed")
+        state.order("kill-killed")
+        until(lambda: "killed" not in state.locks(), "the killed holder's lock is freed")
+        assert state.locks() == {"healthy"}
+        namespace = metric(port, 'reaper_pid_namespace_shared{state="openclaw"}')
+        assert namespace == (1 if shared else 0)
+        assert metric(port, 'reaper_hold_proof_available{state="openclaw"}') == 1
+        memory = get(f"http://127.0.0.1:{port}/metrics").count(
+            "reaper_holder_resident_memory_bytes{"
+        )
+        assert memory == (1 if shared else 0)
+        assert podman("exec", reaper, "reaper", "probe").startswith("200")
+        podman("healthcheck", "run", reaper)
+        status = podman("exec", reaper, "cat", "/proc/self/status")
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        podman("kill", gateway)
+        if shared:
+            code = podman("wait", reaper)
+            assert code == "137"
+            note("a shared PID namespace dies with its first process, and the sidecar with it: 137")
+        else:
+            until(lambda: not state.locks(), "the killed gateway's lock is freed")
+            assert podman("inspect", "--format={{.State.Running}}", reaper) == "true"
+            note("the gateway is killed: its lock is freed, and the sidecar lives")
+
+
+def test_a_new_volume_belongs_to_the_gateway_whoever_mounts_it_first(
+    podman: Podman, image: str
+) -> None:
+    volume = f"reaper-test-{uuid.uuid4().hex[:8]}"
+    try:
+        command = ("run", "--rm", "--volume", f"{volume}:/state", "--entrypoint=stat", image)
+        assert podman(*command, "-c", "%u:%g", "/state") == "1000:1000"
+    finally:
+        podman("volume", "rm", "--force", volume)
+
+
+# Compose
+
+
+def test_compose_starts_gateway_reaper_and_prometheus(
+    podman: Podman, image: str, gateway_image: str, base: str, note: Note
+) -> None:
+    """All but Grafana, which cannot be had here; the healing runs over Compose's own volume."""
+    prometheus = "localhost/reaper-test-prometheus"
+    install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus"
+    text = (
+        f"FROM {base}\nRUN {install} && install -d -o prometheus /prometheus\nUSER prometheus\n"
+        'ENTRYPOINT ["prometheus"]\n'
+    )
+    podman.containerfile(prometheus, text)
+    ports = {name: free_port() for name in ("REAPER_PORT", "PROMETHEUS_PORT", "OPENCLAW_PORT")}
+    environment = {
+        **podman.environment,
+        **{name: str(port) for name, port in ports.items()},
+        "OPENCLAW_IMAGE": gateway_image, "REAPER_IMAGE": image, "PROMETHEUS_IMAGE": prometheus,
+        "GRAFANA_PASSWORD": "none", "COMPOSE_PROJECT_NAME": f"reaper{uuid.uuid4().hex[:8]}",
+    }  # fmt: skip
+    compose = (tool("podman-compose"), "-f", "deploy/compose/compose.yaml")
+    try:
+        up = ("up", "--detach", "--no-build", "gateway", "reaper", "prometheus")
+        run(*compose, *up, env=environment, timeout=300)
+        port = ports["REAPER_PORT"]
+        until(lambda: "OK" in get(f"http://127.0.0.1:{port}/-/ready"), "the reaper is ready")
+        inside = (*compose, "exec", "-T", "gateway")
+        folder = "/home/node/.openclaw"
+        run(*inside, "touch", f"{folder}/stand-in/hold-a", env=environment)
+        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"}'
+        until(lambda: metric(port, held) == 1, "the lock is seen")
+        run(*inside, "touch", f"{folder}/stand-in/kill-a", env=environment)
+        removed = 'reaper_actions_total{action="remove",outcome="removed",reason="orphan-self-pid"}'
+        either = removed.replace("orphan-self-pid", "dead-pid"), removed
+        until(lambda: any(metric(port, it) for it in either), "the lock is freed")
+        address = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
+        asked = "sum(reaper_actions_total{outcome='removed'})"
+        until(lambda: [it["value"][1] for it in ask(address, asked)] == ["1"], "Prometheus has it")
+        (up_now,) = ask(address, "up")
+        assert up_now["metric"]["job"] == "openclaw-lock-reaper"
+        rules = json.loads(get(f"{address}/api/v1/rules"))["data"]["groups"]
+        assert {it["name"] for it in rules} == {
+            "openclaw-lock-reaper",
+            "openclaw-lock-reaper-recording",
+        }
+        note("gateway (stand-in), reaper and Prometheus (Debian's) by podman-compose")
+    finally:
+        subprocess.run(
+            [*compose, "down", "--volumes", "--timeout", "1"],
+            env=environment, cwd=ROOT, capture_output=True, timeout=120,
+        )  # fmt: skip
+
+
+# systemd
+
+
+def test_the_units_run_under_a_real_systemd(
+    podman: Podman, image: str, base: str, state: State, note: Note
+) -> None:
+    """With all of their hardening. The state directory is mounted: an overlay would not count."""
+    below = "localhost/reaper-test-systemd-base"
+    install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd-sysv"
+    podman.containerfile(below, f"FROM {base}\nRUN {install} && useradd --uid 1000 openclaw\n")
+    tag = "localhost/reaper-test-systemd"
+    podman.containerfile(
+        tag,
+        f"FROM {image} AS reaper\nFROM {below}\nCOPY --from=reaper /opt/reaper /opt/reaper\n"
+        "COPY stand_in.py /stand_in.py\n",
+        **{"stand_in.py": STAND_IN},
+    )
+    units = [
+        f"--volume={it}:/etc/systemd/system/{it.name}:ro" for it in (DEPLOY / "systemd").iterdir()
+    ]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limits = (f"--ulimit=nofile=1024:{most}", "--ulimit=nproc=4096:4096")
+    legacy = "--env=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"  # for machines with cgroup v1 only
+    with podman.container(
+        "--privileged",
+        "--systemd=always",
+        *limits,
+        legacy,
+        *units,
+        f"--volume={state.root}:/var/lib/openclaw",
+        tag,
+        "/sbin/init",
+    ) as machine:
+
+        def inside(command: str) -> str:
+            return podman("exec", machine, "sh", "-c", command)
+
+        def quietly(command: str) -> str:
+            done = subprocess.run(
+                [podman.program, "exec", machine, "sh", "-c", command],
+                env=podman.environment, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            return done.stdout.strip()
+
+        until(
+            lambda: quietly("systemctl is-system-running") in {"running", "degraded"},
+            "systemd is up",
+        )
+        inside("systemctl start openclaw-lock-reaper")
+        # An old sweep of a moment ago would hide whether the sidecar answers.
+        until(lambda: quietly("/opt/reaper/bin/reaper probe").startswith("200"), "it answers")
+        inside(
+            "systemd-run --unit=gateway --uid=openclaw "
+            "-E OPENCLAW_STATE_DIR=/var/lib/openclaw python3 /stand_in.py openclaw gateway"
+        )
+        folder = "/var/lib/openclaw"
+        until(lambda: quietly(f"ls -d {folder}/stand-in"), "the stand-in runs")
+        inside(f"touch {folder}/stand-in/hold-killed {folder}/stand-in/hold-healthy")
+        locks = f"ls {folder}/agents/main/sessions"
+        until(lambda: quietly(locks).count(".lock") == 2, "two locks are held")
+        seen = "python3 -c 'import urllib.request as it; print(it.urlopen(\"http://127.0.0.1:9789/metrics\").read().decode())'"
+        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"} 2.0'
+        until(lambda: held in quietly(seen), "both are seen as held")
+        inside(f"touch {folder}/stand-in/kill-killed")
+        until(lambda: quietly(locks) == "healthy.jsonl.lock", "the killed holder's lock goes")
+        assert "reaper_holder_resident_memory_bytes{" in inside(seen)
+        inside("systemctl reload openclaw-lock-reaper")
+        inside("systemctl kill --signal=KILL openclaw-lock-reaper")
+        until(lambda: quietly("/opt/reaper/bin/reaper probe").startswith("200"), "it is back")
+        inside("systemctl stop openclaw-lock-reaper")
+        result = inside("systemctl show --property=Result,ExecMainStatus openclaw-lock-reaper")
+        assert result.splitlines() == ["Result=success", "ExecMainStatus=0"]
+        inside("systemctl kill --signal=KILL gateway")
+        until(lambda: quietly("systemctl is-active gateway") != "active", "the gateway is dead")
+        assert quietly(locks) == "healthy.jsonl.lock"
+        inside("systemctl start openclaw-lock-reaper-sweep.timer")
+        inside("systemctl start openclaw-lock-reaper-sweep.service")
+        assert inside(locks) == "", inside("journalctl --no-pager -u openclaw-lock-reaper-sweep")
+        textfile = inside("setpriv --reuid=65534 cat /var/lib/openclaw-lock-reaper/reaper.prom")
+        assert 'outcome="removed",reason="dead-pid"} 1.0' in textfile
+        assert "openclaw-lock-reaper-sweep" in inside("systemctl list-timers --no-pager")
+        version = inside("systemctl --version").split("(")[0]
+        note(f"{version}, in a container; sidecar, its restart, reload, and the timer's sweep")
+
+
+# Prometheus, and the dashboard's queries
+
+
+def ask(address: str, query: str) -> list[Any]:
+    text = get(f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
+    found: list[Any] = json.loads(text)["data"]["result"] if text else []
+    return found
+
+
+def seen(address: str, query: str, *, seconds: float) -> list[Any]:
+    """Return what a panel shows that looks back over so many seconds."""
+    now = time.time()
+    asked = {"query": query, "start": now - seconds, "end": now, "step": 5}
+    text = get(f"{address}/api/v1/query_range?{urllib.parse.urlencode(asked)}")
+    found: list[Any] = json.loads(text)["data"]["result"] if text else []
+    return found
+
+
+def firing(address: str) -> dict[str, dict[str, str]]:
+    text = get(f"{address}/api/v1/alerts")
+    found = json.loads(text)["data"]["alerts"] if text else []
+    return {it["labels"]["alertname"]: it["annotations"] for it in found if it["state"] == "firing"}
+
+
+@contextmanager
+def process(*command: str | Path, **how: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    it = subprocess.Popen(command, **how)
+    try:
+        yield it
+    finally:
+        it.terminate()
+        try:
+            it.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            it.kill()
+            it.wait()
+
+
+def test_an_alert_fires_and_resolves_and_every_panel_has_data(
+    state: State, tmp_path: Path, note: Note
+) -> None:
+    """The rules as they are, scraped every second; an overdue lock is flagged, and stays stuck."""
+    reaper_port, prometheus_port, node_port = free_port(), free_port(), free_port()
+    folder = tmp_path / "prometheus"
+    shutil.copytree(DEPLOY / "prometheus", folder)
+    config = yaml.safe_load((folder / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{reaper_port}"]
+    textfiles = tmp_path / "textfiles"
+    textfiles.mkdir(mode=0o777)
+    node = yaml.safe_load((folder / "prometheus-node_exporter.yml").read_text())
+    (job,) = node["scrape_configs"]
+    job["static_configs"][0]["targets"] = [f"127.0.0.1:{node_port}"]
+    config["scrape_configs"].append(job)
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"http://127.0.0.1:{prometheus_port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+        environment = {**os.environ, "OPENCLAW_STATE_DIR": str(state.root)}
+        stack.enter_context(
+            process(sys.executable, STAND_IN, "openclaw", "gateway", env=environment)
+        )
+        reaper = (tool("reaper"), "watch", "--state-dir", f"openclaw={state.root}")
+        stack.enter_context(
+            process(*reaper, "--listen", f"127.0.0.1:{reaper_port}", *SOON, **quiet)
+        )
+        stack.enter_context(
+            process(
+                tool("prometheus-node-exporter"), "--collector.disable-defaults",
+                "--collector.textfile", f"--collector.textfile.directory={textfiles}",
+                f"--web.listen-address=127.0.0.1:{node_port}", **quiet,
+            )
+        )  # fmt: skip
+        stack.enter_context(
+            process(
+                tool("prometheus"), f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{prometheus_port}", **quiet,
+            )
+        )  # fmt: skip
+        started = time.monotonic()
+        until(lambda: ask(address, "up == 1"), "Prometheus scrapes the sidecar")
+        (state.sessions / "x.jsonl.lock").symlink_to("/nowhere")  # is skipped, and told
+        # Counters must be seen to move: a first lock is freed once they have been scraped.
+        state.order("hold-killed", "hold-released", "hold-healthy")
+        until(lambda: ask(address, "sum(reaper_locks) == 3"), "three locks are scraped")
+        state.order("kill-killed", "release-released", "stuck-stuck")
+        until(lambda: state.locks() == {"healthy"}, "the stuck and the dead lock are freed")
+        state.order("overdue-late")
+        until(
+            lambda: ask(address, 'ALERTS{alertname="OpenClawSessionStuck", alertstate="pending"}'),
+            "the alert is pending",
+        )
+        began = time.monotonic()
+        until(lambda: "OpenClawSessionStuck" in firing(address), "it fires", patience=240)
+        after = time.monotonic() - began
+        annotations = firing(address)["OpenClawSessionStuck"]
+        assert annotations["summary"] == "1 stuck session lock(s) of agent main are still there"
+        lasted = time.monotonic() - started
+        empty = [it for it in queries() if not seen(address, it, seconds=lasted)]
+        assert empty == []
+        note(f"each of the dashboard's {len(queries())} queries returns data")
+        textfile = ("--textfile", str(textfiles / "reaper.prom"), "--exit-zero", "--wait", "0")
+        run(tool("reaper"), "sweep", *textfile, "--state-dir", f"openclaw={state.root}")
+        job_name = job["job_name"]
+        until(
+            lambda: ask(address, f'reaper_stuck_locks{{job="{job_name}"}} == 1'),
+            "node_exporter serves the textfile",
+        )
+        note("the textfile of `reaper sweep --textfile` by a real node_exporter")
+        state.order("release-late")
+        (textfiles / "reaper.prom").unlink()
+        until(lambda: "OpenClawSessionStuck" not in firing(address), "it resolves", patience=120)
+        note(f"OpenClawSessionStuck fired {after:.0f} s after it was pending, and resolved")
+        assert state.locks() == {"healthy"}
