@@ -290,10 +290,14 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
     except OSError as error:
         back = _give_back(aside, name, stand_in, dir_fd=dir_fd)
         return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
-    left = _withdraw(name, aside, stand_in, dir_fd=dir_fd)
+    wrong = _withdraw(name, aside, stand_in, dir_fd=dir_fd)
+    if wrong:
+        return Removal(outcome=Outcome.FAILED, note=wrong)
     links = os.fstat(opened.fd).st_nlink
-    more = f"the same file has {links} other name(s), left alone" if links else ""
-    return Removal(outcome=Outcome.REMOVED, note="; ".join(filter(None, (left, more))))
+    return Removal(
+        outcome=Outcome.REMOVED,
+        note="" if links == 0 else f"the same file has {links} other name(s), left alone",
+    )
 
 
 def _file_at(name: str, *, dir_fd: int) -> FileId:
@@ -375,12 +379,13 @@ def _withdraw(name: str, aside: str, stand_in: int | None, *, dir_fd: int) -> st
             return ""
         rename_noreplace(name, aside, dir_fd=dir_fd)
         if not _is(stand_in, aside, dir_fd=dir_fd):
-            return _put_back(aside, name, dir_fd=dir_fd).note
+            back = _put_back(aside, name, dir_fd=dir_fd)
+            return back.note if back.outcome is Outcome.FAILED else ""
         os.unlink(aside, dir_fd=dir_fd)
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"an empty file has its name: {_advice(error)}"
+        return f"removed, but an empty file is left: {_advice(error)}"
     return ""
 
 
