@@ -1,6 +1,6 @@
 """What the sidecar takes and how fast it is: deaths, due locks, processor, memory, a scrape.
 
-    .venv/bin/python benchmarks/sidecar.py [SCENARIO...]
+.venv/bin/python benchmarks/sidecar.py [SCENARIO...]
 """
 
 import json
