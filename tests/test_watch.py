@@ -23,12 +23,12 @@ from watchdog.observers.api import BaseObserver
 
 from reaper.adapters.observer import EventSource
 from reaper.adapters.processes import use_of
-from reaper.core.lock import StateDir
+from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Reaper
+from reaper.sweep import Place, Reaper
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
 
@@ -417,6 +417,45 @@ def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
     monkeypatch.undo()
     holder.kill()
     until(gone(holder.path))
+
+
+def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_freed(
+    tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "_most_holders", 0)
+    holder = hold("one")
+    other = tree.sessions() / "other.jsonl.lock"
+    with other.open("xb", buffering=0) as file:  # held by us, in that holder's name
+        file.write(holder.path.read_bytes())
+        until(lambda: sorted(map(len, in_process._polled.values())) == [2])
+        asked: list[str] = []
+        is_held = in_process._reaper.is_held
+
+        def counted(place: Place, file: FileId) -> bool:
+            asked.append(place.name)
+            return is_held(place, file)
+
+        monkeypatch.setattr(in_process._reaper, "is_held", counted)
+        until(lambda: len(asked) >= 3)
+        assert len(set(asked)) == 1
+    holder.kill()
+    until(gone(holder.path))
+    until(gone(other))
+
+
+def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    sidecar = watching(wrap=("bash", "-c", 'ulimit -n 140; exec "$@"', "bash"))
+    holders = [hold(f"sid{number}") for number in range(16)]
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
+    fds = [os.readlink(it) for it in Path(f"/proc/{sidecar.process.pid}/fd").iterdir()]
+    assert sum("pidfd" in it for it in fds) == 12
+    for it in holders:
+        it.kill()
+    for it in holders:
+        until(gone(it.path))
+    assert sidecar.journal("sweep-failed") == []
 
 
 def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
