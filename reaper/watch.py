@@ -284,7 +284,7 @@ class Watch:
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif place is not None:
-                self._expect_announced(place, found)
+                self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
             if self._stopping:
                 return
@@ -334,16 +334,16 @@ class Watch:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
-    def _expect_announced(self, place: Place, found: Finding) -> None:
+    def _expect_announced(self, place: Place, found: Finding, started: float) -> None:
         """Note a lock that a sweep found first, and that was born well after its folder was
-        followed: its event must be on its way, or was missed.
+        followed: its event must be on its way, or was missed. Its age is of when the sweep
+        `started`, which can be long ago.
         """
         since = self._following_since.get(place.state)
         if since is None or place in self._born or self._knowledge.get(place) is not None:
             return
-        now = time.monotonic()
-        if found.evidence.file_age < now - since - _EVENT_PATIENCE:
-            self._unannounced.setdefault(place, now)
+        if found.evidence.file_age < started - since - _EVENT_PATIENCE:
+            self._unannounced.setdefault(place, time.monotonic())
 
     def _count_missed(self) -> None:
         now = time.monotonic()

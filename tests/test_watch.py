@@ -216,9 +216,7 @@ class CountingWatch(Watch):
         super()._step()
 
 
-@pytest.fixture
-def in_process(tree: Tree) -> Iterator[CountingWatch]:
-    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+def watch_of(tree: Tree) -> CountingWatch:
     knowledge = Knowledge()
     metrics = Metrics(
         knowledge,
@@ -231,9 +229,13 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
     )
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     journal = Journal(sys.stderr, json=True)
-    watch = CountingWatch(
-        reaper, resync=3600, knowledge=knowledge, metrics=metrics, journal=journal
-    )
+    return CountingWatch(reaper, resync=3600, knowledge=knowledge, metrics=metrics, journal=journal)
+
+
+@pytest.fixture
+def in_process(tree: Tree) -> Iterator[CountingWatch]:
+    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+    watch = watch_of(tree)
     thread = threading.Thread(target=watch.run)
     thread.start()
     until(watch.ready)
@@ -456,6 +458,27 @@ def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
     for it in holders:
         until(gone(it.path))
     assert sidecar.journal("sweep-failed") == []
+
+
+def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_sweep_is(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold("one")
+    hold("two")
+    watch = watch_of(tree)
+    act = watch._reaper.act
+
+    def slowly() -> Iterator[Any]:
+        for found in act():
+            time.sleep(2.0)
+            yield found
+
+    monkeypatch.setattr(watch._reaper, "act", slowly)
+    watch._full_sweep()
+    assert len(watch._places) == 2
+    assert watch._unannounced == {}
+    watch._events.stop()
+    watch.close()
 
 
 def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
