@@ -71,12 +71,15 @@ class WebServer:
             self._servers.append(server)
         self._serving = True
         for it in self._servers:
-            threading.Thread(target=it.serve_forever, daemon=True, name="web").start()
+            # By default it looks twice a second whether it is to stop.
+            how = {"poll_interval": None}
+            threading.Thread(target=it.serve_forever, kwargs=how, daemon=True, name="web").start()
         return [server.server_port for server in self._servers]
 
     def stop(self) -> None:
         for server in self._servers:
             if self._serving:
+                server.socket.shutdown(socket.SHUT_RDWR)  # wakes it
                 server.shutdown()
             server.server_close()
 
