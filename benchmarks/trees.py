@@ -36,13 +36,13 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 held = []
 for line in sys.stdin:
-    path, created, longest = line.rstrip("\\n").split("\\t")
+    path, created, longest, start = line.rstrip("\\n").split("\\t")
     if not path:
         print("held", ticks, flush=True)
         continue
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     record = {"pid": os.getpid(), "createdAt": created, "maxHoldMs": int(longest),
-              "starttime": ticks}
+              "starttime": int(start or ticks)}
     os.write(fd, (json.dumps(record, indent=2) + "\\n").encode())
 """
 
@@ -64,13 +64,18 @@ class Holder:
     def pid(self) -> int:
         return self.process.pid
 
-    def hold(self, path: Path, *, age_ms: int = 0, max_hold_ms: int = 1_020_000) -> None:
-        """Have it take a lock; it is taken for sure after `settle`."""
+    def hold(
+        self, path: Path, *, age_ms: int = 0, max_hold_ms: int = 1_020_000, unseen: bool = False
+    ) -> None:
+        """Have it take a lock; it is taken for sure after `settle`. `unseen`: with a start time
+        that is nobody's here, as of a gateway in another PID namespace.
+        """
         created = iso(time.time_ns() // 1_000_000 - age_ms)
-        self._say(f"{path}\t{created}\t{max_hold_ms}\n")
+        start = "1" if unseen else ""
+        self._say(f"{path}\t{created}\t{max_hold_ms}\t{start}\n")
 
     def settle(self) -> None:
-        self._say("\t\t\n")
+        self._say("\t\t\t\n")
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.flush()

@@ -54,7 +54,9 @@ class SystemClock:
 class Processes(Protocol):
     """The process table as the sweep uses it."""
 
-    def holder(self, pid: int | None, starttime: int | None) -> Holder: ...
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> Holder: ...
     def gateways(self) -> "list[Gateway]": ...
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
 
@@ -495,16 +497,22 @@ class Reaper:
             sight = self._sights[place] = _Sight(lock.file, lock.data, since=now)
         age = sight.age("created", *wall_age(lock, this.wall_ms), this.now)
         age_of_file = sight.age("file", *file_age(lock, this.wall_ms), this.now)
-        holder = this.processes.holder(lock.record.pid, lock.record.starttime)
-        if lock.record.starttime is not None:  # a bare pid is nobody in particular
-            if holder.state is HolderState.SAME:
-                sight.seen_alive_as = holder.pid
-            elif holder.state in DEAD and not self._is_dead(this, lock, sight.seen_alive_as):
-                sight.seen_alive_as = None
+        holder = this.processes.holder(
+            lock.record.pid, lock.record.starttime, seen_as=sight.seen_alive_as
+        )
         known_for = max(age_of_file, now - sight.since)
         proof, note = self._probe(
             this, here, opened, holder=holder, known_for=known_for, layered=layered
         )
+        if lock.record.starttime is not None:  # a bare pid is nobody in particular
+            if holder.state is HolderState.SAME:
+                sight.seen_alive_as = holder.pid
+            elif (
+                proof is HoldProof.UNAVAILABLE  # else what was seen alive counts for nothing
+                and holder.state in DEAD
+                and not self._is_dead(this, lock, sight.seen_alive_as)
+            ):
+                sight.seen_alive_as = None
         seen_alive = sight.seen_alive_as is not None
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(

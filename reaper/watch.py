@@ -9,6 +9,7 @@ import heapq
 import itertools
 import math
 import os
+import resource
 import select
 import threading
 import time
@@ -21,7 +22,7 @@ from reaper.adapters.observer import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
-from reaper.core.lock import StateDir
+from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import TOO_EARLY, Verdict
 from reaper.gateway_health import GatewayHealth, health_record
@@ -35,6 +36,8 @@ _SETTLE: Final = 0.25
 ms (docs/facts.md) and need no look at all."""
 _POLL: Final = 1.0
 """Seconds between two looks at the hold proof of locks whose holder cannot be waited for."""
+_SPARE_DESCRIPTORS: Final = 128
+"""Kept free of pidfds: folders, locks, requests, watchdog's own."""
 _MISSING_POLL: Final = 2.0
 """Seconds between two looks for a state directory that is not there."""
 _DEGRADED_RESYNC: Final = 5.0
@@ -59,6 +62,11 @@ _LATE: Final = 10.0
 class _Holder:
     pid: int
     starttime: int | None
+
+
+_Group = tuple[StateDir, int, int] | Place
+"""One holder that cannot be waited for: state directory, pid and start time as recorded; the lock
+itself where its record does not tell."""
 
 
 class Watch:
@@ -108,7 +116,10 @@ class Watch:
         self._born: dict[Place, float] = {}
         self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
         self._fd_of: dict[_Holder, int] = {}
-        self._polled: dict[Place, float] = {}
+        self._most_holders = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
+        self._polled: dict[_Group, dict[Place, FileId]] = {}
+        self._group_of: dict[Place, _Group] = {}
+        self._next_poll = 0.0
         self._unannounced: dict[Place, float] = {}
         self._next_sweep = 0.0
         self._next_check = 0.0
@@ -233,7 +244,7 @@ class Watch:
         if self._health.limits is not None:
             wake_at = min(wake_at, self._next_check)
         if self._polled:
-            wake_at = min(wake_at, *self._polled.values())
+            wake_at = min(wake_at, self._next_poll)
         if self._unannounced:
             wake_at = min(wake_at, min(self._unannounced.values()) + _EVENT_PATIENCE)
         return wake_at
@@ -285,7 +296,7 @@ class Watch:
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif place is not None:
-                self._expect_announced(place, found)
+                self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
             if self._stopping:
                 return
@@ -337,16 +348,16 @@ class Watch:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
-    def _expect_announced(self, place: Place, found: Finding) -> None:
+    def _expect_announced(self, place: Place, found: Finding, started: float) -> None:
         """Note a lock that a sweep found first, and that was born well after its folder was
-        followed: its event must be on its way, or was missed.
+        followed: its event must be on its way, or was missed. Its age is of when the sweep
+        `started`, which can be long ago.
         """
         since = self._following_since.get(place.state)
         if since is None or place in self._born or self._knowledge.get(place) is not None:
             return
-        now = time.monotonic()
-        if found.evidence.file_age < now - since - _EVENT_PATIENCE:
-            self._unannounced.setdefault(place, now)
+        if found.evidence.file_age < started - since - _EVENT_PATIENCE:
+            self._unannounced.setdefault(place, time.monotonic())
 
     def _count_missed(self) -> None:
         now = time.monotonic()
@@ -490,15 +501,26 @@ class Watch:
         if holder.state is HolderState.SAME and holder.pid is not None:
             known = _Holder(holder.pid, found.lock.record.starttime)
             waited_for = self._wait_for_holder(known, place)
+        self._poll_no_more(place)
         if proof is HoldProof.OPEN and not waited_for:
-            self._polled.setdefault(place, now + _POLL)
-        else:
-            self._polled.pop(place, None)
+            if not self._polled:
+                self._next_poll = now + _POLL
+            group = self._group_of[place] = _group_of(place, found)
+            self._polled.setdefault(group, {})[place] = found.lock.file
+
+    def _poll_no_more(self, place: Place) -> None:
+        group = self._group_of.pop(place, None)
+        if group is not None:
+            del self._polled[group][place]
+            if not self._polled[group]:
+                del self._polled[group]
 
     def _wait_for_holder(self, holder: _Holder, place: Place) -> bool:
         """See to it that the holder's death wakes us; False where no pidfd is to be had."""
         fd = self._fd_of.get(holder)
         if fd is None:
+            if len(self._fd_of) >= self._most_holders:
+                return False
             try:
                 fd = os.pidfd_open(holder.pid)
             except OSError as error:
@@ -524,23 +546,26 @@ class Watch:
         return places
 
     def _check_polled(self) -> None:
-        now = time.monotonic()
+        """Look at locks whose holder cannot be waited for, until one of each holder's is found
+        held: it is alive then. Its death shows in the first look, whichever lock that is at.
+        """
+        if not self._polled or time.monotonic() < self._next_poll:
+            return
         gone: dict[Place, float] = {}
-        for place, at in list(self._polled.items()):
-            if at > now:
-                continue
-            known = self._knowledge.get(place)
-            if known is not None and self._reaper.is_held(place, known.lock.file):
-                self._polled[place] = now + _POLL
-            else:
-                del self._polled[place]
-                gone[place] = at
+        for locks in self._polled.values():
+            for place, file in locks.items():
+                if self._reaper.is_held(place, file):
+                    break
+                gone[place] = self._next_poll
+        for place in gone:
+            self._poll_no_more(place)
+        self._next_poll = time.monotonic() + _POLL
         if gone:
             self._judge(gone)
 
     def _forget(self, place: Place) -> Seen | None:
         self._due.pop(place, None)
-        self._polled.pop(place, None)
+        self._poll_no_more(place)
         self._places.discard(place)
         known = self._knowledge.drop(place)
         if known is not None:
@@ -562,6 +587,11 @@ class Watch:
                 self._forget_holder(fd)
 
 
+def _group_of(place: Place, found: Finding) -> _Group:
+    pid, starttime = found.lock.record.pid, found.lock.record.starttime
+    return place if pid is None or starttime is None else (place.state, pid, starttime)
+
+
 def _holder_of(seen: Seen) -> _Holder | None:
     pid = seen.evidence.holder.pid
     return None if pid is None else _Holder(pid, seen.lock.record.starttime)
@@ -569,8 +599,6 @@ def _holder_of(seen: Seen) -> _Holder | None:
 
 def raise_descriptor_limit() -> None:
     """Raise the soft limit of descriptors as far as it may: a pidfd is needed for each holder."""
-    import resource  # noqa: PLC0415  # only the sidecar needs it
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

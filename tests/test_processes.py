@@ -226,3 +226,15 @@ def test_a_state_directory_is_found_where_upstream_looks(
     environment: dict[str, str], expected: list[str]
 ) -> None:
     assert state_dir_candidates(environment) == expected
+
+
+def test_a_holder_known_to_be_of_here_is_not_looked_for_in_nested_namespaces(
+    dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    monkeypatch.setattr(processes, "_innermost_pid", looked_at.append)
+    table = ProcessTable()
+    assert table.holder(dead_pid, 1, seen_as=dead_pid).state is HolderState.GONE
+    assert looked_at == []
+    assert table.holder(dead_pid, 1, seen_as=dead_pid + 1).state is HolderState.GONE
+    assert looked_at != []

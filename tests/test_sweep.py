@@ -58,7 +58,9 @@ class FakeProcesses:
         self.holders = holders or {}
         self.all_gateways = gateways or []
 
-    def holder(self, pid: int | None, starttime: int | None) -> HolderSeen:
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> HolderSeen:
         if pid is None:
             return HolderSeen(state=HolderState.UNNAMED)
         return self.holders.get(pid, HolderSeen(state=HolderState.GONE))
@@ -190,7 +192,9 @@ def test_a_slow_pass_does_not_shorten_a_grace(tree: Tree, hold: HoldLock) -> Non
     clock = FakeClock()
 
     class Slow(ProcessTable):
-        def holder(self, pid: int | None, starttime: int | None) -> HolderSeen:
+        def holder(
+            self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+        ) -> HolderSeen:
             clock.pass_by(4.0)
             return super().holder(pid, starttime)
 

@@ -24,13 +24,13 @@ from watchdog.observers.api import BaseObserver
 from reaper.adapters.observer import EventSource
 from reaper.adapters.processes import use_of
 from reaper.core.health import ChurnLimits
-from reaper.core.lock import StateDir
+from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Reaper
+from reaper.sweep import Place, Reaper
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
 
@@ -218,9 +218,7 @@ class CountingWatch(Watch):
         super()._step()
 
 
-@pytest.fixture
-def in_process(tree: Tree) -> Iterator[CountingWatch]:
-    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+def watch_of(tree: Tree) -> CountingWatch:
     knowledge = Knowledge()
     metrics = Metrics(
         knowledge,
@@ -233,7 +231,7 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
     )
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     journal = Journal(sys.stderr, json=True)
-    watch = CountingWatch(
+    return CountingWatch(
         reaper,
         resync=3600,
         knowledge=knowledge,
@@ -241,6 +239,12 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
         metrics=metrics,
         journal=journal,
     )
+
+
+@pytest.fixture
+def in_process(tree: Tree) -> Iterator[CountingWatch]:
+    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+    watch = watch_of(tree)
     thread = threading.Thread(target=watch.run)
     thread.start()
     until(watch.ready)
@@ -437,6 +441,66 @@ def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
     monkeypatch.undo()
     holder.kill()
     until(gone(holder.path))
+
+
+def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_freed(
+    tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "_most_holders", 0)
+    holder = hold("one")
+    other = tree.sessions() / "other.jsonl.lock"
+    with other.open("xb", buffering=0) as file:  # held by us, in that holder's name
+        file.write(holder.path.read_bytes())
+        until(lambda: sorted(map(len, in_process._polled.values())) == [2])
+        asked: list[str] = []
+        is_held = in_process._reaper.is_held
+
+        def counted(place: Place, file: FileId) -> bool:
+            asked.append(place.name)
+            return is_held(place, file)
+
+        monkeypatch.setattr(in_process._reaper, "is_held", counted)
+        until(lambda: len(asked) >= 3)
+        assert len(set(asked)) == 1
+    holder.kill()
+    until(gone(holder.path))
+    until(gone(other))
+
+
+def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    sidecar = watching(wrap=("bash", "-c", 'ulimit -n 140; exec "$@"', "bash"))
+    holders = [hold(f"sid{number}") for number in range(16)]
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
+    fds = [os.readlink(it) for it in Path(f"/proc/{sidecar.process.pid}/fd").iterdir()]
+    assert sum("pidfd" in it for it in fds) == 12
+    for it in holders:
+        it.kill()
+    for it in holders:
+        until(gone(it.path))
+    assert sidecar.journal("sweep-failed") == []
+
+
+def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_sweep_is(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold("one")
+    hold("two")
+    watch = watch_of(tree)
+    act = watch._reaper.act
+
+    def slowly() -> Iterator[Any]:
+        for found in act():
+            time.sleep(2.0)
+            yield found
+
+    monkeypatch.setattr(watch._reaper, "act", slowly)
+    watch._full_sweep()
+    assert len(watch._places) == 2
+    assert watch._unannounced == {}
+    watch._events.stop()
+    watch.close()
 
 
 def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(

@@ -83,12 +83,14 @@ def overlay_layers() -> frozenset[tuple[int, int]] | None:
     """
     layers: set[tuple[int, int]] = set()
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-            lines = mounts.readlines()
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            text = mounts.read()
     except OSError:
         return None
-    for line in lines:
-        _, _, described = line.rstrip("\n").partition(" - ")
+    if b" - overlay " not in text:
+        return frozenset()
+    for line in text.decode(errors="surrogateescape").split("\n"):
+        _, _, described = line.partition(" - ")
         kind, *_, options = [*described.split(" "), ""][:3]
         if kind != "overlay":
             continue

@@ -43,27 +43,31 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
-        self._holders: dict[tuple[int | None, int | None], Holder] = {}
+        self._holders: dict[tuple[int | None, int | None, bool], Holder] = {}
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
         self._state_dirs: dict[int, tuple[int, int] | None] = {}
         self._gateways: list[Gateway] | None = None
         self._users: list[tuple[int, int] | None] | None = None
 
-    def holder(self, pid: int | None, starttime: int | None) -> Holder:
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> Holder:
         """Return who the record's holder is now.
 
         Death is told only when the kernel says ESRCH or the process is a zombie; another start
         time is REUSED; trouble with rights is UNKNOWN. Without a recorded start time, a live
         process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
-        is found by the last pid of its NSpid line and its start time.
+        is found by the last pid of its NSpid line and its start time; not looked for where the
+        holder is known to be (`seen_as`) the process that had the recorded pid here.
         """
-        holder = self._holders.get((pid, starttime))
+        key = (pid, starttime, seen_as is not None and seen_as == pid)
+        holder = self._holders.get(key)
         if holder is None:
-            holder = self._holders[pid, starttime] = self._find_holder(pid, starttime)
+            holder = self._holders[key] = self._find_holder(*key)
         return holder
 
-    def _find_holder(self, pid: int | None, starttime: int | None) -> Holder:
+    def _find_holder(self, pid: int | None, starttime: int | None, known_here: bool) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
         seen = self._look(pid)
@@ -79,7 +83,8 @@ class ProcessTable:
                 state = HolderState.REUSED
         else:
             state = seen.state
-        if state in {HolderState.GONE, HolderState.REUSED} and starttime is not None:
+        dead = state in {HolderState.GONE, HolderState.REUSED}
+        if dead and starttime is not None and not known_here:
             nested = self._nested_pid(pid, starttime)
             if nested is not None:
                 return self._as_holder(nested, HolderState.SAME, self._look(nested))

@@ -45,6 +45,8 @@ certificate that was verified."""
 
 _PATIENCE_FOR_ROOM: Final = 1.0
 """Seconds to wait until one that was cut off has gone."""
+_LOOK_EVERY: Final = 0.5
+"""Seconds between two looks for who dawdles."""
 _RETRY: Final = 0.1
 """Seconds between two tries to accept while the system has no descriptor to give."""
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -108,6 +110,8 @@ class Listener(WSGIServer):
         self.on_error = on_error
         self._visits: list[_Visit] = []
         self._changed = threading.Condition()
+        self._stopping = False
+        self._ended = threading.Event()
         if _is_v6(address.host):
             self.address_family = socket.AF_INET6
         super().__init__((address.host, address.port), _Handler)
@@ -119,6 +123,21 @@ class Listener(WSGIServer):
         # HTTPServer asks the resolver for a name that nobody uses; an address will do.
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def serve(self) -> None:
+        """Serve until `stop`. Sleeps for as long as nobody is connected."""
+        while not self._stopping:
+            self.timeout = _LOOK_EVERY if self._visits else None
+            self.handle_request()
+            self.service_actions()
+        self._ended.set()
+
+    def stop(self) -> None:
+        """End `serve`, and wait for that."""
+        self._stopping = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes it
+        self._ended.wait()
 
     def close(self) -> None:
         """Take no more connections, and cut off those that there are."""

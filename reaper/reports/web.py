@@ -112,13 +112,13 @@ class WebServer:
             )
         self._serving = True
         for it in self._listeners:
-            threading.Thread(target=it.serve_forever, daemon=True, name="web").start()
+            threading.Thread(target=it.serve, daemon=True, name="web").start()
         return [it.server_port for it in self._listeners]
 
     def stop(self) -> None:
         for it in self._listeners:
             if self._serving:
-                it.shutdown()
+                it.stop()
             it.close()
 
     def _answer(self, environ: Environment, start_response: StartResponse) -> Iterable[bytes]:

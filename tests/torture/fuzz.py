@@ -87,7 +87,9 @@ class _Clock:
 class _Nobody:
     """A process table in which everybody is dead: only the hold proof protects a lock."""
 
-    def holder(self, pid: int | None, starttime: int | None) -> Holder:
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> Holder:
         return Holder(state=HolderState.UNNAMED if pid is None else HolderState.GONE)
 
     def gateways(self) -> list[Gateway]:

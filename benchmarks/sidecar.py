@@ -1,0 +1,442 @@
+"""What the sidecar takes and how fast it is: deaths, due locks, processor, memory, a scrape.
+
+.venv/bin/python benchmarks/sidecar.py [SCENARIO...]
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from trees import Holder
+
+_PATIENCE: Final = 120.0
+
+_FORKER: Final = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+folder, count, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+created = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+ready, told = os.pipe()
+for number in range(first, first + count):
+    pid = os.fork()
+    if pid == 0:
+        stat = open("/proc/self/stat").read()
+        ticks = int(stat[stat.rindex(")") + 2:].split()[19])
+        fd = os.open(f"{folder}/{number}.jsonl.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        record = {"pid": os.getpid(), "createdAt": created, "maxHoldMs": 1020000,
+                  "starttime": ticks}
+        os.write(fd, (json.dumps(record, indent=2) + "\\n").encode())
+        os.write(told, b".")
+        while True:
+            time.sleep(3600)
+    print(number, pid)
+for _ in range(count):
+    os.read(ready, 1)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+"""Forks processes that hold one lock each, and reaps them."""
+
+_APPENDER: Final = """
+import os, sys, time
+root, rate, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+line = b'{"type":"message","text":"' + b"x" * 200 + b'"}\\n'
+began = time.monotonic()
+done = 0
+while (now := time.monotonic()) < began + seconds:
+    while done < (now - began) * rate:
+        path = f"{root}/agents/agent{done % 50}/sessions/busy{done // 50 % 10}.jsonl"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(fd, line)
+        os.close(fd)
+        done += 1
+    time.sleep(0.002)
+print(done)
+"""
+_LOCKER: Final = """
+import json, os, sys, time
+root, rate, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+stat = open("/proc/self/stat").read()
+ticks = int(stat[stat.rindex(")") + 2:].split()[19])
+held = []
+began = time.monotonic()
+done = 0
+while (now := time.monotonic()) < began + seconds:
+    while held and held[0][0] < now - 0.05:
+        _, path, fd = held.pop(0)
+        os.close(fd)
+        os.unlink(path)
+    while done < (now - began) * rate:
+        path = f"{root}/agents/agent{done % 50}/sessions/turn{done}.jsonl.lock"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        created = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        record = {"pid": os.getpid(), "createdAt": created, "maxHoldMs": 300000,
+                  "starttime": ticks}
+        os.write(fd, (json.dumps(record, indent=2) + "\\n").encode())
+        held.append((now, path, fd))
+        done += 1
+    time.sleep(0.002)
+for _, path, fd in held:
+    os.close(fd)
+    os.unlink(path)
+print(done)
+"""
+
+
+class Sidecar:
+    """`reaper watch` on a state directory of its own."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        with socket.socket() as it:
+            it.bind(("127.0.0.1", 0))
+            self.port = it.getsockname()[1]
+        self._journal = (root.parent / f"journal-{self.port}").open("w")
+        self.process = psutil.Popen(
+            [sys.executable, "-m", "reaper", "watch", "--state-dir", str(root), "--log-format",
+             "json", "--listen", f"127.0.0.1:{self.port}", "--resync", "600s", *options],
+            stderr=self._journal,
+        )  # fmt: skip
+        until(self._ready, "a sidecar that is ready")
+
+    def _ready(self) -> bool:
+        try:
+            return "OK" in self.get("/-/ready")
+        except OSError:
+            return False
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def held(self) -> int:
+        """How many locks it knows to be held."""
+        return sum(
+            int(float(line.split()[-1]))
+            for line in self.get("/metrics").splitlines()
+            if line.startswith("reaper_locks{") and 'verdict="held"' in line
+        )
+
+    def cpu(self) -> float:
+        """Seconds of processor time so far; the kernel counts them to the nanosecond."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return sum(int((it / "schedstat").read_text().split()[0]) for it in tasks.iterdir()) / 1e9
+
+    def wakeups(self) -> int:
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return sum(
+            int(line.split()[1])
+            for it in tasks.iterdir()
+            for line in (it / "status").read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
+    def rss_mib(self) -> float:
+        resident: int = self.process.memory_info().rss
+        return resident / 2**20
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self._journal.close()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"never came: {what}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def state_dir() -> Iterator[Path]:
+    """Give a state directory that is gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="reaper-bench-"))
+    root = folder / "state"
+    (root / "agents").mkdir(parents=True)
+    try:
+        yield root
+    finally:
+        shutil.rmtree(folder)
+
+
+def sessions(root: Path, agent: str) -> Path:
+    folder = root / "agents" / agent / "sessions"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def sidecar(root: Path, *options: str) -> Iterator[Sidecar]:
+    it = Sidecar(root, *options)
+    try:
+        yield it
+    finally:
+        it.close()
+
+
+@contextmanager
+def forked(folder: Path, count: int) -> Iterator[list[tuple[Path, int]]]:
+    """Give locks, each held by a process of its own: path and pid."""
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", _FORKER, str(folder), str(count), "0",
+         "openclaw", "gateway"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    while (line := process.stdout.readline()) not in {"ready\n", ""}:
+        lines.append(line.split())
+    held = [(folder / f"{number}.jsonl.lock", int(pid)) for number, pid in lines]
+    try:
+        yield held
+    finally:
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.communicate("\n")
+
+
+def _gone(path: Path) -> float:
+    """Return the moment at which the file was seen to be gone."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        if not path.exists():
+            return time.monotonic()
+        time.sleep(0.0001)
+    raise TimeoutError(f"{path} stays")
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    ms = sorted(it * 1000 for it in seconds)
+    return {
+        "p50_ms": round(statistics.median(ms), 2),
+        "p99_ms": round(ms[min(len(ms) - 1, int(len(ms) * 0.99))], 2),
+        "most_ms": round(ms[-1], 2),
+        "count": len(ms),
+    }
+
+
+def deaths(others: int = 0, count: int = 200) -> dict[str, Any]:
+    """A holder is killed: how long until its lock is gone."""
+    with state_dir() as root:
+        folder = sessions(root, "main")
+        crowd = Holder()
+        try:
+            for number in range(others):
+                crowd.hold(sessions(root, f"crowd{number % 10}") / f"{number}.jsonl.lock")
+            crowd.settle()
+            with forked(folder, count) as held, sidecar(root) as it:
+                until(lambda: it.held() == count + others, "all held")
+                took = []
+                for path, pid in held:
+                    began = time.monotonic()
+                    os.kill(pid, signal.SIGKILL)
+                    took.append(_gone(path) - began)
+                    time.sleep(0.02)
+                return _percentiles(took)
+        finally:
+            crowd.close()
+
+
+def many_deaths(count: int = 1000) -> dict[str, Any]:
+    """Many holders die at once: how long until all locks are gone, from the first kill on."""
+    with state_dir() as root:
+        folder = sessions(root, "main")
+        with forked(folder, count) as held, sidecar(root) as it:
+            until(lambda: it.held() == count, "all held")
+            fds = it.process.num_fds()
+            began = time.monotonic()
+            for _, pid in held:
+                os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            dir_fd = os.open(folder, os.O_RDONLY)
+            while os.listdir(dir_fd):
+                time.sleep(0.001)
+            took = time.monotonic() - began
+            os.close(dir_fd)
+            return {
+                "seconds": round(took, 3),
+                "killing_took": round(killed - began, 3),
+                "descriptors": fds,
+                "count": count,
+            }
+
+
+def due(count: int = 100) -> dict[str, Any]:
+    """A lock is due (its maxHoldMs and the grace are over): how long until it is acted upon."""
+    with state_dir() as root:
+        folder = sessions(root, "main")
+        holder = Holder()
+        try:
+            with sidecar(root, "--on-overdue", "remove", "--grace", "0") as it:
+                dues = []
+                for number in range(count):
+                    path = folder / f"{number}.jsonl.lock"
+                    hold_ms = 6000 + number * 40
+                    holder.hold(path, max_hold_ms=hold_ms)
+                    dues.append((path, hold_ms))
+                holder.settle()
+                until(lambda: it.held() == count, "all held")
+                late = []
+                for path, hold_ms in dues:
+                    created = json.loads(path.read_bytes())["createdAt"]
+                    at = _epoch(created) + hold_ms / 1000
+                    _gone(path)
+                    late.append(time.time() - at)
+                return _percentiles(late)
+        finally:
+            holder.close()
+
+
+def _epoch(text: str) -> float:
+    from datetime import datetime  # noqa: PLC0415  # here only
+
+    return datetime.fromisoformat(text).timestamp()
+
+
+def processor(seconds: float = 20.0) -> dict[str, Any]:
+    """Processor time of the sidecar, in percent of one core: idle, beside appends, and locks."""
+    with state_dir() as root:
+        for agent in range(50):
+            sessions(root, f"agent{agent}")
+        with sidecar(root) as it:
+            time.sleep(2)
+            found: dict[str, Any] = {}
+            for name, programs in {
+                "idle": (),
+                "appends": ((_APPENDER, 2000),),
+                "appends_and_locks": ((_APPENDER, 2000), (_LOCKER, 50)),
+            }.items():
+                before, woken, began = it.cpu(), it.wakeups(), time.monotonic()
+                running = [
+                    subprocess.Popen(
+                        [sys.executable, "-S", "-E", "-c", script, str(root), str(rate),
+                         str(seconds), "openclaw", "gateway"],
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
+                    for script, rate in programs
+                ]  # fmt: skip
+                time.sleep(max(0.0, began + seconds - time.monotonic()))
+                done = [int(program.communicate()[0]) for program in running]
+                took = time.monotonic() - began
+                found[name] = {
+                    "percent": round((it.cpu() - before) / took * 100, 3),
+                    "wakeups_per_second": round((it.wakeups() - woken) / took, 2),
+                    "done_per_second": [round(count / took) for count in done],
+                }
+            found["idle_with_a_held_lock"] = _idle_with_a_held_lock(it, root, seconds)
+            return found
+
+
+def _idle_with_a_held_lock(it: Sidecar, root: Path, seconds: float) -> dict[str, float]:
+    holder = Holder()
+    try:
+        holder.hold(sessions(root, "agent0") / "held.jsonl.lock")
+        holder.settle()
+        until(lambda: it.held() == 1, "held")
+        time.sleep(1)
+        before, woken, began = it.cpu(), it.wakeups(), time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        return {
+            "percent": round((it.cpu() - before) / took * 100, 3),
+            "wakeups_per_second": round((it.wakeups() - woken) / took, 2),
+        }
+    finally:
+        holder.close()
+
+
+def memory(count: int = 10_000) -> dict[str, Any]:
+    """Resident memory: idle, and with many held locks of one gateway."""
+    with state_dir() as root:
+        holder = Holder()
+        try:
+            with sidecar(root) as it:
+                it.get("/metrics")
+                idle = it.rss_mib()
+                for number in range(count):
+                    holder.hold(sessions(root, f"agent{number % 50}") / f"{number}.jsonl.lock")
+                holder.settle()
+                until(lambda: it.held() == count, "all held")
+                return {"idle_mib": round(idle, 1), "held_mib": round(it.rss_mib(), 1)}
+        finally:
+            holder.close()
+
+
+def unseen(count: int = 10_000, seconds: float = 20.0) -> dict[str, Any]:
+    """Many held locks whose holder cannot be waited for: processor time of polling them."""
+    with state_dir() as root:
+        holder = Holder()
+        try:
+            for number in range(count):
+                path = sessions(root, f"agent{number % 50}") / f"{number}.jsonl.lock"
+                holder.hold(path, unseen=True)
+            holder.settle()
+            with sidecar(root) as it:
+                until(lambda: it.held() == count, "all held")
+                time.sleep(2)
+                before, began = it.cpu(), time.monotonic()
+                time.sleep(seconds)
+                took = time.monotonic() - began
+                return {"percent": round((it.cpu() - before) / took * 100, 2), "locks": count}
+        finally:
+            holder.close()
+
+
+def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
+    """A scrape of /metrics, with held and dead locks of many agents."""
+    with state_dir() as root:
+        holder = Holder()
+        try:
+            for agent in range(agents):
+                for number in range(5):
+                    holder.hold(sessions(root, f"agent{agent}") / f"{number}.jsonl.lock")
+            holder.settle()
+            with sidecar(root) as it:
+                until(lambda: it.held() == agents * 5, "all held")
+                took = []
+                for _ in range(rounds):
+                    began = time.monotonic()
+                    text = it.get("/metrics")
+                    took.append(time.monotonic() - began)
+                series = sum(not line.startswith("#") for line in text.splitlines())
+                return {**_percentiles(took), "series": series, "bytes": len(text)}
+        finally:
+            holder.close()
+
+
+SCENARIOS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "deaths": deaths,
+    "deaths_beside_1000": lambda: deaths(others=1000),
+    "many_deaths": many_deaths,
+    "due": due,
+    "processor": processor,
+    "memory": memory,
+    "unseen": unseen,
+    "scrape": scrape,
+}
+
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for name in sys.argv[1:] or SCENARIOS:
+        print(json.dumps({name: SCENARIOS[name]()}), flush=True)
