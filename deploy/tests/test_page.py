@@ -185,6 +185,7 @@ def abandoned() -> Seen:
         store_started_ms=ended - 900_000,
         store_ended_ms=ended,
         session_key="agent:main:telegram:direct:4711",
+        transcript_bytes=40_000,
     )
     session = "2c7be1a0-61f4-4a58-b8a2-51a4de1f3b72"
     return seen(session, age=320.0, run=run, run_end_age=300.0, quiet_for=300.0, seen_for=20.0)
