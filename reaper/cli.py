@@ -463,11 +463,11 @@ def _is_wanted(lock: str) -> "Callable[[Place], bool]":
     """Tell places apart by what a person calls a lock: its path, or its session's id."""
 
     def wanted(place: "Place") -> bool:
-        if "/" in lock:
+        if "/" in lock or lock.endswith((".lock", ".jsonl")):
             folder, name = os.path.split(os.path.abspath(lock.removesuffix(".lock") + ".lock"))
             here = f"{place.state.path}/agents/{place.agent}/sessions"
             return name == place.name and os.path.realpath(folder) == os.path.realpath(here)
-        return place.name.removesuffix(LOCK_SUFFIX) == lock.removesuffix(LOCK_SUFFIX)
+        return place.name.removesuffix(LOCK_SUFFIX) == lock
 
     return wanted
 
@@ -551,20 +551,22 @@ def unlock(
         report = _Report(judging, judging.output() if judging.as_json else _NoOutput())
         shown = _explain_one(judging, reaper, lock, report)
         refusal = _why_not_to_unlock([it for _, it in shown], fingerprint, force=force)
-        if shown and refusal is None:
+        if shown and refusal is None and not stop():
             ((place, seen),) = shown
             wanted = Unlock(place, seen.lock.fingerprint, force=force)
             refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
         else:
+            refusal = refusal or (_INTERRUPTED if shown else None)
             for _, found in shown:
                 report.take(found)
         report.end()
-        if stop():
-            talk.error("interrupted")
-            raise typer.Exit(EXIT_INTERRUPTED)
     if refusal is not None:
-        _fail(talk, f"not unlocked: {refusal}")
+        talk.error(f"not unlocked: {refusal}")
+        raise typer.Exit(EXIT_INTERRUPTED if stop() else EXIT_FAILED)
     raise typer.Exit(0 if shown else EXIT_FAILED)
+
+
+_INTERRUPTED: Final = "interrupted before"
 
 
 def _free(
@@ -582,17 +584,24 @@ def _free(
     def on_wait(_count: int, seconds: float) -> None:
         judging.talk.info(f"it must be seen unchanged for a while: up to {seconds:.0f} s more")
 
-    last = None
+    refusal = None
     for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
+        if isinstance(it, Finding):
+            freed = it.outcome in {Outcome.REMOVED, Outcome.VANISHED}
+            refusal = None if freed else it.note or why_kept(it.evidence, it.judgement)
+            if not freed and stop():
+                refusal = _INTERRUPTED
+            # First of all: what was removed must not be lost with a reader that went away.
+            journal.lock(
+                (it.outcome or Outcome.KEPT).value,
+                {**lock_record(it), "by": "unlock", "forced": wanted.force},
+                it.lock,
+                warn=wanted.force or not freed,
+            )
+        elif it.failed:
+            refusal = f"{printable(it.path)} could not be read"
         report.take(it)
-        last = it if isinstance(it, Finding) else last
-    if last is None:
-        judging.talk.info("it was gone already")
-        return None
-    freed = last.outcome in {Outcome.REMOVED, Outcome.VANISHED}
-    record = {**lock_record(last), "by": "unlock", "forced": wanted.force}
-    journal.lock((last.outcome or Outcome.KEPT).value, record, last.lock, warn=not freed)
-    return None if freed else last.note or why_kept(last.evidence, last.judgement)
+    return refusal
 
 
 def _why_not_to_unlock(
@@ -605,8 +614,8 @@ def _why_not_to_unlock(
     if not shown:
         return None
     (it,) = shown
-    if fingerprint is not None and fingerprint != it.lock.fingerprint:
-        return f"the lock changed since: its fingerprint is {it.lock.fingerprint} now"
+    if fingerprint is not None and fingerprint.strip().lower() != it.lock.fingerprint:
+        return f"another lock stands there now, its fingerprint is {it.lock.fingerprint}"
     if force or it.action is Action.REMOVE:
         return None
     return f"{why_kept(it.evidence, it.judgement)}; --force frees it all the same"
@@ -622,7 +631,7 @@ def _metrics(
     *,
     acquire_timeout: float = _ACQUIRE_TIMEOUT,
     max_agents: int = _MAX_AGENTS,
-    wedged: "Callable[[], Iterable[tuple[str, int, bool]]]" = lambda: (),
+    wedged: "Callable[[], Iterable[tuple[str, str, bool]]]" = lambda: (),
     watching: bool = True,
 ) -> "tuple[Knowledge, Metrics]":
     from reaper.adapters.processes import use_of  # noqa: PLC0415
@@ -735,7 +744,7 @@ def _wedged_limits(
     locks: int | None, churn: int | None, rss: int | None, after: float | None
 ) -> WedgedLimits | None:
     """Return the limits of what was given; None where nothing was, which switches it all off."""
-    if locks is None and churn is None and rss is None and after is None:
+    if locks is None and churn is None and not rss and after is None:
         return None
     default = WedgedLimits()
     return WedgedLimits(
@@ -880,7 +889,7 @@ def watch(
         judging,
         acquire_timeout=acquire_timeout,
         max_agents=max_agents,
-        wedged=lambda: [(it.name.state, it.pid, it.standing.wedged) for it in health.holders()],
+        wedged=health.labelled,
     )
     journal = Journal(
         sys.stderr,
@@ -986,7 +995,7 @@ def probe(
         typer.Option(
             "--gateway",
             help="Ask /-/gateway there instead, whether a holder is wedged (`watch --wedged-…`): "
-            "exit code 1 if so, 4 where the sidecar does not answer.",
+            "exit code 1 if so, 0 also where the sidecar does not answer.",
         ),
     ] = False,
     timeout: Annotated[
@@ -1038,9 +1047,11 @@ def probe(
     ] = None,
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
     talk = _Talk(quiet=False, verbose=False)
-    if gateway and not url.endswith("/-/gateway"):
-        url = url.removesuffix("/-/healthy").rstrip("/") + "/-/gateway"
+    if gateway:
+        url = urlsplit(url)._replace(path="/-/gateway", query="", fragment="").geturl()
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"--url: {url!r} is no http address")
     password = os.environ.get("REAPER_PROBE_PASSWORD")
@@ -1056,9 +1067,10 @@ def probe(
         files = " ".join(it for it in (ca, cert, key) if it)
         _fail(talk, f"cannot use {printable(files)}: {error}")
     status = _ask(talk, url, timeout=timeout, context=context, login=user and f"{user}:{password}")
-    # Of the gateway, only a 503 is the sidecar's word that it is wedged.
-    failed = EXIT_BLIND if gateway and status != _UNAVAILABLE else EXIT_FAILED
-    raise typer.Exit(0 if status == _OK else failed)
+    if gateway and status not in {_OK, _UNAVAILABLE}:
+        talk.error("nothing is known about the gateway, so this is no reason to restart it")
+        raise typer.Exit(0)
+    raise typer.Exit(0 if status == _OK else EXIT_FAILED)
 
 
 def _tls_context(

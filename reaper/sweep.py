@@ -682,7 +682,9 @@ def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float
         wall = max(0, this.wall_ms - instant_ms) / 1000
         return sight.age(kind, instant_ms, wall, this.now)
 
-    ended = None if run.end is None else max(run.end.at_ms, run.store_ended_ms or 0)
+    ended = None if run.end is None else run.end.at_ms
+    if ended is not None and not run.store_is_of_later_run:
+        ended = max(ended, run.store_ended_ms or 0)
     return (
         None if ended is None else age("end", ended),
         None if run.last_write_ms is None else age("write", run.last_write_ms),

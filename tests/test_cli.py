@@ -328,7 +328,9 @@ def test_unlock_refuses_when_the_lock_changed_since(tree: Tree, hold: HoldLock) 
     hold("sid")
     done = reap("unlock", "sid", "--state-dir", tree.root, "--fingerprint", before, "--force")
     assert done.returncode == 1
-    assert f"changed since: its fingerprint is {fingerprint(tree, 'sid')} now" in done.stderr
+    assert f"another lock stands there now, its fingerprint is {fingerprint(tree, 'sid')}" in (
+        done.stderr
+    )
     assert path.exists()
 
 
@@ -353,6 +355,83 @@ def test_unlock_wants_one_lock(tree: Tree) -> None:
     assert reap("unlock", path, *where).returncode == 0
     assert reap("unlock", path, *where).returncode == 1
     assert (tree.sessions() / "sid.jsonl.lock").exists()
+
+
+def test_a_file_name_is_a_path_and_frees_no_other_agents_lock(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = hold("same", agent="other")
+    monkeypatch.chdir(tree.sessions("main"))
+    for name in ("same.jsonl.lock", "same.jsonl"):
+        done = reap("unlock", name, "--force", "--state-dir", tree.root)
+        assert done.returncode == 1
+        assert f"no lock for {name}" in done.stderr
+    assert other.path.exists()
+    monkeypatch.chdir(tree.sessions("other"))
+    where = ("--force", "--state-dir", tree.root)
+    done = reap("unlock", "same.jsonl.lock", "--fingerprint", " no such one", *where)
+    assert done.returncode == 1
+    assert reap("unlock", "same.jsonl.lock", *where).returncode == 0
+    assert not other.path.exists()
+
+
+def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output(
+    tree: Tree,
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    command = [sys.executable, "-m", "reaper", "unlock", "dead", "--json"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--state-dir", str(tree.root), "--log-format", "json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+    assert done.returncode == 1
+    if not path.exists():
+        assert '"event": "removed"' in done.stderr
+
+
+def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -> None:
+    hold("held")
+    done = reap("unlock", "held", "--force", "--state-dir", tree.root)
+    assert re.search(r"warning.*removed.*by=unlock forced=True", " ".join(done.stderr.split()))
+
+
+def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold: HoldLock) -> None:
+    hold("forgotten").ask("close")
+    command = [sys.executable, "-m", "reaper", "unlock", "forgotten", "--orphan-grace", "4s"]
+    process = subprocess.Popen(
+        [*command, "--state-dir", str(tree.root)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "must be seen unchanged" in process.stderr.readline()
+    tree.root.rename(tree.root.with_name("away"))
+    _, said = process.communicate(timeout=60)
+    tree.root.with_name("away").rename(tree.root)
+    assert process.returncode == 1
+    assert "not unlocked" in said
+    assert (tree.sessions() / "forgotten.jsonl.lock").exists()
+
+
+def test_an_unlock_that_is_interrupted_while_it_waits_leaves_the_lock(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("forgotten")
+    holder.ask("close")
+    command = [sys.executable, "-m", "reaper", "unlock", "forgotten"]
+    process = subprocess.Popen(
+        [*command, "--state-dir", str(tree.root)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "must be seen unchanged" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "not unlocked: interrupted before" in said
+    assert holder.path.exists()
 
 
 # Hostile names

@@ -76,7 +76,14 @@ def test_a_holder_turns_only_when_all_looks_for_the_time_say_so() -> None:
     ]
     standing = Standing()
     for at, reached, wedged in looks:
-        standing = standing.next(("churn",) if reached else (), at, 300.0)
+        standing = standing.next(("churn",) if reached else (), at, after=300.0, gap=400.0)
+        assert standing.wedged is wedged, at
+
+
+def test_looks_too_far_apart_prove_nothing_about_the_time_between() -> None:
+    standing = Standing()
+    for at, wedged in ((0.0, False), (301.0, False), (340.0, False), (600.0, False), (601.0, True)):
+        standing = standing.next(("churn",), at, after=300.0, gap=300.0)
         assert standing.wedged is wedged, at
 
 
@@ -115,17 +122,28 @@ class World:
     """Processes of the test's making, and what is seen of their locks."""
 
     def __init__(self, limits: WedgedLimits | None) -> None:
-        self.alive = {7}
+        self.alive = {7: 5}
+        """Start time by pid."""
         self.resident = 1000
+        self.now = 0.0
         self.health = GatewayHealth(
             churn=ChurnLimits(count=2, within=600.0),
             limits=limits,
             use=lambda _pid: Use(self.resident),
-            alive=lambda pid, _starttime: pid in self.alive,
+            starttime=self.alive.get,
         )
 
-    def seen(self, session: str = "sid", at: float = 0.0, inode: int = 2, **how: Any) -> Seen:
-        data = record(7, age=7200, starttime=5)
+    def seen(
+        self,
+        session: str = "sid",
+        *,
+        at: float = 0.0,
+        inode: int = 2,
+        pid: int = 7,
+        starttime: int | None = 5,
+        **how: Any,
+    ) -> Seen:
+        data = record(pid, age=7200, starttime=starttime)
         lock = Lock(
             state_dir="s",
             agent="main",
@@ -156,6 +174,11 @@ class World:
         )
 
     def is_wedged(self, *seen: Seen, at: float) -> bool:
+        """Look as often as it takes to be at `at`, with all the same to be seen."""
+        while self.now + 10 < at:
+            self.now += 10
+            self.health.check(seen, self.now)
+        self.now = at
         self.health.check(seen, at)
         fine, value = self.health.answer(now=at, fresh=True)
         assert value["wedged"] is not fine
@@ -192,7 +215,38 @@ def test_stuck_locks_wedge_their_holder_after_the_time_and_its_death_ends_that_a
     }
     world.alive.clear()
     assert world.health.answer(now=91.0, fresh=True)[0], "without another check"
-    assert not world.is_wedged(stuck, at=92.0)
+    (gone,) = world.health.check([stuck], 92.0)
+    assert (gone.standing.wedged, gone.standing.why) == (False, ("holder-gone",))
+    assert not world.is_wedged(stuck, at=93.0)
+
+
+def test_a_holders_locks_count_together_however_their_records_name_it() -> None:
+    world = World(WedgedLimits(stuck_locks=3, after=60.0))
+    stuck = [world.seen(str(it), starttime=None if it == 1 else 5) for it in range(3)]
+    assert not world.is_wedged(*stuck, at=0.0)
+    assert world.is_wedged(*stuck, at=60.0)
+    assert world.health.labelled() == [("s", "7", True)]
+
+
+def test_a_successor_under_the_same_pid_starts_anew_also_without_a_start_time_in_the_record() -> (
+    None
+):
+    world = World(ONE_LOCK)
+    stuck = world.seen(starttime=None)
+    assert not world.is_wedged(stuck, at=0.0)
+    assert world.is_wedged(stuck, at=60.0)
+    world.alive[7] = 99
+    assert not world.is_wedged(at=61.0)
+
+
+def test_any_number_of_named_pids_makes_few_series() -> None:
+    world = World(ONE_LOCK)
+    unseen = Holder(state=HolderState.GONE)
+    locks = [world.seen(str(it), pid=10_000 + it, holder=unseen) for it in range(900)]
+    world.is_wedged(*locks, at=0.0)
+    assert len(world.health.labelled()) == 51
+    assert ("s", "other", False) in world.health.labelled()
+    assert len(world.health.answer(now=0.0, fresh=True)[1]["holders"]) == 50
 
 
 def test_a_worker_that_is_late_wedges_nobody() -> None:

@@ -23,7 +23,7 @@ def database(tree: Tree) -> Iterator[sqlite3.Connection]:
     """An agent's database as 2026.7 has it too, in the mode in which gateways use it."""
     folder = tree.root / "agents" / "main" / "agent"
     folder.mkdir(parents=True)
-    with closing(sqlite3.connect(folder / "openclaw-agent.sqlite")) as it:
+    with closing(sqlite3.connect(folder / "openclaw-agent.sqlite", isolation_level=None)) as it:
         it.execute("PRAGMA journal_mode=WAL")
         it.execute("CREATE TABLE cache_entries (scope TEXT)")
         yield it
@@ -46,8 +46,34 @@ def test_a_database_with_transcripts_is_recognised_while_only_its_log_has_them(
 
 def test_a_database_for_other_things_is_none(tree: Tree, database: sqlite3.Connection) -> None:
     assert not has_sessions(tree)
-    database.execute("INSERT INTO cache_entries VALUES ('transcript_events')")
+    database.execute("INSERT INTO cache_entries VALUES ('CREATE TABLE transcript_events')")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert not has_sessions(tree)
+
+
+def test_a_large_database_that_was_upgraded_is_recognised(
+    tree: Tree, database: sqlite3.Connection
+) -> None:
+    """The pages of tables that come late lie behind all that was there before."""
+    for _ in range(40):
+        database.execute("INSERT INTO cache_entries VALUES (?)", ("x" * 500_000,))
+    for number in range(60):
+        database.execute(f"CREATE TABLE t{number} ({', '.join(f'c{it} TEXT' for it in range(60))})")
+    database.execute("CREATE TABLE transcript_events (session_id TEXT)")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path = tree.root / "agents" / "main" / "agent" / "openclaw-agent.sqlite"
+    assert path.read_bytes().index(b"CREATE TABLE transcript_events") > 10 * 1024 * 1024
+    assert has_sessions(tree)
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 4096, 8192])
+def test_bytes_that_are_no_database_are_none(tree: Tree, size: int) -> None:
+    folder = tree.root / "agents" / "main" / "agent"
+    folder.mkdir(parents=True)
+    header = b"SQLite format 3\0" + b"\x10\x00"
+    for filler in (b"\0", b"\xff", b"\x05", b"\x0d"):
+        (folder / "openclaw-agent.sqlite").write_bytes((header + filler * 8192)[:size])
+        assert not has_sessions(tree)
 
 
 def test_a_database_that_changes_is_looked_at_again(

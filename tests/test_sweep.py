@@ -19,7 +19,16 @@ from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Finding, Place, Reaper, Unlock
-from tests.conftest import Holder, HoldLock, Tree, ended, now_ms, record, start_ticks
+from tests.conftest import (
+    Holder,
+    HoldLock,
+    Tree,
+    ended,
+    now_ms,
+    record,
+    start_ticks,
+    started,
+)
 
 
 class FakeClock:
@@ -279,6 +288,19 @@ def test_the_seeds_lock_is_freed_after_a_second_look(tree: Tree, abandoned: Hold
     }
     assert sum(clock.slept) == pytest.approx(10.0)
     assert abandoned.process.poll() is None
+
+
+def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
+    tree: Tree, hold: HoldLock
+) -> None:
+    """Each one moves the times in the store; the trajectory still speaks of the run that ended."""
+    hold("stuck", age=600)
+    tree.trajectory("stuck", started(610), ended(599.5), quiet=599)
+
+    times = {"startedAt": now_ms() - 90_000, "endedAt": now_ms() - 30_000}
+    tree.store({"k": {"sessionId": "stuck", "status": "failed", **times}})
+    found = ends(reaper(tree, clock=FakeClock()).sweep())
+    assert found == {"stuck": ("abandoned", ("run-ended",), "removed")}
 
 
 def test_a_write_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:

@@ -165,10 +165,10 @@ def starttime_of(pid: int) -> int | None:
     return _look(pid).starttime
 
 
-def is_alive(pid: int, starttime: int | None) -> bool:
-    """Tell whether this very process is seen to live; a zombie does not."""
+def live_starttime(pid: int) -> int | None:
+    """Return the start time of a process that is seen to live; a zombie does not."""
     seen = _look(pid)
-    return seen.state is HolderState.SAME and starttime in {None, seen.starttime}
+    return seen.starttime if seen.state is HolderState.SAME else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,16 @@ from typing import Final
 from reaper.adapters.files import open_folder, open_regular, read_at_most
 from reaper.core.lock import StateDir
 
-_FILES: Final = ("openclaw-agent.sqlite", "openclaw-agent.sqlite-wal")
+_DATABASE: Final = "openclaw-agent.sqlite"
 """An agent's database; 2026.7 has one too, for other things (docs/facts.md)."""
+_LOG: Final = "openclaw-agent.sqlite-wal"
 _SIGN: Final = b"CREATE TABLE transcript_events"
-_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes read of each; a fresh database of 2026.8.1 has the sign at 545 KiB, one of 2026.9.6 at
-614 KiB."""
+_LOG_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes read of the write-ahead log, which may hold a schema that is not in the database yet."""
+_MOST_PAGES: Final = 1000
+"""Pages read of a database's schema; that of 2026.9.6 has some twenty."""
+_HEADER: Final = 100
+_INTERIOR, _LEAF = 5, 13
 
 _Look = tuple[tuple[int, int, int], bool]
 """What changes with each write of a file, and whether the sign was in it."""
@@ -28,7 +32,7 @@ class SessionDatabases:
     def hold_sessions_of(self, state: StateDir) -> bool:
         """Tell whether any agent's sessions live in SQLite. Never raises OSError.
 
-        The schema is looked for in the file's bytes: SQLite would write beside a database that it
+        The schema is read from the file's bytes: SQLite would write beside a database that it
         opens, and what is in there may be hostile.
         """
         before = self._known.get(state, {})
@@ -36,7 +40,7 @@ class SessionDatabases:
         with suppress(OSError), _folder(state.path) as root, _folder("agents", root) as top:
             for agent in os.listdir(top):
                 with suppress(OSError), _folder(agent, top) as home, _folder("agent", home) as fd:
-                    for name in _FILES:
+                    for name in (_DATABASE, _LOG):
                         now[f"{agent}/{name}"] = _look(name, fd, before.get(f"{agent}/{name}"))
                         if now[f"{agent}/{name}"][1]:
                             return True
@@ -49,9 +53,43 @@ def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
         stamp = found.st_ino, found.st_mtime_ns, found.st_size
         if before is not None and before[0] == stamp:
             return before
-        return stamp, _SIGN in read_at_most(fd, _LIMIT)
+        is_log = name == _LOG
+        return stamp, _SIGN in read_at_most(fd, _LOG_LIMIT) if is_log else _is_in_schema(fd)
     finally:
         os.close(fd)
+
+
+def _is_in_schema(fd: int) -> bool:
+    """Look for the sign in the table of a database's schema, the b-tree whose root is page 1
+    (https://www.sqlite.org/fileformat2.html); False also where these are not such bytes.
+    """
+    header = read_at_most(fd, _HEADER)
+    if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+        return False
+    size = int.from_bytes(header[16:18], "big")
+    size = 65536 if size == 1 else size
+    pages, seen = [1], {1}
+    while pages and len(seen) <= _MOST_PAGES:
+        number = pages.pop()
+        page = read_at_most(fd, size, offset=(number - 1) * size)
+        start = _HEADER if number == 1 else 0
+        if len(page) < max(size, start + 12):
+            continue
+        if page[start] == _LEAF and _SIGN in page:
+            return True
+        if page[start] == _INTERIOR:
+            children = set(_children(page, start)) - seen - {0}
+            seen |= children
+            pages += sorted(children)
+    return False
+
+
+def _children(page: bytes, start: int) -> Iterator[int]:
+    yield int.from_bytes(page[start + 8 : start + 12], "big")
+    for cell in range(int.from_bytes(page[start + 3 : start + 5], "big")):
+        pointer = start + 12 + 2 * cell
+        at = int.from_bytes(page[pointer : pointer + 2], "big")
+        yield int.from_bytes(page[at : at + 4], "big")
 
 
 @contextmanager

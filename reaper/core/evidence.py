@@ -104,6 +104,13 @@ class Run(NamedTuple):
     transcript_bytes: int | None = None
 
     @property
+    def store_is_of_later_run(self) -> bool:
+        """Whether the store's times are those of a run that began after the one that the trajectory
+        shows had ended: a message that found the session locked, and failed.
+        """
+        return self.end is not None and (self.store_started_ms or 0) > self.end.at_ms
+
+    @property
     def state(self) -> RunState:
         """The trajectory's word; where it has none, the store's `running`. An ended status of the
         store alone proves nothing (a --local run, a compaction and a retry leave it at done).

@@ -14,6 +14,7 @@ from reaper.core.verdict import STUCK, Judgement
 CHURN: Final = "churn"
 STUCK_LOCKS: Final = "stuck-locks"
 RESIDENT_MEMORY: Final = "resident-memory"
+HOLDER_GONE: Final = "holder-gone"
 
 
 def is_stuck_under_holder(evidence: Evidence, judgement: Judgement) -> bool:
@@ -122,21 +123,25 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """Whether a holder counts as wedged. `why` is what it is at now, or was when it became so;
-    `since` when it became what it is; `turning_since` when it began to look otherwise.
+    `since` when it became what it is; `turning_since` when it began to look otherwise;
+    `looked_at` when that was last looked at.
     """
 
     wedged: bool = False
     why: tuple[str, ...] = ()
     since: float = 0.0
     turning_since: float | None = None
+    looked_at: float = 0.0
 
-    def next(self, why: tuple[str, ...], now: float, after: float) -> "Standing":
+    def next(self, why: tuple[str, ...], now: float, *, after: float, gap: float) -> "Standing":
         """Return the standing after another look. It turns, either way, only once all looks for
-        `after` seconds have said so.
+        `after` seconds have said so, with no more than `gap` seconds between two of them.
         """
         if bool(why) == self.wedged:
-            return replace(self, why=why, turning_since=None)
-        turning_since = now if self.turning_since is None else self.turning_since
-        if now - turning_since < after:
-            return replace(self, turning_since=turning_since)
-        return Standing(wedged=bool(why), why=why, since=now)
+            return replace(self, why=why, turning_since=None, looked_at=now)
+        since = self.turning_since
+        if since is None or now - self.looked_at > gap:
+            since = now
+        if now - since < after:
+            return replace(self, turning_since=since, looked_at=now)
+        return Standing(wedged=bool(why), why=why, since=now, looked_at=now)

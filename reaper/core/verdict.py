@@ -210,7 +210,7 @@ def _born_by(run: Run, created_ms: int, limits: Limits) -> bool:
     if run.end is None:
         return False
     match run.store:
-        case StoreStatus.ENDED if (run.store_started_ms or 0) <= run.end.at_ms:
+        case StoreStatus.ENDED if not run.store_is_of_later_run:
             began, until = run.store_started_ms, run.store_ended_ms
         case StoreStatus.ENDED | StoreStatus.RUNNING | StoreStatus.NONE:
             began, until = run.end.started_ms, run.end.at_ms + int(limits.run_end_window * 1000)

@@ -24,6 +24,8 @@ _SHORT: Final = (
     "action",
     "outcome",
 )
+"""What a person is shown of a lock; the whole record follows."""
+_SHORT_WHERE_THERE: Final = ("by", "forced")
 
 
 class Journal:
@@ -54,6 +56,7 @@ class Journal:
     def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
         """Write what became of one lock; with the file's bytes, as far as they were read."""
         shown = dict(record) if self._json else {key: record[key] for key in _SHORT}
+        shown |= {key: record[key] for key in _SHORT_WHERE_THERE if key in record}
         if record["note"]:
             shown["note"] = record["note"]
         shown["record"] = " ".join(lock.data.decode("utf-8", "backslashreplace").split())

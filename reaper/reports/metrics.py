@@ -131,7 +131,7 @@ class Metrics:
         max_agents: int,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
-        wedged: Callable[[], Iterable[tuple[str, int, bool]]] = lambda: (),
+        wedged: Callable[[], Iterable[tuple[str, str, bool]]] = lambda: (),
         watching: bool = True,
     ) -> None:
         # They double each counter, and nobody asks for them.
@@ -229,7 +229,7 @@ class _LockCollector(Collector):
         max_agents: int,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
-        wedged: Callable[[], Iterable[tuple[str, int, bool]]],
+        wedged: Callable[[], Iterable[tuple[str, str, bool]]],
     ) -> None:
         self._knowledge = knowledge
         self._states = states
@@ -368,6 +368,6 @@ class _LockCollector(Collector):
             "1 while a holder is past a limit that was set for it, for as long as was set.",
             labels=labels,
         )
-        for state, pid, is_wedged in self._wedged():
-            wedged.add_metric([state, str(pid)], is_wedged)
+        for state, label, is_wedged in self._wedged():
+            wedged.add_metric([state, label], is_wedged)
         yield from (memory, stuck, fds, wedged)
