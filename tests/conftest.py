@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 
 from reaper.adapters import hold_proof
 from reaper.core.lock import iso
+from tests.openclaw_package import OpenClaw, Unavailable, install
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -256,6 +258,15 @@ def dead_pid() -> int:
 def root_only() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def openclaw() -> OpenClaw:
+    try:
+        return install()
+    except Unavailable as why:
+        warnings.warn(f"NOT TESTED with the real gateway: {why}", stacklevel=1)
+        pytest.skip(f"the real gateway's package is not to be had: {why}")
 
 
 @contextmanager

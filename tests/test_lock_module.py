@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,13 @@ import pytest
 
 from reaper.core.lock import parse_date
 from tests.conftest import Tree, kill_family, now_ms, start_ticks
-from tests.openclaw_package import OpenClaw, Unavailable, install
+from tests.openclaw_package import OpenClaw
 from tests.test_parse import DATES
 from tests.test_watch import Sidecar, gone, until
 
 pytestmark = pytest.mark.gateway
 
 _HOLDER = Path(__file__).with_name("lock_module.mjs")
-
-
-@pytest.fixture(scope="session")
-def openclaw() -> OpenClaw:
-    try:
-        return install()
-    except Unavailable as why:
-        warnings.warn(f"NOT TESTED with the real gateway: {why}", stacklevel=1)
-        pytest.skip(f"the real gateway's package is not to be had: {why}")
 
 
 class NodeHolder:
