@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -50,10 +51,13 @@ class NodeHolder:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def ask(self, command: str, argument: object) -> str:
+    def tell(self, command: str, argument: object) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command} {argument}\n")
         self.process.stdin.flush()
+
+    def ask(self, command: str, argument: object) -> str:
+        self.tell(command, argument)
         return self._line()
 
     def kill(self) -> None:
@@ -288,5 +292,36 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
         acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "verdict"}]
         assert [it["session"] for it in acts] == ["dying"]
         assert sidecar.metric("reaper_events_missed_total") == 0
+    finally:
+        sidecar.stop()
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.torture)])
+def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_the_sidecar(
+    tree: Tree, node: StartHolder, kills: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Two agents, each with a gateway that takes locks as fast as it can, is killed with -9 while
+    it holds some, and is followed at once by one that takes the stale locks over.
+    """
+    lanes = [str(tree.sessions(agent)) for agent in ("one", "two")]
+    at_work = [node() for _ in lanes]
+    for lane, holder in zip(lanes, at_work, strict=True):
+        holder.tell("churn", f"{lane} 1000000")
+    sidecar = Sidecar(tree.root)
+    try:
+        for number in range(kills):
+            which = number % 2
+            standby = node()
+            time.sleep(random.random() * 0.2)
+            at_work[which].process.kill()
+            standby.tell("churn", f"{lanes[which]} 1000000")
+            at_work[which].close()
+            at_work[which] = standby
+        for holder in at_work:
+            holder.kill()
+        until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are freed")
+        assert not list(tree.root.rglob("disturbed"))
+        until(lambda: sidecar.journal("removed"))
+        record_property("removed", len(sidecar.journal("removed")))
     finally:
         sidecar.stop()
