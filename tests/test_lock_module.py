@@ -19,6 +19,7 @@ from tests.conftest import Tree, kill_family, now_ms, start_ticks
 from tests.openclaw_package import OpenClaw, Unavailable, install
 from tests.test_parse import DATES
 from tests.test_watch import Sidecar, gone, until
+from tests.torture.figures import note_figures
 
 pytestmark = pytest.mark.gateway
 
@@ -298,7 +299,7 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.torture)])
 def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_the_sidecar(
-    tree: Tree, node: StartHolder, kills: int, record_property: Callable[[str, object], None]
+    tree: Tree, node: StartHolder, kills: int
 ) -> None:
     """Two agents, each with a gateway that takes locks as fast as it can, is killed with -9 while
     it holds some, and is followed at once by one that takes the stale locks over.
@@ -322,6 +323,6 @@ def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_
         until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are freed")
         assert not list(tree.root.rglob("disturbed"))
         until(lambda: sidecar.journal("removed"))
-        record_property("removed", len(sidecar.journal("removed")))
+        note_figures(f"{kills} gateways killed at random", removed=len(sidecar.journal("removed")))
     finally:
         sidecar.stop()
