@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from reaper.core.lock import parse_date
-from tests.conftest import Tree, kill_family, now_ms, start_ticks
+from tests.conftest import Tree, kill_family, now_ms, record, start_ticks
 from tests.openclaw_package import OpenClaw, Unavailable, install
 from tests.test_parse import DATES
 from tests.test_watch import Sidecar, gone, until
 from tests.torture.figures import note_figures
+from tests.torture.stepped import Stepped
 
 pytestmark = pytest.mark.gateway
 
@@ -326,3 +327,28 @@ def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_
         note_figures(f"{kills} gateways killed at random", removed=len(sidecar.journal("removed")))
     finally:
         sidecar.stop()
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_removal(
+    tree: Tree, node: StartHolder, exchanged: bool
+) -> None:
+    """Before the exchange at once; after it once the stand-in is 5 s old. What the reaper does when
+    it goes on takes neither from the gateway.
+    """
+    path = tree.lock("sid", record(2**22 + 1))
+    holder = node()
+    command = [sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--state-dir"]
+    with Stepped([*command, str(tree.root)], [path.parent, path]) as it:
+        it.go_to("openat(", ".rpr")
+        if exchanged:
+            it.go_to("RENAME_EXCHANGE")
+        asked = time.monotonic()
+        assert holder.ask("acquire", transcript(tree, "sid")) == "held"
+        took = round(time.monotonic() - asked, 1)
+        note_figures("acquiring beside a stopped reaper", exchanged=exchanged, seconds=took)
+        it.finish()
+    lock = reap(tree, "sweep")[1]["sid"]
+    assert (lock["verdict"], lock["pid"]) == ("held", holder.process.pid)
+    assert holder.ask("release", transcript(tree, "sid")) == "released"
+    assert reap(tree, "sweep")[1] == {}
