@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-page test-deploy-fast test-deploy pages lint format lock clean
+TORTURE_SECONDS ?= 120
+TORTURE_CYCLES ?= 1000000
+
+.PHONY: run test test-page test-deploy-fast test-deploy torture pages lint format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -29,6 +32,17 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
 	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
+
+torture: .venv/.done ## what takes long (20 minutes and more): races, crashes, faults, a million cycles, fuzz
+	rm -f torture.figures
+	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) $(BIN)/python -m pytest -m torture
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
+	for target in reads sweeps; do \
+	  $(BIN)/python -m tests.torture.guided $$target $(TORTURE_SECONDS) >torture.fuzz 2>&1 \
+	    || { cat torture.fuzz; exit 1; }; \
+	  echo "fuzz of $$target:" $$(grep ^Done torture.fuzz) >>torture.figures; \
+	done
+	@cat torture.figures
 
 lint: .venv/.done
 	$(BIN)/ruff check .

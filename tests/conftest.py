@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -129,6 +130,18 @@ def tree(tmp_path: Path) -> Tree:
     tree = Tree(tmp_path / "state")
     tree.sessions()
     return tree
+
+
+@pytest.fixture
+def public_tree() -> Iterator[Tree]:
+    """Return a tree that other uids can reach, whatever becomes of pytest's own folders, which any
+    other pytest of the same user closes to others when it starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="reaper-test-") as folder:
+        os.chmod(folder, 0o755)
+        tree = Tree(Path(folder) / "state")
+        tree.sessions()
+        yield tree
 
 
 def kill_family(process: "subprocess.Popen[str]") -> None:

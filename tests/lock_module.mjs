@@ -33,11 +33,13 @@ const commands = {
           const lock = await acquireSessionWriteLock({ sessionFile: path, timeoutMs: 10_000 });
           const mine = fs.statSync(`${path}.lock`).ino;
           await new Promise((resolve) => setTimeout(resolve, Math.random() * 3));
+          let undisturbed = false;
           try {
-            disturbed += fs.statSync(`${path}.lock`).ino !== mine;
-          } catch {
-            disturbed += 1;
-          }
+            undisturbed = fs.statSync(`${path}.lock`).ino === mine;
+          } catch {}
+          // Also where this process is killed before it can answer.
+          if (!undisturbed) fs.appendFileSync(`${folder}/disturbed`, `${path}\n`);
+          disturbed += !undisturbed;
           await lock.release();
           disturbed += fs.existsSync(`${path}.lock`);
         }),

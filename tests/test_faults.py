@@ -24,7 +24,7 @@ DEAD = 2**22 + 1
 CALLS = {
     "openat": ("EACCES", "EMFILE", "ENFILE", "ESTALE", "EIO", "ENOMEM", "ENOSPC", "EROFS"),
     "newfstatat": ("EACCES", "ESTALE", "EIO", "ENOMEM"),
-    "getdents64": ("EIO", "ESTALE", "ENOENT"),
+    "getdents64": ("EIO", "ESTALE"),
     "pread64": ("EIO", "ESTALE"),
     "fcntl": ("EACCES", "EIO", "ENOLCK", "EINVAL", "ENOMEM"),
     "fstatfs": ("EIO", "ENOSYS"),

@@ -21,6 +21,7 @@ from reaper.core.verdict import Limits
 from reaper.sweep import Finding, Reaper
 from tests.conftest import HoldLock, Tree, record
 from tests.torture.attacker import DEAD
+from tests.torture.figures import note_figures
 from tests.torture.stepped import strace
 from tests.torture.touched import TRACE, outside, touched
 
@@ -162,5 +163,5 @@ def test_a_hundred_thousand_junk_locks_are_swept_in_bounded_memory(tree: Tree) -
                 time.sleep(0.05)
         assert it.returncode == 0
         assert os.listdir(folder) == [live.name]
-    print(f"peak resident memory {most // 1024} MiB")  # noqa: T201  # a figure for the docs
+    note_figures("100,000 junk locks", peak_resident_mib=most // 1024)
     assert 0 < most < 512 * 1024

@@ -365,6 +365,21 @@ def test_one_that_replaced_the_stand_in_of_a_wrong_grab_keeps_the_name(
     assert json.loads((tree.sessions() / aside).read_bytes())["pid"] == 8
 
 
+def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_stand_in(
+    tree: Tree, meanwhile: Meanwhile
+) -> None:
+    path = tree.lock("sid", record(7))
+    modes: list[int] = []
+    meanwhile("_withdraw", lambda: modes.append(path.stat().st_mode & 0o777))
+    before = os.umask(0o077)
+    try:
+        with the_folder(tree) as folder, opened(folder) as it:
+            assert remove(it).outcome is Outcome.REMOVED
+    finally:
+        os.umask(before)
+    assert modes == [0o644]
+
+
 def test_a_full_disk_keeps_no_lock_from_being_removed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 
 from reaper.core.lock import parse_date
-from tests.conftest import Tree, kill_family, now_ms, start_ticks
+from tests.conftest import Tree, kill_family, now_ms, record, start_ticks
 from tests.openclaw_package import OpenClaw
 from tests.test_parse import DATES
 from tests.test_watch import Sidecar, gone, until
+from tests.torture.figures import note_figures
+from tests.torture.stepped import Stepped
 
 pytestmark = pytest.mark.gateway
 
@@ -40,10 +43,13 @@ class NodeHolder:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def ask(self, command: str, argument: object) -> str:
+    def tell(self, command: str, argument: object) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command} {argument}\n")
         self.process.stdin.flush()
+
+    def ask(self, command: str, argument: object) -> str:
+        self.tell(command, argument)
         return self._line()
 
     def kill(self) -> None:
@@ -280,3 +286,59 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
         assert sidecar.metric("reaper_events_missed_total") == 0
     finally:
         sidecar.stop()
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.torture)])
+def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_the_sidecar(
+    tree: Tree, node: StartHolder, kills: int
+) -> None:
+    """Two agents, each with a gateway that takes locks as fast as it can, is killed with -9 while
+    it holds some, and is followed at once by one that takes the stale locks over.
+    """
+    lanes = [str(tree.sessions(agent)) for agent in ("one", "two")]
+    at_work = [node() for _ in lanes]
+    for lane, holder in zip(lanes, at_work, strict=True):
+        holder.tell("churn", f"{lane} 1000000")
+    sidecar = Sidecar(tree.root)
+    try:
+        for number in range(kills):
+            which = number % 2
+            standby = node()
+            time.sleep(random.random() * 0.2)
+            at_work[which].process.kill()
+            standby.tell("churn", f"{lanes[which]} 1000000")
+            at_work[which].close()
+            at_work[which] = standby
+        for holder in at_work:
+            holder.kill()
+        until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are freed")
+        assert not list(tree.root.rglob("disturbed"))
+        until(lambda: sidecar.journal("removed"))
+        note_figures(f"{kills} gateways killed at random", removed=len(sidecar.journal("removed")))
+    finally:
+        sidecar.stop()
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_removal(
+    tree: Tree, node: StartHolder, exchanged: bool
+) -> None:
+    """Before the exchange at once; after it once the stand-in is 5 s old. What the reaper does when
+    it goes on takes neither from the gateway.
+    """
+    path = tree.lock("sid", record(2**22 + 1))
+    holder = node()
+    command = [sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--state-dir"]
+    with Stepped([*command, str(tree.root)], [path.parent, path]) as it:
+        it.go_to("openat(", ".rpr")
+        if exchanged:
+            it.go_to("RENAME_EXCHANGE")
+        asked = time.monotonic()
+        assert holder.ask("acquire", transcript(tree, "sid")) == "held"
+        took = round(time.monotonic() - asked, 1)
+        note_figures("acquiring beside a stopped reaper", exchanged=exchanged, seconds=took)
+        it.finish()
+    lock = reap(tree, "sweep")[1]["sid"]
+    assert (lock["verdict"], lock["pid"]) == ("held", holder.process.pid)
+    assert holder.ask("release", transcript(tree, "sid")) == "released"
+    assert reap(tree, "sweep")[1] == {}

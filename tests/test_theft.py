@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.torture import theft
+from tests.torture.figures import note_figures
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +27,19 @@ def _until_stolen(program: Path, how: str) -> Counter[str]:
 @pytest.mark.parametrize("how", ["plain", "checked"])
 def test_a_tool_that_unlinks_what_it_looked_at_is_caught_stealing(program: Path, how: str) -> None:
     counts = _until_stolen(program, how)
+    note_figures(f"theft beside {how} unlink", **counts)
     assert counts["stolen"] > 0, f"the check could not fail here: {counts}"
 
 
-@pytest.mark.parametrize("how", ["watch", "sweep", "protocol"])
-def test_the_reaper_steals_no_live_lock(program: Path, how: str) -> None:
-    counts = theft.race(program, how, seconds=120, removals=1000)
-    assert counts["stolen"] == 0, counts
-    assert counts["removed"] >= 1000, counts
-    assert counts["held"] > 0, counts
-
-
-def test_beside_the_reaper_no_rival_gets_the_name_of_a_live_lock(program: Path) -> None:
-    counts = theft.race(program, "protocol", seconds=120, removals=1000, rival=True)
+@pytest.mark.parametrize("removals", [1000, pytest.param(10_000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("rival", [False, True], ids=["alone", "rival"])
+@pytest.mark.parametrize("how", ["watch", "sweep"])
+def test_the_reaper_steals_no_live_lock(
+    program: Path, how: str, rival: bool, removals: int
+) -> None:
+    """Nor does a rival that waits for the same name get it while the lock is held."""
+    counts = theft.race(program, how, seconds=removals / 10, removals=removals, rival=rival)
+    note_figures(f"theft beside {how}{' with a rival' if rival else ''}", **counts)
     assert (counts["stolen"], counts["doubled"]) == (0, 0), counts
-    assert counts["removed"] >= 1000, counts
+    assert counts["removed"] >= removals, counts
+    assert counts["held"] > 0, counts

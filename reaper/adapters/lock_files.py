@@ -312,11 +312,14 @@ def _stand_in(aside: str, *, dir_fd: int) -> int | None:
     # For reading: to another reaper it is a lock that nobody holds, should we be stopped for long.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(aside, flags, 0o644, dir_fd=dir_fd)
+        fd = os.open(aside, flags, 0o644, dir_fd=dir_fd)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return None
         raise
+    with suppress(OSError):
+        os.fchmod(fd, 0o644)  # whatever our umask: the gateway may be another uid, and must read it
+    return fd
 
 
 def _is(fd: int, name: str, *, dir_fd: int) -> bool:

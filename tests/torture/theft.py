@@ -24,14 +24,14 @@ REMOVERS: Final = ("watch", "sweep", "protocol", "plain", "checked")
 process, the reaper's own removal, plain unlink, and unlink after a look (removers.py)."""
 
 
-def compiled(folder: Path) -> Path:
-    """Return the program, built into `folder`; skips the test where there is no C compiler."""
+def compiled(folder: Path, name: str = "theft") -> Path:
+    """Return a C program of this folder, built; skips the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("NOT TESTED for theft: no C compiler (gcc, libc6-dev) is here")
-    program = folder / "theft"
+        pytest.skip(f"NOT TESTED with {name}.c: no C compiler (gcc, libc6-dev) is here")
+    program = folder / name
     flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", program, _HERE / "theft.c"], check=True)
+    subprocess.run([compiler, *flags, "-o", program, _HERE / f"{name}.c"], check=True)
     return program
 
 

@@ -1,0 +1,122 @@
+"""The state directory on other file systems, and in folders of other people's.
+
+FUSE, overlays and another uid without rights: test_hold_proof.py, test_lock_files.py and
+test_sweep.py; a read-only mount: test_cli.py.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Holder, Tree, record
+from tests.test_cli import report
+
+DEAD = 2**22 + 1
+GATEWAY, REAPER, GROUP = 4321, 4322, 4323
+
+pytestmark = pytest.mark.root
+
+
+def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Sweep for real; return exit code and standard error as text, and the locks by session."""
+    command = [*wrap, sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--json"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(root)], capture_output=True, text=True, timeout=60
+    )
+    said = f"{done.returncode} {done.stderr}".strip()
+    return said, {lock["session"]: lock for lock in report(done)["locks"]}
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs", "f2fs"])
+def file_system(request: pytest.FixtureRequest, tmp_path: Path, root_only: None) -> Iterator[Path]:
+    """Mount a file system of its own from a file."""
+    make = f"mkfs.{request.param}"
+    if shutil.which(make) is None:
+        pytest.skip(f"{make} is not here")
+    image, place = tmp_path / "image", tmp_path / "mounted"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(512 << 20)
+    subprocess.run([make, image], check=True, capture_output=True)
+    done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"NOT TESTED on {request.param}: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_on_each_file_system_of_the_allow_list_the_proof_counts(file_system: Path) -> None:
+    tree = Tree(file_system / "state")
+    tree.lock("dead", record(DEAD))
+    live = Holder(tree.sessions() / "live.jsonl.lock")
+    try:
+        said, found = sweep(tree.root)
+        assert (found["live"]["hold_proof"], found["live"]["outcome"]) == ("open", "kept")
+        assert (found["dead"]["hold_proof"], found["dead"]["outcome"]) == ("not-open", "removed")
+        assert said == "0"
+        assert os.listdir(tree.sessions()) == ["live.jsonl.lock"]
+    finally:
+        live.close()
+
+
+def _shared(tree: Tree, mode: int) -> Holder:
+    """Make the tree the gateway's, its folders writable for the group, and hold a lock there."""
+    tree.lock("dead", record(DEAD))
+    for path in [tree.root, *tree.root.rglob("*")]:
+        os.chown(path, GATEWAY, GROUP)
+        if path.is_dir():
+            path.chmod(0o2775)
+    tree.sessions().chmod(mode)
+    as_gateway = ("setpriv", f"--reuid={GATEWAY}", f"--regid={GROUP}", "--clear-groups")
+    return Holder(tree.sessions() / "live.jsonl.lock", wrap=as_gateway)
+
+
+WITH_LEASE = (
+    *("setpriv", f"--reuid={REAPER}", f"--regid={GROUP}", "--clear-groups"),
+    *("--inh-caps=+lease", "--ambient-caps=+lease"),
+)
+AS_REAPER = ("setpriv", f"--reuid={REAPER}", f"--regid={GROUP}", "--clear-groups", "--no-new-privs")
+
+
+@pytest.mark.parametrize("mode", [0o2775, 0o3775], ids=["group-writable", "sticky"])
+def test_in_a_folder_of_anothers_without_rights_to_a_lease_nothing_is_touched(
+    public_tree: Tree, root_only: None, mode: int
+) -> None:
+    live = _shared(public_tree, mode)
+    try:
+        before = sorted(os.listdir(public_tree.sessions()))
+        said, found = sweep(public_tree.root, *AS_REAPER)
+        assert said.startswith("4 "), said
+        assert found["dead"]["reasons"] == ["no-hold-proof", "no-rights"]
+        assert {lock["outcome"] for lock in found.values()} == {"kept"}
+        assert sorted(os.listdir(public_tree.sessions())) == before
+    finally:
+        live.close()
+
+
+@pytest.mark.parametrize("mode", [0o2775, 0o3775], ids=["group-writable", "sticky"])
+def test_with_a_lease_but_no_right_to_rename_a_lock_is_told_as_failed_and_left(
+    public_tree: Tree, root_only: None, mode: int
+) -> None:
+    """Another uid with CAP_LEASE: in a group-writable folder that suffices, in a sticky one it may
+    not move what is not its own, and leaves nothing behind.
+    """
+    live = _shared(public_tree, mode)
+    try:
+        _, found = sweep(public_tree.root, *WITH_LEASE)
+        assert (found["live"]["hold_proof"], found["live"]["outcome"]) == ("open", "kept")
+        names = set(os.listdir(public_tree.sessions()))
+        if mode & 0o1000:
+            assert found["dead"]["outcome"] == "failed"
+            assert names == {"live.jsonl.lock", "dead.jsonl.lock"}
+        else:
+            assert found["dead"]["outcome"] == "removed"
+            assert names == {"live.jsonl.lock"}
+    finally:
+        live.close()

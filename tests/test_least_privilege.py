@@ -1,0 +1,105 @@
+"""What the reaper needs: the gateway's uid, and nothing else.
+
+Another uid, and root without capabilities: test_cli.py.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Holder, Tree, record
+from tests.test_cli import report
+from tests.test_watch import Sidecar, gone, until
+
+UID = 4321
+DEAD = 2**22 + 1
+
+pytestmark = pytest.mark.root
+
+CONFINED = """
+set -e
+mount --make-rprivate /
+mount --bind "$1" "$1"
+mount -o remount,bind,ro /
+for place in $(findmnt -rno TARGET --submounts /); do
+  case "$place" in "$1"|/proc*|/dev*|/sys*) ;; *) mount -o remount,bind,ro "$place" || true;; esac
+done
+uid="$2"; shift 2
+exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --bounding-set=-all --inh-caps=-all \
+  --ambient-caps=-all --no-new-privs -- "$@"
+"""
+"""In a mount namespace of its own: all read-only but the state directory; then another uid, all
+capabilities dropped for good, no new privileges."""
+
+
+@pytest.fixture
+def confined(public_tree: Tree, root_only: None) -> tuple[str, ...]:
+    """Return what to put before a command, so that it runs confined."""
+    for tool in ("unshare", "setpriv", "findmnt"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not here")
+    tree = public_tree
+    for path in [tree.root, *tree.root.rglob("*")]:
+        os.chown(path, UID, UID)
+    return ("unshare", "--mount", "sh", "-c", CONFINED, "confined", str(tree.root), str(UID))
+
+
+def status_of(process: psutil.Process) -> dict[str, str]:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
+    public_tree: Tree, confined: tuple[str, ...]
+) -> None:
+    tree = public_tree
+    as_gateway = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
+    live = Holder(tree.sessions() / "live.jsonl.lock", wrap=as_gateway)
+    dying = Holder(tree.sessions() / "dying.jsonl.lock", wrap=as_gateway)
+    os.chown(tree.lock("dead", record(DEAD)), UID, UID)
+    sidecar = Sidecar(tree.root, wrap=confined)
+    try:
+        status = status_of(psutil.Process(sidecar.process.pid))
+        assert {status[it].strip("0") for it in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
+        assert status["NoNewPrivs"] == "1"
+        assert status["Uid"].split() == [str(UID)] * 4
+        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+        dying.kill()
+        until(gone(dying.path))
+        until(gone(tree.sessions() / "dead.jsonl.lock"))
+        assert live.path.exists()
+        assert sidecar.metric("reaper_hold_proof_available") == 1
+        assert sidecar.metric("reaper_observer_up") == 1
+        assert sidecar.stop() == 0
+    finally:
+        sidecar.process.kill()
+        sidecar.process.wait()
+        live.close()
+        dying.close()
+
+
+def test_it_is_confined_indeed(public_tree: Tree, confined: tuple[str, ...]) -> None:
+    elsewhere = f"touch {public_tree.root.parent}/elsewhere"
+    done = subprocess.run([*confined, "sh", "-c", elsewhere], capture_output=True, text=True)
+    assert "Read-only file system" in done.stderr
+    assert subprocess.run([*confined, "touch", f"{public_tree.root}/here"]).returncode == 0
+
+
+def test_a_read_only_state_directory_is_enough_to_look(tree: Tree, root_only: None) -> None:
+    holder = Holder(tree.sessions() / "live.jsonl.lock")
+    tree.lock("dead", record(DEAD))
+    subprocess.run(["mount", "--bind", tree.root, tree.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", tree.root], check=True)
+        command = [sys.executable, "-m", "reaper", "list", "--json", "--state-dir", str(tree.root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        subprocess.run(["umount", tree.root], check=True)
+        holder.close()
+    verdicts = {lock["session"]: lock["verdict"] for lock in report(done)["locks"]}
+    assert verdicts == {"live": "held", "dead": "stale"}
