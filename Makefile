@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format lock clean
+.PHONY: run test lint bench format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -18,6 +18,9 @@ lint: .venv/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/.done ## measure beside the yardsticks; BENCH="--locks 1000 --runs 1" makes it short
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 format: .venv/.done
 	$(BIN)/ruff check --fix .
