@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORTURE_SECONDS ?= 120
 TORTURE_CYCLES ?= 1000000
 
-.PHONY: run test test-page test-deploy-fast test-deploy torture pages lint format lock clean
+.PHONY: run test test-page test-deploy-fast test-deploy torture bench pages lint format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -49,6 +49,9 @@ lint: .venv/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/.done ## measure beside the yardsticks; BENCH="--locks 1000 --runs 1" makes it short
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 format: .venv/.done
 	$(BIN)/ruff check --fix .

@@ -155,12 +155,12 @@ class Sidecar:
         self._journal.close()
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, *, every: float = 0.05) -> None:
     end = time.monotonic() + _PATIENCE
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"never came: {what}")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 @contextmanager
@@ -285,7 +285,7 @@ def due(count: int = 100) -> dict[str, Any]:
         folder = sessions(root, "main")
         holder = Holder()
         try:
-            with sidecar(root, "--on-overdue", "remove", "--grace", "0") as it:
+            with sidecar(root, "--on-overdue", "remove", "--grace", "0"):
                 dues = []
                 for number in range(count):
                     path = folder / f"{number}.jsonl.lock"
@@ -293,11 +293,10 @@ def due(count: int = 100) -> dict[str, Any]:
                     holder.hold(path, max_hold_ms=hold_ms)
                     dues.append((path, hold_ms))
                 holder.settle()
-                until(lambda: it.held() == count, "all held")
+                at_s = [_epoch(json.loads(path.read_bytes())["createdAt"]) for path, _ in dues]
                 late = []
-                for path, hold_ms in dues:
-                    created = json.loads(path.read_bytes())["createdAt"]
-                    at = _epoch(created) + hold_ms / 1000
+                for (path, hold_ms), created in zip(dues, at_s, strict=True):
+                    at = created + hold_ms / 1000
                     _gone(path)
                     late.append(time.time() - at)
                 return _percentiles(late)
@@ -375,7 +374,7 @@ def memory(count: int = 10_000) -> dict[str, Any]:
                 for number in range(count):
                     holder.hold(sessions(root, f"agent{number % 50}") / f"{number}.jsonl.lock")
                 holder.settle()
-                until(lambda: it.held() == count, "all held")
+                until(lambda: it.held() == count, "all held", every=2.0)
                 return {"idle_mib": round(idle, 1), "held_mib": round(it.rss_mib(), 1)}
         finally:
             holder.close()

@@ -20,7 +20,8 @@ from typing import Final
 from reaper.core.lock import iso
 
 KINDS: Final = (*["dead"] * 10, "interrupted", *["recycled"] * 3, *["live"] * 4, "overdue", "junk")
-"""Of each twenty locks. `interrupted`: dead, and its session's run was going on."""
+"""Of each twenty locks. `interrupted`: dead, and its session's run was going on; `live`: held for
+ten minutes by one model call."""
 LOCKS_AN_AGENT: Final = 1000
 TRANSCRIPTS_A_LOCK: Final = 10
 _LOCKS_A_DEAD_GATEWAY: Final = 10
@@ -127,15 +128,16 @@ class Tree:
             kind = KINDS[number % len(KINDS)]
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
             session = f"{agent:06x}{number:02x}-5e55-4000-8000-{number:012x}"
-            _transcripts(folder, session)
-            status = "running" if kind in {"interrupted", "live", "overdue"} else "done"
+            running = kind in {"interrupted", "live", "overdue"}
+            _transcripts(folder, session, running=running)
+            status = "running" if running else "done"
             store[f"agent:agent{agent}:{number}"] = {
                 "sessionId": session,
                 "sessionFile": f"{session}.jsonl",
                 "updatedAt": now_ms,
                 "status": status,
                 "startedAt": now_ms - 2 * _HOUR_MS,
-                "endedAt": None if status == "running" else now_ms - _HOUR_MS,
+                "endedAt": None if running else now_ms - _HOUR_MS,
                 "model": "a-model",
                 "inputTokens": 10_000 + number,
                 "totalTokens": 20_000 + number,
@@ -146,7 +148,7 @@ class Tree:
     def _lock(self, path: Path, kind: str, ordinal: int, holder: Holder) -> None:
         match kind:
             case "live":
-                holder.hold(path, age_ms=60_000)
+                holder.hold(path, age_ms=_HOUR_MS // 6)
             case "overdue":
                 holder.hold(path, age_ms=_HOUR_MS)
             case "junk":
@@ -173,17 +175,20 @@ def record(pid: int, starttime: int, *, age_ms: int = 2 * _HOUR_MS) -> bytes:
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
-_TRAJECTORY: Final = (
+_STARTED: Final = (
     b'{"type":"session.started","ts":"2026-05-24T10:29:15.171Z","runId":"r","data":{}}\n'
+    b'{"type":"prompt.submitted","ts":"2026-05-24T10:29:15.200Z","runId":"r","data":{}}\n'
+)
+_ENDED: Final = (
     b'{"type":"session.ended","ts":"2026-05-24T10:31:15.171Z","runId":"r","data":'
     b'{"aborted":false,"timedOut":false,"timedOutDuringToolExecution":false}}\n'
 )
 
 
-def _transcripts(folder: Path, session: str) -> None:
+def _transcripts(folder: Path, session: str, *, running: bool) -> None:
     """The session's own transcript and trajectory, and further transcripts of nobody's."""
     (folder / f"{session}.jsonl").write_bytes(b'{"type":"session"}\n')
-    (folder / f"{session}.trajectory.jsonl").write_bytes(_TRAJECTORY)
+    (folder / f"{session}.trajectory.jsonl").write_bytes(_STARTED if running else _STARTED + _ENDED)
     dir_fd = os.open(folder, os.O_RDONLY)
     try:
         for other in range(1, TRANSCRIPTS_A_LOCK):
