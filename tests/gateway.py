@@ -110,6 +110,8 @@ class Gateway:
             # All plugins together keep the gateway busy for a minute after its start.
             "plugins": {"allow": ["speech-core"]},
             "skills": {"allowBundled": ["none"]},
+            # It aborts a run that waits longer for its model; five minutes by default.
+            "diagnostics": {"stuckSessionAbortMs": 3_600_000},
             "discovery": {"mdns": {"mode": "off"}},
             "update": {"checkOnStart": False},
             "cron": {"enabled": True, "maxConcurrentRuns": 10},
