@@ -121,7 +121,7 @@ class Gateway:
                     "workspace": str(self.workspace),
                     "skipBootstrap": True,
                     "model": {"primary": "mock/mock"},
-                    "timeoutSeconds": 600,
+                    "timeoutSeconds": 3600,
                     "heartbeat": {"every": "0m"},
                     "maxConcurrent": 100,
                     "subagents": {"maxConcurrent": 20},
@@ -239,7 +239,7 @@ class Gateway:
         return subprocess.Popen(
             self._program(
                 "agent", "--local", "--agent", agent, "--session-id", session,
-                "--timeout", "600", "--json", "--message", message,
+                "--timeout", "3600", "--json", "--message", message,
             ),
             cwd=self.workspace,
             env=self.environment,
