@@ -110,7 +110,7 @@ class Gateway:
             # All plugins together keep the gateway busy for a minute after its start.
             "plugins": {"allow": ["speech-core"]},
             "skills": {"allowBundled": ["none"]},
-            # It aborts a run that waits for its model for longer; five minutes by default.
+            # It aborts a run that waits longer for its model; five minutes by default.
             "diagnostics": {"stuckSessionAbortMs": 3_600_000},
             "discovery": {"mdns": {"mode": "off"}},
             "update": {"checkOnStart": False},
@@ -121,7 +121,7 @@ class Gateway:
                     "workspace": str(self.workspace),
                     "skipBootstrap": True,
                     "model": {"primary": "mock/mock"},
-                    "timeoutSeconds": 600,
+                    "timeoutSeconds": 3600,
                     "heartbeat": {"every": "0m"},
                     "maxConcurrent": 100,
                     "subagents": {"maxConcurrent": 20},
@@ -239,7 +239,7 @@ class Gateway:
         return subprocess.Popen(
             self._program(
                 "agent", "--local", "--agent", agent, "--session-id", session,
-                "--timeout", "600", "--json", "--message", message,
+                "--timeout", "3600", "--json", "--message", message,
             ),
             cwd=self.workspace,
             env=self.environment,
