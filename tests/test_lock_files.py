@@ -455,7 +455,10 @@ while time.monotonic() < end:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
         continue
     os.write(fd, DEAD)
     os.close(fd)
