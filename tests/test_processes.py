@@ -206,7 +206,7 @@ def test_a_gateway_is_seen_with_the_state_directory_of_its_environment(
 
 
 def _until_title(pid: int) -> None:
-    while not psutil.Process(pid).cmdline()[0].startswith("openclaw"):
+    while not "".join(psutil.Process(pid).cmdline()[:1]).startswith("openclaw"):
         time.sleep(0.01)
 
 
