@@ -13,6 +13,7 @@ RUN python3 -m venv /build \
     --only-binary :all: --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY reaper reaper
+COPY deploy/terminal deploy/terminal
 # Bytecode is made here, by content and not by time: a read-only root could not keep any, and two builds are alike.
 RUN /build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation -w dist . \
  && /build/bin/python -m pip --python /opt/reaper/bin/python install --no-cache-dir --no-compile --no-deps dist/*.whl \

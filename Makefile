@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-page test-deploy-fast test-deploy lint format lock clean
+.PHONY: run test test-page test-deploy-fast test-deploy pages lint format lock clean
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -21,6 +21,13 @@ test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and th
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
 	$(BIN)/python -m pytest deploy/tests --record docs/deploy-tests.md
+
+pages: .venv/.done ## renew what is made from the code: man page, completion, the operator's rules
+	$(BIN)/python deploy/terminal/write.py
+	@cd deploy && { \
+	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
+	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
+	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
 
 lint: .venv/.done
 	$(BIN)/ruff check .

@@ -1,0 +1,123 @@
+"""Write the man page and the completion scripts beside this file, from the program itself.
+
+    .venv/bin/python deploy/terminal/write.py
+
+The wheel installs them where man, bash, zsh and fish look.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["COLUMNS"] = "300"
+import typer.main  # the help's width is read at import
+
+from reaper.cli import app
+
+HERE = Path(__file__).parent
+SHELLS = {"reaper.bash": "bash", "reaper.fish": "fish"}
+ZSH = """#compdef reaper
+# typer's own does not complete options: _arguments takes them for its own.
+_reaper() {
+  local -a found
+  found=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) \\
+    _REAPER_COMPLETE=complete_bash reaper)}")
+  found=(${found:#})
+  if (( $#found )); then compadd -a found; else _files; fi
+}
+_reaper "$@"
+"""
+HEAD = """.TH REAPER 1 "" "openclaw\\-lock\\-reaper" "User Commands"
+.SH NAME
+reaper \\- free the stuck session locks of an OpenClaw gateway, and no others
+.SH SYNOPSIS
+.B reaper
+.I COMMAND
+[OPTIONS]
+.SH DESCRIPTION
+"""
+ENDING = """.SH FILES
+.TP
+.I agents/*/sessions/*.jsonl.lock
+below a state directory: the locks. Nothing else is ever removed.
+.TP
+.I sessions.json, *.trajectory.jsonl, *.jsonl
+beside them: read, to tell how a run ended.
+.SH SEE ALSO
+docs/deploying.md, docs/runbook.md and docs/faq.md of the project.
+"""
+
+
+def roff(text: str) -> str:
+    """Return text that man shows as it is."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
+
+
+def option(parameter: Any, context: Any) -> str:  # noqa: ANN401  # typer's own click
+    names, text = parameter.get_help_record(context)
+    return f".TP\n.B {roff(names)}\n{roff(' '.join(text.split()))}\n"
+
+
+def man_page() -> str:
+    """Return the man page, in man(7)."""
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("reaper", [], resilient_parsing=True)
+    judging = ("list", "explain", "sweep", "watch")
+    options: dict[str, dict[str, str]] = {}
+    for name, command in group.commands.items():
+        inner = command.make_context(name, [], parent=context, resilient_parsing=True)
+        options[name] = {
+            it.name: option(it, inner)
+            for it in command.params
+            if it.param_type_name == "option" and not it.hidden
+        }
+    shared = {
+        name: text
+        for name, text in options["list"].items()
+        if all(options[command].get(name) == text for command in judging)
+    }
+    examples, paragraph, exits = group.epilog.split("\n\n")
+    parts = [
+        (f'.TH REAPER 1 2026 "openclaw\\-lock\\-reaper" "User Commands"\n.SH NAME\nreaper \\- '
+        f"{roff('free the stuck session locks of an OpenClaw gateway, and no others')}\n"
+        ".SH SYNOPSIS\n.B reaper\n.I COMMAND\n[OPTIONS]\n"
+        f".SH DESCRIPTION\n{roff(group.help)}\n.PP\n{roff(paragraph)}\n.SH COMMANDS\n")
+    ]
+    for name, command in group.commands.items():
+        usage = " ".join(it.metavar or it.name.upper() for it in command.params
+                         if it.param_type_name == "argument")  # fmt: skip
+        text = "\n.PP\n".join(roff(" ".join(it.split())) for it in command.help.split("\n\n"))
+        own = "".join(text for key, text in options[name].items() if key not in shared)
+        parts.append(f".SS {roff(f'reaper {name} {usage}'.strip())}\n{text}\n{own}")
+    parts.append(
+        ".SH OPTIONS OF ALL COMMANDS THAT JUDGE LOCKS\n" + "".join(shared.values())
+        + f".SH EXIT STATUS\n{roff(' '.join(exits.split()))}\n"
+        f".SH EXAMPLES\n.nf\n{roff(examples.partition(chr(10))[2])}\n.fi\n" + ENDING
+    )  # fmt: skip
+    return "".join(parts)
+
+
+def completion(shell: str) -> str:
+    """Return the completion script, as typer makes it."""
+    command = [sys.executable, "-c", "from reaper.cli import app; app(prog_name='reaper')"]
+    environment = {**os.environ, "_REAPER_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip() + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Return each file's name, and what it must hold."""
+    return {
+        "reaper.1": man_page(),
+        "_reaper": ZSH,
+        **{name: completion(shell) for name, shell in SHELLS.items()},
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).write_text(text)
