@@ -81,12 +81,7 @@ def man_page() -> str:
         if all(options[command].get(name) == text for command in judging)
     }
     examples, paragraph, exits = group.epilog.split("\n\n")
-    parts = [
-        (f'.TH REAPER 1 2026 "openclaw\\-lock\\-reaper" "User Commands"\n.SH NAME\nreaper \\- '
-        f"{roff('free the stuck session locks of an OpenClaw gateway, and no others')}\n"
-        ".SH SYNOPSIS\n.B reaper\n.I COMMAND\n[OPTIONS]\n"
-        f".SH DESCRIPTION\n{roff(group.help)}\n.PP\n{roff(paragraph)}\n.SH COMMANDS\n")
-    ]
+    parts = [HEAD, f"{roff(group.help)}\n.PP\n{roff(paragraph)}\n.SH COMMANDS\n"]
     for name, command in group.commands.items():
         usage = " ".join(it.metavar or it.name.upper() for it in command.params
                          if it.param_type_name == "argument")  # fmt: skip
