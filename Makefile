@@ -22,8 +22,9 @@ test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and th
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
 	$(BIN)/python -m pytest deploy/tests --record docs/deploy-tests.md
 
-pages: .venv/.done ## renew what is made from the code: man page, completion, the operator's rules
+pages: .venv/.done ## renew what is made from the code: man page, completion, metrics reference, the operator's rules
 	$(BIN)/python deploy/terminal/write.py
+	$(BIN)/python -m tests.metrics_reference
 	@cd deploy && { \
 	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
 	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \

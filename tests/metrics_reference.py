@@ -1,0 +1,49 @@
+"""The table of docs/metrics.md: names, types and labels from the code, the words from the table.
+
+    .venv/bin/python -m tests.metrics_reference
+
+writes it anew; a metric that it does not have yet gets its help text as words.
+"""
+
+import re
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from reaper.reports.metrics import Knowledge, Metrics
+
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+HEAD = "| metric | type | labels | what it tells |\n|---|---|---|---|\n"
+
+
+def _labels(family: Metric) -> list[str]:
+    if family.samples:
+        return [name for name in family.samples[0].labels if name != "le"]
+    # A family without samples keeps the names of its labels to itself.
+    return list(getattr(family, "_labelnames", ()))
+
+
+def with_table(page: str) -> str:
+    """Return the page with its table made anew."""
+    words = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", page, re.MULTILINE))
+    metrics = Metrics(
+        Knowledge(),
+        version="1",
+        states=["state"],
+        acquire_timeout=60.0,
+        max_agents=1,
+        now=lambda: 0.0,
+        holder_use=lambda _pid: None,
+        wedged=lambda: [("state", 1, True)],
+    )
+    rows = []
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        told = words.get(name, family.documentation)
+        rows.append(f"| `{name}` | {family.type} | {', '.join(_labels(family))} | {told} |\n")
+    before, after = re.split(r"^(?:\|.*\n)+", page, maxsplit=1, flags=re.MULTILINE)
+    return before + HEAD + "".join(rows) + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))
