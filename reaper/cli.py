@@ -1,5 +1,6 @@
 """Commands, options and output; the only place where all parts are put together."""
 
+import errno
 import functools
 import inspect
 import io
@@ -396,6 +397,7 @@ class _Report:
     def __init__(self, judging: _Judging, output: Output) -> None:
         self.summary = Summary()
         self._talk = judging.talk
+        self._states = judging.states
         self._output = output
         self._blind: dict[str, list[Lock]] = defaultdict(list)
 
@@ -420,6 +422,12 @@ class _Report:
 
     def end(self) -> None:
         self._output.end(self.summary)
+        for state in () if self.summary.locks or self.summary.skipped else self._states:
+            if not os.path.exists(os.path.join(state.path, "agents")):
+                self._talk.info(
+                    f"{printable(state.path)} has no agents folder: unless its gateway is new, "
+                    "say where the state directory is with --state-dir"
+                )
         for note, blind in self._blind.items():
             advice = no_proof_advice({lock.uid for lock in blind}, note)
             self._talk.error(f"{_locks(len(blind))} cannot be judged: {advice}")
@@ -931,7 +939,13 @@ def watch(
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
         web.stop()
-        _fail(judging.talk, f"cannot listen on {', '.join(given)}: {error}; see --listen")
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "is a reaper running already? " if taken else ""
+        _fail(
+            judging.talk,
+            f"cannot listen on {', '.join(given)}: {error}; {hint}"
+            "choose another address with --listen HOST:PORT, or --listen off",
+        )
     signal.set_wakeup_fd(it.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: it.stop())

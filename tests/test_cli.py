@@ -676,3 +676,12 @@ def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path:
     assert done.stdout == "no locks\n"
     assert "reaper.sweep" in done.stderr.split()
     assert not unneeded & set(done.stderr.split())
+
+
+def test_a_directory_that_is_no_state_directory_is_told(tmp_path: Path) -> None:
+    done = reap("list", "--state-dir", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "no locks\n")
+    assert "has no agents folder" in done.stderr
+    assert "--state-dir" in done.stderr
+    (tmp_path / "agents").mkdir()
+    assert reap("list", "--state-dir", str(tmp_path)).stderr == ""

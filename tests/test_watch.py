@@ -678,6 +678,7 @@ def test_several_addresses_and_ipv6_work_and_a_taken_port_is_told(
     done = subprocess.run(taken, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "cannot listen on" in done.stderr
+    assert "is a reaper running already? choose another address with --listen" in done.stderr
     assert "Traceback" not in done.stderr
     for wrong in ("9789", "127.0.0.1:x", "::1:9789", "127.0.0.1:99999"):
         done = subprocess.run(
