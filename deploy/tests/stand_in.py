@@ -44,7 +44,7 @@ def cut_short(session: str, at: float) -> None:
     (SESSIONS / f"{session}.jsonl").write_text("{}\n")
     record = {
         "type": "session.ended", "ts": iso(at + 1), "runId": "run",
-        "data": {"aborted": True, "timedOut": True},
+        "data": {"aborted": True, "timedOutDuringToolExecution": True},
     }  # fmt: skip
     (SESSIONS / f"{session}.trajectory.jsonl").write_text(json.dumps(record) + "\n")
     entry = {

@@ -72,6 +72,13 @@ def metric(port: int, name: str) -> float | None:
     return {series: float(value) for series, value in lines if series == name}.get(name)
 
 
+def removed_for(port: int) -> set[str]:
+    """Return the first reasons of all removals so far."""
+    lines = get(f"http://127.0.0.1:{port}/metrics").splitlines()
+    removals = [it for it in lines if 'action="remove",outcome="removed"' in it]
+    return {it.split('reason="')[1].split('"')[0] for it in removals if not it.endswith(" 0.0")}
+
+
 class Podman:
     """podman with limits and a runtime that this machine grants; all it started ends with it."""
 
@@ -267,7 +274,11 @@ def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
         until(lambda: metric(port, held), "the sidecar sees held locks")
         until(lambda: "stuck" not in state.locks(), "the abandoned lock is freed")
         state.order("kill-killed")
+        began = time.monotonic()
         until(lambda: "killed" not in state.locks(), "the killed holder's lock is freed")
+        took = time.monotonic() - began
+        reasons = removed_for(port) - {"run-ended"}
+        note(f"a killed holder's lock went after {took:.1f} s, as {', '.join(reasons)}")
         assert state.locks() == {"healthy"}
         namespace = metric(port, 'reaper_pid_namespace_shared{state="openclaw"}')
         assert namespace == (1 if shared else 0)

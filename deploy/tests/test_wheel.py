@@ -24,8 +24,15 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_and_sdist_hold_what_they_should(dist: Path) -> None:
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert packages == {"reaper"}
+    folders = {name.split("/")[0].rpartition(".")[2] for name in names}
+    assert folders == {"reaper", "data", "dist-info"}
+    shared = {name.partition(".data/data/")[2] for name in names if ".data/" in name}
+    assert shared == {
+        "share/man/man1/reaper.1",
+        "share/bash-completion/completions/reaper",
+        "share/zsh/site-functions/_reaper",
+        "share/fish/vendor_completions.d/reaper.fish",
+    }
     assert "reaper/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     with tarfile.open(sdist) as archive:
