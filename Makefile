@@ -20,7 +20,7 @@ test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and th
 	$(BIN)/python -m pytest deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
-	$(BIN)/python -m pytest deploy/tests/test_live.py deploy/tests --record docs/deploy-tests.md
+	$(BIN)/python -m pytest deploy/tests --record docs/deploy-tests.md
 
 pages: .venv/.done ## renew what is made from the code: man page, completion, metrics reference, the operator's rules
 	$(BIN)/python deploy/terminal/write.py
