@@ -76,6 +76,9 @@ def main() -> None:
                 os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGTERM)
                 os.waitpid(pid, 0)
             order.unlink()
+    for pid in children.values():
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
