@@ -20,7 +20,7 @@ from tests.openclaw_package import OpenClaw
 from tests.test_watch import free_port
 
 _TOKEN = "loopback-only"
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds that anything of the gateway's may take before it counts as never."""
 
 
@@ -188,7 +188,7 @@ class Gateway:
                 frame = {"type": "req", "id": identity, "method": name, "params": arguments}
                 socket.send(json.dumps(frame))
                 while True:
-                    answer = json.loads(socket.recv(timeout=PATIENCE * 2))
+                    answer = json.loads(socket.recv(timeout=PATIENCE))
                     if answer.get("id") != identity:
                         continue
                     if not answer["ok"]:
@@ -226,7 +226,7 @@ class Gateway:
                 **{key.replace("_", "-"): value for key, value in headers.items()},
             },
         )
-        with urllib.request.urlopen(request, timeout=PATIENCE * 2) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def chat(self, key: str, message: str) -> Any:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import now_ms, record
-from tests.gateway import Gateway, Refused, eventually
+from tests.gateway import PATIENCE, Gateway, Refused, eventually
 from tests.model_provider import Part, Provider, Step
 from tests.openclaw_package import OpenClaw
 from tests.test_watch import Sidecar
@@ -338,7 +338,7 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
                     answer = it.over.result()
                     assert answer.get("status", "ok") == "ok", (it.what, answer)
                 else:
-                    said, _ = it.over.communicate(timeout=240)
+                    said, _ = it.over.communicate(timeout=PATIENCE)
                     assert it.over.returncode == 0, (it.what, said[-2000:])
             freed = {line["session"] for line in sidecar.journal("removed")}
             assert not freed & {"busy", *(it.session for it in healthy)}
