@@ -235,6 +235,15 @@ def test_a_store_that_speaks_of_a_later_run_does_not_date_the_one_that_ended() -
     assert verdict(evidence(**stuck(end=end, **now))) == HELD
 
 
+def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet() -> None:
+    """A gateway's event loop was seen to stand still for 135 s before a run's first record."""
+    born = NOW - 600_000
+    end = RunEnd(at_ms=born - 2000, cut_short=True, started_ms=STARTED)
+    for began, expected in ((born - 2000, Verdict.ABANDONED), (born - 1999, Verdict.HELD)):
+        run = {"store": StoreStatus.RUNNING, "store_started_ms": began, "store_ended_ms": None}
+        assert verdict(evidence(**stuck(end=end, **run)))[0] is expected
+
+
 def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:
     once = judge(evidence(**(stuck() | {"seen_for": LIMITS.confirm - 1})), LIMITS)
     assert (once.verdict, once.pending, once.due_in) == (Verdict.HELD, True, 1)

@@ -212,6 +212,8 @@ def _born_by(run: Run, created_ms: int, limits: Limits) -> bool:
     match run.store:
         case StoreStatus.ENDED if not run.store_is_of_later_run:
             began, until = run.store_started_ms, run.store_ended_ms
+        case StoreStatus.RUNNING if run.store_is_of_later_run:
+            return False  # that run may have the lock, and not have come to write of itself yet
         case StoreStatus.ENDED | StoreStatus.RUNNING | StoreStatus.NONE:
             began, until = run.end.started_ms, run.end.at_ms + int(limits.run_end_window * 1000)
         case StoreStatus.UNKNOWN:
