@@ -240,8 +240,10 @@ def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet
     born = NOW - 600_000
     end = RunEnd(at_ms=born - 2000, cut_short=True, started_ms=STARTED)
     for began, expected in ((born - 2000, Verdict.ABANDONED), (born - 1999, Verdict.HELD)):
-        run = {"store": StoreStatus.RUNNING, "store_started_ms": began, "store_ended_ms": None}
-        assert verdict(evidence(**stuck(end=end, **run)))[0] is expected
+        later = stuck(
+            end=end, store=StoreStatus.RUNNING, store_started_ms=began, store_ended_ms=None
+        )
+        assert verdict(evidence(**later))[0] is expected
 
 
 def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:
