@@ -479,9 +479,9 @@ def test_a_warning_of_a_librarys_goes_into_the_journal_too() -> None:
     script = """
 import warnings
 from reaper.adapters.observer import EventSource
-nothing = lambda *_: None
-said = []
-events = EventSource(on_lock=nothing, on_change=nothing, on_overflow=nothing, on_warning=said.append)
+said, nothing = [], lambda *_: None
+callbacks = {"on_lock": nothing, "on_change": nothing, "on_overflow": nothing}
+events = EventSource(**callbacks, on_warning=said.append)
 events.start()
 again = "Callback with id '1' already exists for watch x"
 warnings.warn_explicit(again, RuntimeWarning, "watchdog/observers/inotify.py", 365)
