@@ -16,7 +16,7 @@ run: .venv/.done ## set up, and run the sidecar on the default state directory, 
 test: .venv/.done ## set up, and pass all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/.done ## what takes long (20 minutes and more): races, crashes, faults, a million cycles, fuzz
+torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
 	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) $(BIN)/python -m pytest -m torture
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
