@@ -33,7 +33,7 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
 
-torture: .venv/.done ## what takes long (20 minutes and more): races, crashes, faults, a million cycles, fuzz
+torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
 	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) $(BIN)/python -m pytest -m torture
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"

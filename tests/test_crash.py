@@ -26,10 +26,10 @@ def some(steps: int, *always: int) -> pytest.MarkDecorator:
     )
 
 
-removal = some(10, 1, 3, 5, 7)
+removal = some(10, 3, 7)
 """From the creation of the stand-in (1): exchanged (3), unlinked (5); the stand-in is
 withdrawn (8) and gone (10)."""
-wrong_grab = some(7, 1, 3)
+wrong_grab = some(7, 1)
 """From the exchange (1) of a lock that is not the judged one: looked at (2), back (5); the stand-in
 is gone (7)."""
 

@@ -14,7 +14,8 @@ from tests.torture import theft
 from tests.torture.figures import note_figures
 
 CYCLES = int(os.environ.get("TORTURE_CYCLES", "1000000"))
-PER_SECOND = 4000
+PER_SECOND = int(os.environ.get("TORTURE_PER_SECOND", "1500"))
+"""What a busy machine of two cores keeps up with; faster, watchdog's queue of events grows."""
 
 
 def _size(sidecar: Sidecar) -> dict[str, int]:
@@ -51,6 +52,7 @@ def test_a_million_lock_cycles_leave_the_sidecar_as_it_was(tree: Tree, tmp_path:
         assert (counts["cycles"], counts["lost"]) == (CYCLES, 0)
         removed = len(sidecar.journal("removed"))
         note_figures("long run", **counts, removed=removed, first=sizes[0], last=sizes[-1])
+        note_figures("long run", resident_kib=[it["resident_kib"] for it in sizes])
         half = len(sizes) // 2
         for name, least in {"resident_kib": 4096, "descriptors": 8, "threads": 2}.items():
             early, late = (max(it[name] for it in part) for part in (sizes[:half], sizes[half:]))

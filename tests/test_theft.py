@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,14 +32,21 @@ def test_a_tool_that_unlinks_what_it_looked_at_is_caught_stealing(program: Path,
     assert counts["stolen"] > 0, f"the check could not fail here: {counts}"
 
 
-@pytest.mark.parametrize("removals", [1000, pytest.param(10_000, marks=pytest.mark.torture)])
-@pytest.mark.parametrize("rival", [False, True], ids=["alone", "rival"])
-@pytest.mark.parametrize("how", ["watch", "sweep"])
+def _races() -> list[Any]:
+    """A few hundred removals in `make test`, ten thousand of each in `make torture`."""
+    quick = [("watch", False, 400), ("sweep", True, 400)]
+    long = [(how, rival, 10_000) for how in ("watch", "sweep") for rival in (False, True)]
+    return [*quick, *(pytest.param(*it, marks=pytest.mark.torture) for it in long)]
+
+
+@pytest.mark.parametrize(("how", "rival", "removals"), _races())
 def test_the_reaper_steals_no_live_lock(
     program: Path, how: str, rival: bool, removals: int
 ) -> None:
     """Nor does a rival that waits for the same name get it while the lock is held."""
-    counts = theft.race(program, how, seconds=removals / 10, removals=removals, rival=rival)
+    counts = theft.race(
+        program, how, seconds=max(120, removals / 20), removals=removals, rival=rival
+    )
     note_figures(f"theft beside {how}{' with a rival' if rival else ''}", **counts)
     assert (counts["stolen"], counts["doubled"]) == (0, 0), counts
     assert counts["removed"] >= removals, counts

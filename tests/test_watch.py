@@ -545,6 +545,26 @@ def test_what_watchdog_logs_goes_into_the_journal_or_nowhere(
     assert capfd.readouterr().err == ""
 
 
+def test_a_warning_of_a_librarys_goes_into_the_journal_too() -> None:
+    """Python would write it to standard error, raw, between the lines of the journal."""
+    script = """
+import warnings
+from reaper.adapters.observer import EventSource
+said, nothing = [], lambda *_: None
+callbacks = {"on_lock": nothing, "on_change": nothing, "on_overflow": nothing}
+events = EventSource(**callbacks, on_warning=said.append)
+events.start()
+again = "Callback with id '1' already exists for watch x"
+warnings.warn_explicit(again, RuntimeWarning, "watchdog/observers/inotify.py", 365)
+warnings.warn_explicit("trouble", RuntimeWarning, "watchdog/observers/inotify.py", 7)
+events.stop()
+(text,) = said
+assert "RuntimeWarning: trouble" in text, text
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:
     port = free_port()
     command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]

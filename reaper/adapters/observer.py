@@ -7,6 +7,7 @@ sweeps, and asks `follow` again each time.
 import logging
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -50,6 +51,9 @@ OnWarning = Callable[[str], None]
 
 _AT_ITS_END: Final = "called when the thread is inactive"
 """watchdog says this, as an error, of each emitter that is stopped while an event comes in."""
+_SEEN_TWICE: Final = "Callback with id"
+"""watchdog warns so of each new folder that it learns of by an event and by looking, both."""
+_LOGGERS: Final = ("watchdog", "py.warnings")
 
 
 class EventSource:
@@ -69,14 +73,19 @@ class EventSource:
         self.errors: dict[StateDir, str] = {}
 
     def start(self) -> None:
-        logging.getLogger("watchdog").addHandler(self._listener)
+        warnings.filterwarnings("ignore", _SEEN_TWICE, RuntimeWarning)
+        logging.captureWarnings(True)
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self._listener)
 
     def stop(self) -> None:
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
         # Not before: without a handler, what is said at the end would go to standard error raw.
-        logging.getLogger("watchdog").removeHandler(self._listener)
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self._listener)
+        logging.captureWarnings(False)
 
     def _running(self) -> BaseObserver:
         """Return the observer, started; raises OSError where the system has none to give."""
