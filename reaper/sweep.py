@@ -44,8 +44,8 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Seconds that go on in suspend too: a lock ages while its machine sleeps."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        """Seconds that stand still in suspend: whoever holds a lock cannot go on then either."""
+        return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

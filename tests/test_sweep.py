@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from reaper.core.evidence import HolderState, HoldProof, Program
 from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
-from reaper.sweep import Finding, Place, Reaper, Unlock
+from reaper.sweep import Finding, Place, Reaper, SystemClock, Unlock
 from tests.conftest import (
     Holder,
     HoldLock,
@@ -301,6 +302,31 @@ def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
     tree.store({"k": {"sessionId": "stuck", "status": "failed", **times}})
     found = ends(reaper(tree, clock=FakeClock()).sweep())
     assert found == {"stuck": ("abandoned", ("run-ended",), "removed")}
+
+
+def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: HoldLock) -> None:
+    """The holder slept too: it may be about to go on."""
+    hold("stuck", age=40)
+    tree.trajectory("stuck", started(50), ended(30), quiet=30)
+    clock = FakeClock()
+    it = reaper(tree, clock=clock)
+
+    def verdict() -> Verdict:
+        ((_, found),) = it.act()
+        assert isinstance(found, Finding)
+        return found.judgement.verdict
+
+    assert verdict() is Verdict.HELD
+    clock.wall += 8 * 3_600_000
+    assert verdict() is Verdict.HELD
+    clock.pass_by(89)
+    assert verdict() is Verdict.HELD
+    clock.pass_by(2)
+    assert verdict() is Verdict.HELD, "ripe, and to be seen so twice"
+    clock.pass_by(10)
+    assert verdict() is Verdict.ABANDONED
+    before = time.monotonic()
+    assert before <= SystemClock().monotonic() <= time.monotonic()
 
 
 def test_a_write_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:
