@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import gc
 import inspect
 import io
 import os
@@ -455,7 +454,6 @@ def list_locks(judging: _Judging, *, exit_zero: ExitZero = False) -> None:
 
     Changes nothing. A verdict that a sweep would first confirm by a second look says `seen-once`.
     """
-    _collect_seldom()
     with _told_to_standard_output(judging.talk):
         report = _Report(judging, judging.output("fingerprint", "action"))
         for found in judging.reaper().look():
@@ -716,7 +714,6 @@ def sweep(
     exit_zero: ExitZero = False,
 ) -> None:
     """Judge all locks and free those whose holding is provably over, once."""
-    _collect_seldom()
     talk = judging.talk
     metrics = _SweepMetrics(judging) if textfile is not None else None
 
@@ -1138,13 +1135,6 @@ def _ask(
 
 def _text_of(answer: IO[bytes]) -> str:
     return printable(answer.read(_ANSWER_LIMIT).decode(errors="replace").strip())
-
-
-def _collect_seldom() -> None:
-    """Let the garbage collector look less often: a pass makes values by the million and no cycles,
-    and looking for them took a fifth of its time.
-    """
-    gc.set_threshold(100_000)
 
 
 def _locks(count: int) -> str:
