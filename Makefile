@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-TORTURE_SECONDS ?= 120
+# Of each fuzz target; millions of cases of the faster one.
+TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
 .PHONY: run test test-page test-deploy-fast test-deploy torture bench pages lint format lock clean

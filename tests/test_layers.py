@@ -51,6 +51,37 @@ def file_system(request: pytest.FixtureRequest, tmp_path: Path, root_only: None)
     subprocess.run(["umount", place], check=True)
 
 
+SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
+
+
+def test_through_sshfs_nothing_is_proven_and_nothing_done(tmp_path: Path, root_only: None) -> None:
+    """The real sshfs and sftp server, with a pipe in the place of ssh."""
+    if shutil.which("sshfs") is None or not SFTP_SERVER.exists():
+        pytest.skip("sshfs, or its server, is not here")
+    tree = Tree(tmp_path / "state")
+    dead = tree.lock("dead", record(DEAD))
+    live = Holder(tree.sessions() / "live.jsonl.lock")
+    seen, pipe = tmp_path / "seen", tmp_path / "pipe"
+    seen.mkdir()
+    pipe.write_text(f"#!/bin/sh\nexec {SFTP_SERVER}\n")
+    pipe.chmod(0o755)
+    try:
+        subprocess.run(
+            ["sshfs", f"here:{tree.root}", seen, "-o", f"ssh_command={pipe}"], check=True
+        )
+        try:
+            said, found = sweep(seen)
+        finally:
+            subprocess.run(["umount", seen], check=True)
+        assert said.startswith("4 "), said
+        assert {it["hold_proof"] for it in found.values()} == {"unavailable"}
+        assert {it["outcome"] for it in found.values()} == {"kept"}
+        assert dead.exists()
+        assert live.path.exists()
+    finally:
+        live.close()
+
+
 def test_on_each_file_system_of_the_allow_list_the_proof_counts(file_system: Path) -> None:
     tree = Tree(file_system / "state")
     tree.lock("dead", record(DEAD))
