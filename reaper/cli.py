@@ -111,22 +111,18 @@ def _common(
 ) -> None: ...
 
 
-def _duration(value: str | float) -> float:
-    if not isinstance(value, str):
-        return value  # a default, which click hands through here too
-    try:
-        return parse_duration(value)
-    except SettingsError as error:
-        raise typer.BadParameter(str(error)) from None
+def _parser(parse: Callable[[str], float]) -> Callable[[str | float], float]:
+    """Make of a setting's parser one that click can call, which says what is wrong in its way."""
 
+    def parser(value: str | float) -> float:
+        if not isinstance(value, str):
+            return value  # a default, which click hands through here too
+        try:
+            return parse(value)
+        except SettingsError as error:
+            raise typer.BadParameter(str(error)) from None
 
-def _size(value: str | int) -> int:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_size(value)
-    except SettingsError as error:
-        raise typer.BadParameter(str(error)) from None
+    return parser
 
 
 _DEFAULTS: Final = Limits()
@@ -144,7 +140,7 @@ def _seconds(
     return typer.Option(
         flag,
         envvar=variable or f"REAPER_{name.upper()}",
-        parser=_duration,
+        parser=_parser(parse_duration),
         metavar="DURATION",
         help=help_text,
         show_default=default or False,
@@ -833,7 +829,7 @@ def watch(
         typer.Option(
             "--wedged-rss",
             envvar="REAPER_WEDGED_RSS",
-            parser=_size,
+            parser=_parser(parse_size),
             metavar="SIZE",
             help="Resident memory at which a holder is wedged, like 4GiB.",
             show_default="no limit",

@@ -212,7 +212,7 @@ def _picture(
         table.add_row(
             it.lock.session,
             str(it.lock.record.pid or "-"),
-            duration(it.evidence.age + now - it.at),
+            duration(it.age_at(now)),
             Text(verdict.upper(), style=VERDICT_STYLES[verdict]),
             ", ".join(it.judgement.reasons) or "-",
         )

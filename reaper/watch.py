@@ -280,7 +280,7 @@ class Watch:
             if born is not None:
                 self._metrics.hold.observe(at - born)
             elif known is not None and known.evidence.proof is HoldProof.OPEN:
-                self._metrics.hold.observe(max(0.0, known.evidence.age + at - known.at))
+                self._metrics.hold.observe(max(0.0, known.age_at(at)))
 
     def _full_sweep(self) -> None:
         self._sweep_wanted = False

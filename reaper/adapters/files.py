@@ -33,6 +33,11 @@ def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
     return fd, found
 
 
+def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes with each write of a file, and when another file has its name."""
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def open_folder(name: str, *, dir_fd: int | None = None) -> int:
     """Open a directory, following no symlink below `dir_fd`. Raises OSError (ENOTDIR, ELOOP)."""
     nofollow = os.O_NOFOLLOW if dir_fd is not None else 0

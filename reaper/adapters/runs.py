@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from reaper.adapters.files import open_folder, open_regular, read_at_most
+from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
 from reaper.core.evidence import Run, RunEnd, RunState, StoreStatus
 from reaper.core.json_text import NotJsonError, loads, whole
 from reaper.core.lock import parse_date
@@ -90,8 +90,8 @@ class Runs:
         except OSError:
             return _STORE_UNKNOWN
         store = self._stores.get(folder)
-        if store is None or store.stamp != _stamp(found):
-            store = self._stores[folder] = _read_store(folder_fd, _stamp(found))
+        if store is None or store.stamp != stamp_of(found):
+            store = self._stores[folder] = _read_store(folder_fd, stamp_of(found))
         if store.entries is None:
             return _STORE_UNKNOWN
         return store.entries.get(session, _NO_STORE)
@@ -99,7 +99,7 @@ class Runs:
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
         """Return what changes with each write of the session store; None where there is none."""
         with suppress(OSError):
-            return _stamp(os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False))
+            return stamp_of(os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False))
         return None
 
     def forget_all_but(self, folders: set[str]) -> None:
@@ -111,15 +111,11 @@ _NO_STORE: Final = Run(store=StoreStatus.NONE)
 _STORE_UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
 
 
-def _stamp(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
     try:
         fd, found = open_regular("sessions.json", dir_fd=folder_fd)
         try:
-            stamp = _stamp(found)
+            stamp = stamp_of(found)
             data = read_at_most(fd, _STORE_LIMIT + 1)
         finally:
             os.close(fd)

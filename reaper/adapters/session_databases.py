@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from reaper.adapters.files import open_folder, open_regular, read_at_most
+from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
 from reaper.core.lock import StateDir
 
 _DATABASE: Final = "openclaw-agent.sqlite"
@@ -50,7 +50,7 @@ class SessionDatabases:
 def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
     fd, found = open_regular(name, dir_fd=dir_fd)
     try:
-        stamp = found.st_ino, found.st_mtime_ns, found.st_size
+        stamp = stamp_of(found)
         if before is not None and before[0] == stamp:
             return before
         is_log = name == _LOG

@@ -70,6 +70,12 @@ class Lock(NamedTuple):
     record: Record
 
     @property
+    def taken_ms(self) -> int:
+        """When it was taken, by its record; where that does not say, by the file's own time."""
+        created = self.record.created_at_ms
+        return self.mtime_ms if created is None else created
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
         return hashlib.sha256(b"%d %b" % (self.file.inode, self.data)).hexdigest()[:12]

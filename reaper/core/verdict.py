@@ -82,6 +82,11 @@ class Judgement(NamedTuple):
     pending: bool = False
     due_in: float | None = None
 
+    @property
+    def wants_freeing(self) -> bool:
+        """Whether the lock is stuck, and not kept for the next gateway."""
+        return self.verdict in STUCK and RECOVERY_PENDING not in self.reasons
+
 
 def judge(evidence: Evidence, limits: Limits) -> Judgement:
     """Return what follows from the evidence; pure, and total over it.

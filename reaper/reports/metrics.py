@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import RECOVERY_PENDING, STUCK, TOO_EARLY, Judgement, Verdict
+from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Verdict
 from reaper.core.words import printable
 from reaper.reports.records import Act, Seen, SkippedFile
 
@@ -277,14 +277,11 @@ class _LockCollector(Collector):
         for it in seen:
             key = self._agent(it)
             verdicts[(*key, it.judgement.verdict)] += 1
-            age = it.evidence.age + now - it.at
+            age = it.age_at(now)
             blocking[key] += age > self._acquire_timeout
-            stuck[key] += (
-                it.judgement.verdict in STUCK and RECOVERY_PENDING not in it.judgement.reasons
-            )
-            created_ms = it.lock.record.created_at_ms
-            created = (it.lock.mtime_ms if created_ms is None else created_ms) / 1000
-            oldest[key] = min(created, oldest.get(key, created))
+            stuck[key] += it.judgement.wants_freeing
+            taken = it.lock.taken_ms / 1000
+            oldest[key] = min(taken, oldest.get(key, taken))
         labels = ["state", "agent"]
         locks = GaugeMetricFamily("reaper_locks", "Locks, by verdict.", labels=[*labels, "verdict"])
         for state, agent in blocking:

@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge
 from reaper.core.evidence import DEAD, HoldProof
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Outcome
-from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, STUCK, Limits
+from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, Limits
 from reaper.core.words import printable
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
@@ -154,7 +154,7 @@ class View:
     def page(self, *, names: bool) -> bytes:
         shown = _Names(self._key, shown=names)
         seen = self._seen()
-        stuck = [it for it in seen if _is_stuck(it)]
+        stuck = [it for it in seen if it.judgement.wants_freeing]
         pending = [it for it in seen if RECOVERY_PENDING in it.judgement.reasons]
         blind = [it for it in seen if NO_HOLD_PROOF in it.judgement.reasons]
         special = {id(it) for it in (*stuck, *pending, *blind)}
@@ -190,7 +190,7 @@ class View:
             return "bad", "The reaper hangs: what stands here is old."
         if stuck:
             first = stuck[0]
-            since = f"locked since {_clock(_created_ms(first))} and {_who(first)}"
+            since = f"locked since {_clock(first.lock.taken_ms)} and {_who(first)}"
             if len(stuck) == 1:
                 return "bad", f"1 session is stuck, {since}."
             return "bad", f"{len(stuck)} sessions are stuck, the first {since}."
@@ -207,9 +207,10 @@ class View:
         blind: list[Seen],
         skipped: list[SkippedFile],
     ) -> Iterator[str]:
+        now = time.monotonic()
         if stuck:
-            yield f"The first has been locked for {duration(_age(stuck[0]))}."
-        blocking = sum(_age(it) > self._acquire_timeout for it in seen)
+            yield f"The first has been locked for {duration(stuck[0].age_at(now))}."
+        blocking = sum(it.age_at(now) > self._acquire_timeout for it in seen)
         if blocking:
             yield (
                 f"Held for longer than {duration(self._acquire_timeout)}: "
@@ -238,20 +239,20 @@ class View:
         it = _as_of_now(it)
         record = shown.of(lock_record(it))
         judgement = it.judgement
-        age = _age(it)
+        age = it.age_at(time.monotonic())
         lines = []
         if judgement.reasons:  # else it is simply held
             lines.append(_sentence(whose(it.evidence)))
             why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
             lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
-        if _is_stuck(it):
+        if it.judgement.wants_freeing:
             lines.append(
                 _sentence(f"the reaper {next_step(judgement, it.action, self._limits)}")
                 + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
-        tone = "bad" if _is_stuck(it) else "soft"
-        since = f"since {_clock(_created_ms(it))}, {duration(age)}"
+        tone = "bad" if it.judgement.wants_freeing else "soft"
+        since = f"since {_clock(it.lock.taken_ms)}, {duration(age)}"
         return (
             f'<li><div class="head"><h3>{_name(record)}</h3>'
             f'<span class="{tone}">{escape(since)}</span></div>'
@@ -299,26 +300,13 @@ def _taken_from(stream: io.StringIO) -> bytes:
     return text.encode()
 
 
-def _is_stuck(it: Seen) -> bool:
-    return it.judgement.verdict in STUCK and RECOVERY_PENDING not in it.judgement.reasons
-
-
-def _age(it: Seen) -> float:
-    return it.evidence.age + time.monotonic() - it.at
-
-
 def _as_of_now(it: Seen) -> Seen:
     since = time.monotonic() - it.at
     holder = it.evidence.holder
     if holder.up_for is not None:
         holder = holder._replace(up_for=holder.up_for + since)
-    evidence = it.evidence._replace(age=it.evidence.age + since, holder=holder)
+    evidence = it.evidence._replace(age=it.age_at(it.at + since), holder=holder)
     return replace(it, evidence=evidence, at=it.at + since)
-
-
-def _created_ms(it: Seen) -> int:
-    created = it.lock.record.created_at_ms
-    return it.lock.mtime_ms if created is None else created
 
 
 def _clock(at_ms: int) -> str:

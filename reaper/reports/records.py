@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, Self
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, STUCK, Judgement, Verdict
+from reaper.core.verdict import NO_HOLD_PROOF, Judgement, Verdict
 
 SCHEMA: Final = 1
 
@@ -76,6 +76,10 @@ class Seen:
     note: str = ""
     at: float
 
+    def age_at(self, now: float) -> float:
+        """Return the lock's age at a later moment (monotonic seconds)."""
+        return self.evidence.age + now - self.at
+
     @classmethod
     def of(cls, found: Found, at: float) -> Self:
         return cls(
@@ -132,8 +136,7 @@ class Summary:
             self.failed += 1
         if judgement.verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in judgement.reasons:
             self.blind += 1
-        pending = RECOVERY_PENDING in judgement.reasons
-        if judgement.verdict in STUCK and not pending and outcome not in _GONE:
+        if judgement.wants_freeing and outcome not in _GONE:
             self.stuck += 1
 
     def count_skipped(self, *, path: str, reason: str, note: str, failed: bool) -> None:
