@@ -255,7 +255,11 @@ def remove(opened: OpenLock) -> Removal:
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error))
     try:
-        return _remove_by_way_of(aside, stand_in, opened)
+        removal = _remove_by_way_of(aside, stand_in, opened)
+        if stand_in is None or removal.outcome is Outcome.FAILED:
+            return removal
+        left = _withdraw(opened, stand_in)
+        return removal if not left else Removal(outcome=Outcome.FAILED, note=left)
     finally:
         if stand_in is not None:
             os.close(stand_in)
@@ -285,14 +289,10 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
         os.unlink(aside, dir_fd=dir_fd)
     except FileNotFoundError:
         # Another reaper took our private name for a crash's: it put the lock back or dropped it.
-        _withdraw(name, aside, stand_in, dir_fd=dir_fd)
         return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
     except OSError as error:
         back = _give_back(aside, name, stand_in, dir_fd=dir_fd)
         return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
-    wrong = _withdraw(name, aside, stand_in, dir_fd=dir_fd)
-    if wrong:
-        return Removal(outcome=Outcome.FAILED, note=wrong)
     links = os.fstat(opened.fd).st_nlink
     return Removal(
         outcome=Outcome.REMOVED,
@@ -323,9 +323,11 @@ def _stand_in(aside: str, *, dir_fd: int) -> int | None:
 
 
 def _is(fd: int, name: str, *, dir_fd: int) -> bool:
-    """Tell whether this open file has that name. Raises FileNotFoundError."""
+    """Tell whether this open file has that name."""
     found = os.fstat(fd)
-    return _file_at(name, dir_fd=dir_fd) == FileId(found.st_dev, found.st_ino)
+    with suppress(FileNotFoundError):
+        return _file_at(name, dir_fd=dir_fd) == FileId(found.st_dev, found.st_ino)
+    return False
 
 
 class _ChangedError(Exception):
@@ -371,25 +373,59 @@ def _give_back(aside: str, name: str, stand_in: int | None, *, dir_fd: int) -> R
     return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
 
 
-def _withdraw(name: str, aside: str, stand_in: int | None, *, dir_fd: int) -> str:
-    """Take our stand-in away from the lock's name; return what went wrong, empty where nothing.
+def _withdraw(opened: OpenLock, stand_in: int) -> str:
+    """See that our stand-in has no name any more; return what went wrong, empty where nothing.
+
+    It need not have the lock's name: another reaper that removes the same lock may hold it, taken
+    for that lock, and put it back after we looked. So it is looked for until it is gone.
+    """
+    try:
+        for _ in range(_WITHDRAWALS):
+            if os.fstat(stand_in).st_nlink == 0:
+                return ""
+            left = _take_away(opened, stand_in)
+            if left:
+                return left
+    except OSError as error:
+        return f"an empty file is left: {_advice(error)}"
+    return "an empty file is left: other reapers are at work on this lock"
+
+
+_WITHDRAWALS: Final = 100
+"""Ends a loop that another reaper would have to keep pace with."""
+
+
+def _take_away(opened: OpenLock, stand_in: int) -> str:
+    """Take our stand-in away from where it is, once; return what went wrong with another file that
+    was there instead, empty where nothing. Raises OSError.
 
     As carefully as a lock: had this process been stopped for so long that a gateway took it for a
     stale one, then the name would be that gateway's now.
     """
-    try:
-        if stand_in is None or not _is(stand_in, name, dir_fd=dir_fd):
-            return ""
-        rename_noreplace(name, aside, dir_fd=dir_fd)
+    dir_fd, aside = opened.folder.fd, _private_name(opened.lock.session)
+    where = _name_of(stand_in, opened)
+    if where is None:
+        return ""  # on its way from one name to another
+    with suppress(FileNotFoundError):
+        rename_noreplace(where, aside, dir_fd=dir_fd)
         if not _is(stand_in, aside, dir_fd=dir_fd):
-            back = _put_back(aside, name, dir_fd=dir_fd)
+            back = _give_back(aside, opened.name, stand_in, dir_fd=dir_fd)
             return back.note if back.outcome is Outcome.FAILED else ""
         os.unlink(aside, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"removed, but an empty file is left: {_advice(error)}"
     return ""
+
+
+def _name_of(fd: int, opened: OpenLock) -> str | None:
+    """Return the name of an open file, the lock's or a private one; None where it has neither."""
+    dir_fd = opened.folder.fd
+    if _is(fd, opened.name, dir_fd=dir_fd):
+        return opened.name
+    inode = os.fstat(fd).st_ino
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            if entry.inode() == inode and _ASIDE.fullmatch(entry.name):
+                return entry.name
+    return None
 
 
 def _move_aside(aside: str, opened: OpenLock) -> bool:

@@ -1,0 +1,138 @@
+"""Two removals of one lock, and a gateway, in all interleavings of their system calls."""
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from reaper.adapters.lock_files import Removal, remove
+from reaper.core.policy import Outcome
+from tests.conftest import Tree, record
+from tests.test_lock_files import listing, opened, the_folder
+from tests.torture.interleave import SteppedOs, explore, stepped
+
+DEAD, LIVE = 7, 8
+
+
+def switches(few: int, many: int) -> pytest.MarkDecorator:
+    """How often a task may be left that could go on: few in `make test`, many in `make torture`."""
+    return pytest.mark.parametrize("switches", [few, pytest.param(many, marks=pytest.mark.torture)])
+
+
+class Rivals:
+    """Removals that have all judged one lock, dead; made anew for each interleaving."""
+
+    def __init__(self, tree: Tree, count: int) -> None:
+        self.tree = tree
+        self.path = tree.sessions() / "sid.jsonl.lock"
+        self.outcomes: Counter[tuple[str, ...]] = Counter()
+        self._count = count
+        self._open = ExitStack()
+
+    def removals(self) -> list[Callable[[], object]]:
+        self._open.close()
+        for name in listing(self.tree):
+            (self.tree.sessions() / name).unlink()
+        self.tree.lock("sid", record(DEAD))
+        folders = [self._open.enter_context(the_folder(self.tree)) for _ in range(self._count)]
+        locks = [self._open.enter_context(opened(folder)) for folder in folders]
+        return [functools.partial(remove, lock) for lock in locks]
+
+    def note(self, results: list[object]) -> set[Outcome]:
+        found = [it.outcome for it in results if isinstance(it, Removal)]
+        self.outcomes[tuple(sorted(it.value for it in found))] += 1
+        return set(found)
+
+
+@switches(3, 5)
+def test_two_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int) -> None:
+    """Each may take the other's stand-in for the lock, and puts that back."""
+    rivals = Rivals(tree, 2)
+
+    def check(results: list[object]) -> None:
+        outcomes = rivals.note(results)
+        assert listing(tree) == set()
+        assert Outcome.REMOVED in outcomes
+        assert Outcome.FAILED not in outcomes
+
+    with stepped():
+        assert explore(rivals.removals, check, switches=switches) > 50
+
+
+@switches(2, 3)
+def test_three_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int) -> None:
+    rivals = Rivals(tree, 3)
+
+    def check(results: list[object]) -> None:
+        assert Outcome.REMOVED in rivals.note(results)
+        assert listing(tree) == set()
+
+    with stepped():
+        assert explore(rivals.removals, check, switches=switches) > 50
+
+
+class Gateway:
+    """Takes the lock as upstream does: exclusively; one whose holder is dead it unlinks before."""
+
+    def __init__(self, path: Path, os_: SteppedOs) -> None:
+        self.path = path
+        self.os = os_
+        self.inode: int | None = None
+
+    def __call__(self) -> None:
+        for _ in range(3):
+            try:
+                fd = self.os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            except FileExistsError:
+                self.reclaim()
+                continue
+            os.write(fd, record(LIVE))
+            self.inode = os.fstat(fd).st_ino
+            os.close(fd)
+            return
+
+    def reclaim(self) -> None:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        if data and json.loads(data)["pid"] == DEAD:
+            try:
+                self.os.unlink(self.path)
+            except FileNotFoundError:
+                return
+
+
+@pytest.mark.parametrize("removals", [1, 2])
+@switches(2, 3)
+def test_a_lock_that_a_gateway_takes_meanwhile_keeps_its_name(
+    tree: Tree, removals: int, switches: int
+) -> None:
+    rivals = Rivals(tree, removals)
+    taken: Counter[bool] = Counter()
+
+    with stepped() as os_:
+        gateways: list[Gateway] = []
+
+        def make() -> list[Callable[[], object]]:
+            tasks = rivals.removals()
+            gateways.append(Gateway(rivals.path, os_))
+            return [*tasks, gateways[-1]]
+
+        def check(results: list[object]) -> None:
+            inode = gateways.pop().inode
+            taken[inode is not None] += 1
+            rivals.note(results)
+            if inode is None:
+                assert listing(tree) == set()
+            else:
+                assert rivals.path.stat().st_ino == inode
+                assert listing(tree) == {rivals.path.name}
+
+        assert explore(make, check, switches=switches) > 50
+    assert taken[True] > 50
