@@ -379,13 +379,12 @@ def _withdraw(opened: OpenLock, stand_in: int) -> str:
     It need not have the lock's name: another reaper that removes the same lock may hold it, taken
     for that lock, and put it back after we looked. So it is looked for until it is gone.
     """
+    wrong = ""
     try:
         for _ in range(_WITHDRAWALS):
             if os.fstat(stand_in).st_nlink == 0:
-                return ""
-            left = _take_away(opened, stand_in)
-            if left:
-                return left
+                return wrong
+            wrong = _take_away(opened, stand_in) or wrong
     except OSError as error:
         return f"an empty file is left: {_advice(error)}"
     return "an empty file is left: other reapers are at work on this lock"
@@ -410,6 +409,8 @@ def _take_away(opened: OpenLock, stand_in: int) -> str:
         rename_noreplace(where, aside, dir_fd=dir_fd)
         if not _is(stand_in, aside, dir_fd=dir_fd):
             back = _give_back(aside, opened.name, stand_in, dir_fd=dir_fd)
+            if back.outcome is Outcome.FAILED:  # perhaps just now our stand-in got the name again
+                back = _give_back(aside, opened.name, stand_in, dir_fd=dir_fd)
             return back.note if back.outcome is Outcome.FAILED else ""
         os.unlink(aside, dir_fd=dir_fd)
     return ""
