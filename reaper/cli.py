@@ -931,6 +931,7 @@ def watch(
         acquire_timeout=acquire_timeout,
         healthy=it.healthy,
         ready=it.ready,
+        wedged=lambda: health.wedged(time.monotonic()),
     )
     web = WebServer(
         metrics.registry,

@@ -168,6 +168,10 @@ class GatewayHealth:
         )
         return sorted(alive, key=lambda it: (not it.standing.wedged, -it.load.stuck_locks))
 
+    def wedged(self, now: float) -> list[dict[str, Any]]:
+        """Return those that are wedged, each as `/-/gateway` shows it; for any thread."""
+        return [health_record(it, now) for it in self.holders() if it.standing.wedged]
+
     def labelled(self) -> list[tuple[str, str, bool]]:
         """Return state directory, pid as a label, and whether it is wedged, for each holder that is
         shown; the rest is `other`.

@@ -213,8 +213,10 @@ def test_stuck_locks_wedge_their_holder_after_the_time_and_its_death_ends_that_a
         "churn": 0,
         "resident_bytes": 1000,
     }
+    assert world.health.wedged(90.0) == [holder]
     world.alive.clear()
     assert world.health.answer(now=91.0, fresh=True)[0], "without another check"
+    assert world.health.wedged(91.0) == []
     (gone,) = world.health.check([stuck], 92.0)
     assert (gone.standing.wedged, gone.standing.why) == (False, ("holder-gone",))
     assert not world.is_wedged(stuck, at=93.0)

@@ -26,9 +26,11 @@ import pytest
 
 from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
+from reaper.core.health import Load, Standing
 from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome
 from reaper.core.verdict import Limits
+from reaper.gateway_health import Health, HolderName, health_record
 from reaper.reports import listener, web, web_config
 from reaper.reports.listener import Address, Bounds
 from reaper.reports.metrics import Knowledge
@@ -58,6 +60,7 @@ class Served:
         self.knowledge: Knowledge = how.pop("knowledge", None) or Knowledge()
         self.healthy = self.ready = True
         self.wedged = False
+        self.wedged_holders: list[dict[str, Any]] = []
         self.errors = 0
         metrics = made(self.knowledge)
         self.view = View(
@@ -69,6 +72,7 @@ class Served:
             acquire_timeout=60.0,
             healthy=lambda: self.healthy,
             ready=lambda: self.ready,
+            wedged=lambda: self.wedged_holders,
         )
         self.web = WebServer(
             metrics.registry,
@@ -552,6 +556,32 @@ def test_the_first_line_does_not_soothe_who_cannot_know(serving: Serving) -> Non
     assert first_line(served).startswith("Not known: not every state directory")
     served.healthy = False
     assert first_line(served).startswith("The reaper hangs")
+
+
+def holder(**how: Any) -> dict[str, Any]:
+    name = HolderName("s", 7, 1, seen=True)
+    load = Load(stuck_locks=4, churn=1, resident_bytes=None)
+    standing = Standing(wedged=True, why=("stuck-locks", "churn"), since=100.0)
+    it = replace(Health(name=name, load=load, standing=standing), **how)
+    return health_record(it, now=465.0)
+
+
+def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
+    served = serving()
+    assert first_line(served) == "No session is stuck."
+    served.wedged_holders = [holder()]
+    assert first_line(served) == "No session is stuck, but pid 7 is wedged."
+    text = served.text()
+    assert (
+        "Pid 7 (state s) has been wedged for 6m 05s: 4 stuck locks, 1 time a session that stuck "
+        "again. Freeing locks does not cure that; a restart does"
+    ) in text
+    served.wedged_holders = [holder(), holder(standing=Standing(wedged=True, since=464.0))]
+    assert first_line(served) == "No session is stuck, but 2 holders are wedged."
+    assert "Pid 7 (state s) has been wedged for 1.0s. Freeing" in served.text()
+    stale(served.knowledge, session="sid")
+    assert first_line(served).startswith("1 session is stuck, ")
+    assert "has been wedged for" in served.text()
 
 
 def test_the_page_says_when_users_fail_now(serving: Serving) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from prometheus_client import Counter, Gauge
 
 from reaper.core.evidence import DEAD, HoldProof
+from reaper.core.health import CHURN, RESIDENT_MEMORY, STUCK_LOCKS
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, Limits
@@ -102,7 +103,10 @@ class _Names:
 
 
 class View:
-    """Makes the page and the JSON from what is known at this moment; thread-safe."""
+    """Makes the page and the JSON from what is known at this moment; thread-safe.
+
+    `wedged` gives the holders that are, each as `/-/gateway` shows it.
+    """
 
     def __init__(
         self,
@@ -115,6 +119,7 @@ class View:
         acquire_timeout: float,
         healthy: Callable[[], bool],
         ready: Callable[[], bool],
+        wedged: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._knowledge = knowledge
         self._metrics = metrics
@@ -124,6 +129,7 @@ class View:
         self._acquire_timeout = acquire_timeout
         self.healthy = healthy
         self.ready = ready
+        self._wedged = wedged
         self._started = time.monotonic()
         self._key = secrets.token_bytes(32)
 
@@ -160,14 +166,18 @@ class View:
         special = {id(it) for it in (*stuck, *pending, *blind)}
         others = [it for it in seen if id(it) not in special]
         skipped = [it for it in self._knowledge.skipped() if it.failed]
-        level, answer = self._answer(stuck, blind)
+        wedged = self._wedged()
+        level, answer = self._answer(stuck, blind, wedged)
         trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
         quiet = (
             self._group("Kept for the next gateway", pending, shown),
             self._group("Held", others, shown),
         )
         now_ms = time.time_ns() // 1_000_000
-        details = self._details(seen, stuck, blind, skipped)
+        details = [
+            *self._details(seen, stuck, blind, skipped),
+            *(_wedged(it) for it in wedged[:_MOST_SHOWN]),
+        ]
         page = _TEMPLATE.substitute(
             title=escape(f"{len(stuck)} stuck · reaper"),
             level=level,
@@ -184,7 +194,9 @@ class View:
         # Names may hold what UTF-8 does not have; `printable` has escaped it.
         return page.encode("utf-8", "backslashreplace")
 
-    def _answer(self, stuck: list[Seen], blind: list[Seen]) -> tuple[str, str]:
+    def _answer(  # noqa: PLR0911  # one exit for each answer
+        self, stuck: list[Seen], blind: list[Seen], wedged: list[dict[str, Any]]
+    ) -> tuple[str, str]:
         """Return how bad it is, and the first line: what is stuck, since when, who holds it."""
         if not self.healthy():
             return "bad", "The reaper hangs: what stands here is old."
@@ -194,6 +206,9 @@ class View:
             if len(stuck) == 1:
                 return "bad", f"1 session is stuck, {since}."
             return "bad", f"{len(stuck)} sessions are stuck, the first {since}."
+        if wedged:
+            who = f"pid {wedged[0]['pid']} is" if len(wedged) == 1 else f"{len(wedged)} holders are"
+            return "bad", f"No session is stuck, but {who} wedged."
         if not self.ready():
             return "doubt", "Not known: not every state directory could be read (yet)."
         if blind:
@@ -293,6 +308,25 @@ class View:
             yield "Names of sessions", "not shown to you; docs/web.md tells to whom", ""
 
 
+def _wedged(holder: dict[str, Any]) -> str:
+    """Return how a wedged holder does, and what to do; no reason may be left, and it not yet be
+    out of it.
+    """
+    bytes_, churn = holder["resident_bytes"], holder["churn"]
+    told = {
+        STUCK_LOCKS: _many(holder["stuck_locks"], "stuck lock"),
+        CHURN: f"{_many(churn, 'time')} a session that stuck again",
+        RESIDENT_MEMORY: f"{(bytes_ or 0) / 2**20:.0f} MiB of memory",
+    }
+    why = [told[it] for it in holder["why"] if it in told]
+    return (
+        f"Pid {holder['pid']} (state {holder['state']}) has been wedged for "
+        f"{duration(holder['wedged_for_seconds'])}"
+        + (f": {', '.join(why)}" if why else "")
+        + ". Freeing locks does not cure that; a restart does (docs/wedged.md tells what it costs)."
+    )
+
+
 def _taken_from(stream: io.StringIO) -> bytes:
     text = stream.getvalue()
     stream.seek(0)
@@ -331,7 +365,11 @@ def _sentence(text: str) -> str:
 
 
 def _count(seen: Sequence[object]) -> str:
-    return "1 lock" if len(seen) == 1 else f"{len(seen)} locks"
+    return _many(len(seen), "lock")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _name(record: dict[str, Any]) -> str:
