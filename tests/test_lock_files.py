@@ -380,6 +380,26 @@ def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_stand_in(
     assert modes == [0o644]
 
 
+def test_a_stand_in_that_somebody_gave_a_further_name_is_not_looked_for_for_long(
+    tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("sid", record(7))
+    scans = 0
+    real = os.scandir
+
+    def scandir(where: int) -> Iterator[os.DirEntry[str]]:
+        nonlocal scans
+        scans += 1
+        return real(where)
+
+    meanwhile("_withdraw", lambda: os.link(path, tree.root / "elsewhere"))
+    with the_folder(tree) as folder, opened(folder) as it:
+        monkeypatch.setattr(os, "scandir", scandir)
+        assert remove(it).outcome is Outcome.REMOVED
+    assert listing(tree) == set()
+    assert 1 <= scans <= 5
+
+
 def test_a_full_disk_keeps_no_lock_from_being_removed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

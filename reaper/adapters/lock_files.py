@@ -377,21 +377,24 @@ def _withdraw(opened: OpenLock, stand_in: int) -> str:
     """See that our stand-in has no name any more; return what went wrong, empty where nothing.
 
     It need not have the lock's name: another reaper that removes the same lock may hold it, taken
-    for that lock, and put it back after we looked. So it is looked for until it is gone.
+    for that lock, and put it back after we looked. So it is looked for until it is gone; not for
+    ever: anybody may have given it a further name, somewhere else.
     """
     wrong = ""
     try:
         for _ in range(_WITHDRAWALS):
             if os.fstat(stand_in).st_nlink == 0:
-                return wrong
+                break
             wrong = _take_away(opened, stand_in) or wrong
     except OSError as error:
         return f"an empty file is left: {_advice(error)}"
-    return "an empty file is left: other reapers are at work on this lock"
+    return wrong
 
 
-_WITHDRAWALS: Final = 100
-"""Ends a loop that another reaper would have to keep pace with."""
+_WITHDRAWALS: Final = 5
+"""Times that the stand-in is looked for. Where it is missed as it goes from one name to another,
+once more suffices; each rival can bring that about once or twice.
+"""
 
 
 def _take_away(opened: OpenLock, stand_in: int) -> str:
