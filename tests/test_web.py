@@ -16,7 +16,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def serving() -> Iterator[Serving]:
 
 def put(knowledge: Knowledge, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
     """Let a lock be known; as of now, so that its age is what is asked for."""
-    it = replace(a_lock(session=session, **how), at=time.monotonic(), note=note)
+    it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
     knowledge.put(session, it)
     return it
 
@@ -410,7 +409,7 @@ def full_of_names() -> Knowledge:
     put(knowledge)
     stuck = stale(knowledge, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
     blind(knowledge, session=f"{SECRET}-blind")
-    failed = replace(stuck, outcome=Outcome.FAILED)
+    failed = stuck._replace(outcome=Outcome.FAILED)
     knowledge.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
     knowledge.set_skipped(
         [Skipped(path=f"/{SECRET}", reason="unreadable", failed=True, note=SECRET)]
@@ -585,7 +584,7 @@ def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) ->
 def test_recent_acts_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
     served = serving()
     assert "None since the reaper started" in served.text()
-    it = lock_record(replace(a_lock(), outcome=Outcome.FAILED))
+    it = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
     for number in range(100):
         served.knowledge.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):
