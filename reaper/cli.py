@@ -21,7 +21,7 @@ def _build(name: str) -> Any:  # noqa: ANN401  # typer's own click's Command
 
 
 class _Commands(TyperGroup):
-    """Imports and builds a command when it is asked for: all eight cost more than a look takes."""
+    """Imports and builds a command when it is asked for: a look need not pay for all the others."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # typer's own
         settings["commands"] = {name: TyperCommand(name) for name in _COMMANDS}
@@ -66,7 +66,3 @@ def _common(
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None: ...
-
-
-def main() -> None:
-    app()
