@@ -11,8 +11,9 @@ from reaper.core.words import printable
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST: Final = 10 * 365 * 86_400.0
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_NAMED: Final = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)=(?P<path>.+)", re.DOTALL)
+_PART: Final = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
+_NAMED: Final = r"(?P<name>[A-Za-z0-9_.-]+)=(?P<path>(?s:.+))"
+"""Compiled by `re` when there is something to match: most command lines have none of it."""
 
 
 class UsageError(ValueError):
@@ -29,7 +30,7 @@ def parse_duration(text: str) -> float:
     Raises SettingsError.
     """
     words = text.strip().lower()
-    parts = _PART.findall(f"{words}s" if re.fullmatch(r"\d+(?:\.\d+)?", words) else words)
+    parts = re.findall(_PART, f"{words}s" if re.fullmatch(r"\d+(?:\.\d+)?", words) else words)
     written = "".join(number + unit for number, unit in parts)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or written not in {words, f"{words}s"} or seconds > _LONGEST:
@@ -60,7 +61,7 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
     for text in given or [_default(environment)]:
         if not text:
             raise UsageError("--state-dir is empty")
-        match = _NAMED.fullmatch(text)
+        match = re.fullmatch(_NAMED, text) if "=" in text else None
         path = os.path.abspath(os.path.expanduser(match["path"] if match else text))
         if any(os.path.realpath(state.path) == os.path.realpath(path) for state in found):
             continue

@@ -740,21 +740,63 @@ def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
         state_dirs([f"x={tmp_path}/c", f"x={tmp_path}/a"], {})
 
 
-def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
+def run_and_tell(expression: str, *arguments: object) -> tuple[str, list[str]]:
+    """Run the program; return its standard output, and words of `expression` as it is at the end.
+
+    The expression is evaluated in that process, with `gc` and `sys` to look at.
+    """
     script = (
-        "import sys; from reaper.cli import app; app(standalone_mode=False); "
-        "print(*sorted(sys.modules), file=sys.stderr)"
+        "import atexit, gc, sys; sys.argv[0] = 'reaper'; from reaper.__main__ import main; "
+        f"atexit.register(lambda: print(*{expression}, file=sys.stderr)); main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, "list", "--state-dir", tmp_path],
+        [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
     )
+    return done.stdout, done.stderr.splitlines()[-1].split()
+
+
+def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
+    said, imported = run_and_tell("sys.modules", "list", "--state-dir", tmp_path)
     unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "structlog", "watchdog"}
-    assert done.stdout == "no locks\n"
-    assert "reaper.sweep" in done.stderr.split()
-    assert not unneeded & set(done.stderr.split())
+    unneeded |= {"json", "reaper.core.health", "reaper.demo", "reaper.gateway_health"}
+    assert said == "no locks\n"
+    assert "reaper.sweep" in imported
+    assert not unneeded & set(imported)
+
+
+COMMANDS = {"list", "explain", "unlock", "sweep", "watch", "demo", "probe"}
+
+
+@pytest.mark.parametrize("asked", sorted(COMMANDS))
+def test_no_command_imports_another_one(asked: str) -> None:
+    said, imported = run_and_tell("sys.modules", asked, "--help")
+    assert f"reaper {asked}" in said
+    found = {name for name in COMMANDS if f"reaper.commands.{name}" in imported}
+    assert found == ({"unlock", "explain"} if asked == "unlock" else {asked})
+    heavy = {"http.client", "prometheus_client", "psutil", "structlog", "watchdog"}
+    assert not heavy & set(imported)
+
+
+def test_the_version_is_told_without_any_command() -> None:
+    said, imported = run_and_tell("sys.modules", "--version")
+    assert said == f"reaper {__version__}\n"
+    assert "reaper.commands" not in imported
+
+
+def test_the_help_shows_each_command_and_a_mistyped_one_is_told_the_right_one() -> None:
+    said = reap("--help").stdout
+    assert all(re.search(rf"^\W+{name} +\w", said, re.MULTILINE) for name in COMMANDS)
+    assert "Did you mean 'sweep'?" in reap("swep").stderr
+
+
+def test_garbage_is_collected_once_the_program_runs(tmp_path: Path) -> None:
+    """Not before: imports leave none, and what they bring stays."""
+    found = "(gc.isenabled(), gc.get_freeze_count() > 0)"
+    _, told = run_and_tell(found, "list", "--state-dir", tmp_path)
+    assert told == ["True", "True"]
 
 
 def test_a_directory_that_is_no_state_directory_is_told(tmp_path: Path) -> None:

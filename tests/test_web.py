@@ -16,7 +16,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def serving() -> Iterator[Serving]:
 
 def put(knowledge: Knowledge, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
     """Let a lock be known; as of now, so that its age is what is asked for."""
-    it = replace(a_lock(session=session, **how), at=time.monotonic(), note=note)
+    it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
     knowledge.put(session, it)
     return it
 
@@ -414,7 +413,7 @@ def full_of_names() -> Knowledge:
     put(knowledge)
     stuck = stale(knowledge, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
     blind(knowledge, session=f"{SECRET}-blind")
-    failed = replace(stuck, outcome=Outcome.FAILED)
+    failed = stuck._replace(outcome=Outcome.FAILED)
     knowledge.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
     knowledge.set_skipped(
         [Skipped(path=f"/{SECRET}", reason="unreadable", failed=True, note=SECRET)]
@@ -558,12 +557,11 @@ def test_the_first_line_does_not_soothe_who_cannot_know(serving: Serving) -> Non
     assert first_line(served).startswith("The reaper hangs")
 
 
-def holder(**how: Any) -> dict[str, Any]:
+def holder(standing: Standing | None = None) -> dict[str, Any]:
     name = HolderName("s", 7, 1, seen=True)
     load = Load(stuck_locks=4, churn=1, resident_bytes=None)
-    standing = Standing(wedged=True, why=("stuck-locks", "churn"), since=100.0)
-    it = replace(Health(name=name, load=load, standing=standing), **how)
-    return health_record(it, now=465.0)
+    standing = standing or Standing(wedged=True, why=("stuck-locks", "churn"), since=100.0)
+    return health_record(Health(name=name, load=load, standing=standing), now=465.0)
 
 
 def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
@@ -615,7 +613,7 @@ def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) ->
 def test_recent_acts_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
     served = serving()
     assert "None since the reaper started" in served.text()
-    it = lock_record(replace(a_lock(), outcome=Outcome.FAILED))
+    it = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
     for number in range(100):
         served.knowledge.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):

@@ -68,7 +68,8 @@ def man_page() -> str:
     context = group.make_context("reaper", [], resilient_parsing=True)
     judging = ("list", "explain", "sweep", "watch")
     options: dict[str, dict[str, str]] = {}
-    for name, command in group.commands.items():
+    commands = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    for name, command in commands.items():
         inner = command.make_context(name, [], parent=context, resilient_parsing=True)
         options[name] = {
             it.name: option(it, inner)
@@ -82,7 +83,7 @@ def man_page() -> str:
     }
     examples, paragraph, exits = group.epilog.split("\n\n")
     parts = [HEAD, f"{roff(group.help)}\n.PP\n{roff(paragraph)}\n.SH COMMANDS\n"]
-    for name, command in group.commands.items():
+    for name, command in commands.items():
         usage = " ".join(it.metavar or it.name.upper() for it in command.params
                          if it.param_type_name == "argument")  # fmt: skip
         text = "\n.PP\n".join(roff(" ".join(it.split())) for it in command.help.split("\n\n"))

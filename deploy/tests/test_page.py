@@ -13,7 +13,6 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +204,7 @@ def fill(knowledge: Knowledge, kind: str) -> None:
             pass
         case "stuck":
             locks += [overdue(), abandoned()]
-            removed = lock_record(replace(abandoned(), outcome=Outcome.REMOVED))
+            removed = lock_record(abandoned()._replace(outcome=Outcome.REMOVED))
             dead = seen(
                 "77a1e3b0-6c5f-4a0e-9c59-3d1e9cf0aa01",
                 pid=6786,
@@ -216,12 +215,12 @@ def fill(knowledge: Knowledge, kind: str) -> None:
             )
             now = int(time.time() * 1000)
             knowledge.remember({**removed, "path": "x", "session": "c0ffee00"}, now - 4_000_000)
-            freed = lock_record(replace(dead, outcome=Outcome.REMOVED))
+            freed = lock_record(dead._replace(outcome=Outcome.REMOVED))
             knowledge.remember(freed, now - 65_000)
-            knowledge.remember(lock_record(replace(overdue(), outcome=Outcome.FLAGGED)), now)
+            knowledge.remember(lock_record(overdue()._replace(outcome=Outcome.FLAGGED)), now)
         case "all":
             note = "left at '.rprXXXXX': a newer lock has its name"
-            failed = replace(abandoned(), outcome=Outcome.FAILED, note=note)
+            failed = abandoned()._replace(outcome=Outcome.FAILED, note=note)
             long = "x" * 180
             locks += [overdue(long, agent="a" * 60), failed, blind()]
             locks += [seen(f"many-{number}", age=200.0 + number) for number in range(60)]

@@ -1,7 +1,10 @@
 """JSON as `JSON.parse` reads it, total over hostile bytes."""
 
-import json
-from typing import Any, Final
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import json
 
 _LONGEST_INTEGER: Final = 20
 """Digits; anything longer is past 2^53 whatever it says, and int() refuses past 4300 digits."""
@@ -19,9 +22,17 @@ def _constant(text: str) -> Any:  # noqa: ANN401  # json's own signature
     raise NotJsonError(f"{text} is no JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_constant)
-_DECODER_OF_LONG_INTEGERS: Final = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
-"""Slower: it asks Python for each integer."""
+@functools.cache
+def _decoder(*, long_integers: bool = False) -> "json.JSONDecoder":
+    """Return a decoder; that of long integers is slower: it asks Python for each integer.
+
+    The import is here because most lock files need no JSON parser, and no empty directory does.
+    """
+    from json import JSONDecoder  # noqa: PLC0415
+
+    if long_integers:
+        return JSONDecoder(parse_int=_integer, parse_constant=_constant)
+    return JSONDecoder(parse_constant=_constant)
 
 
 def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check what they take
@@ -34,11 +45,11 @@ def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check 
     start = len(text) - len(text.lstrip(" \t\r\n"))
     try:
         try:
-            value, end = _DECODER.raw_decode(text, start)
+            value, end = _decoder().raw_decode(text, start)
         except ValueError as error:
-            if isinstance(error, json.JSONDecodeError | NotJsonError):
+            if type(error) is not ValueError:  # JSONDecodeError, NotJsonError
                 raise
-            value, end = _DECODER_OF_LONG_INTEGERS.raw_decode(text, start)
+            value, end = _decoder(long_integers=True).raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error)) from None
     if text[end:].strip(" \t\r\n"):

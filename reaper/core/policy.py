@@ -1,8 +1,7 @@
 """From verdict to action."""
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Verdict
 
@@ -30,8 +29,7 @@ class Outcome(Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(NamedTuple):
     """Which verdict gets which action; FLAG or REMOVE. HELD and UNCERTAIN have no choice."""
 
     on_stale: Action = Action.REMOVE

@@ -1,6 +1,5 @@
 """Writing findings to standard output: a table for people, lines for pipes, JSON for programs."""
 
-import json
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TextIO
 
@@ -32,6 +31,9 @@ class JsonOutput:
     """One object, written as it grows, so that any number of locks needs no memory."""
 
     def __init__(self, stream: TextIO) -> None:
+        from json import dumps  # noqa: PLC0415  # a table needs it not
+
+        self._dumps = dumps
         self._stream = stream
         self._separator = "\n"
         stream.write(f'{{"schema": {SCHEMA}, "locks": [')
@@ -41,11 +43,11 @@ class JsonOutput:
 
     def record(self, record: dict[str, Any]) -> None:
         """Write a lock as `lock_record` gave it, or with less in it."""
-        self._stream.write(self._separator + json.dumps(record))
+        self._stream.write(self._separator + self._dumps(record))
         self._separator = ",\n"
 
     def end(self, summary: Summary) -> None:
-        self._stream.write(f'], "summary": {json.dumps(summary.as_record())}}}\n')
+        self._stream.write(f'], "summary": {self._dumps(summary.as_record())}}}\n')
         self._stream.flush()
 
 

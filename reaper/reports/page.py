@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -340,7 +339,7 @@ def _as_of_now(it: Seen) -> Seen:
     if holder.up_for is not None:
         holder = holder._replace(up_for=holder.up_for + since)
     evidence = it.evidence._replace(age=it.age_at(it.at + since), holder=holder)
-    return replace(it, evidence=evidence, at=it.at + since)
+    return it._replace(evidence=evidence, at=it.at + since)
 
 
 def _clock(at_ms: int) -> str:

@@ -4,8 +4,7 @@ The schema is written down in docs/json.md. Schema 1 only ever gains fields.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
@@ -64,8 +63,7 @@ def lock_record(found: Found) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(NamedTuple):
     """The latest that is known of one lock; `at` is when (monotonic seconds)."""
 
     lock: Lock
@@ -73,8 +71,8 @@ class Seen:
     judgement: Judgement
     action: Action
     outcome: Outcome | None
-    note: str = ""
     at: float
+    note: str = ""
 
     def age_at(self, now: float) -> float:
         """Return the lock's age at a later moment (monotonic seconds)."""
@@ -88,8 +86,8 @@ class Seen:
             judgement=found.judgement,
             action=found.action,
             outcome=found.outcome,
-            note=found.note,
             at=at,
+            note=found.note,
         )
 
 
@@ -106,8 +104,7 @@ class SkippedFile(Protocol):
     def note(self) -> str: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Act:
+class Act(NamedTuple):
     """What was done to one lock, or said of it; `times` that it was, last at `at_ms` (epoch)."""
 
     record: dict[str, Any]
@@ -115,17 +112,14 @@ class Act:
     times: int = 1
 
 
-@dataclass(slots=True)
 class Summary:
     """What a command met, counted."""
 
-    locks: int = 0
-    stuck: int = 0
-    failed: int = 0
-    blind: int = 0
-    verdicts: Counter[str] = field(default_factory=Counter)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.locks = self.stuck = self.failed = self.blind = 0
+        self.verdicts: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.skipped: list[dict[str, str]] = []
 
     def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
         self.locks += 1

@@ -1,0 +1,85 @@
+"""What all commands share: how they end, what they say beside their output, kinds of options."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
+
+import typer
+
+from reaper.settings import SettingsError, parse_duration
+
+EXIT_FAILED: Final = 1
+EXIT_STUCK: Final = 3
+EXIT_BLIND: Final = 4
+EXIT_INTERRUPTED: Final = 130
+
+ACQUIRE_TIMEOUT: Final = 60.0
+MAX_AGENTS: Final = 200
+"""For the metrics, where nothing else is said."""
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def parser(parse: Callable[[str], float]) -> Callable[[str | float], float]:
+    """Make of a setting's parser one that click can call, which says what is wrong in its way."""
+
+    def parser(value: str | float) -> float:
+        if not isinstance(value, str):
+            return value  # a default, which click hands through here too
+        try:
+            return parse(value)
+        except SettingsError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parser
+
+
+def variable_of(flag: str) -> str:
+    """Return the environment variable of an option."""
+    return "REAPER_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+def seconds(flag: str, help_text: str, *, default: str, variable: str | None = None) -> Any:  # noqa: ANN401  # typer's OptionInfo
+    """Make an option for a duration; `default` is what its help shows ("" shows none), `variable`
+    its own unless it is given.
+    """
+    return typer.Option(
+        flag,
+        envvar=variable or variable_of(flag),
+        parser=parser(parse_duration),
+        metavar="DURATION",
+        help=help_text,
+        show_default=default or False,
+    )
+
+
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
+]
+
+
+class Talk(NamedTuple):
+    """Diagnostics, on standard error."""
+
+    quiet: bool
+    verbose: bool
+
+    def error(self, text: str) -> None:
+        typer.echo(f"reaper: {text}", err=True)
+
+    def info(self, text: str) -> None:
+        if not self.quiet:
+            typer.echo(f"reaper: {text}", err=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            typer.echo(f"reaper: {text}", err=True)
+
+
+def fail(talk: Talk, text: str) -> NoReturn:
+    talk.error(text)
+    raise typer.Exit(EXIT_FAILED)

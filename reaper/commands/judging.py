@@ -1,0 +1,236 @@
+"""The options of all commands that judge locks, and what becomes of them."""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import typer
+
+from reaper.commands.common import Talk, fail, seconds
+from reaper.core.policy import Action, Policy
+from reaper.core.verdict import Limits
+from reaper.reports.output import JsonOutput, Output, TableOutput
+from reaper.settings import SettingsError, UsageError, state_dirs
+
+if TYPE_CHECKING:
+    from reaper.core.lock import StateDir
+    from reaper.sweep import Reaper
+
+
+class OnVerdict(StrEnum):
+    FLAG = "flag"
+    REMOVE = "remove"
+
+
+_DEFAULTS: Final = Limits()
+
+
+def _grace(flag: str, help_text: str) -> Any:  # noqa: ANN401  # typer's OptionInfo
+    default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
+    return seconds(flag, help_text, default=f"{default:.0f}s")
+
+
+StateDirs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state-dir",
+        metavar="[NAME=]PATH",
+        help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
+        "~/.openclaw, else the old names. (env var: REAPER_STATE_DIR, several with : between)",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", envvar="REAPER_JSON", help="One JSON object on standard output.")
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", envvar="REAPER_VERBOSE", help="Say more.")
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", envvar="REAPER_QUIET", help="Say errors only.")
+]
+ExitZero = Annotated[
+    bool,
+    typer.Option(
+        "--exit-zero",
+        envvar="REAPER_EXIT_ZERO",
+        help="Make exit codes 3 and 4 a 0, for timers and CronJobs.",
+    ),
+]
+OnStale = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-stale",
+        envvar="REAPER_ON_STALE",
+        help="What to do with locks whose holder is dead (never those that a gateway still needs "
+        "to resume a run by).",
+    ),
+]
+OnOrphaned = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-orphaned",
+        envvar="REAPER_ON_ORPHANED",
+        help="What to do with locks that no process has open, seen so for --orphan-grace.",
+    ),
+]
+OnAbandoned = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-abandoned",
+        envvar="REAPER_ON_ABANDONED",
+        help="What to do with locks that a live gateway holds for a run that is over.",
+    ),
+]
+OnOverdue = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-overdue",
+        envvar="REAPER_ON_OVERDUE",
+        help="What to do with locks held past their own maxHoldMs and --grace. `remove` risks a "
+        "run that is still going on and writes to the transcript without a lock.",
+    ),
+]
+Grace = Annotated[float, _grace("--grace", "How far past maxHoldMs a lock is overdue.")]
+OrphanGrace = Annotated[
+    float,
+    _grace(
+        "--orphan-grace",
+        "How long a lock must be seen not open before it counts as orphaned.",
+    ),
+]
+StartupGrace = Annotated[
+    float,
+    _grace(
+        "--startup-grace",
+        "How long a gateway must be up before locks of interrupted runs are no longer its "
+        "evidence.",
+    ),
+]
+RunEndWindow = Annotated[
+    float,
+    _grace(
+        "--run-end-window",
+        "How long after the recorded end of a run, where the session store has no end, its "
+        "abandoned lock may be born.",
+    ),
+]
+AbandonedAfter = Annotated[
+    float,
+    _grace(
+        "--abandoned-after",
+        "How old a run's end, its lock and the last write must be before the lock is abandoned.",
+    ),
+]
+Confirm = Annotated[
+    float,
+    _grace(
+        "--confirm",
+        "How far apart the two looks are that an abandoned lock must pass unchanged.",
+    ),
+]
+
+
+class Judging(NamedTuple):
+    """What each command needs that judges locks; see `with_judging`."""
+
+    states: list["StateDir"]
+    limits: Limits
+    policy: Policy
+    as_json: bool
+    talk: Talk
+
+    def reaper(self) -> "Reaper":
+        """Build the Reaper; imported here, so that `--help` need not pay for it."""
+        from reaper.adapters import hold_proof  # noqa: PLC0415
+        from reaper.sweep import Reaper  # noqa: PLC0415
+
+        hold_proof.prepare()
+        return Reaper(self.states, limits=self.limits, policy=self.policy)
+
+    def output(self, *last: str, only_notable: bool = False) -> Output:
+        if self.as_json:
+            return JsonOutput(sys.stdout)
+        return TableOutput(
+            sys.stdout, states=len(self.states), last=last, only_notable=only_notable
+        )
+
+
+def _judging(
+    *,
+    state_dir: StateDirs = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    on_stale: OnStale = OnVerdict.REMOVE,
+    on_orphaned: OnOrphaned = OnVerdict.REMOVE,
+    on_abandoned: OnAbandoned = OnVerdict.REMOVE,
+    on_overdue: OnOverdue = OnVerdict.FLAG,
+    grace: Grace = _DEFAULTS.grace,
+    orphan_grace: OrphanGrace = _DEFAULTS.orphan_grace,
+    startup_grace: StartupGrace = _DEFAULTS.startup_grace,
+    run_end_window: RunEndWindow = _DEFAULTS.run_end_window,
+    abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
+    confirm: Confirm = _DEFAULTS.confirm,
+) -> Judging:
+    talk = Talk(quiet=quiet, verbose=verbose)
+    # click would part the variable at white space, which paths may hold.
+    variable = os.environ.get("REAPER_STATE_DIR", "")
+    given = state_dir or [it for it in variable.split(":") if it]
+    try:
+        states = state_dirs(given, os.environ)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+    except SettingsError as error:
+        fail(talk, str(error))
+    return Judging(
+        states=states,
+        limits=Limits(
+            grace=grace,
+            orphan_grace=orphan_grace,
+            startup_grace=startup_grace,
+            run_end_window=run_end_window,
+            abandoned_after=abandoned_after,
+            confirm=confirm,
+        ),
+        policy=Policy(
+            on_stale=Action(on_stale.value),
+            on_orphaned=Action(on_orphaned.value),
+            on_abandoned=Action(on_abandoned.value),
+            on_overdue=Action(on_overdue.value),
+        ),
+        as_json=as_json,
+        talk=talk,
+    )
+
+
+def with_judging(
+    command: Callable[..., None], *, without: tuple[str, ...] = ()
+) -> Callable[..., None]:
+    """Give a command the options of `_judging`, whose value becomes its first argument.
+
+    Five commands share fourteen options; typer reads them off a signature, so that is what is
+    put together here. Those in `without` keep their defaults.
+    """
+    parameters_of_all = inspect.signature(_judging).parameters
+    shared = {name: it for name, it in parameters_of_all.items() if name not in without}
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:  # noqa: ANN401  # whatever typer parsed
+        judging = _judging(**{name: options.pop(name) for name in shared})
+        command(judging, **options)
+
+    parameters = [*own, *shared.values()]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([it.replace(kind=keyword) for it in parameters])
+    run.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature reads
+    run.__annotations__ = {it.name: it.annotation for it in parameters}
+    return run
+
+
+POLICY_OPTIONS: Final = ("on_stale", "on_orphaned", "on_abandoned", "on_overdue")

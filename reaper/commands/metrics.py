@@ -1,0 +1,69 @@
+"""The metrics put together: of the sidecar, and of one sweep."""
+
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client import write_to_textfile
+
+from reaper import __version__
+from reaper.adapters.processes import use_of
+from reaper.commands.common import ACQUIRE_TIMEOUT, MAX_AGENTS
+from reaper.commands.judging import Judging
+from reaper.core.policy import Outcome
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.records import Seen
+from reaper.sweep import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reaper.adapters.lock_files import Skipped
+
+
+def metrics_for(
+    judging: Judging,
+    *,
+    acquire_timeout: float = ACQUIRE_TIMEOUT,
+    max_agents: int = MAX_AGENTS,
+    wedged: "Callable[[], Iterable[tuple[str, str, bool]]]" = lambda: (),
+    watching: bool = True,
+) -> "tuple[Knowledge, Metrics]":
+    knowledge = Knowledge()
+    metrics = Metrics(
+        knowledge,
+        version=__version__,
+        states=[state.name for state in judging.states],
+        acquire_timeout=acquire_timeout,
+        max_agents=max_agents,
+        now=time.monotonic,
+        holder_use=use_of,
+        wedged=wedged,
+        watching=watching,
+    )
+    return knowledge, metrics
+
+
+class SweepMetrics:
+    """The sidecar's metrics, for one sweep."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._knowledge, self._metrics = metrics_for(judging, watching=False)
+        self._started = time.monotonic()
+        self._skipped: list[Skipped] = []
+
+    def take(self, found: "Finding | Skipped") -> None:
+        if not isinstance(found, Finding):
+            self._skipped.append(found)
+            if found.failed:
+                self._metrics.errors.labels("unreadable").inc()
+            return
+        self._metrics.count_action(found.action, found.judgement, found.outcome)
+        if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+            self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
+
+    def write(self, path: str) -> None:
+        """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
+        self._knowledge.set_skipped(self._skipped)
+        self._metrics.sweep_duration.observe(time.monotonic() - self._started)
+        self._metrics.last_sweep.set_to_current_time()
+        write_to_textfile(path, self._metrics.registry)

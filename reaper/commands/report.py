@@ -1,0 +1,130 @@
+"""What a pass over the locks came to: counted, written, told."""
+
+import io
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from reaper.commands.common import EXIT_BLIND, EXIT_FAILED, EXIT_STUCK, Talk
+from reaper.commands.judging import Judging
+from reaper.core.policy import Outcome
+from reaper.core.verdict import NO_HOLD_PROOF
+from reaper.core.words import printable
+from reaper.reports.output import Output
+from reaper.reports.records import Found, Summary
+from reaper.reports.words import no_proof_advice
+
+if TYPE_CHECKING:
+    from reaper.adapters.lock_files import Skipped
+    from reaper.core.lock import Lock
+    from reaper.sweep import Finding
+
+
+class Report:
+    """Counts and writes what a pass yields, and says on standard error what a person must know."""
+
+    def __init__(self, judging: Judging, output: Output) -> None:
+        self.summary = Summary()
+        self._talk = judging.talk
+        self._states = judging.states
+        self._output = output
+        self._blind: dict[str, list[Lock]] = defaultdict(list)
+
+    def take(self, found: "Finding | Skipped") -> None:
+        from reaper.sweep import Finding  # noqa: PLC0415
+
+        if not isinstance(found, Finding):
+            self.summary.count_skipped(
+                path=found.path, reason=found.reason, note=found.note, failed=found.failed
+            )
+            say = self._talk.error if found.failed else self._talk.info
+            say(f"skipped {printable(found.path)}: {found.reason}" + _aside(found.note))
+            return
+        self.summary.count_lock(found.judgement, found.outcome)
+        self._output.lock(found)
+        if NO_HOLD_PROOF in found.judgement.reasons:
+            self._blind[found.evidence.proof_note].append(found.lock)
+        if found.note:
+            say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info
+            said = found.outcome.value if found.outcome else ""
+            say(f"{printable(found.lock.path)}: {said}: {printable(found.note)}")
+
+    def end(self) -> None:
+        self._output.end(self.summary)
+        for state in () if self.summary.locks or self.summary.skipped else self._states:
+            if not os.path.exists(os.path.join(state.path, "agents")):
+                self._talk.info(
+                    f"{printable(state.path)} has no agents folder: unless its gateway is new, "
+                    "say where the state directory is with --state-dir"
+                )
+        for note, blind in self._blind.items():
+            advice = no_proof_advice({lock.uid for lock in blind}, note)
+            self._talk.error(f"{locks(len(blind))} cannot be judged: {advice}")
+
+    def exit_code(self, *, exit_zero: bool) -> int:
+        """1 before 4 before 3."""
+        if self.summary.failed:
+            return EXIT_FAILED
+        if exit_zero:
+            return 0
+        if self.summary.blind:
+            return EXIT_BLIND
+        return EXIT_STUCK if self.summary.stuck else 0
+
+
+def _aside(note: str) -> str:
+    return f" ({printable(note)})" if note else ""
+
+
+class NoOutput:
+    def lock(self, found: Found) -> None: ...
+    def end(self, summary: Summary) -> None: ...
+
+
+def locks(count: int) -> str:
+    return "1 lock" if count == 1 else f"{count} locks"
+
+
+@contextmanager
+def stop_between_locks() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM end the sweep between two locks, never in the midst of a removal.
+
+    A second signal is not needed: a removal takes microseconds, and waiting looks up every second.
+    """
+    stopped = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def told_to_standard_output(talk: Talk) -> Iterator[None]:
+    """Let `reaper list | head` end quietly, and a full disk be told in one line.
+
+    A name that the stream's encoding does not have is escaped.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            talk.error(f"cannot write to standard output: {error.strerror}")
+        raise typer.Exit(EXIT_FAILED) from None

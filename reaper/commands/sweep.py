@@ -1,0 +1,121 @@
+"""`reaper sweep`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from reaper.commands.common import EXIT_INTERRUPTED, fail, seconds
+from reaper.commands.judging import ExitZero, Judging, with_judging
+from reaper.commands.report import Report, locks, stop_between_locks, told_to_standard_output
+from reaper.core.words import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import Progress
+
+    from reaper.adapters.lock_files import Skipped
+    from reaper.sweep import Finding
+
+_PROGRESS_FROM: Final = 3000
+"""Locks from which on a progress bar is worth its lines."""
+
+
+Wait = Annotated[
+    float | None,
+    seconds(
+        "--wait",
+        "How long to stay for graces that must be seen to pass; 0 flags such locks instead. "
+        "Default: as long as --orphan-grace and --confirm need, only when there are such locks.",
+        default="",
+    ),
+]
+
+
+@with_judging
+def command(
+    judging: Judging,
+    *,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", envvar="REAPER_DRY_RUN", help="Do everything but remove anything."
+        ),
+    ] = False,
+    wait: Wait = None,
+    textfile: Annotated[
+        str | None,
+        typer.Option(
+            "--textfile",
+            envvar="REAPER_TEXTFILE",
+            metavar="FILE.prom",
+            help="Write the metrics of this sweep there, for node_exporter's textfile collector.",
+        ),
+    ] = None,
+    exit_zero: ExitZero = False,
+) -> None:
+    """Judge all locks and free those whose holding is provably over, once."""
+    talk = judging.talk
+    metrics = None
+    if textfile is not None:
+        from reaper.commands.metrics import SweepMetrics  # noqa: PLC0415  # only where wanted
+
+        metrics = SweepMetrics(judging)
+
+    def on_wait(count: int, seconds: float) -> None:
+        talk.info(f"{locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
+
+    with told_to_standard_output(talk), stop_between_locks() as stop:
+        output = judging.output("outcome", only_notable=not talk.verbose)
+        report = Report(judging, output)
+        found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
+        for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
+            report.take(it)
+            if metrics is not None:
+                metrics.take(it)
+        report.end()
+        if metrics is not None and textfile is not None:
+            try:
+                metrics.write(textfile)
+            except OSError as error:
+                fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
+        if stop():
+            talk.error("interrupted; not every lock was looked at, or for long enough")
+            raise typer.Exit(EXIT_INTERRUPTED)
+    raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+
+
+def _with_progress(
+    found: "Iterator[Finding | Skipped]", *, shown: bool
+) -> "Iterator[Finding | Skipped]":
+    """Show a bar on standard error from _PROGRESS_FROM locks on; how many there are is not known
+    before they have been looked at, so it tells how many were.
+    """
+    bar = None
+    try:
+        for count, it in enumerate(found, start=1):
+            yield it
+            if shown and count >= _PROGRESS_FROM:
+                if bar is None:
+                    bar = _progress_bar()
+                bar.update(bar.task_ids[0], completed=count)
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _progress_bar() -> "Progress":
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (SpinnerColumn(), "locks looked at:", MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("locks", total=None)
+    bar.start()
+    return bar

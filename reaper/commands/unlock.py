@@ -1,0 +1,129 @@
+"""`reaper unlock`."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from reaper.commands.common import EXIT_FAILED, EXIT_INTERRUPTED, LogFormat, LogFormatOption
+from reaper.commands.explain import LockArgument, explain_one
+from reaper.commands.judging import POLICY_OPTIONS, Judging, with_judging
+from reaper.commands.report import NoOutput, Report, stop_between_locks, told_to_standard_output
+from reaper.core.policy import Action, Outcome
+from reaper.core.words import printable
+from reaper.reports.records import lock_record
+from reaper.reports.words import why_kept
+
+if TYPE_CHECKING:
+    from reaper.reports.journal import Journal
+    from reaper.sweep import Finding, Reaper, Unlock
+
+
+@functools.partial(with_judging, without=POLICY_OPTIONS)
+def command(
+    judging: Judging,
+    *,
+    lock: LockArgument,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(
+            "--fingerprint",
+            help="The lock's, as `list` printed it: another lock that stands there now is left "
+            "alone.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Free the lock whatever the verdict. Where a run really holds it, that run goes "
+            "on and writes to the transcript without a lock, beside whoever takes it next.",
+        ),
+    ] = False,
+    log_format: LogFormatOption = LogFormat.CONSOLE,
+) -> None:
+    """Free one lock that you have judged: show its evidence, then remove exactly that lock.
+
+    Without --force, only what a sweep with default actions would remove. It waits for the same
+    graces, and says so.
+    """
+    from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.sweep import Unlock  # noqa: PLC0415
+
+    talk, reaper = judging.talk, judging.reaper()
+    journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
+    with told_to_standard_output(talk), stop_between_locks() as stop:
+        report = Report(judging, judging.output() if judging.as_json else NoOutput())
+        shown = explain_one(judging, reaper, lock, report)
+        refusal = _why_not_to_unlock([it for _, it in shown], fingerprint, force=force)
+        if shown and refusal is None and not stop():
+            ((place, seen),) = shown
+            wanted = Unlock(place, seen.lock.fingerprint, force=force)
+            refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
+        else:
+            refusal = refusal or (_INTERRUPTED if shown else None)
+            for _, found in shown:
+                report.take(found)
+        report.end()
+    if refusal is not None:
+        talk.error(f"not unlocked: {refusal}")
+        raise typer.Exit(EXIT_INTERRUPTED if stop() else EXIT_FAILED)
+    raise typer.Exit(0 if shown else EXIT_FAILED)
+
+
+_INTERRUPTED: Final = "interrupted before"
+
+
+def _free(
+    judging: Judging,
+    reaper: "Reaper",
+    wanted: "Unlock",
+    *,
+    report: "Report",
+    journal: "Journal",
+    stop: Callable[[], bool],
+) -> str | None:
+    """Free the one lock, and write it into the journal; return why it was not freed, if so."""
+    from reaper.sweep import Finding  # noqa: PLC0415
+
+    def on_wait(_count: int, seconds: float) -> None:
+        judging.talk.info(f"it must be seen unchanged for a while: up to {seconds:.0f} s more")
+
+    refusal = None
+    for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
+        if isinstance(it, Finding):
+            freed = it.outcome in {Outcome.REMOVED, Outcome.VANISHED}
+            refusal = None if freed else it.note or why_kept(it.evidence, it.judgement)
+            if not freed and stop():
+                refusal = _INTERRUPTED
+            # First of all: what was removed must not be lost with a reader that went away.
+            journal.lock(
+                (it.outcome or Outcome.KEPT).value,
+                {**lock_record(it), "by": "unlock", "forced": wanted.force},
+                it.lock,
+                warn=wanted.force or not freed,
+            )
+        elif it.failed:
+            refusal = f"{printable(it.path)} could not be read"
+        report.take(it)
+    return refusal
+
+
+def _why_not_to_unlock(
+    shown: "list[Finding]", fingerprint: str | None, *, force: bool
+) -> str | None:
+    """Return why a lock that was looked at is not to be freed; None where it may be."""
+    if len(shown) > 1:
+        paths = ", ".join(printable(it.lock.path) for it in shown)
+        return f"several locks have that name; give the path of one: {paths}"
+    if not shown:
+        return None
+    (it,) = shown
+    if fingerprint is not None and fingerprint.strip().lower() != it.lock.fingerprint:
+        return f"another lock stands there now, its fingerprint is {it.lock.fingerprint}"
+    if force or it.action is Action.REMOVE:
+        return None
+    return f"{why_kept(it.evidence, it.judgement)}; --force frees it all the same"
