@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -94,8 +93,7 @@ class Place(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unlock:
+class Unlock(NamedTuple):
     """One lock that a person has judged, as they saw it; `force` frees it whatever the verdict."""
 
     place: Place
@@ -103,7 +101,6 @@ class Unlock:
     force: bool = False
 
 
-@dataclass(slots=True)
 class _Sight:
     """What is remembered of a lock between two looks at it.
 
@@ -113,15 +110,28 @@ class _Sight:
     the session store looked like; `store_moved_at`: when the store was first seen written since.
     """
 
-    file: FileId
-    data: bytes
-    unchanged: object = None
-    since: float = 0.0
-    ages: dict[str, tuple[int, float, float]] = field(default_factory=dict)
-    seen_alive_as: int | None = None
-    dead_at: float | None = None
-    store_then: object = None
-    store_moved_at: float | None = None
+    __slots__ = (
+        "ages",
+        "data",
+        "dead_at",
+        "file",
+        "seen_alive_as",
+        "since",
+        "store_moved_at",
+        "store_then",
+        "unchanged",
+    )
+
+    def __init__(self, file: FileId, data: bytes, *, since: float) -> None:
+        self.file = file
+        self.data = data
+        self.since = since
+        self.unchanged: object = None
+        self.ages: dict[str, tuple[int, float, float]] = {}
+        self.seen_alive_as: int | None = None
+        self.dead_at: float | None = None
+        self.store_then: object = None
+        self.store_moved_at: float | None = None
 
     def age(self, kind: str, instant_ms: int, age: float, now: float) -> float:
         first = self.ages.get(kind)
@@ -131,36 +141,43 @@ class _Sight:
         return first[1] + (now - first[2])
 
 
-@dataclass(slots=True)
 class _Pass:
     """What belongs to one pass: the clock as read once, and what is found out once for all."""
 
-    mode: Mode
-    limits: Limits
-    unlock: Unlock | None
-    wall_ms: int
-    now: float
-    make_processes: Callable[[], Processes]
-    layers: frozenset[tuple[int, int]] | None
-    _processes: Processes | None = None
+    def __init__(
+        self,
+        mode: Mode,
+        limits: Limits,
+        unlock: Unlock | None,
+        clock: Clock,
+        make_processes: Callable[[], Processes],
+    ) -> None:
+        self.mode = mode
+        self.limits = limits
+        self.unlock = unlock
+        self.wall_ms = clock.wall_ms()
+        self.now = clock.monotonic()
+        self.layers = hold_proof.overlay_layers()
+        self._make_processes = make_processes
+        self._processes: Processes | None = None
 
     @property
     def processes(self) -> Processes:
         """Made when first asked for: where there are no locks, it costs more than all else."""
         if self._processes is None:
-            self._processes = self.make_processes()
+            self._processes = self._make_processes()
         return self._processes
 
 
-@dataclass(slots=True)
 class _StatePass:
     """What one pass finds out about one state directory. `lives`: for each gateway known to be
     up, by the (pid, start time) by which locks name it (None where that is not known), how long.
     """
 
-    state: StateDir
-    identity: tuple[int, int] | None
-    lives: dict[tuple[int | None, int | None] | None, float] = field(default_factory=dict)
+    def __init__(self, state: StateDir) -> None:
+        self.state = state
+        self.identity = lock_files.identity(state)
+        self.lives: dict[tuple[int | None, int | None] | None, float] = {}
 
     def note_life(self, named: tuple[int | None, int | None] | None, up_for: float) -> None:
         self.lives[named] = max(up_for, self.lives.get(named, up_for))
@@ -256,7 +273,7 @@ class Reaper:
         if stop():
             yield from due.values()
         elif due:
-            limits = replace(self.limits, seen_once_suffices=True)
+            limits = self.limits._replace(seen_once_suffices=True)
             for _, found in self._pass(mode, due.keys(), limits=limits, unlock=unlock):
                 yield found
 
@@ -355,16 +372,8 @@ class Reaper:
         wanted: Callable[[Place], bool] = lambda _place: True,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
-            limits = replace(self.limits, seen_once_suffices=mode is Mode.LOOK)
-        this = _Pass(
-            mode=mode,
-            limits=limits,
-            unlock=unlock,
-            wall_ms=self.clock.wall_ms(),
-            now=self.clock.monotonic(),
-            make_processes=self._process_table,
-            layers=hold_proof.overlay_layers(),
-        )
+            limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
+        this = _Pass(mode, limits, unlock, self.clock, self._process_table)
         for state in self.states:
             if only is None and self._databases.hold_sessions_of(state):
                 yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
@@ -380,7 +389,7 @@ class Reaper:
         only: AbstractSet[Place] | None,
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
-        here = _StatePass(state=state, identity=lock_files.identity(state))
+        here = _StatePass(state)
         # Locks that may be evidence for the next gateway wait until it is known whether one is up.
         deferred: set[Place] = set()
         for place, found in self._pass_over_folders(this, here, only, wanted):

@@ -1,6 +1,5 @@
 """The table from evidence to verdict, row by row, and what becomes of it."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,7 +251,7 @@ def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:
 
 
 def test_a_mere_look_tells_it_after_one_sight_and_says_so() -> None:
-    look = replace(LIMITS, seen_once_suffices=True)
+    look = LIMITS._replace(seen_once_suffices=True)
     judgement = judge(evidence(**(stuck() | {"seen_for": 0.0})), look)
     assert judgement.verdict is Verdict.ABANDONED
     assert judgement.reasons == ("run-ended", "seen-once")
@@ -411,7 +410,7 @@ def test_a_lock_seen_not_open_for_the_grace_is_orphaned(state: HolderState, reas
     assert verdict(it) == (Verdict.ORPHANED, (reason,), 7)
     young = it._replace(seen_for=9.0)
     assert verdict(young) == (Verdict.UNCERTAIN, ("too-early",), 11)
-    look = judge(young, replace(LIMITS, seen_once_suffices=True))
+    look = judge(young, LIMITS._replace(seen_once_suffices=True))
     assert look.verdict is Verdict.ORPHANED
     assert look.reasons == (reason, "seen-once")
     assert decide(look, Policy()) is Action.FLAG

@@ -6,8 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from reaper.adapters import kernel
 from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
@@ -16,8 +15,7 @@ from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, pa
 from reaper.core.policy import Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something that was not looked at, and why; `failed` where a person has to do something."""
 
     path: str
@@ -159,8 +157,7 @@ def _code(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, "EIO")
 
 
-@dataclass(slots=True, kw_only=True)
-class OpenLock:
+class OpenLock(NamedTuple):
     """A lock file that was read, and the descriptor through which it was.
 
     While the descriptor is open, the inode number cannot be given to another file.
@@ -168,7 +165,7 @@ class OpenLock:
 
     lock: Lock
     name: str
-    folder: Folder = field(repr=False)
+    folder: Folder
     fd: int
 
     def __enter__(self) -> Self:
@@ -215,8 +212,7 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
+class Removal(NamedTuple):
     """What became of a removal; `note` says more where there is more to say."""
 
     outcome: Outcome

@@ -8,8 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
 from reaper.core.evidence import Run, RunEnd, RunState, StoreStatus
@@ -31,8 +30,7 @@ _POINTER_LIMIT: Final = 64 * 1024
 _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Store:
+class _Store(NamedTuple):
     """A session store as read once: what it says of each session's run; `entries` is None where it
     could not be understood.
     """

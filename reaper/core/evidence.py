@@ -1,6 +1,5 @@
 """Evidence: what was found out about one lock at one moment. Ages are seconds, never negative."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -71,8 +70,7 @@ class StoreStatus(Enum):
     """There is a store and it could not be understood: rights, size, half-written, malformed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunEnd:
+class RunEnd(NamedTuple):
     """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted, or
     timed out while a tool ran, as its data say. `started_ms`: the `session.started` of that same
     run, looked for where it was cut short; None where it is not in the tail.

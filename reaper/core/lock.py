@@ -1,6 +1,5 @@
 """A lock file as read once: record, identity, path; and how its record is read."""
 
-import hashlib
 import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -78,6 +77,8 @@ class Lock(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
+        import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
+
         return hashlib.sha256(b"%d %b" % (self.file.inode, self.data)).hexdigest()[:12]
 
 

@@ -1,6 +1,5 @@
 """From evidence to verdict: the table of docs/architecture.md as code. The first row counts."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, assert_never
 
@@ -50,8 +49,7 @@ lock from one that was left behind; see docs/decisions/0012-late-shape.md.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """The graces, all in seconds.
 
     `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then tell what a lock
