@@ -4,10 +4,12 @@ Gauges of locks and holders are made from what is known at the moment of the scr
 of what is gone go too. No label carries a session, or anything else without a bound.
 """
 
+import math
 import threading
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from prometheus_client import (
@@ -25,6 +27,7 @@ from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Verdict
 from reaper.core.words import printable
+from reaper.reports.exposition import BulkyGauge
 from reaper.reports.records import Act, Seen, SkippedFile
 
 OTHER: Final = "other"
@@ -51,6 +54,7 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.FAILED,
 )
 _ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
+_VERDICTS: Final = [(it, it.value) for it in Verdict]
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
 
@@ -219,6 +223,16 @@ class Metrics:
             self._churn.inc()
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What the locks of one agent, or of all that share a label, come to."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    stuck: int = 0
+    blocking: int = 0
+    oldest: float = math.inf
+
+
 class _LockCollector(Collector):
     def __init__(
         self,
@@ -242,7 +256,6 @@ class _LockCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         seen = self._knowledge.all()
-        self._allot_labels(seen)
         yield from self._locks(seen)
         yield from self._proofs(seen)
         yield from self._holders(seen)
@@ -253,9 +266,9 @@ class _LockCollector(Collector):
             skipped.add_metric([reason], count)
         yield skipped
 
-    def _allot_labels(self, seen: list[Seen]) -> None:
+    def _allot_labels(self, seen: list[Seen]) -> dict[tuple[str, str], str]:
         """Give each agent that has locks a label of its own, up to the cap; first come, first
-        served, and one that has one keeps it.
+        served, and one that has one keeps it. Return the labels of all agents that have locks.
         """
         present = dict.fromkeys((it.lock.state_dir, it.lock.agent) for it in seen)
         labels = {key: label for key, label in self._labels.items() if key in present}
@@ -263,61 +276,58 @@ class _LockCollector(Collector):
             if key not in labels and len(labels) < self._max_agents:
                 labels[key] = printable(key[1])[:_LONGEST_LABEL]
         self._labels = labels
-
-    def _agent(self, it: Seen) -> tuple[str, str]:
-        state, agent = it.lock.state_dir, it.lock.agent
-        return state, self._labels.get((state, agent), OTHER)
+        return {key: labels.get(key, OTHER) for key in present}
 
     def _locks(self, seen: list[Seen]) -> Iterator[Metric]:
-        verdicts: Tally[tuple[str, str, Verdict]] = Tally()
-        stuck: Tally[tuple[str, str]] = Tally()
-        blocking: Tally[tuple[str, str]] = Tally()
-        oldest: dict[tuple[str, str], float] = {}
+        tallies: dict[tuple[str, str], _Tally] = defaultdict(_Tally)
+        tally_of = {key: tallies[key[0], label] for key, label in self._allot_labels(seen).items()}
         now = self._now()
+        held = Verdict.HELD  # looking it up takes a while, and most are
         for it in seen:
-            key = self._agent(it)
-            verdicts[(*key, it.judgement.verdict)] += 1
-            age = it.age_at(now)
-            blocking[key] += age > self._acquire_timeout
-            stuck[key] += it.judgement.wants_freeing
-            taken = it.lock.taken_ms / 1000
-            oldest[key] = min(taken, oldest.get(key, taken))
+            lock, judgement = it.lock, it.judgement
+            tally = tally_of[lock.state_dir, lock.agent]
+            tally.verdicts.append(judgement.verdict)
+            tally.blocking += it.age_at(now) > self._acquire_timeout
+            tally.stuck += judgement.verdict is not held and judgement.wants_freeing
+            tally.oldest = min(tally.oldest, lock.taken_ms / 1000)
         labels = ["state", "agent"]
-        locks = GaugeMetricFamily("reaper_locks", "Locks, by verdict.", labels=[*labels, "verdict"])
-        for state, agent in blocking:
-            for verdict in Verdict:
-                locks.add_metric([state, agent, verdict.value], verdicts[state, agent, verdict])
-        yield locks
-        for name, text, values in (
-            ("reaper_stuck_locks", "Stuck locks, those kept for the next gateway not.", stuck),
-            (
-                "reaper_blocking_locks",
-                "Locks held longer than the gateway's acquire timeout: users are failing now.",
-                blocking,
-            ),
-            (
-                "reaper_oldest_lock_created_timestamp_seconds",
-                "When the oldest lock was taken.",
-                oldest,
-            ),
-        ):
-            family = GaugeMetricFamily(name, text, labels=labels)
-            for (state, agent), value in values.items():
-                family.add_metric([state, agent], value)
-            yield family
+        locks = BulkyGauge("reaper_locks", "Locks, by verdict.", labels=[*labels, "verdict"])
+        stuck = BulkyGauge(
+            "reaper_stuck_locks",
+            "Stuck locks, those kept for the next gateway not.",
+            labels=labels,
+        )
+        blocking = BulkyGauge(
+            "reaper_blocking_locks",
+            "Locks held longer than the gateway's acquire timeout: users are failing now.",
+            labels=labels,
+        )
+        oldest = BulkyGauge(
+            "reaper_oldest_lock_created_timestamp_seconds",
+            "When the oldest lock was taken.",
+            labels=labels,
+        )
+        for key, tally in tallies.items():
+            for verdict, value in _VERDICTS:
+                locks.add((*key, value), tally.verdicts.count(verdict))
+            stuck.add(key, tally.stuck)
+            blocking.add(key, tally.blocking)
+            oldest.add(key, tally.oldest)
+        yield from (locks, stuck, blocking, oldest)
 
     def _proofs(self, seen: list[Seen]) -> Iterator[Metric]:
         """Both are absent while nothing is known: a gauge that guesses would page or soothe."""
         proofs: dict[str, bool] = {}
         shared: dict[str, bool] = {}
+        unavailable, is_open, same = HoldProof.UNAVAILABLE, HoldProof.OPEN, HolderState.SAME
         for it in seen:
             state, evidence = it.lock.state_dir, it.evidence
-            if evidence.proof is not HoldProof.UNAVAILABLE:
-                proofs[state] = proofs.get(state, True)
+            if evidence.proof is not unavailable:
+                proofs.setdefault(state, True)
             elif evidence.proof_note != TOO_EARLY:
                 proofs[state] = False
-            if evidence.proof is HoldProof.OPEN:
-                here = evidence.holder.state is HolderState.SAME
+            if evidence.proof is is_open:
+                here = evidence.holder.state is same
                 is_shared = here and evidence.holder.pid == it.lock.record.pid
                 shared[state] = shared.get(state, True) and is_shared
         for name, text, values in (
@@ -336,10 +346,12 @@ class _LockCollector(Collector):
 
     def _holders(self, seen: list[Seen]) -> Iterator[Metric]:
         holders: dict[tuple[str, int], int] = defaultdict(int)
+        same, held = HolderState.SAME, Verdict.HELD
         for it in seen:
-            pid = it.evidence.holder.pid
-            if it.evidence.holder.state is HolderState.SAME and pid is not None:
-                holders[it.lock.state_dir, pid] += it.judgement.verdict in STUCK
+            holder, verdict = it.evidence.holder, it.judgement.verdict
+            if holder.state is same and holder.pid is not None:
+                is_stuck = verdict is not held and verdict in STUCK
+                holders[it.lock.state_dir, holder.pid] += is_stuck
         labels = ["state", "pid"]
         memory = GaugeMetricFamily(
             "reaper_holder_resident_memory_bytes",
