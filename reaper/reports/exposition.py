@@ -23,19 +23,23 @@ _GZIP_LEVEL: Final = 1
 class BulkyGauge(GaugeMetricFamily):
     """A gauge of very many series, whose samples are made only where they are looked at.
 
-    The names of its labels are letters only: no format escapes them.
+    `keys` are the values of its labels, series by series. The names of its labels must be letters
+    only: no format escapes them.
     """
 
-    def __init__(self, name: str, documentation: str, *, labels: Sequence[str]) -> None:
-        self.labels = labels
-        self.keys: list[Sequence[str]] = []
-        self.values: list[float] = []
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        *,
+        labels: Sequence[str],
+        keys: Sequence[Sequence[str]],
+        values: Sequence[float],
+    ) -> None:
         super().__init__(name, documentation, labels=labels)
-
-    def add(self, key: Sequence[str], value: float) -> None:
-        """Add a series: the values of its labels, and its own."""
-        self.keys.append(key)
-        self.values.append(value)
+        self.labels = labels
+        self.keys = keys
+        self.values = values
 
     @property
     def samples(self) -> list[Sample]:
@@ -45,10 +49,8 @@ class BulkyGauge(GaugeMetricFamily):
         ]
 
     @samples.setter
-    def samples(self, given: list[Sample]) -> None:
+    def samples(self, _none: list[Sample]) -> None:
         """For Metric, which begins with none."""
-        self.keys = [tuple(it.labels.values()) for it in given]
-        self.values = [it.value for it in given]
 
 
 def exposition(
