@@ -122,7 +122,9 @@ class Knowledge:
 
     @contextmanager
     def tallies(self) -> Iterator[Tallies]:
-        """Give what the locks come to; nothing changes for as long, so be quick."""
+        """Give what the locks come to. All else here waits for as long, so be quick, and ask it
+        nothing else.
+        """
         with self._lock:
             yield self._tallies
 
