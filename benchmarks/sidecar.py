@@ -13,10 +13,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,13 @@ import psutil
 from trees import Holder
 
 _PATIENCE: Final = 120.0
+_AS_PROMETHEUS: Final = {
+    "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+    "Accept-Encoding": "gzip",
+}
+"""What Prometheus 3 asks with."""
 
 _FORKER: Final = """
 import json, os, signal, sys, time
@@ -119,9 +128,14 @@ class Sidecar:
             return False
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
-            text: str = answer.read().decode()
-            return text
+        return self.fetch(path, {}).decode()
+
+    def fetch(self, path: str, headers: Mapping[str, str]) -> bytes:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body: bytes = answer.read()
+            return body
 
     def held(self) -> int:
         """How many locks it knows to be held."""
@@ -132,9 +146,8 @@ class Sidecar:
         )
 
     def cpu(self) -> float:
-        """Seconds of processor time so far; the kernel counts them to the nanosecond."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return sum(int((it / "schedstat").read_text().split()[0]) for it in tasks.iterdir()) / 1e9
+        """Seconds of processor time so far, of threads that have ended too, to the nanosecond."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # clock_getcpuclockid(3) of that pid
 
     def wakeups(self) -> int:
         tasks = Path(f"/proc/{self.process.pid}/task")
@@ -233,16 +246,40 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def deaths(others: int = 0, count: int = 200) -> dict[str, Any]:
+@contextmanager
+def _scraped(it: Sidecar, every: float) -> Iterator[None]:
+    """Have it scraped, as Prometheus does, by a thread of its own."""
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.wait(every):
+            it.fetch("/metrics", _AS_PROMETHEUS)
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def deaths(
+    others: int = 0, count: int = 200, agents: int = 10, scraped_every: float | None = None
+) -> dict[str, Any]:
     """A holder is killed: how long until its lock is gone."""
     with state_dir() as root:
         folder = sessions(root, "main")
         crowd = Holder()
         try:
             for number in range(others):
-                crowd.hold(sessions(root, f"crowd{number % 10}") / f"{number}.jsonl.lock")
+                crowd.hold(sessions(root, f"crowd{number % agents}") / f"{number}.jsonl.lock")
             crowd.settle()
-            with forked(folder, count) as held, sidecar(root) as it:
+            with (
+                forked(folder, count) as held,
+                sidecar(root) as it,
+                _scraped(it, scraped_every) if scraped_every is not None else nullcontext(),
+            ):
                 until(lambda: it.held() == count + others, "all held")
                 took = []
                 for path, pid in held:
@@ -401,30 +438,70 @@ def unseen(count: int = 10_000, seconds: float = 20.0) -> dict[str, Any]:
 
 
 def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
-    """A scrape of /metrics, with held and dead locks of many agents."""
+    """A scrape of /metrics, with held locks of many agents: in plain text, nothing changing; as
+    Prometheus asks, compressed; and so where 20 agents let go of a lock and take another between
+    two scrapes.
+    """
     with state_dir() as root:
         holder = Holder()
+        locks = {
+            agent: [sessions(root, f"agent{agent}") / f"{it}.jsonl.lock" for it in range(5)]
+            for agent in range(agents)
+        }
+        taken = iter(range(5, 1_000_000))
+
+        def change() -> None:
+            for agent in range(20):
+                locks[agent].pop(0).unlink()
+                locks[agent].append(sessions(root, f"agent{agent}") / f"{next(taken)}.jsonl.lock")
+                holder.hold(locks[agent][-1])
+            holder.settle()
+            time.sleep(0.5)  # looked at after 0.25 s
+
         try:
-            for agent in range(agents):
-                for number in range(5):
-                    holder.hold(sessions(root, f"agent{agent}") / f"{number}.jsonl.lock")
+            for path in (path for paths in locks.values() for path in paths):
+                holder.hold(path)
             holder.settle()
             with sidecar(root) as it:
                 until(lambda: it.held() == agents * 5, "all held")
-                took = []
-                for _ in range(rounds):
-                    began = time.monotonic()
-                    text = it.get("/metrics")
-                    took.append(time.monotonic() - began)
-                series = sum(not line.startswith("#") for line in text.splitlines())
-                return {**_percentiles(took), "series": series, "bytes": len(text)}
+                return {
+                    "plain": _scrapes(it, {}, rounds),
+                    "as_prometheus": _scrapes(it, _AS_PROMETHEUS, rounds),
+                    "beside_changes": _scrapes(it, _AS_PROMETHEUS, rounds, between=change),
+                }
         finally:
             holder.close()
+
+
+def _scrapes(
+    it: Sidecar,
+    headers: Mapping[str, str],
+    rounds: int,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    took = []
+    cpu = 0.0
+    for _ in range(rounds):
+        between()
+        before, began = it.cpu(), time.monotonic()
+        body = it.fetch("/metrics", headers)
+        took.append(time.monotonic() - began)
+        cpu += it.cpu() - before
+    text = zlib.decompress(body, wbits=31) if body.startswith(b"\x1f\x8b") else body
+    series = sum(not line.startswith(b"#") for line in text.splitlines())
+    return {
+        **_percentiles(took),
+        "cpu_ms": round(cpu / rounds * 1000, 1),
+        "series": series,
+        "bytes": len(body),
+    }
 
 
 SCENARIOS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "deaths": deaths,
     "deaths_beside_1000": lambda: deaths(others=1000),
+    "deaths_while_scraped": lambda: deaths(others=1000, agents=200, scraped_every=0.1),
     "many_deaths": many_deaths,
     "due": due,
     "processor": processor,

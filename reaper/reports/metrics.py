@@ -6,8 +6,9 @@ of what is gone go too. No label carries a session, or anything else without a b
 
 import threading
 from collections import Counter as Tally
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import add
 from typing import Any, Final, Protocol
 
 from prometheus_client import (
@@ -20,12 +21,13 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Verdict
+from reaper.core.verdict import Judgement
 from reaper.core.words import printable
+from reaper.reports.exposition import BulkyGauge
 from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
 OTHER: Final = "other"
 _LONGEST_LABEL: Final = 64
@@ -51,6 +53,7 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.FAILED,
 )
 _ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
+_VERDICTS: Final = tuple(it.value for it in VERDICTS)
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
 
@@ -72,17 +75,21 @@ class Knowledge:
         self._seen: dict[object, Seen] = {}
         self._skipped: list[SkippedFile] = []
         self._acts: dict[tuple[str, str], Act] = {}
+        self._tallies = Tallies()
 
     def put(self, place: object, seen: Seen) -> Seen | None:
         """Note the latest of a place; return what was known of it before."""
         with self._lock:
             before = self._seen.get(place)
             self._seen[place] = seen
+            self._tallies.change(before, seen)
             return before
 
     def drop(self, place: object) -> Seen | None:
         with self._lock:
-            return self._seen.pop(place, None)
+            before = self._seen.pop(place, None)
+            self._tallies.change(before, None)
+            return before
 
     def get(self, place: object) -> Seen | None:
         with self._lock:
@@ -112,6 +119,14 @@ class Knowledge:
     def all(self) -> list[Seen]:
         with self._lock:
             return list(self._seen.values())
+
+    @contextmanager
+    def tallies(self) -> Iterator[Tallies]:
+        """Give what the locks come to. All else here waits for as long, so be quick, and ask it
+        nothing else.
+        """
+        with self._lock:
+            yield self._tallies
 
     def skipped(self) -> list[SkippedFile]:
         with self._lock:
@@ -241,11 +256,13 @@ class _LockCollector(Collector):
         self._labels: dict[tuple[str, str], str] = {}
 
     def collect(self) -> Iterator[Metric]:
-        seen = self._knowledge.all()
-        self._allot_labels(seen)
-        yield from self._locks(seen)
-        yield from self._proofs(seen)
-        yield from self._holders(seen)
+        with self._knowledge.tallies() as tallies:
+            locks = self._locks(tallies)
+            proofs = self._proofs(tallies)
+            holders = {key: tallies.stuck_of_holder.get(key, 0) for key in tallies.of_holder}
+        yield from locks
+        yield from proofs
+        yield from self._holders(holders)
         skipped = GaugeMetricFamily(
             "reaper_skipped_files", "What is not looked at, by reason.", labels=["reason"]
         )
@@ -253,93 +270,85 @@ class _LockCollector(Collector):
             skipped.add_metric([reason], count)
         yield skipped
 
-    def _allot_labels(self, seen: list[Seen]) -> None:
+    def _allot_labels(self, agents: Mapping[tuple[str, str], AgentTally]) -> None:
         """Give each agent that has locks a label of its own, up to the cap; first come, first
         served, and one that has one keeps it.
         """
-        present = dict.fromkeys((it.lock.state_dir, it.lock.agent) for it in seen)
-        labels = {key: label for key, label in self._labels.items() if key in present}
-        for key in present:
+        labels = {key: label for key, label in self._labels.items() if key in agents}
+        for key in agents:
             if key not in labels and len(labels) < self._max_agents:
                 labels[key] = printable(key[1])[:_LONGEST_LABEL]
         self._labels = labels
 
-    def _agent(self, it: Seen) -> tuple[str, str]:
-        state, agent = it.lock.state_dir, it.lock.agent
-        return state, self._labels.get((state, agent), OTHER)
-
-    def _locks(self, seen: list[Seen]) -> Iterator[Metric]:
-        verdicts: Tally[tuple[str, str, Verdict]] = Tally()
-        stuck: Tally[tuple[str, str]] = Tally()
-        blocking: Tally[tuple[str, str]] = Tally()
+    def _locks(self, tallies: Tallies) -> list[Metric]:
+        self._allot_labels(tallies.agents)
+        counts: dict[tuple[str, str], list[int]] = {}
         oldest: dict[tuple[str, str], float] = {}
         now = self._now()
-        for it in seen:
-            key = self._agent(it)
-            verdicts[(*key, it.judgement.verdict)] += 1
-            age = it.age_at(now)
-            blocking[key] += age > self._acquire_timeout
-            stuck[key] += it.judgement.wants_freeing
-            taken = it.lock.taken_ms / 1000
+        for (state, agent), it in tallies.agents.items():
+            key = state, self._labels.get((state, agent), OTHER)
+            row = [*it.verdicts, it.stuck, it.older_than(self._acquire_timeout, now)]
+            counts[key] = list(map(add, row, counts[key])) if key in counts else row
+            taken = it.taken_ms[0] / 1000
             oldest[key] = min(taken, oldest.get(key, taken))
         labels = ["state", "agent"]
-        locks = GaugeMetricFamily("reaper_locks", "Locks, by verdict.", labels=[*labels, "verdict"])
-        for state, agent in blocking:
-            for verdict in Verdict:
-                locks.add_metric([state, agent, verdict.value], verdicts[state, agent, verdict])
-        yield locks
-        for name, text, values in (
-            ("reaper_stuck_locks", "Stuck locks, those kept for the next gateway not.", stuck),
-            (
+        of_verdicts = slice(len(VERDICTS))
+        return [
+            BulkyGauge(
+                "reaper_locks",
+                "Locks, by verdict.",
+                labels=[*labels, "verdict"],
+                keys=[(*key, verdict) for key in counts for verdict in _VERDICTS],
+                values=[value for row in counts.values() for value in row[of_verdicts]],
+            ),
+            BulkyGauge(
+                "reaper_stuck_locks",
+                "Stuck locks, those kept for the next gateway not.",
+                labels=labels,
+                keys=list(counts),
+                values=[row[-2] for row in counts.values()],
+            ),
+            BulkyGauge(
                 "reaper_blocking_locks",
                 "Locks held longer than the gateway's acquire timeout: users are failing now.",
-                blocking,
+                labels=labels,
+                keys=list(counts),
+                values=[row[-1] for row in counts.values()],
             ),
-            (
+            BulkyGauge(
                 "reaper_oldest_lock_created_timestamp_seconds",
                 "When the oldest lock was taken.",
-                oldest,
+                labels=labels,
+                keys=list(oldest),
+                values=list(oldest.values()),
             ),
-        ):
-            family = GaugeMetricFamily(name, text, labels=labels)
-            for (state, agent), value in values.items():
-                family.add_metric([state, agent], value)
-            yield family
+        ]
 
-    def _proofs(self, seen: list[Seen]) -> Iterator[Metric]:
+    def _proofs(self, tallies: Tallies) -> list[Metric]:
         """Both are absent while nothing is known: a gauge that guesses would page or soothe."""
-        proofs: dict[str, bool] = {}
-        shared: dict[str, bool] = {}
-        for it in seen:
-            state, evidence = it.lock.state_dir, it.evidence
-            if evidence.proof is not HoldProof.UNAVAILABLE:
-                proofs[state] = proofs.get(state, True)
-            elif evidence.proof_note != TOO_EARLY:
-                proofs[state] = False
-            if evidence.proof is HoldProof.OPEN:
-                here = evidence.holder.state is HolderState.SAME
-                is_shared = here and evidence.holder.pid == it.lock.record.pid
-                shared[state] = shared.get(state, True) and is_shared
-        for name, text, values in (
-            ("reaper_hold_proof_available", "1 while every lock can be probed.", proofs),
+        families: list[Metric] = []
+        for name, text, good, bad in (
+            (
+                "reaper_hold_proof_available",
+                "1 while every lock can be probed.",
+                tallies.proven,
+                tallies.unproven,
+            ),
             (
                 "reaper_pid_namespace_shared",
                 "1 while the holders of all held locks are seen under their own pids.",
-                shared,
+                tallies.held_here,
+                tallies.held_elsewhere,
             ),
         ):
             family = GaugeMetricFamily(name, text, labels=["state"])
             for state in self._states:
-                if state in values:
-                    family.add_metric([state], values[state])
-            yield family
+                if state in good or state in bad:
+                    family.add_metric([state], state not in bad)
+            families.append(family)
+        return families
 
-    def _holders(self, seen: list[Seen]) -> Iterator[Metric]:
-        holders: dict[tuple[str, int], int] = defaultdict(int)
-        for it in seen:
-            pid = it.evidence.holder.pid
-            if it.evidence.holder.state is HolderState.SAME and pid is not None:
-                holders[it.lock.state_dir, pid] += it.judgement.verdict in STUCK
+    def _holders(self, holders: dict[tuple[str, int], int]) -> Iterator[Metric]:
         labels = ["state", "pid"]
         memory = GaugeMetricFamily(
             "reaper_holder_resident_memory_bytes",

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
 
+from reaper.reports.exposition import exposition
 from reaper.reports.listener import (
     CERTIFIED,
     CONFIG,
@@ -77,7 +78,7 @@ class WebServer:
         bounds: Bounds | None = None,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
-        self._metrics = make_wsgi_app(registry)
+        self._registry = registry
         self._view = view
         self._gateway_health = gateway
         self._show_sessions = show_sessions
@@ -191,12 +192,13 @@ class WebServer:
         )
 
     def _scrape(self, environ: Environment, _names: bool) -> Answer:
-        """prometheus_client's own application does it; it knows no HEAD."""
-        headers: dict[str, str] = {}
-        body = self._metrics(
-            {**environ, "REQUEST_METHOD": "GET"}, lambda _status, given: headers.update(given)
+        body, headers = exposition(
+            self._registry,
+            accept=environ.get("HTTP_ACCEPT", ""),
+            accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
+            query=environ["QUERY_STRING"],
         )
-        return Answer(body=b"".join(body), headers=headers)
+        return Answer(body=body, headers=headers)
 
 
 _STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}

@@ -1,0 +1,98 @@
+"""What the locks come to, counted as they change: a scrape then looks at agents, not at locks."""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
+from reaper.reports.records import Seen
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+VERDICTS: Final = tuple(Verdict)
+# An enumeration looks up its members, and hashes them, in Python.
+_HELD: Final = Verdict.HELD
+_UNAVAILABLE: Final = HoldProof.UNAVAILABLE
+_OPEN: Final = HoldProof.OPEN
+_SAME: Final = HolderState.SAME
+
+
+@dataclass(slots=True)
+class AgentTally:
+    """The locks of one agent: how many of each of VERDICTS, how many stuck; when each was taken
+    (epoch ms), and when its age began (monotonic seconds), the earliest first.
+    """
+
+    verdicts: list[int] = field(default_factory=lambda: [0] * len(VERDICTS))
+    stuck: int = 0
+    taken_ms: list[int] = field(default_factory=list)
+    since: list[float] = field(default_factory=list)
+
+    def older_than(self, seconds: float, now: float) -> int:
+        """Count the locks whose age is above that."""
+        return bisect_left(self.since, now - seconds)
+
+
+class Tallies:
+    """By state directory and agent; by state directory; by state directory and pid. What counts
+    none has no entry.
+    """
+
+    def __init__(self) -> None:
+        self.agents: dict[tuple[str, str], AgentTally] = defaultdict(AgentTally)
+        self.proven: dict[str, int] = {}
+        self.unproven: dict[str, int] = {}
+        """Locks without a hold proof, but for those that it is too early to probe."""
+        self.held_here: dict[str, int] = {}
+        self.held_elsewhere: dict[str, int] = {}
+        """Locks held open by a process seen under the pid that they name, or not."""
+        self.of_holder: dict[tuple[str, int], int] = {}
+        self.stuck_of_holder: dict[tuple[str, int], int] = {}
+        """Of holders that are seen alive."""
+
+    def change(self, before: Seen | None, after: Seen | None) -> None:
+        """Take note that what is known of one lock has changed."""
+        # The new one first: an agent, or a holder, keeps its place among the others.
+        if after is not None:
+            self._count(after, 1)
+        if before is not None:
+            self._count(before, -1)
+
+    def _count(self, it: Seen, by: int) -> None:
+        lock, evidence, judgement = it.lock, it.evidence, it.judgement
+        state, holder, verdict = lock.state_dir, evidence.holder, judgement.verdict
+        agent = self.agents[state, lock.agent]
+        agent.verdicts[VERDICTS.index(verdict)] += by
+        if verdict is not _HELD and judgement.wants_freeing:
+            agent.stuck += by
+        taken_ms, since = lock.taken_ms, it.at - evidence.age
+        if by > 0:
+            insort(agent.taken_ms, taken_ms)
+            insort(agent.since, since)
+        else:
+            del agent.taken_ms[bisect_left(agent.taken_ms, taken_ms)]
+            del agent.since[bisect_left(agent.since, since)]
+            if not agent.since:
+                del self.agents[state, lock.agent]
+        proof, is_seen = evidence.proof, holder.state is _SAME
+        if proof is not _UNAVAILABLE:
+            _add(self.proven, state, by)
+        elif evidence.proof_note != TOO_EARLY:
+            _add(self.unproven, state, by)
+        if proof is _OPEN:
+            is_here = is_seen and holder.pid == lock.record.pid
+            _add(self.held_here if is_here else self.held_elsewhere, state, by)
+        if is_seen and holder.pid is not None:
+            _add(self.of_holder, (state, holder.pid), by)
+            if verdict is not _HELD and verdict in STUCK:
+                _add(self.stuck_of_holder, (state, holder.pid), by)
+
+
+def _add(counts: dict[Key, int], key: Key, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+    if not counts[key]:
+        del counts[key]

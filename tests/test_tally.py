@@ -1,0 +1,154 @@
+"""Counting by changes comes to the same as counting all anew."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
+from reaper.core.lock import parse
+from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
+from reaper.reports.metrics import Knowledge
+from reaper.reports.records import Seen
+from reaper.reports.tally import VERDICTS, Tallies
+from tests.test_metrics import a_lock, made, series
+
+SAME, GONE = HolderState.SAME, HolderState.GONE
+
+
+def seen(
+    agent: str, proof: HoldProof, holder: Holder, age: float, early: bool, taken: int, at: float
+) -> Seen:
+    it = a_lock(
+        agent,
+        proof=proof,
+        holder=holder,
+        age=age,
+        file_age=age,
+        proof_note=TOO_EARLY if early and proof is HoldProof.UNAVAILABLE else "",
+        run=Run(store=StoreStatus.NONE if taken else StoreStatus.RUNNING),
+    )
+    created = f"1970-01-01T00:00:0{taken}.000Z"
+    record = parse(b'{"pid": 7, "createdAt": "%b"}' % created.encode())
+    lock = it.lock._replace(state_dir="st"[taken % 2], record=record)
+    return replace(it, lock=lock, at=at)
+
+
+SEEN = st.builds(
+    seen,
+    agent=st.sampled_from("abcd"),
+    proof=st.sampled_from(HoldProof),
+    holder=st.builds(
+        Holder, state=st.sampled_from([SAME, GONE]), pid=st.sampled_from([None, 7, 8])
+    ),
+    age=st.sampled_from([0.0, 0.1, 30.0, 59.9, 1e6]),
+    early=st.booleans(),
+    taken=st.integers(0, 9),
+    at=st.sampled_from([100.0, 100.1, 99.7]),
+)
+CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
+
+
+def counted_anew(locks: list[Seen]) -> dict[str, Any]:
+    """What `shown` says of the locks' tallies, by looking at every lock."""
+    agents = {}
+    for key in {(it.lock.state_dir, it.lock.agent) for it in locks}:
+        of_agent = [it for it in locks if (it.lock.state_dir, it.lock.agent) == key]
+        verdicts = [it.judgement.verdict for it in of_agent]
+        agents[key] = (
+            [verdicts.count(it) for it in Verdict],
+            sum(it.judgement.wants_freeing for it in of_agent),
+            sum(it.age_at(130.0) > 60.0 for it in of_agent),
+            min(it.lock.taken_ms for it in of_agent),
+        )
+    states: dict[str, list[bool]] = {}
+    held: dict[str, list[bool]] = {}
+    holders: dict[tuple[str, int], list[bool]] = {}
+    for it in locks:
+        state, evidence, pid = it.lock.state_dir, it.evidence, it.evidence.holder.pid
+        if evidence.proof is not HoldProof.UNAVAILABLE or evidence.proof_note != TOO_EARLY:
+            proven = evidence.proof is not HoldProof.UNAVAILABLE
+            states.setdefault(state, []).append(proven)
+        is_seen = evidence.holder.state is SAME
+        if evidence.proof is HoldProof.OPEN:
+            held.setdefault(state, []).append(is_seen and pid == it.lock.record.pid)
+        if is_seen and pid is not None:
+            holders.setdefault((state, pid), []).append(it.judgement.verdict in STUCK)
+    return {
+        "agents": agents,
+        "proven": {key: sum(its) for key, its in states.items() if any(its)},
+        "unproven": {key: its.count(False) for key, its in states.items() if not all(its)},
+        "held_here": {key: sum(its) for key, its in held.items() if any(its)},
+        "held_elsewhere": {key: its.count(False) for key, its in held.items() if not all(its)},
+        "of_holder": {key: len(its) for key, its in holders.items()},
+        "stuck_of_holder": {key: sum(its) for key, its in holders.items() if any(its)},
+    }
+
+
+def shown(tallies: Tallies) -> dict[str, Any]:
+    agents = {
+        key: (it.verdicts, it.stuck, it.older_than(60.0, 130.0), it.taken_ms[0])
+        for key, it in tallies.agents.items()
+    }
+    return {**vars(tallies), "agents": agents}
+
+
+@given(CHANGES)
+def test_whatever_changes_the_counts_are_those_of_what_is_known(
+    changes: list[tuple[int, Seen | None]],
+) -> None:
+    assert tuple(Verdict) == VERDICTS
+    knowledge = Knowledge()
+    for place, change in changes:
+        if change is None:
+            knowledge.drop(place)
+        else:
+            knowledge.put(place, change)
+    anew = counted_anew(knowledge.all())
+    with knowledge.tallies() as tallies:
+        assert shown(tallies) == anew
+
+
+@given(CHANGES)
+def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, Seen | None]]) -> None:
+    knowledge = Knowledge()
+    for place, change in changes:
+        if change is not None:
+            knowledge.put(place, change)
+    for place in range(6):
+        knowledge.drop(place)
+    with knowledge.tallies() as tallies:
+        assert shown(tallies) == counted_anew([])
+        assert not any(vars(tallies).values())
+
+
+@given(CHANGES)
+def test_a_scrape_tells_the_same_however_it_came_about(
+    changes: list[tuple[int, Seen | None]],
+) -> None:
+    knowledge, afresh = Knowledge(), Knowledge()
+    for place, change in changes:
+        if change is None:
+            knowledge.drop(place)
+        else:
+            knowledge.put(place, change)
+    for place, it in enumerate(knowledge.all()):
+        afresh.put(place, it)
+    how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"]}
+    assert series(made(knowledge, **how)) == series(made(afresh, **how))
+
+
+def test_agents_beyond_the_cap_are_added_up() -> None:
+    knowledge = Knowledge()
+    gone = Holder(state=GONE)
+    for number in range(5):
+        knowledge.put(number, a_lock(f"agent{number}", age=100.0 * number))
+        knowledge.put(-1 - number, a_lock(f"agent{number}", proof=HoldProof.NOT_OPEN, holder=gone))
+    found = series(made(knowledge, max_agents=2))
+    other = 'agent="other",state="s"'
+    assert found[f'reaper_locks{{{other},verdict="held"}}'] == 3
+    assert found[f"reaper_blocking_locks{{{other}}}"] == 3
+    stuck = sum(it.judgement.wants_freeing for it in knowledge.all()) / 5 * 3
+    assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
+    assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0
