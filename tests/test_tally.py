@@ -1,6 +1,5 @@
 """Counting by changes comes to the same as counting all anew."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -32,7 +31,7 @@ def seen(
     created = f"1970-01-01T00:00:0{taken}.000Z"
     record = parse(b'{"pid": 7, "createdAt": "%b"}' % created.encode())
     lock = it.lock._replace(state_dir="st"[taken % 2], record=record)
-    return replace(it, lock=lock, at=at)
+    return it._replace(lock=lock, at=at)
 
 
 SEEN = st.builds(
