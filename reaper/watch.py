@@ -101,9 +101,16 @@ class Watch:
             on_overflow=self._on_overflow,
             on_warning=self._on_warning,
         )
-        # Written by watchdog's thread and by signal handlers, read by the worker.
+        self._events_of = {
+            APPEARED: metrics.events.labels(APPEARED),
+            RETURNED: metrics.events.labels(APPEARED),
+            WENT: metrics.events.labels(WENT),
+        }
+        # Written by watchdog's threads and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
         self._news: list[tuple[Place, str, float]] = []
+        self._news_by = math.inf
+        self._wakes_at = 0.0
         self._overflowed = False
         self._changed = False
         self._sweep_wanted = True
@@ -159,11 +166,20 @@ class Watch:
             os.write(self.wake_fd, b"\0")
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
+        """Note it, and wake the worker only where it would sleep too long: a turn's short locks
+        are gone before they are to be looked at, and nothing but their time is then noted.
+        """
         place, now = Place(state, agent, name), time.monotonic()
-        self._metrics.events.labels(WENT if what == WENT else APPEARED).inc()
+        self._events_of[what].inc()
+        known = what == WENT and self._knowledge.get(place) is not None
         with self._mutex:
             self._news.append((place, what, now))
-        self._ring()
+            self._news_by = min(self._news_by, now if known else now + _SETTLE)
+            ring = self._news_by < self._wakes_at
+            if ring:
+                self._wakes_at = self._news_by
+        if ring:
+            self._ring()
 
     def _on_change(self) -> None:
         self._changed = True
@@ -220,6 +236,8 @@ class Watch:
         self._count_missed()
         self._check_health()
         wake_at = self._wake_at()
+        with self._mutex:
+            self._wakes_at = wake_at = min(wake_at, self._news_by)
         self._expected_by = wake_at
         wait = 0.0 if self._stopping or self._sweep_wanted else wake_at - time.monotonic()
         ready = self._poll.poll(min(max(0.0, wait), _LONGEST_WAIT) * 1000)
@@ -268,6 +286,8 @@ class Watch:
     def _take_events(self) -> None:
         with self._mutex:
             news, self._news = self._news, []
+            self._news_by = math.inf
+            self._wakes_at = 0.0  # awake: it looks for news before it sleeps again
         for place, what, at in news:
             self._unannounced.pop(place, None)
             if what in {APPEARED, RETURNED}:
