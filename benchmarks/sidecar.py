@@ -52,7 +52,7 @@ for _ in range(count):
 print("ready", flush=True)
 sys.stdin.readline()
 """
-"""Forks processes that hold one lock each, in a group of their own that has the first one's pid, and
+"""Forks processes that hold one lock each, in a process group that has the first one's pid, and
 reaps them."""
 
 _APPENDER: Final = """

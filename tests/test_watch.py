@@ -311,6 +311,55 @@ def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_no
     watch.close()
 
 
+@pytest.mark.parametrize("missed_by", ["look", "sweep"])
+def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_announced(
+    tree: Tree, hold: HoldLock, missed_by: str
+) -> None:
+    watch = watch_of(tree)
+    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    holder = hold("sid")
+    watch._on_lock(*place, APPEARED)
+    watch._take_events()
+    watch._judge({place: time.monotonic()})
+    (seen,) = watch._knowledge.all()
+    assert seen.born is not None
+    assert watch._born == {}
+    holder.path.unlink()
+    if missed_by == "look":
+        watch._judge({place: time.monotonic()})
+    else:
+        watch._forget_all_but(set(), time.monotonic())
+    assert watch._knowledge.all() == []
+    watch._on_lock(*place, WENT)
+    watch._take_events()
+    assert watch._born == {}
+    metrics = generate_latest(watch._metrics.registry).decode()
+    assert "reaper_lock_hold_seconds_count 1.0" in metrics
+    watch.close()
+
+
+def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("sid")
+    watch = watch_of(tree)
+    watch._full_sweep()
+    (first,), (place,), (due,) = watch._knowledge.all(), watch._places, watch._due
+    watch._full_sweep()
+    (again,), (same,), (due_again,) = watch._knowledge.all(), watch._places, watch._due
+    assert again.at > first.at
+    assert again.evidence.age > first.evidence.age
+    assert again.lock is again.evidence.lock is first.lock
+    assert place is same is due is due_again
+    holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
+    watch._full_sweep()
+    (changed,) = watch._knowledge.all()
+    assert changed.lock.ctime_ms > first.lock.ctime_ms
+    assert changed.evidence.lock is changed.lock
+    watch._events.stop()
+    watch.close()
+
+
 def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: HoldLock) -> None:
     hold("sid")
     watch = watch_of(tree)

@@ -7,6 +7,7 @@ sweeps, and asks `follow` again each time.
 import logging
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -183,7 +184,8 @@ class _Handler(FileSystemEventHandler):
         parts = self._parts(path)
         # agents/<agent>/sessions/<name>: nothing else is a lock's place
         if len(parts) == 3 and parts[1] == "sessions":  # noqa: PLR2004
-            self._on_lock(self._state, parts[0], parts[2], what)
+            # One string for all that an agent's locks are remembered by.
+            self._on_lock(self._state, sys.intern(parts[0]), parts[2], what)
 
     def _parts(self, path: str) -> list[str]:
         return path.removeprefix(self._root).split("/") if path.startswith(self._root) else []

@@ -66,7 +66,9 @@ def lock_record(found: Found) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """The latest that is known of one lock; `at` is when (monotonic seconds)."""
+    """The latest that is known of one lock; `at` is when, `born` when it was seen to appear, if it
+    was (monotonic seconds).
+    """
 
     lock: Lock
     evidence: Evidence
@@ -75,21 +77,36 @@ class Seen:
     outcome: Outcome | None
     note: str = ""
     at: float
+    born: float | None = None
 
     def age_at(self, now: float) -> float:
         """Return the lock's age at a later moment (monotonic seconds)."""
         return self.evidence.age + now - self.at
 
     @classmethod
-    def of(cls, found: Found, at: float) -> Self:
+    def of(
+        cls, found: Found, at: float, before: Self | None = None, *, born: float | None = None
+    ) -> Self:
+        """Make it from what was found now. What equals what was known `before` is taken from there:
+        each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
+        """
+        lock, evidence = found.lock, found.evidence
+        if before is not None and before.lock.file == lock.file:
+            born = before.born if born is None else born
+            if before.lock == lock:
+                lock = before.lock
+        known = before.evidence if before is not None else evidence
+        holder = known.holder if known.holder == evidence.holder else evidence.holder
+        run = known.run if known.run == evidence.run else evidence.run
         return cls(
-            lock=found.lock,
-            evidence=found.evidence,
+            lock=lock,
+            evidence=evidence._replace(lock=lock, holder=holder, run=run),
             judgement=found.judgement,
             action=found.action,
             outcome=found.outcome,
             note=found.note,
             at=at,
+            born=born,
         )
 
 
