@@ -91,16 +91,14 @@ class Seen:
         each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
         """
         lock, evidence = found.lock, found.evidence
-        if before is not None and before.lock.file == lock.file:
+        if before is not None and (before.lock.file, before.lock.data) == (lock.file, lock.data):
             born = before.born if born is None else born
-            if before.lock == lock:
-                lock = before.lock
-        known = before.evidence if before is not None else evidence
-        holder = known.holder if known.holder == evidence.holder else evidence.holder
-        run = known.run if known.run == evidence.run else evidence.run
+            lock = before.lock if before.lock == lock else lock
+            run = before.evidence.run if before.evidence.run == evidence.run else evidence.run
+            evidence = evidence._replace(lock=lock, run=run)
         return cls(
             lock=lock,
-            evidence=evidence._replace(lock=lock, holder=holder, run=run),
+            evidence=evidence,
             judgement=found.judgement,
             action=found.action,
             outcome=found.outcome,
