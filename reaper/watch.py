@@ -6,7 +6,6 @@ holder (its pidfd), the moment a lock is due, or the next full sweep.
 
 import errno
 import heapq
-import itertools
 import math
 import os
 import resource
@@ -101,19 +100,29 @@ class Watch:
             on_overflow=self._on_overflow,
             on_warning=self._on_warning,
         )
-        # Written by watchdog's thread and by signal handlers, read by the worker.
+        self._events_of = {
+            APPEARED: metrics.events.labels(APPEARED),
+            RETURNED: metrics.events.labels(APPEARED),
+            WENT: metrics.events.labels(WENT),
+        }
+        # Written by watchdog's threads and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
         self._news: list[tuple[Place, str, float]] = []
+        self._news_by = math.inf
+        self._wakes_at = 0.0
         self._overflowed = False
         self._changed = False
         self._sweep_wanted = True
         self._stopping = False
         # The worker's own.
-        self._places: set[Place] = set()
+        self._places: dict[Place, Place] = {}
+        """All that is known, each by itself: of what is equal only one is kept, for each pass has
+        values of its own, and there may be 10,000 locks.
+        """
         self._due: dict[Place, float] = {}
-        self._heap: list[tuple[float, int, Place]] = []
-        self._counter = itertools.count()
+        self._heap: list[tuple[float, Place]] = []
         self._born: dict[Place, float] = {}
+        """When those appeared that were not looked at yet; later their Seen has it."""
         self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
         self._fd_of: dict[_Holder, int] = {}
         self._most_holders = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
@@ -159,11 +168,20 @@ class Watch:
             os.write(self.wake_fd, b"\0")
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
+        """Note it, and wake the worker only where it would sleep too long: a turn's short locks
+        are gone before they are to be looked at, and nothing but their time is then noted.
+        """
         place, now = Place(state, agent, name), time.monotonic()
-        self._metrics.events.labels(WENT if what == WENT else APPEARED).inc()
+        self._events_of[what].inc()
+        known = what == WENT and self._knowledge.get(place) is not None
         with self._mutex:
             self._news.append((place, what, now))
-        self._ring()
+            self._news_by = min(self._news_by, now if known else now + _SETTLE)
+            ring = self._news_by < self._wakes_at
+            if ring:
+                self._wakes_at = self._news_by
+        if ring:
+            self._ring()
 
     def _on_change(self) -> None:
         self._changed = True
@@ -220,6 +238,8 @@ class Watch:
         self._count_missed()
         self._check_health()
         wake_at = self._wake_at()
+        with self._mutex:
+            self._wakes_at = wake_at = min(wake_at, self._news_by)
         self._expected_by = wake_at
         wait = 0.0 if self._stopping or self._sweep_wanted else wake_at - time.monotonic()
         ready = self._poll.poll(min(max(0.0, wait), _LONGEST_WAIT) * 1000)
@@ -237,7 +257,7 @@ class Watch:
 
     def _wake_at(self) -> float:
         wake_at = self._next_sweep
-        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._heap:
             wake_at = min(wake_at, self._heap[0][0])
@@ -251,15 +271,15 @@ class Watch:
 
     def _schedule(self, place: Place, at: float) -> None:
         if len(self._heap) > 2 * len(self._due) + _HEAP_SLACK:
-            self._heap = [(due, next(self._counter), it) for it, due in self._due.items()]
+            self._heap = [(due, it) for it, due in self._due.items()]
             heapq.heapify(self._heap)
         self._due[place] = at
-        heapq.heappush(self._heap, (at, next(self._counter), place))
+        heapq.heappush(self._heap, (at, place))
 
     def _take_due(self, now: float) -> dict[Place, float]:
         due = {}
         while self._heap and self._heap[0][0] <= now:
-            at, _, place = heapq.heappop(self._heap)
+            at, place = heapq.heappop(self._heap)
             if self._due.get(place) == at:
                 del self._due[place]
                 due[place] = at
@@ -268,6 +288,8 @@ class Watch:
     def _take_events(self) -> None:
         with self._mutex:
             news, self._news = self._news, []
+            self._news_by = math.inf
+            self._wakes_at = 0.0  # awake: it looks for news before it sleeps again
         for place, what, at in news:
             self._unannounced.pop(place, None)
             if what in {APPEARED, RETURNED}:
@@ -277,6 +299,8 @@ class Watch:
                 continue
             born = self._born.pop(place, None)
             known = self._forget(place)
+            if born is None and known is not None:
+                born = known.born
             if born is not None:
                 self._metrics.hold.observe(at - born)
             elif known is not None and known.evidence.proof is HoldProof.OPEN:
@@ -319,8 +343,8 @@ class Watch:
         """Forget what a full sweep did not meet, but for what appeared since it began."""
         with self._mutex:
             announced = {place for place, _, _ in self._news}
-        for place in self._places - places - announced:
-            self._forget(place)
+        for place in self._places.keys() - places - announced:
+            self._forget_but_its_birth(place)
         # The event that tells of an end may still be on its way; after a while it was lost.
         for place, born in list(self._born.items()):
             if place not in places and place not in announced and born < started - _LATE:
@@ -420,17 +444,18 @@ class Watch:
             if blind:
                 self._schedule(place, time.monotonic() + _RETRY)
             else:
-                self._forget(place)
+                self._forget_but_its_birth(place)
 
     def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
         """Note what a lock came to, tell it, and see to it that its next change wakes us."""
         now = time.monotonic()
-        seen = Seen.of(found, now)
-        before = self._knowledge.put(place, seen)
+        place = self._places.setdefault(place, place)
+        before = self._knowledge.get(place)
+        same_lock = before is not None and before.lock.file == found.lock.file
+        seen = Seen.of(found, now, before, born=self._born.pop(place, None))
+        self._knowledge.put(place, seen)
         if before is not None and _holder_of(before) != _holder_of(seen):
             self._leave_holder(place, before)
-        self._places.add(place)
-        same_lock = before is not None and before.lock.file == found.lock.file
         now_is = (found.judgement.verdict, found.judgement.reasons)
         was = (before.judgement.verdict, before.judgement.reasons) if before else None
         changed = not same_lock or was != now_is
@@ -441,7 +466,6 @@ class Watch:
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
-            self._born.pop(place, None)
             self._forget(place)
             return
         self._wait_for(place, found, now)
@@ -566,11 +590,17 @@ class Watch:
     def _forget(self, place: Place) -> Seen | None:
         self._due.pop(place, None)
         self._poll_no_more(place)
-        self._places.discard(place)
+        self._places.pop(place, None)
         known = self._knowledge.drop(place)
         if known is not None:
             self._leave_holder(place, known)
         return known
+
+    def _forget_but_its_birth(self, place: Place) -> None:
+        """Forget what is not there any more, before the event that tells when it went."""
+        known = self._forget(place)
+        if known is not None and known.born is not None:
+            self._born.setdefault(place, known.born)
 
     def _leave_holder(self, place: Place, known: Seen) -> None:
         """Take a place off its holder's list; the last one leaves the holder a while, for a gateway

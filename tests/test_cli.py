@@ -760,7 +760,7 @@ def run_and_tell(expression: str, *arguments: object) -> tuple[str, list[str]]:
 
 def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
     said, imported = run_and_tell("sys.modules", "list", "--state-dir", tmp_path)
-    unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "structlog", "watchdog"}
+    unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "watchdog"}
     unneeded |= {"json", "reaper.core.health", "reaper.demo", "reaper.gateway_health"}
     assert said == "no locks\n"
     assert "reaper.sweep" in imported
@@ -776,7 +776,7 @@ def test_no_command_imports_another_one(asked: str) -> None:
     assert f"reaper {asked}" in said
     found = {name for name in COMMANDS if f"reaper.commands.{name}" in imported}
     assert found == ({"unlock", "explain"} if asked == "unlock" else {asked})
-    heavy = {"http.client", "prometheus_client", "psutil", "structlog", "watchdog"}
+    heavy = {"http.client", "prometheus_client", "psutil", "watchdog"}
     assert not heavy & set(imported)
 
 

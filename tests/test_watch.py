@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -19,9 +21,10 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client import generate_latest
 from watchdog.observers.api import BaseObserver
 
-from reaper.adapters.observer import EventSource
+from reaper.adapters.observer import APPEARED, WENT, EventSource
 from reaper.adapters.processes import use_of
 from reaper.core.health import ChurnLimits
 from reaper.core.lock import FileId, StateDir
@@ -277,6 +280,119 @@ def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
     before = in_process.steps
     time.sleep(2)
     assert in_process.steps == before
+
+
+def rung(watch: Watch) -> bool:
+    """Whether something rang for the worker since the last time that this was asked."""
+    poll = select.poll()
+    poll.register(watch._wake, select.POLLIN)
+    return bool(poll.poll(0)) and bool(os.read(watch._wake, 65536))
+
+
+def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_noted(
+    tree: Tree,
+) -> None:
+    watch = watch_of(tree)
+    state = watch._reaper.states[0]
+    watch._wakes_at = math.inf  # as if it slept
+    watch._on_lock(state, "main", "one.jsonl.lock", APPEARED)
+    assert rung(watch)
+    assert watch._news[0][2] < watch._wakes_at < watch._news[0][2] + 1  # when it is looked at
+    for number in range(50):
+        watch._on_lock(state, "main", f"x{number}.jsonl.lock", APPEARED)
+        watch._on_lock(state, "main", f"x{number}.jsonl.lock", WENT)
+    watch._on_lock(state, "main", "one.jsonl.lock", WENT)
+    assert not rung(watch)
+    watch._take_events()
+    metrics = generate_latest(watch._metrics.registry).decode()
+    assert "reaper_lock_hold_seconds_count 51.0" in metrics
+    assert watch._born == {}
+    assert watch._due == {}
+    watch.close()
+
+
+@pytest.mark.parametrize("missed_by", ["look", "sweep"])
+def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_announced(
+    tree: Tree, hold: HoldLock, missed_by: str
+) -> None:
+    watch = watch_of(tree)
+    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    holder = hold("sid")
+    watch._on_lock(*place, APPEARED)
+    watch._take_events()
+    watch._judge({place: time.monotonic()})
+    (seen,) = watch._knowledge.all()
+    assert seen.born is not None
+    assert watch._born == {}
+    holder.path.unlink()
+    if missed_by == "look":
+        watch._judge({place: time.monotonic()})
+    else:
+        watch._forget_all_but(set(), time.monotonic())
+    assert watch._knowledge.all() == []
+    watch._on_lock(*place, WENT)
+    watch._take_events()
+    assert watch._born == {}
+    metrics = generate_latest(watch._metrics.registry).decode()
+    assert "reaper_lock_hold_seconds_count 1.0" in metrics
+    watch.close()
+
+
+def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("sid")
+    watch = watch_of(tree)
+    watch._full_sweep()
+    (first,), (place,), (due,) = watch._knowledge.all(), watch._places, watch._due
+    watch._full_sweep()
+    (again,), (same,), (due_again,) = watch._knowledge.all(), watch._places, watch._due
+    assert again.at > first.at
+    assert again.evidence.age > first.evidence.age
+    assert again.lock is again.evidence.lock is first.lock
+    assert place is same is due is due_again
+    holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
+    watch._full_sweep()
+    (changed,) = watch._knowledge.all()
+    assert changed.lock.ctime_ms > first.lock.ctime_ms
+    assert changed.evidence.lock is changed.lock
+    watch._events.stop()
+    watch.close()
+
+
+def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: HoldLock) -> None:
+    hold("sid")
+    watch = watch_of(tree)
+    watch._full_sweep()
+    state = watch._reaper.states[0]
+    watch._wakes_at = time.monotonic() + 0.1  # asleep, but not for long
+    watch._on_lock(state, "main", "other.jsonl.lock", WENT)
+    assert not rung(watch)
+    watch._wakes_at = time.monotonic() + 0.1
+    watch._on_lock(state, "main", "sid.jsonl.lock", WENT)
+    assert rung(watch)
+    watch._events.stop()
+    watch.close()
+
+
+def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_long(
+    tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, check = tree.sessions(), in_process._check_health
+    made: list[Path] = []
+
+    def appear() -> None:
+        """Just before it goes to sleep, for an hour if nothing tells it otherwise."""
+        check()
+        if not made:
+            made.append(tree.lock("dead", record(2**22 + 1)))
+            until(lambda: in_process._news)
+
+    until(lambda: in_process._wakes_at > time.monotonic() + 60, "asleep, and the folder followed")
+    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(in_process, "_check_health", appear)
+    in_process._ring()
+    until(lambda: made and gone(made[0])())
 
 
 def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(

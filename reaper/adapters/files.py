@@ -51,7 +51,7 @@ def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
 
 def read_small(fd: int, size: int, limit: int) -> bytes:
     """Return up to `limit` bytes of a file that had `size` bytes a moment ago."""
-    data = os.pread(fd, limit, 0)
+    data = os.pread(fd, min(size + 1, limit), 0)  # one more tells that this is its end
     return data if len(data) == size else _read_on(fd, data, limit, 0)
 
 

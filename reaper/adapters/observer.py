@@ -7,12 +7,14 @@ sweeps, and asks `follow` again each time.
 import logging
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from watchdog.events import (
+    EVENT_TYPE_CREATED,
     DirCreatedEvent,
     DirDeletedEvent,
     DirMovedEvent,
@@ -22,8 +24,8 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.observers.api import EventDispatcher, EventQueue, ObservedWatch
+from watchdog.observers.inotify import InotifyObserver
 
 from reaper.core.lock import LOCK_SUFFIX, StateDir
 
@@ -59,7 +61,7 @@ _LOGGERS: Final = ("watchdog", "py.warnings")
 class EventSource:
     """Follows the `agents` folders of some state directories.
 
-    The callbacks come from watchdog's thread and must be quick.
+    The callbacks come from watchdog's threads, one for each state directory, and must be quick.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class EventSource:
     ) -> None:
         self._on_lock = on_lock
         self._on_change = on_change
-        self._observer: BaseObserver | None = None
+        self._observer: _Observer | None = None
         self._watches: dict[StateDir, tuple[ObservedWatch, tuple[int, int]]] = {}
         self._listener = _LogListener(on_overflow, on_warning)
         self.errors: dict[StateDir, str] = {}
@@ -87,10 +89,10 @@ class EventSource:
             logging.getLogger(name).removeHandler(self._listener)
         logging.captureWarnings(False)
 
-    def _running(self) -> BaseObserver:
+    def _running(self) -> "_Observer":
         """Return the observer, started; raises OSError where the system has none to give."""
         if self._observer is None:
-            observer = Observer()
+            observer = _Observer()
             observer.start()
             self._observer = observer
         return self._observer
@@ -115,7 +117,7 @@ class EventSource:
             return False
         handler = _Handler(state, path, self._on_lock, self._on_change)
         try:
-            watch = self._running().schedule(handler, path, recursive=True, event_filter=_FILTER)
+            watch = self._running().follow(handler, path)
         except OSError as error:
             self.errors[state] = error.strerror or str(error)
             return False
@@ -123,39 +125,70 @@ class EventSource:
         return True
 
 
+class _Observer(InotifyObserver):
+    """Has each event handled in the thread that it comes in: a lock held for some milliseconds is
+    two events, and a thread more to wake for each of them was a quarter of what they cost.
+    """
+
+    def __init__(self) -> None:
+        self._direct = _Direct()
+        super().__init__()
+
+    @property
+    def event_queue(self) -> EventQueue:
+        return self._direct
+
+    def follow(self, handler: "_Handler", path: str) -> ObservedWatch:
+        """Hand the events below the path to the handler; raises OSError."""
+        self._direct.handlers[path] = handler
+        return self.schedule(handler, path, recursive=True, event_filter=_FILTER)
+
+
+class _Direct(EventQueue):
+    """Queues nothing but the word to stop; `handlers` by the path that is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: dict[str, _Handler] = {}
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ANN401  # any event
+        if item is EventDispatcher.stop_event:
+            super().put(item, block, timeout)
+        else:
+            event, watch = item
+            self.handlers[watch.path].dispatch(event)
+
+
 class _Handler(FileSystemEventHandler):
     def __init__(self, state: StateDir, root: str, on_lock: OnLock, on_change: OnChange) -> None:
+        super().__init__()
         self._state = state
         self._root = f"{root}/"
         self._on_lock = on_lock
         self._on_change = on_change
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
+    def dispatch(self, event: FileSystemEvent) -> None:
+        source, target = os.fsdecode(event.src_path), os.fsdecode(event.dest_path)
         if event.is_directory:
-            paths = [event.src_path, getattr(event, "dest_path", "")]
             # agents/<agent> and agents/<agent>/sessions: no deeper folder can hold a lock
-            if any(0 < len(self._parts(path)) <= 2 for path in paths):  # noqa: PLR2004
+            if any(0 < len(self._parts(path)) <= 2 for path in (source, target)):  # noqa: PLR2004
                 self._on_change()
             return
-        match event:
-            case FileCreatedEvent():
-                self._lock(event.src_path, APPEARED)
-            case FileDeletedEvent():
-                self._lock(event.src_path, WENT)
-            case FileMovedEvent():
-                self._lock(event.src_path, WENT)
-                new = os.fsdecode(event.src_path).endswith(LOCK_SUFFIX)
-                self._lock(event.dest_path, APPEARED if new else RETURNED)
+        new = source.endswith(LOCK_SUFFIX)
+        if new:
+            self._lock(source, APPEARED if event.event_type == EVENT_TYPE_CREATED else WENT)
+        if target.endswith(LOCK_SUFFIX):
+            self._lock(target, APPEARED if new else RETURNED)
 
-    def _lock(self, path: str | bytes, what: str) -> None:
+    def _lock(self, path: str, what: str) -> None:
         parts = self._parts(path)
         # agents/<agent>/sessions/<name>: nothing else is a lock's place
-        if len(parts) == 3 and parts[1] == "sessions" and parts[2].endswith(LOCK_SUFFIX):  # noqa: PLR2004
-            self._on_lock(self._state, parts[0], parts[2], what)
+        if len(parts) == 3 and parts[1] == "sessions":  # noqa: PLR2004
+            # One string for all that an agent's locks are remembered by.
+            self._on_lock(self._state, sys.intern(parts[0]), parts[2], what)
 
-    def _parts(self, path: str | bytes) -> list[str]:
-        name = os.fsdecode(path)
-        return name.removeprefix(self._root).split("/") if name.startswith(self._root) else []
+    def _parts(self, path: str) -> list[str]:
+        return path.removeprefix(self._root).split("/") if path.startswith(self._root) else []
 
 
 class _LogListener(logging.Handler):

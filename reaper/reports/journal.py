@@ -1,13 +1,13 @@
 """The journal on standard error: one line for each act and each change of verdict.
 
 A removal's line holds the whole record that was removed and its evidence, so that nothing is lost
-by it. structlog does the formatting; names are made printable before it sees them.
+by it. Names are made printable, so that none can forge a line.
 """
 
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
-
-import structlog
 
 from reaper.core.lock import Lock
 from reaper.core.words import printable
@@ -29,29 +29,17 @@ _SHORT_WHERE_THERE: Final = ("by", "forced")
 
 
 class Journal:
-    """Writes events; `json` for programs, else for people. A line that cannot be written is counted
-    by `on_error`, and lost.
+    """Writes events; `json` for programs, else for people, with colours on a terminal. A line
+    that cannot be written is counted by `on_error`, and lost.
     """
 
     def __init__(
         self, stream: TextIO, *, json: bool, on_error: Callable[[], None] = lambda: None
     ) -> None:
+        self._stream = stream
         self._json = json
+        self._colours = stream.isatty()
         self._on_error = on_error
-        renderer: Any = (
-            structlog.processors.JSONRenderer()
-            if json
-            else structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
-        )
-        self._log = structlog.wrap_logger(
-            structlog.PrintLogger(stream),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                renderer,
-            ],
-            wrapper_class=structlog.BoundLogger,
-        )
 
     def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
         """Write what became of one lock; with the file's bytes, as far as they were read."""
@@ -69,12 +57,44 @@ class Journal:
         self._write(event, fields, warn=True)
 
     def _write(self, event: str, fields: dict[str, Any], *, warn: bool) -> None:
-        safe = {key: _safe(value) for key, value in fields.items()}
+        told = {key: _safe(value) for key, value in fields.items()}
+        level = "warning" if warn else "info"
+        now = f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
+        if self._json:
+            line = _encode(told | {"event": event, "level": level, "timestamp": now})
+        else:
+            line = self._for_people(event, told, level, now)
         try:
-            (self._log.warning if warn else self._log.info)(event, **safe)
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
         except (OSError, ValueError):
             # A full disk or a reader that went away must not end the watch.
             self._on_error()
+
+    def _for_people(self, event: str, told: dict[str, Any], level: str, now: str) -> str:
+        def in_colour(code: str, text: str) -> str:
+            return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
+
+        words = [
+            in_colour("2", now),
+            f"[{in_colour('1;33' if level == 'warning' else '1;32', f'{level:<9}')}]",
+            in_colour("1", f"{event:<30}"),
+        ]
+        words += [
+            f"{in_colour('36', key)}={in_colour('35', _word(it))}" for key, it in told.items()
+        ]
+        return " ".join(words).rstrip()
+
+
+_encode: Final = json.JSONEncoder().encode
+"""One for all lines: json.dumps can make one for each."""
+_PARTS_WORDS: Final = frozenset(" \t=\r\n\"'")
+
+
+def _word(value: Any) -> str:  # noqa: ANN401  # any field
+    """Return a value so that it is seen where it ends."""
+    plain = isinstance(value, str) and _PARTS_WORDS.isdisjoint(value)
+    return value if plain else repr(value)
 
 
 def _safe(value: Any) -> Any:  # noqa: ANN401  # any field

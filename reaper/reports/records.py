@@ -64,7 +64,9 @@ def lock_record(found: Found) -> dict[str, Any]:
 
 
 class Seen(NamedTuple):
-    """The latest that is known of one lock; `at` is when (monotonic seconds)."""
+    """The latest that is known of one lock; `at` is when, `born` when it was seen to appear, if it
+    was (monotonic seconds).
+    """
 
     lock: Lock
     evidence: Evidence
@@ -73,21 +75,34 @@ class Seen(NamedTuple):
     outcome: Outcome | None
     at: float
     note: str = ""
+    born: float | None = None
 
     def age_at(self, now: float) -> float:
         """Return the lock's age at a later moment (monotonic seconds)."""
         return self.evidence.age + now - self.at
 
     @classmethod
-    def of(cls, found: Found, at: float) -> Self:
+    def of(
+        cls, found: Found, at: float, before: Self | None = None, *, born: float | None = None
+    ) -> Self:
+        """Make it from what was found now. What equals what was known `before` is taken from there:
+        each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
+        """
+        lock, evidence = found.lock, found.evidence
+        if before is not None and (before.lock.file, before.lock.data) == (lock.file, lock.data):
+            born = before.born if born is None else born
+            lock = before.lock if before.lock == lock else lock
+            run = before.evidence.run if before.evidence.run == evidence.run else evidence.run
+            evidence = evidence._replace(lock=lock, run=run)
         return cls(
-            lock=found.lock,
-            evidence=found.evidence,
+            lock=lock,
+            evidence=evidence,
             judgement=found.judgement,
             action=found.action,
             outcome=found.outcome,
             at=at,
             note=found.note,
+            born=born,
         )
 
 
