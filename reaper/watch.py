@@ -50,6 +50,8 @@ _FOLDERS_SETTLE: Final = 1.0
 """Seconds between two sweeps for the sake of folders that came or went."""
 _RETRY: Final = 1.0
 """Seconds after which something that did not work out is tried again."""
+_LOOK_UP: Final = 0.005
+"""Seconds of a full sweep between two looks for what cannot wait for its end."""
 _LONGEST_WAIT: Final = 3600.0
 """Seconds; poll(2) takes less than 25 days, and sweeps come sooner anyway."""
 _HEAP_SLACK: Final = 64
@@ -231,9 +233,7 @@ class Watch:
             self._next_sweep = min(self._next_sweep, self._swept_at + _FOLDERS_SETTLE)
         if self._sweep_wanted or now >= self._next_sweep:
             self._full_sweep()
-        due = self._take_due(time.monotonic())
-        if due:
-            self._judge(due)
+        self._judge(self._take_due(time.monotonic()))
         self._check_polled()
         self._count_missed()
         self._check_health()
@@ -243,17 +243,24 @@ class Watch:
         self._expected_by = wake_at
         wait = 0.0 if self._stopping or self._sweep_wanted else wake_at - time.monotonic()
         ready = self._poll.poll(min(max(0.0, wait), _LONGEST_WAIT) * 1000)
-        woken = time.monotonic()
-        self._expected_by = woken
-        dead: dict[Place, float] = {}
-        for fd, _ in ready:
-            if fd == self._wake:
-                os.read(fd, 65536)
-            elif fd in self._holders:
-                dead |= dict.fromkeys(self._forget_holder(fd), woken)
-        if dead:
-            self._judge(dead)
+        self._expected_by = time.monotonic()
+        if any(fd == self._wake for fd, _ in ready):
+            os.read(self._wake, 65536)
+        self._judge(self._left_by_the_dead(ready))
         self._take_events()
+
+    def _left_by_the_dead(self, ready: list[tuple[int, int]]) -> dict[Place, float]:
+        """Return the places of those holders whose pidfd poll(2) gave, and when: now."""
+        now = time.monotonic()
+        left: dict[Place, float] = {}
+        for fd, _ in ready:
+            if fd in self._holders:
+                left |= dict.fromkeys(self._forget_holder(fd), now)
+        return left
+
+    def _judge_what_cannot_wait(self) -> None:
+        """In the midst of a full sweep, which can take seconds: deaths and deadlines."""
+        self._judge(self._left_by_the_dead(self._poll.poll(0)) | self._take_due(time.monotonic()))
 
     def _wake_at(self) -> float:
         wake_at = self._next_sweep
@@ -313,6 +320,7 @@ class Watch:
         self._follow_all()
         places: set[Place] = set()
         skipped: list[Skipped] = []
+        looked_up = started
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
             if place is not None:
@@ -324,6 +332,9 @@ class Watch:
                 self._take(place, found, due_since=None)
             if self._stopping:
                 return
+            if time.monotonic() - looked_up >= _LOOK_UP:
+                self._judge_what_cannot_wait()
+                looked_up = time.monotonic()
         if not any(it.failed for it in skipped):
             self._forget_all_but(places, started)
         self._tell_skipped(skipped)
@@ -427,6 +438,8 @@ class Watch:
 
     def _judge(self, due: dict[Place, float]) -> None:
         """Judge some places anew; `due` tells since when each was to be judged."""
+        if not due:
+            return
         waiting = set(due)
         blind = False
         for place, found in self._reaper.act(frozenset(due)):

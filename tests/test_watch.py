@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pytest
 from prometheus_client import generate_latest
 from watchdog.observers.api import BaseObserver
 
+from reaper import watch as watch_module
 from reaper.adapters.observer import APPEARED, WENT, EventSource
 from reaper.adapters.processes import use_of
 from reaper.core.health import ChurnLimits
@@ -280,6 +282,37 @@ def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
     before = in_process.steps
     time.sleep(2)
     assert in_process.steps == before
+
+
+def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
+    names = [f"lock{number}" for number in range(4)]
+    dying = {name: hold(name) for name in names[1:]}
+    hold(names[0])
+    watch = watch_of(tree)
+    watch._full_sweep()
+    real = watch._reaper.act
+    met: list[str] = []
+
+    def act(only: AbstractSet[Place] | None = None) -> Iterator[Any]:
+        for place, found in real(only):
+            if only is None and place is not None:
+                if not met:
+                    for name in set(dying) - {place.name.removesuffix(".jsonl.lock")}:
+                        dying[name].kill()
+                met.append(place.name)
+            yield place, found
+
+    monkeypatch.setattr(watch._reaper, "act", act)
+    watch._full_sweep()
+    # What died at the first look was gone before the sweep came to it.
+    alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
+    assert len(alive) in {1, 2}
+    assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
+    assert sorted(place.name for place in watch._places) == sorted(met)
+    watch.close()
 
 
 def rung(watch: Watch) -> bool:
