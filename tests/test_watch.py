@@ -553,6 +553,32 @@ def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
     assert sidecar.journal()[-1]["event"] == "stopped"
 
 
+_TOLD_TO_STOP_AT_ONCE = """
+import os, signal
+from reaper.__main__ import main
+from reaper.reports.web import WebServer
+start = WebServer.start
+def start_and_stop(self, addresses):
+    ports = start(self, addresses)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return ports
+WebServer.start = start_and_stop
+main()
+"""
+
+
+def test_who_is_answered_at_its_very_start_can_already_stop_it(tree: Tree) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TOLD_TO_STOP_AT_ONCE, "watch", "--listen", "127.0.0.1:0",
+         "--log-format", "json", "--state-dir", tree.root],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert json.loads(done.stderr.splitlines()[-1])["event"] == "stopped"
+
+
 @pytest.mark.root
 def test_what_it_lacks_rights_for_is_said_once_and_counted(
     tree: Tree, watching: Watching, root_only: None

@@ -237,6 +237,11 @@ def command(
         config=config.current if config else lambda: OPEN,
         on_error=on_web_error,
     )
+    # Before anybody is answered: who has been may send a signal.
+    signal.set_wakeup_fd(it.wake_fd, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: it.stop())
+    signal.signal(signal.SIGHUP, lambda *_: it.sweep_soon())
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
@@ -248,10 +253,6 @@ def command(
             f"cannot listen on {', '.join(given)}: {error}; {hint}"
             "choose another address with --listen HOST:PORT, or --listen off",
         )
-    signal.set_wakeup_fd(it.wake_fd, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: it.stop())
-    signal.signal(signal.SIGHUP, lambda *_: it.sweep_soon())
     journal.info(
         "watching",
         version=__version__,
