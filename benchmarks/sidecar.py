@@ -151,14 +151,14 @@ class Sidecar:
 
     def sweep(self) -> None:
         """Have it make a full sweep, and wait for its end."""
-
-        def ended() -> float:
-            text = self.get("/metrics")
-            return float(text.split("reaper_sweep_duration_seconds_count ")[1].split()[0])
-
-        before = ended()
+        before = self.of_sweeps("count")
         self.process.send_signal(signal.SIGHUP)
-        until(lambda: ended() > before, "the end of a sweep")
+        until(lambda: self.of_sweeps("count") > before, "the end of a sweep")
+
+    def of_sweeps(self, what: str) -> float:
+        """Return the sum of the sweeps' durations, or their count."""
+        text = self.get("/metrics")
+        return float(text.split(f"reaper_sweep_duration_seconds_{what} ")[1].split()[0])
 
     def cpu(self) -> float:
         """Seconds of processor time so far, of threads that have ended too, to the nanosecond."""
@@ -280,7 +280,11 @@ def _scraped(it: Sidecar, every: float) -> Iterator[None]:
 
 
 def deaths(
-    others: int = 0, count: int = 200, agents: int = 10, scraped_every: float | None = None
+    others: int = 0,
+    count: int = 200,
+    agents: int = 10,
+    scraped_every: float | None = None,
+    options: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """A holder is killed: how long until its lock is gone."""
     with state_dir() as root:
@@ -292,7 +296,7 @@ def deaths(
             crowd.settle()
             with (
                 forked(folder, count) as held,
-                sidecar(root) as it,
+                sidecar(root, *options) as it,
                 _scraped(it, scraped_every) if scraped_every is not None else nullcontext(),
             ):
                 until(lambda: it.held() == count + others, "all held")
@@ -302,9 +306,16 @@ def deaths(
                     os.kill(pid, signal.SIGKILL)
                     took.append(_gone(path) - began)
                     time.sleep(0.02)
-                return _percentiles(took)
+                sweep_ms = it.of_sweeps("sum") / it.of_sweeps("count") * 1000
+                return {**_percentiles(took), "mean_sweep_ms": round(sweep_ms)}
         finally:
             crowd.close()
+
+
+def deaths_while_sweeping(others: int = 10_000) -> dict[str, Any]:
+    """Beside so many held locks, with a full sweep a second after the last one."""
+    found = deaths(others=others, options=("--resync", "1s"))
+    return {**found, "others": others}
 
 
 def many_deaths(count: int = 1000) -> dict[str, Any]:
@@ -527,6 +538,7 @@ SCENARIOS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "deaths": deaths,
     "deaths_beside_1000": lambda: deaths(others=1000),
     "deaths_while_scraped": lambda: deaths(others=1000, agents=200, scraped_every=0.1),
+    "deaths_while_sweeping": deaths_while_sweeping,
     "many_deaths": many_deaths,
     "due": due,
     "processor": processor,
