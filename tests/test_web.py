@@ -571,8 +571,8 @@ def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -
     assert first_line(served) == "No session is stuck, but pid 7 is wedged."
     text = served.text()
     assert (
-        "Pid 7 (state s) has been wedged for 6m 05s: 4 stuck locks, 1 time a session that stuck "
-        "again. Freeing locks does not cure that; a restart does"
+        "Pid 7 (state s) has been wedged for 6m 05s: 4 stuck locks, 1 session that stuck again "
+        "and again. Freeing locks does not cure that; a restart does"
     ) in text
     served.wedged_holders = [holder(), holder(standing=Standing(wedged=True, since=464.0))]
     assert first_line(served) == "No session is stuck, but 2 holders are wedged."

@@ -314,7 +314,7 @@ def _wedged(holder: dict[str, Any]) -> str:
     bytes_, churn = holder["resident_bytes"], holder["churn"]
     told = {
         STUCK_LOCKS: _many(holder["stuck_locks"], "stuck lock"),
-        CHURN: f"{_many(churn, 'time')} a session that stuck again",
+        CHURN: f"{_many(churn, 'session')} that stuck again and again",
         RESIDENT_MEMORY: f"{(bytes_ or 0) / 2**20:.0f} MiB of memory",
     }
     why = [told[it] for it in holder["why"] if it in told]
