@@ -138,7 +138,8 @@ class _Sight:
         if first is None or first[0] != instant_ms:
             self.ages[kind] = (instant_ms, age, now)
             return age
-        return first[1] + (now - first[2])
+        # A pass that another one came in the midst of reads the clock as it was at its beginning.
+        return first[1] + max(0.0, now - first[2])
 
 
 class _Pass:
@@ -150,7 +151,7 @@ class _Pass:
         limits: Limits,
         unlock: Unlock | None,
         clock: Clock,
-        make_processes: Callable[[], Processes],
+        processes: Callable[[], Processes],
     ) -> None:
         self.mode = mode
         self.limits = limits
@@ -158,15 +159,11 @@ class _Pass:
         self.wall_ms = clock.wall_ms()
         self.now = clock.monotonic()
         self.layers = hold_proof.overlay_layers()
-        self._make_processes = make_processes
-        self._processes: Processes | None = None
+        self._processes = processes
 
     @property
     def processes(self) -> Processes:
-        """Made when first asked for: where there are no locks, it costs more than all else."""
-        if self._processes is None:
-            self._processes = self._make_processes()
-        return self._processes
+        return self._processes()
 
 
 class _StatePass:
@@ -222,7 +219,8 @@ class Reaper:
         self.limits = limits
         self.policy = policy
         self.clock = clock or SystemClock()
-        self._process_table = process_table
+        self._make_table = process_table
+        self._table: Processes | None = None
         self._runs = Runs()
         self._databases = SessionDatabases()
         self._sights: dict[Place, _Sight] = {}
@@ -373,7 +371,8 @@ class Reaper:
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
-        this = _Pass(mode, limits, unlock, self.clock, self._process_table)
+        self._table = None
+        this = _Pass(mode, limits, unlock, self.clock, self._processes)
         for state in self.states:
             if only is None and self._databases.hold_sessions_of(state):
                 yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
@@ -381,6 +380,17 @@ class Reaper:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
                 yield None, lock_files.skip(state.path, error)
+
+    def _processes(self) -> Processes:
+        """Return the process table as looked at since the latest pass began; made when first asked
+        for: where there are no locks, it costs more than all else.
+
+        The latest may be one in the midst of another: what it saw alive must not be dead there by
+        an older table.
+        """
+        if self._table is None:
+            self._table = self._make_table()
+        return self._table
 
     def _pass_over_state(
         self,

@@ -639,6 +639,29 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
+def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_look(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pid that was nobody's when the first pass began is a holder's before its end."""
+    for session in ("a", "b"):
+        tree.lock(session, record(77, starttime=5))
+    no_proof = (HoldProof.UNAVAILABLE, "file-system")
+    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
+    alive = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
+    tables = iter([FakeProcesses(), alive])
+    it = reaper(tree, process_table=lambda: next(tables))
+    outer = it.act()
+    (first, _) = next(outer)
+    assert first is not None
+    other = Place(first.state, first.agent, {"a": "b", "b": "a"}[first.name[0]] + first.name[1:])
+    ((_, nested),) = it.act({other})
+    ((_, found),) = outer
+    assert isinstance(nested, Finding)
+    assert isinstance(found, Finding)
+    assert nested.judgement.verdict is found.judgement.verdict is Verdict.HELD
+    assert len(list(tree.sessions().iterdir())) == 2
+
+
 def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock) -> None:
     hold("sid")
     it = reaper(tree)

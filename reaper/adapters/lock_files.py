@@ -255,7 +255,11 @@ def remove(opened: OpenLock) -> Removal:
         if stand_in is None or removal.outcome is Outcome.FAILED:
             return removal
         left = _withdraw(opened, stand_in)
-        return removal if not left else Removal(outcome=Outcome.FAILED, note=left)
+        return (
+            removal
+            if not left
+            else Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
+        )
     finally:
         if stand_in is not None:
             os.close(stand_in)
