@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
-from reaper.adapters.runs import Runs
+from reaper.adapters.runs import Runs, Session
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import (
     DEAD,
@@ -598,23 +598,10 @@ class Reaper:
         return hold_proof.probe(opened.fd, same_mount=same_mount, layered=layered)
 
     def _run(self, opened: OpenLock) -> Run:
-        folder = opened.folder
-        return self._runs.run(
-            state_dir=folder.state.path,
-            agent=folder.agent,
-            session=opened.lock.session,
-            folder_fd=folder.fd,
-            checkpoints=folder.checkpoints,
-        )
+        return self._runs.run(_session(opened), opened.folder.checkpoints)
 
     def _run_by_store(self, opened: OpenLock) -> Run:
-        folder = opened.folder
-        return self._runs.by_store(
-            state_dir=folder.state.path,
-            agent=folder.agent,
-            session=opened.lock.session,
-            folder_fd=folder.fd,
-        )
+        return self._runs.by_store(_session(opened))
 
     def _gateway_up_for(
         self, this: _Pass, here: _StatePass, opened: OpenLock, sight: _Sight
@@ -692,6 +679,11 @@ class Reaper:
             outcome=outcome,
             note=note,
         )
+
+
+def _session(opened: OpenLock) -> Session:
+    folder = opened.folder
+    return Session(folder.state.path, folder.agent, opened.lock.session, folder.fd)
 
 
 def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reaper.adapters import runs
-from reaper.adapters.runs import Runs
+from reaper.adapters.runs import Runs, Session
 from reaper.core.evidence import Run, RunState, StoreStatus
 from tests.conftest import Tree, ended, started
 
@@ -17,10 +17,7 @@ def read(tree: Tree, session: str = "sid", runs: Runs | None = None) -> Run:
     fd = os.open(tree.sessions(), os.O_RDONLY)
     try:
         return (runs or Runs()).run(
-            state_dir=str(tree.root),
-            agent="main",
-            session=session,
-            folder_fd=fd,
+            Session(str(tree.root), "main", session, fd),
             checkpoints=lambda: [name for name in os.listdir(fd) if ".checkpoint." in name],
         )
     finally:

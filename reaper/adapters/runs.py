@@ -39,30 +39,32 @@ class _Store(NamedTuple):
     entries: dict[str, Run] | None
 
 
+class Session(NamedTuple):
+    """Whose run is read, and where; `folder_fd` is its agent's open `sessions` folder."""
+
+    state_dir: str
+    agent: str
+    name: str
+    folder_fd: int
+
+
 class Runs:
     """Reads runs; remembers each session store for as long as the file does not change."""
 
     def __init__(self) -> None:
         self._stores: dict[str, _Store] = {}
 
-    def run(
-        self,
-        *,
-        state_dir: str,
-        agent: str,
-        session: str,
-        folder_fd: int,
-        checkpoints: Callable[[], list[str]],
-    ) -> Run:
+    def run(self, session: Session, checkpoints: Callable[[], list[str]]) -> Run:
         """Return what the witnesses say of the session's last run. Never raises OSError.
 
         `checkpoints` gives the names in the folder that may be checkpoint files; asked only where
         a run was cut short, which alone makes them count.
         """
-        run = self.by_store(state_dir=state_dir, agent=agent, session=session, folder_fd=folder_fd)
-        state, end, written_ms = _trajectory(state_dir, agent, session, folder_fd)
-        transcript_ms, transcript_bytes = _transcript(f"{session}.jsonl", folder_fd)
-        prefix = f"{session}.checkpoint."
+        run = self.by_store(session)
+        state, end, written_ms = _trajectory(session)
+        folder_fd = session.folder_fd
+        transcript_ms, transcript_bytes = _transcript(f"{session.name}.jsonl", folder_fd)
+        prefix = f"{session.name}.checkpoint."
         try:
             names = checkpoints() if end is not None and end.cut_short else []
         except OSError:
@@ -76,23 +78,23 @@ class Runs:
             transcript_bytes=transcript_bytes,
         )
 
-    def by_store(self, *, state_dir: str, agent: str, session: str, folder_fd: int) -> Run:
+    def by_store(self, session: Session) -> Run:
         """Return what the session store alone says of the session's last run: all that counts
         once its holder is dead. Never raises OSError.
         """
-        folder = f"{state_dir}/agents/{agent}"
+        folder = f"{session.state_dir}/agents/{session.agent}"
         try:
-            found = os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False)
+            found = os.stat("sessions.json", dir_fd=session.folder_fd, follow_symlinks=False)
         except FileNotFoundError:
             return _NO_STORE
         except OSError:
             return _STORE_UNKNOWN
         store = self._stores.get(folder)
         if store is None or store.stamp != stamp_of(found):
-            store = self._stores[folder] = _read_store(folder_fd, stamp_of(found))
+            store = self._stores[folder] = _read_store(session.folder_fd, stamp_of(found))
         if store.entries is None:
             return _STORE_UNKNOWN
-        return store.entries.get(session, _NO_STORE)
+        return store.entries.get(session.name, _NO_STORE)
 
     def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
         """Return what changes with each write of the session store; None where there is none."""
@@ -206,12 +208,10 @@ def _mtime_ms(name: str, dir_fd: int) -> int | None:
     return None
 
 
-def _trajectory(
-    state_dir: str, agent: str, session: str, folder_fd: int
-) -> tuple[RunState, RunEnd | None, int | None]:
+def _trajectory(session: Session) -> tuple[RunState, RunEnd | None, int | None]:
     """Return state, end and last change (epoch ms) of the session's trajectory."""
     try:
-        fd, found = _open_trajectory(state_dir, agent, session, folder_fd)
+        fd, found = _open_trajectory(session)
     except (OSError, NotJsonError, ValueError):
         return RunState.UNKNOWN, None, None
     try:
@@ -250,16 +250,15 @@ def _was_cut_short(last: Any) -> bool:  # noqa: ANN401  # any JSON value
     return in_tool or (data.get("aborted") is True and data.get("timedOut") is not True)
 
 
-def _open_trajectory(
-    state_dir: str, agent: str, session: str, folder_fd: int
-) -> tuple[int, os.stat_result]:
+def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
     """Open the trajectory where its pointer file says, inside the state directory only; without a
     pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
     may then be an older run's. Raises OSError, NotJsonError or ValueError.
     """
-    beside = f"{session}.trajectory.jsonl"
+    state_dir, agent, name, folder_fd = session
+    beside = f"{name}.trajectory.jsonl"
     try:
-        pointer_fd, _ = open_regular(f"{session}.trajectory-path.json", dir_fd=folder_fd)
+        pointer_fd, _ = open_regular(f"{name}.trajectory-path.json", dir_fd=folder_fd)
     except FileNotFoundError:
         return open_regular(beside, dir_fd=folder_fd)
     try:
