@@ -292,35 +292,36 @@ class _LockCollector(Collector):
             taken = it.taken_ms[0] / 1000
             oldest[key] = min(taken, oldest.get(key, taken))
         labels = ["state", "agent"]
-        of_verdicts = slice(len(VERDICTS))
-        return [
-            BulkyGauge(
-                "reaper_locks",
-                "Locks, by verdict.",
-                labels=[*labels, "verdict"],
-                keys=[(*key, verdict) for key in counts for verdict in _VERDICTS],
-                values=[value for row in counts.values() for value in row[of_verdicts]],
-            ),
-            BulkyGauge(
+        keys, rows = list(counts), list(counts.values())
+        by_verdict = BulkyGauge(
+            "reaper_locks",
+            "Locks, by verdict.",
+            labels=[*labels, "verdict"],
+            keys=[(*key, verdict) for key in keys for verdict in _VERDICTS],
+            values=[value for row in rows for value in row[: len(VERDICTS)]],
+        )
+        values_by_agent: tuple[tuple[str, str, list[float]], ...] = (
+            (
                 "reaper_stuck_locks",
                 "Stuck locks, those kept for the next gateway not.",
-                labels=labels,
-                keys=list(counts),
-                values=[row[-2] for row in counts.values()],
+                [row[-2] for row in rows],
             ),
-            BulkyGauge(
+            (
                 "reaper_blocking_locks",
                 "Locks held longer than the gateway's acquire timeout: users are failing now.",
-                labels=labels,
-                keys=list(counts),
-                values=[row[-1] for row in counts.values()],
+                [row[-1] for row in rows],
             ),
-            BulkyGauge(
+            (
                 "reaper_oldest_lock_created_timestamp_seconds",
                 "When the oldest lock was taken.",
-                labels=labels,
-                keys=list(oldest),
-                values=list(oldest.values()),
+                list(oldest.values()),
+            ),
+        )
+        return [
+            by_verdict,
+            *(
+                BulkyGauge(name, text, labels=labels, keys=keys, values=values)
+                for name, text, values in values_by_agent
             ),
         ]
 
