@@ -255,11 +255,9 @@ def remove(opened: OpenLock) -> Removal:
         if stand_in is None or removal.outcome is Outcome.FAILED:
             return removal
         left = _withdraw(opened, stand_in)
-        return (
-            removal
-            if not left
-            else Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
-        )
+        if left:
+            return Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
+        return removal
     finally:
         if stand_in is not None:
             os.close(stand_in)
