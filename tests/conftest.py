@@ -19,7 +19,11 @@ import psutil
 import pytest
 
 from reaper.adapters import hold_proof
+from reaper.core.evidence import Evidence
 from reaper.core.lock import iso
+from reaper.core.policy import Outcome, Policy, decide
+from reaper.core.verdict import Limits, judge
+from reaper.reports.records import Seen
 from tests.openclaw_package import OpenClaw, Unavailable, install
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -59,6 +63,19 @@ def record(
     if starttime is not None:
         fields["starttime"] = starttime
     return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> Seen:
+    """Return what is known of a lock with this evidence, judged by the default limits."""
+    judgement = judge(evidence, Limits())
+    return Seen(
+        lock=evidence.lock,
+        evidence=evidence,
+        judgement=judgement,
+        action=decide(judgement, Policy()),
+        outcome=outcome,
+        at=at,
+    )
 
 
 @dataclass

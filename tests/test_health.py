@@ -8,11 +8,10 @@ import pytest
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof, Program
 from reaper.core.health import Churn, ChurnLimits, Load, Standing, WedgedLimits
 from reaper.core.lock import FileId, Lock, parse
-from reaper.core.policy import Policy, decide
-from reaper.core.verdict import Limits, Verdict, judge
+from reaper.core.verdict import Verdict
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.records import Seen
-from tests.conftest import record
+from tests.conftest import judged, record
 
 # Churn
 
@@ -162,16 +161,7 @@ class World:
             "age": 7200.0,
             "file_age": 7200.0,
         }
-        evidence = Evidence(lock=lock, **{**fields, **how})
-        judgement = judge(evidence, Limits())
-        return Seen(
-            lock=lock,
-            evidence=evidence,
-            judgement=judgement,
-            action=decide(judgement, Policy()),
-            outcome=None,
-            at=at,
-        )
+        return judged(Evidence(lock=lock, **{**fields, **how}), at=at)
 
     def is_wedged(self, *seen: Seen, at: float) -> bool:
         """Look as often as it takes to be at `at`, with all the same to be seen."""

@@ -15,13 +15,12 @@ from prometheus_client import generate_latest
 from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.lock import FileId, Lock, parse
-from reaper.core.policy import Action, Outcome, Policy, decide
-from reaper.core.verdict import Limits, judge
+from reaper.core.policy import Action, Outcome
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
 from reaper.reports.web import parse_address
-from tests.conftest import HoldLock, Tree, record
+from tests.conftest import HoldLock, Tree, judged, record
 
 
 class Use:
@@ -65,12 +64,7 @@ def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
         "age": 10.0,
         "file_age": 10.0,
     }
-    evidence = Evidence(lock=lock, **{**fields, **how})
-    judgement = judge(evidence, Limits())
-    action = decide(judgement, Policy())
-    return Seen(
-        lock=lock, evidence=evidence, judgement=judgement, action=action, outcome=None, at=100.0
-    )
+    return judged(Evidence(lock=lock, **{**fields, **how}), at=100.0)
 
 
 def series(metrics: Metrics) -> dict[str, float]:

@@ -31,10 +31,10 @@ from reaper.core.evidence import (
     StoreStatus,
 )
 from reaper.core.lock import FileId, Lock, iso, parse
-from reaper.core.policy import Outcome, Policy, decide
-from reaper.core.verdict import Limits, judge
+from reaper.core.policy import Outcome
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
+from tests.conftest import judged
 from tests.openclaw_package import Unavailable, cache, npm_install
 from tests.test_watch import free_port, until
 from tests.test_web import Served
@@ -158,17 +158,7 @@ def seen(session: str, *, pid: int = 6788, agent: str = "main", **how: Any) -> S
     )
     gateway = Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=pid, up_for=18_000.0)
     fields = {"proof": HoldProof.OPEN, "holder": gateway, "file_age": age, **how}
-    evidence = Evidence(lock=lock, **fields)
-    judgement = judge(evidence, Limits())
-    action = decide(judgement, Policy())
-    return Seen(
-        lock=lock,
-        evidence=evidence,
-        judgement=judgement,
-        action=action,
-        outcome=Outcome.KEPT,
-        at=time.monotonic(),
-    )
+    return judged(Evidence(lock=lock, **fields), at=time.monotonic(), outcome=Outcome.KEPT)
 
 
 def overdue(session: str = "9f0c3c5e-4b1d-4d0a-8a53-0f6f7c1f9d11", **how: Any) -> Seen:
