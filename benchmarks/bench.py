@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +60,7 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def ratio(runs: Runs, one: str, other: str, key: str) -> float:
-    """Return the median of the turns' ratios; None is told as NaN in no table."""
+    """Return the median of the turns' ratios."""
     pairs = zip(runs[one][key], runs[other][key], strict=True)
     return round(statistics.median(a / b for a, b in pairs), 2)
 
@@ -73,7 +74,7 @@ def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
     rows = []
     small = [(folder / "small", 100)]
     for root, locks in [*small, *((folder / "state", size) for size in sizes)]:
-        with trees.tree(root) if root == small[0][0] else _kept(root) as tree:
+        with trees.tree(root) if root == small[0][0] else nullcontext(_kept(root)) as tree:
             began = time.monotonic()
             tree.grow(locks)
             print(f"{locks} locks made in {time.monotonic() - began:.0f} s", flush=True)
@@ -109,17 +110,9 @@ def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
 _grown: dict[Path, trees.Tree] = {}
 
 
-class _kept:  # noqa: N801  # used as a function
-    """The one tree that grows from size to size."""
-
-    def __init__(self, root: Path) -> None:
-        self.tree = _grown.setdefault(root, trees.Tree(root))
-
-    def __enter__(self) -> trees.Tree:
-        return self.tree
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def _kept(root: Path) -> trees.Tree:
+    """Return the one tree that grows from size to size."""
+    return _grown.setdefault(root, trees.Tree(root))
 
 
 def cold(runs: int, folder: Path) -> dict[str, Any]:
