@@ -15,7 +15,7 @@ import pytest
 
 from reaper.adapters import lock_files
 
-_CALLS: Final = ("open", "stat", "fstat", "unlink", "link", "rename", "listdir")
+_CALLS: Final = ("open", "stat", "fstat", "unlink", "link", "rename", "scandir")
 _KERNEL: Final = ("exchange", "rename_noreplace")
 _MOST_STEPS: Final = 1000
 _here: Final = threading.local()
