@@ -22,7 +22,8 @@ from reaper.settings import (
     parse_size,
     state_dirs,
 )
-from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.conftest import HoldLock, Tree, a_run, bindfs, created_ms, record
+from tests.trajectories import attempt
 
 DEAD = 2**22 + 1
 """A pid past the kernel's limit for pids: surely nobody's."""
@@ -521,20 +522,22 @@ def test_on_a_terminal_there_is_a_table_in_colour(
 
 
 def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
-    hold("stuck", age=600)
-    created = now_ms() - 600_000
+    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+    holder = hold("stuck", age=-8)
+    created = created_ms(holder.path)
     tree.store(
         {
             "agent:x": {
                 "sessionId": "stuck",
                 "status": "done",
-                "startedAt": 5,
+                "startedAt": created - 500,
                 "endedAt": created + 999,
             }
         }
     )
-    tree.trajectory("stuck", ended(599.5), quiet=599)
-    done = reap("explain", "stuck", "--state-dir", tree.root)
+    tree.trajectory("stuck", *attempt("run", created - 500, created + 999), quiet=599)
+    options = ("--abandoned-after", "0")
+    done = reap("explain", "stuck", "--state-dir", tree.root, *options)
     assert done.returncode == 3
     for words in (
         "some process has the lock file open",
@@ -548,6 +551,41 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
         assert words in done.stdout
     by_path = reap("explain", f"{tree.sessions()}/stuck.jsonl.lock", "--state-dir", tree.root)
     assert by_path.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+
+
+def test_explain_names_the_condition_for_freeing_that_is_missing(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("sid", age=600)
+    said = {}
+    for name, records in {
+        "goes on": a_run(610, 599)[:-1],
+        "upgraded": a_run(610, 599),
+        "buffered": a_run(610, 599, version="2026.6.11"),
+    }.items():
+        tree.trajectory("sid", *records, quiet=599)
+        done = reap("explain", "sid", "--state-dir", tree.root)
+        (said[name],) = (it for it in done.stdout.splitlines() if "not freed" in it)
+        assert done.returncode == 0
+    assert "the run has not ended" in said["goes on"]
+    assert "not known to be older than the run" in said["upgraded"]
+    assert "not known to be of OpenClaw 2026.4.22 to 2026.5.27" in said["buffered"]
+    found = json.loads(reap("list", "--json", "--state-dir", tree.root).stdout)
+    assert found["locks"][0]["not_freed_because"] == "version"
+
+
+def test_a_record_without_a_promise_is_overdue_and_explain_says_it_may_be_healthy(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("sid", age=28 * 3600)
+    fields = json.loads(holder.path.read_text())
+    del fields["maxHoldMs"]
+    holder.path.write_text(json.dumps(fields))
+    tree.age(holder.path, 28 * 3600)
+    done = reap("explain", "sid", "--state-dir", tree.root)
+    assert done.returncode == 3
+    assert "OVERDUE" in done.stdout
+    assert "a long healthy run looks the same" in done.stdout
 
 
 def test_explaining_what_is_not_there_is_1_and_says_where_it_looked(tree: Tree) -> None:

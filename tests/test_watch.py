@@ -37,7 +37,8 @@ from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Place, Reaper
 from reaper.watch import Watch
-from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record
+from tests.trajectories import attempt
 
 _PATIENCE = 20.0
 """Seconds that anything may take before it counts as never; no bound on how fast it must be."""
@@ -447,19 +448,20 @@ def test_due_locks_are_freed_without_any_event(
     """An orphan's grace and an ended run's quiet pass by time alone."""
     options = ("--orphan-grace", "1s", "--abandoned-after", "2s", "--confirm", "500ms")
     sidecar = watching("--resync", "1h", *options)
-    forgotten, stuck = hold("forgotten"), hold("stuck")
-    created = now_ms()
+    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+    forgotten, stuck = hold("forgotten"), hold("stuck", age=-8)
+    created = created_ms(stuck.path)
     tree.store(
         {
             "k": {
                 "sessionId": "stuck",
                 "status": "timeout",
-                "startedAt": created - 9000,
+                "startedAt": created - 500,
                 "endedAt": created + 500,
             }
         }
     )
-    tree.trajectory("stuck", ended(-0.3), quiet=0)
+    tree.trajectory("stuck", *attempt("run", created - 500, created + 300), quiet=0)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
     os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it

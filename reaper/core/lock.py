@@ -69,6 +69,13 @@ class Lock(NamedTuple):
     record: Record
 
     @property
+    def identity(self) -> tuple[FileId, int, bytes]:
+        """What differs when another lock, or other bytes, are there: an inode number alone is given
+        to the next file as soon as nobody has the old one open.
+        """
+        return self.file, self.ctime_ms, self.data
+
+    @property
     def taken_ms(self) -> int:
         """When it was taken, by its record; where that does not say, by the file's own time."""
         created = self.record.created_at_ms
