@@ -116,14 +116,21 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
     done = sweep()
     assert done.returncode == 4
-    assert "of uid 1234: run the reaper as that uid" in done.stderr
+    assert "of uid 1234 in a folder of another uid" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
     os.chown(tree.sessions(), 1234, 1234)
-    tree.sessions().chmod(0o500)
+    done = sweep()
+    assert done.returncode == 4
+    assert "of uid 1234: run the reaper as uid 1234" in done.stderr
+
+    tree.lock("own", record(DEAD))
+    os.chown(tree.sessions(), 2345, 2345)
+    tree.sessions().chmod(0o555)
     done = sweep()
     assert done.returncode == 1
-    assert "run the reaper as the uid that owns the sessions folder" in done.stderr
+    owner = "the sessions folder belongs to uid 2345 with mode 0555: run the reaper as uid 2345"
+    assert owner in done.stderr
     assert "Traceback" not in done.stderr
     assert held.path.exists()
 

@@ -34,8 +34,7 @@ def fits(text: str, agent: str, file: str, *, cwd: str = "/") -> bool:
         f"({SID}.jsonl).",
         f" {SID}\n",
         f"pid=7 /root/.openclaw/agents/main/sessions/{LOCK}: code=OPENCLAW_TIMEOUT",
-        f"SessionWriteLockTimeoutError: session file locked (timeout 60000ms): pid=7 "
-        f"/root/.openclaw/agents/main/sessions/{LOCK}: code=OPENCLAW_SESSION_WRITE_LOCK_TIMEOUT",
+        f"session file locked (timeout 60000ms): pid=7 /root/.openclaw/agents/main/sessions/{LOCK}",
         f"EACCES: permission denied, open '/root/.openclaw/agents/main/sessions/{LOCK}'",
     ],
 )

@@ -8,8 +8,9 @@ from reaper.core.lock import LOCK_SUFFIX
 
 _TRANSCRIPT_SUFFIX: Final = ".jsonl"
 _FOLDER: Final = re.compile(r"(?:.*/)?agents/(?P<agent>[^/]+)/sessions", re.DOTALL)
-_OPENING: Final = " \t\r\n'\"`‘’“”([{<"
-_CLOSING: Final = " \t\r\n'\"`‘’“”)]}>.,;:"
+_QUOTES: Final = "'\"`\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}" + "“”"
+_OPENING: Final = f" \t\r\n{_QUOTES}([{{<"
+_CLOSING: Final = f" \t\r\n{_QUOTES})]}}>.,;:"
 _IN_A_MESSAGE: Final = re.compile(r".*?\.jsonl(?:\.lock)?(?=[\s:,;'\"`)\]}>])", re.DOTALL)
 """A file's name up to the text that follows in a message: `.../s.jsonl.lock: code=...`."""
 
