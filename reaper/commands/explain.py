@@ -97,11 +97,15 @@ class _Search:
         return None
 
     def _other_folder(self, rank: int) -> str | None:
-        if self._names[rank].agent is None:
+        """Return the folder of the path that was typed, if it exists here, for a lock that was
+        found only by how that path ends.
+        """
+        name = self._names[rank]
+        if name.agent is None:
             return None
-        return next(
-            (it.folder for it in self._names if it.folder and os.path.isdir(it.folder)), None
-        )
+        ending = f"/agents/{name.agent}/sessions"
+        folders = (it.folder for it in self._names if it.folder and it.file == name.file)
+        return next((it for it in folders if it.endswith(ending) and os.path.isdir(it)), None)
 
 
 def _working_directory() -> str:

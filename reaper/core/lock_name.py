@@ -14,6 +14,9 @@ _CLOSING: Final = f" \t\r\n{_QUOTES})]}}>.,;:"
 _IN_A_MESSAGE: Final = re.compile(r".*?\.jsonl(?:\.lock)?(?=[\s:,;'\"`)\]}>])", re.DOTALL)
 """A file's name up to the text that follows in a message: `.../s.jsonl.lock: code=...`."""
 
+_ABSOLUTE_PATH: Final = re.compile(r"(?<=[\s'\"`=(])/.*", re.DOTALL)
+"""A path after the text that goes before it in a message: `pid=7 /root/.../s.jsonl.lock`."""
+
 
 class LockName(NamedTuple):
     """One way to read what a person typed: as a lock file's name, and where that file is.
@@ -38,9 +41,9 @@ class LockName(NamedTuple):
 def lock_names(text: str, working_directory: str) -> list[LockName]:
     """Return all ways to read `text` as the name of a lock file, the best first.
 
-    The text as typed goes before the text without the quotes and punctuation that a message put
-    around it. A file name without a folder is in `working_directory` if that is a `sessions`
-    folder.
+    Names with a `folder` go first; then the text as typed goes before the text without what a
+    message put around it. A file name without a folder is in `working_directory` if that is a
+    `sessions` folder.
     """
     names: list[LockName] = []
     for literal in _literals(text):
@@ -54,7 +57,7 @@ def lock_names(text: str, working_directory: str) -> list[LockName]:
         names += [LockName(file) for file in _lock_files(literal)]
         if not is_file_name:
             names.append(LockName(f"{literal}-topic-", is_topic_of=True))
-    return list(dict.fromkeys(names))
+    return sorted(dict.fromkeys(names), key=lambda it: it.folder is None)
 
 
 def session_keys(text: str) -> list[str]:
@@ -86,6 +89,8 @@ def _literals(text: str) -> list[str]:
     cleaned = _cleaned(text)
     found = _IN_A_MESSAGE.match(cleaned)
     literals = [text, cleaned, found[0] if found else cleaned]
+    absolute = _ABSOLUTE_PATH.search(literals[-1])
+    literals.append(absolute[0] if absolute else cleaned)
     # Windows separates names by backslashes, which JSON and many logs double.
     literals += [re.sub(r"\\+", "/", it) for it in literals[1:]]
     return [it for it in dict.fromkeys(literals) if it]
