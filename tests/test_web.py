@@ -550,7 +550,7 @@ def test_the_first_line_does_not_soothe_who_cannot_know(serving: Serving) -> Non
     served = serving()
     blind(served.knowledge)
     assert first_line(served) == "Not known: 1 lock cannot be judged."
-    assert "run the reaper as that uid" in served.text()
+    assert "run the reaper as uid " in served.text()
     served.ready = False
     assert first_line(served).startswith("Not known: not every state directory")
     served.healthy = False

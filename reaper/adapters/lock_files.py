@@ -215,7 +215,11 @@ def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped |
         return None
     except OSError:
         return why
-    found = os.fstat(fd)
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        return why
     if stat.S_ISDIR(found.st_mode):
         os.close(fd)
         return why

@@ -40,7 +40,7 @@ def advice_to_read(path: str) -> str:
             return _owned(found) if refused == path else f"{refused} {_owned(found)}"
 
 
-_UNKNOWN_OWNER: Final = "run the reaper as the uid that owns it"
+_UNKNOWN_OWNER: Final = "run the reaper as the uid that owns file and folder"
 
 
 def advice_to_remove(folder_fd: int, name: str) -> str:
@@ -48,12 +48,13 @@ def advice_to_remove(folder_fd: int, name: str) -> str:
 
     `name` is the file's, relative to the folder.
     """
-    folder = os.fstat(folder_fd)
-    if not _may_write(folder_fd):
-        return f"the sessions folder {_owned(folder)}"
-    file = folder
-    with suppress(OSError):
+    try:
+        folder = os.fstat(folder_fd)
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder_fd, effective_ids=True):
+            return f"the sessions folder {_owned(folder)}"
         file = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+    except OSError:
+        return _UNKNOWN_OWNER
     owners = {folder.st_uid, file.st_uid}
     if folder.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
         whose = " or ".join(uid_name(uid) for uid in sorted(owners))
@@ -62,7 +63,7 @@ def advice_to_remove(folder_fd: int, name: str) -> str:
             f"folder may remove a file: run the reaper as {whose}"
         )
     return (
-        "the sessions folder may be written to, so something else forbids to remove the file: an "
+        "the sessions folder may be written to, so something else forbids the removal: an "
         "attribute (see lsattr), or a security module"
     )
 
@@ -79,7 +80,3 @@ def _owned(found: os.stat_result) -> str:
 
 def _mode(found: os.stat_result) -> str:
     return f"{stat.S_IMODE(found.st_mode):04o}"
-
-
-def _may_write(folder_fd: int) -> bool:
-    return os.access(".", os.W_OK | os.X_OK, dir_fd=folder_fd, effective_ids=True)
