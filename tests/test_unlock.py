@@ -146,9 +146,12 @@ def test_a_key_in_a_store_that_is_not_understood_is_told_so(tree: Tree) -> None:
     done = reap("explain", KEY, "--state-dir", tree.root)
     assert done.returncode == 1
     assert f"no lock for {KEY}" in done.stderr
-    assert f"cannot be looked up: {store} cannot be understood" in done.stderr
+    assert f"cannot be looked up: {store} cannot be read or understood" in done.stderr
     done = reap("explain", "/x/agents/main/sessions/gone.jsonl", "--state-dir", tree.root)
     assert "cannot be looked up" not in done.stderr, "a path is not a key"
+    tree.store({"other": {"sessionId": "s", "status": "of a later version"}})
+    done = reap("explain", KEY, "--state-dir", tree.root)
+    assert "cannot be looked up" not in done.stderr, "only one entry is odd, and has another key"
 
 
 def test_a_path_of_something_else_is_told_how_a_locks_path_ends(tree: Tree) -> None:

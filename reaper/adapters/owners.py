@@ -74,7 +74,7 @@ def _owned(found: os.stat_result) -> str:
         return f"{whose}: run the reaper as {uid_name(found.st_uid)}"
     return (
         f"{whose}, as which the reaper runs: change the mode, or look for what else forbids access "
-        "(an access list, a security module, FUSE without allow_other)"
+        "(an attribute: see lsattr; an access list, a security module, FUSE without allow_other)"
     )
 
 

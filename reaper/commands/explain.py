@@ -64,7 +64,7 @@ class _Search:
                 run = found.evidence.run
                 if run.session_key in keys:
                     by_rank[keys.index(run.session_key)].append(Match(place, found, None))
-                elif run.store is StoreStatus.UNKNOWN:
+                elif run.store is StoreStatus.UNKNOWN and run.session_key is None:
                     self.stores_not_understood.add(_sessions_folder(place) + "/sessions.json")
         return by_rank[min(by_rank)] if by_rank else []
 
@@ -151,7 +151,7 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
         said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
     if search.stores_not_understood:
         stores = ", ".join(printable(it) for it in sorted(search.stores_not_understood))
-        said += f"; as a session key it cannot be looked up: {stores} cannot be understood"
+        said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
     return said
 
 
