@@ -124,4 +124,10 @@ def test_any_text_is_read_and_ids_fit_their_own_lock(text: str, cwd: str) -> Non
     names = lock_names(text, cwd)
     assert all(it.file and "/" not in it.file for it in names)
     if text and "/" not in text and not text.endswith((".jsonl", ".jsonl.lock")):
-        assert names[0].fits("anyone", f"{text}.jsonl.lock")
+        best = next(it for it in names if it.folder is None)
+        assert best.fits("anyone", f"{text}.jsonl.lock")
+
+
+def test_a_root_or_nothing_names_no_lock() -> None:
+    for text in ("", "/", "\\", "//", "../.."):
+        assert not any(it.fits("main", ".jsonl.lock") for it in lock_names(text, "/x"))

@@ -67,6 +67,8 @@ def session_keys(text: str) -> list[str]:
 
 def _by_path(path: str) -> list[LockName]:
     folder, file = posixpath.split(path)
+    if not file:
+        return []
     found = _FOLDER.fullmatch(folder)
     names = [LockName(it, folder=folder) for it in _lock_files(file)]
     if found is not None:
