@@ -31,6 +31,7 @@ from reaper.core.verdict import (
     TOO_EARLY,
     Judgement,
     Limits,
+    Verdict,
     judge,
     wants_run,
 )
@@ -118,10 +119,13 @@ class _Pass:
         unlock: Unlock | None,
         clock: Clock,
         processes: Callable[[], Processes],
+        *,
+        with_unread: bool,
     ) -> None:
         self.mode = mode
         self.limits = limits
         self.unlock = unlock
+        self.with_unread = with_unread
         self.wall_ms = clock.wall_ms()
         self.now = clock.monotonic()
         self.layers = hold_proof.overlay_layers()
@@ -318,8 +322,11 @@ class Reaper:
     def explain(
         self, wanted: Callable[[Place], bool]
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
-        """Look, as `look` does, at the locks whose place is wanted, with all of their evidence."""
-        return self._pass(Mode.LOOK, None, wanted=wanted)
+        """Look, as `look` does, at the locks whose place is wanted, with all of their evidence.
+
+        What has a lock's name and cannot be read is yielded as a lock too, not skipped.
+        """
+        return self._pass(Mode.LOOK, None, wanted=wanted, with_unread=True)
 
     def _pass(
         self,
@@ -329,11 +336,19 @@ class Reaper:
         limits: Limits | None = None,
         unlock: Unlock | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
+        with_unread: bool = False,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
         self._table = None
-        this = _Pass(mode, limits, unlock, self.clock, self._processes)
+        this = _Pass(
+            mode,
+            limits,
+            unlock,
+            self.clock,
+            self._processes,
+            with_unread=with_unread or unlock is not None,
+        )
         for state in self.states:
             if only is None and self._databases.hold_sessions_of(state):
                 yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
@@ -416,6 +431,8 @@ class Reaper:
                 yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
+            if isinstance(opened, Skipped) and opened.failed:
+                yield opened
             if not isinstance(opened, OpenLock):
                 continue  # gone, or nothing that a removal ever left
             with opened:
@@ -445,6 +462,8 @@ class Reaper:
         self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
     ) -> Finding | Skipped | None:
         opened = lock_files.open_lock(folder, place.name)
+        if isinstance(opened, Skipped) and this.with_unread:
+            opened = lock_files.open_unread(folder, place.name, opened)
         if not isinstance(opened, OpenLock):
             return opened
         with opened:
@@ -541,6 +560,8 @@ class Reaper:
         """Probe, but never an empty file that is young: it is visible before its creator has it
         open, and our lease would make that creator wait.
         """
+        if opened.unread is not None:
+            return HoldProof.UNAVAILABLE, opened.unread.reason
         if opened.lock.record.shape is Shape.EMPTY and known_for < this.limits.orphan_grace:
             return HoldProof.UNAVAILABLE, TOO_EARLY
 
@@ -561,7 +582,7 @@ class Reaper:
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
     ) -> Finding:
         outcome: Outcome | None
-        note = ""
+        note = "" if opened.unread is None else opened.unread.note
         unlock = this.unlock
         if this.mode is Mode.LOOK:
             action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
@@ -581,8 +602,10 @@ class Reaper:
                 case Action.REMOVE if this.mode is Mode.DRY:
                     outcome = Outcome.WOULD_REMOVE
                 case Action.REMOVE:
-                    removal = lock_files.remove(opened)
-                    outcome, note = removal.outcome, removal.note
+                    forced = unlock is not None and unlock.force
+                    outcome, note = lock_files.remove(opened, forced=forced)
+                    if outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
+                        note = f"{note}; {_RELEASE_BY_PATH}" if note else _RELEASE_BY_PATH
         return Finding(
             lock=opened.lock,
             evidence=evidence,
@@ -627,6 +650,16 @@ def _may_be_newer_gateway(
     return state_database.may_have_changed_since(state, began_ms - HOLDER_MARGIN_MS)
 
 
+def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
+    """Whether a lock that was removed may have a holder that will release it."""
+    judged_over = judgement.wants_freeing and judgement.verdict is not Verdict.OVERDUE
+    return evidence.proof is not HoldProof.NOT_OPEN and not judged_over
+
+
+_RELEASE_BY_PATH: Final = (
+    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the lock of whoever "
+    "takes it next"
+)
 LEFT_ASIDE: Final = "left-aside"
 """Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"

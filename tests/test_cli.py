@@ -71,7 +71,7 @@ def test_stuck_locks_only_looked_at_or_flagged_are_3(tree: Tree) -> None:
 
 
 def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) -> None:
-    tree.lock("cut", record(DEAD))
+    tree.lock("cut", record(DEAD, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     for command in ("list", "sweep"):
         assert reap(command, "--state-dir", tree.root).returncode == 0
@@ -117,14 +117,21 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
     done = sweep()
     assert done.returncode == 4
-    assert "of uid 1234: run the reaper as that uid" in done.stderr
+    assert "of uid 1234 in a folder of another uid" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
     os.chown(tree.sessions(), 1234, 1234)
-    tree.sessions().chmod(0o500)
+    done = sweep()
+    assert done.returncode == 4
+    assert "of uid 1234: run the reaper as uid 1234" in done.stderr
+
+    tree.lock("own", record(DEAD))
+    os.chown(tree.sessions(), 2345, 2345)
+    tree.sessions().chmod(0o555)
     done = sweep()
     assert done.returncode == 1
-    assert "run the reaper as the uid that owns the sessions folder" in done.stderr
+    owner = "the sessions folder belongs to uid 2345 with mode 0555: run the reaper as uid 2345"
+    assert owner in done.stderr
     assert "Traceback" not in done.stderr
     assert held.path.exists()
 
@@ -193,7 +200,7 @@ def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept
 FIELDS = {
     "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
     "max_hold_ms", "fingerprint", "age_seconds", "holder", "holder_pid", "hold_proof", "run",
-    "verdict", "reasons", "rule", "action", "outcome", "note",
+    "verdict", "reasons", "rule", "not_freed_because", "action", "outcome", "note",
 }  # fmt: skip
 
 
@@ -228,6 +235,7 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
         "verdict": "held",
         "reasons": [],
         "rule": 3,
+        "not_freed_because": "run-goes-on",
         "action": "keep",
         "outcome": None,
         "note": "",
@@ -312,7 +320,7 @@ def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_fo
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("overdue", age=7200)
-    tree.lock("cut", record(DEAD))
+    tree.lock("cut", record(DEAD, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     for session, why in (("overdue", "for longer than it promised"), ("cut", "next gateway")):
         done = reap("unlock", session, "--state-dir", tree.root)

@@ -92,8 +92,9 @@ OnOverdue = Annotated[
         "--on-overdue",
         envvar="REAPER_ON_OVERDUE",
         help="What to do with locks held past their own maxHoldMs (30 minutes where the record has "
-        "none) and --grace. `remove` risks a "
-        "run that is still going on and writes to the transcript without a lock.",
+        "none) and --grace. `remove` risks a run that is still going on and writes to the "
+        "transcript without a lock; gateways up to 2026.5.7 then release by path, so that the old "
+        "holder can delete its successor's lock.",
     ),
 ]
 Grace = Annotated[float, _grace("--grace", "How far past maxHoldMs a lock is overdue.")]

@@ -24,6 +24,8 @@ class Shape(Enum):
     EMPTY = "empty"
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
+    UNREAD = "unread"
+    """The file cannot be read, or is no regular file: no bytes of it are known."""
 
 
 class Record(NamedTuple):
@@ -83,10 +85,15 @@ class Lock(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
+        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there.
+
+        Of a file that was not read, only its inode number and the time of its last change count.
+        """
         import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
 
-        return hashlib.sha256(b"%d %b" % (self.file.inode, self.data)).hexdigest()[:12]
+        unread = self.record.shape is Shape.UNREAD
+        data = b"unread %d" % self.ctime_ms if unread else self.data
+        return hashlib.sha256(b"%d %b" % (self.file.inode, data)).hexdigest()[:12]
 
 
 def parse(data: bytes) -> Record:

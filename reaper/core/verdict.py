@@ -360,8 +360,10 @@ def _judge_without_proof(evidence: Evidence, limits: Limits) -> Judgement:
         return _judge_dead(evidence)
     if evidence.holder.state is HolderState.SAME:
         return _judge_by_promise(evidence, limits, again_in=None, rows=(9, 9), unmet=None)
-    note = (evidence.proof_note,) if evidence.proof_note else ()
-    return Judgement(verdict=Verdict.UNCERTAIN, reasons=(NO_HOLD_PROOF, *note), row=10)
+    note, _, _ = evidence.proof_note.partition(":")
+    return Judgement(
+        verdict=Verdict.UNCERTAIN, reasons=(NO_HOLD_PROOF, *filter(None, (note,))), row=10
+    )
 
 
 def _unnamed_reasons(lock: Lock) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Evidence in words, for people. Names go through `printable`."""
 
+from collections.abc import Callable
 from typing import Final
 
 from reaper.core.evidence import (
@@ -10,6 +11,7 @@ from reaper.core.evidence import (
     StoreStatus,
     Unmet,
 )
+from reaper.core.file_systems import SHARED
 from reaper.core.lock import Lock, Shape, iso
 from reaper.core.policy import Action
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Limits, Verdict
@@ -38,7 +40,7 @@ def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Li
         f"  record      {_record(lock)}",
         f"  fingerprint {lock.fingerprint}",
         f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
-        f"  hold proof  {_PROOF[evidence.proof]}{_note(evidence.proof_note)}",
+        f"  hold proof  {_hold_proof(evidence)}",
         f"  holder      {whose(evidence)}",
         *(f"  {line}" for line in _run(evidence)),
         f"  verdict     {judgement.verdict.value.upper()}"
@@ -52,22 +54,61 @@ def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Li
 _PROOF: Final = {
     HoldProof.OPEN: "some process has the lock file open for writing: it is held",
     HoldProof.NOT_OPEN: "no process has the lock file open for writing: nobody holds it",
-    HoldProof.UNAVAILABLE: "none to be had",
+    HoldProof.UNAVAILABLE: "none available",
 }
+
+
+def _hold_proof(evidence: Evidence) -> str:
+    why = _why_no_proof(evidence.proof_note, f"uid {evidence.lock.uid}")
+    return _PROOF[evidence.proof] + (f": {why}" if why else "")
+
+
+def _why_no_proof(note: str, owner: str) -> str:
+    """Return why there is no hold proof, "" where the evidence gives no reason; `owner` is the lock
+    file's.
+    """
+    reason, _, detail = note.partition(":")
+    match reason:
+        case "no-rights":
+            return f"the file belongs to {owner}, and this process may not probe it"
+        case "file-system":
+            return _untrusted_file_system(detail)
+        case "no-leases":
+            return _no_leases(detail)
+        case _:
+            return _NOTES.get(reason, reason)
+
 
 _NOTES: Final = {
-    "": "",
-    "no-rights": "the file belongs to another uid; run the reaper as the file's owner",
-    "no-leases": "this system or file system grants no leases",
-    "file-system": "on this type of file system a holder beyond the mount is not seen",
     "other-layer": "an overlay lies between; a holder may see the file through another layer",
     "too-early": "an empty file this young is not touched: its creator may be opening it",
+    "unreadable": "the file cannot be opened",
+    "symlink": "it is a symlink, which is not followed",
+    "not-regular": "it is not a regular file",
 }
 
 
-def _note(note: str) -> str:
-    text = _NOTES.get(note, note)
-    return f": {text}" if text else ""
+def _untrusted_file_system(name: str) -> str:
+    if name in SHARED:
+        return f"on this type of file system ({name}) a holder beyond the mount is not seen"
+    named = f" ({name})" if name else ""
+    return (
+        f"the hold proof was not tried on this file system type{named}, so nothing there counts as "
+        "not open"
+    )
+
+
+def _no_leases(refused_by: str) -> str:
+    match refused_by:
+        case "sysctl":
+            return "leases are switched off on this machine (sysctl fs.leases-enable is 0)"
+        case "system":
+            return "this kernel or sandbox has no leases (gVisor, for one, has none)"
+        case _:
+            return (
+                f"the file system ({refused_by}), or a sandbox such as gVisor, refuses leases, "
+                "although sysctl fs.leases-enable is not 0"
+            )
 
 
 def why_kept(evidence: Evidence, judgement: Judgement) -> str:
@@ -77,6 +118,8 @@ def why_kept(evidence: Evidence, judgement: Judgement) -> str:
             "its process died, and the session store does not say that the run is over; the next "
             "gateway needs this lock to resume it"
         )
+    if evidence.lock.record.shape is Shape.UNREAD:
+        return "it cannot be read, so nothing proves that nobody holds it"
     match judgement.verdict:
         case Verdict.HELD | Verdict.OVERDUE if evidence.proof is HoldProof.OPEN:
             over = ", for longer than it promised," if judgement.verdict is Verdict.OVERDUE else ""
@@ -89,19 +132,48 @@ def why_kept(evidence: Evidence, judgement: Judgement) -> str:
             return "it was not removed"
 
 
-def no_proof_advice(uids: set[int], note: str) -> str:
-    """Return the one line that says what to do about locks that cannot be judged."""
-    if note == "no-rights":
-        whose = ", ".join(str(uid) for uid in sorted(uids))
+def _uid(uid: int) -> str:
+    return f"uid {uid}"
+
+
+def no_proof_advice(
+    uids: set[int], note: str, *, stray: bool = False, name: Callable[[int], str] = _uid
+) -> str:
+    """Return the one line that says what to do about locks that cannot be judged.
+
+    `uids` own the lock files; `stray`: the folders belong to other uids; `name` names a uid.
+    """
+    owners = " and ".join(name(uid) for uid in sorted(uids))
+    reason, _, detail = note.partition(":")
+    if reason == "no-rights":
+        run_as = f"run the reaper as {owners}" + (", one for each" if len(uids) > 1 else "")
+        if not stray:
+            return f"no rights to probe the lock files of {owners}: {run_as}"
         return (
-            f"no rights to probe the lock files of uid {whose}: run the reaper as that uid, "
-            "the gateway's own"
+            f"no rights to probe the lock files of {owners} in a folder of another uid, as a "
+            f"command that runs as the wrong user leaves them: {run_as}, give them to the folder's "
+            "owner with chown, or remove each with `reaper unlock --force`"
         )
-    return _NOTES.get(note, note)
+    why = _why_no_proof(note, owners)
+    match reason:
+        case "file-system" if detail in SHARED:
+            why += f": run the reaper where the disk is, or keep sessions on {_TRIED}"
+        case "file-system":
+            why += f": keep sessions on {_TRIED}"
+        case "no-leases" if detail == "sysctl":
+            why += ": set it to 1"
+        case "no-leases":
+            why += f": run gateway and reaper where there are leases, with sessions on {_TRIED}"
+    return why
+
+
+_TRIED: Final = "a local ext4, xfs, btrfs, f2fs or tmpfs"
 
 
 def _record(lock: Lock) -> str:
     record = lock.record
+    if record.shape is Shape.UNREAD:
+        return "not read"
     if record.shape is not Shape.RECORD:
         return f"{record.shape.value} ({len(lock.data)} bytes read)"
     fields = {
@@ -122,6 +194,8 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
     """Return in one sentence who holds the lock, by the process table."""
     pid = evidence.lock.record.pid
     holder = evidence.holder
+    if evidence.lock.record.shape is Shape.UNREAD:
+        return "unknown: the record was not read"
     here = "" if holder.pid in {None, pid} else f" (pid {holder.pid} as seen from here)"
     up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
     match holder.state:
