@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reaper.core.evidence import (
     DEAD,
+    NOT_READ,
     EarlierLock,
     Evidence,
     Holder,
@@ -60,7 +61,7 @@ def a_lock(data: bytes | None = None, *, age: float = 600.0, **record: Any) -> L
         file=FileId(1, 2),
         uid=1000,
         mtime_ms=NOW - int(age * 1000),
-        ctime_ms=NOW - int(age * 1000),
+        ctime_ns=(NOW - int(age * 1000)) * 1_000_000,
         data=b"",
         record=Record(**{**fields, **record}) if data is None else parse(data),
     )
@@ -783,7 +784,7 @@ def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Lim
     )
     if not wanted:
         without = it._replace(
-            run=Run(), run_end_age=None, quiet_for=None, may_be_newer_gateway=True
+            run=NOT_READ, run_end_age=None, quiet_for=None, may_be_newer_gateway=True
         )
 
         def conclusion(judgement: Judgement) -> tuple[object, ...]:

@@ -388,7 +388,7 @@ def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
     holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
     watch._full_sweep()
     (changed,) = watch._knowledge.all()
-    assert changed.lock.ctime_ms > first.lock.ctime_ms
+    assert changed.lock.ctime_ns > first.lock.ctime_ns
     assert changed.evidence.lock is changed.lock
     watch._events.stop()
     watch.close()
@@ -592,7 +592,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
     sidecar = watching("--resync", "1s", wrap=wrap)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     (said,) = sidecar.journal("skipped")
-    assert "run the reaper as the uid" in said["note"]
+    assert "run the reaper as uid" in said["note"]
     assert sidecar.metric("reaper_errors_total", kind="unreadable") == 1
     assert sidecar.metric("reaper_skipped_files", reason="unreadable") == 1
     assert sidecar.status("/-/ready") == 503

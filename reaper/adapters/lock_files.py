@@ -236,7 +236,7 @@ def _lock(folder: Folder, name: str, found: os.stat_result, data: bytes, record:
         file=FileId(found.st_dev, found.st_ino),
         uid=found.st_uid,
         mtime_ms=found.st_mtime_ns // 1_000_000,
-        ctime_ms=found.st_ctime_ns // 1_000_000,
+        ctime_ns=found.st_ctime_ns,
         data=data,
         record=record,
     )

@@ -66,6 +66,7 @@ class Unmet(Enum):
     NO_START_TIME = "no-start-time"
     HOLDER_UNCLEAR = "holder-unclear"
     OTHER_PROGRAM = "other-program"
+    TOO_YOUNG = "too-young"
     NO_TRAJECTORY = "no-trajectory"
     RUN_GOES_ON = "run-goes-on"
     NOT_CUT_SHORT = "not-cut-short"
@@ -183,8 +184,8 @@ class Run(NamedTuple):
         return RunState.RUNNING if is_running else RunState.UNKNOWN
 
 
-NOT_READ = Run()
-"""The run of a lock whose verdict does not depend on it."""
+NOT_READ = Run(unmet=Unmet.TOO_YOUNG)
+"""The run of a lock whose verdict does not depend on it: one that is held is too young for that."""
 
 
 class EarlierLock(NamedTuple):

@@ -57,7 +57,7 @@ class StateDir(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """One lock file, as read once. Times are epoch milliseconds; `path` is for people."""
+    """One lock file, as read once. Times are since the epoch; `path` is for people."""
 
     state_dir: str
     agent: str
@@ -66,7 +66,7 @@ class Lock(NamedTuple):
     file: FileId
     uid: int
     mtime_ms: int
-    ctime_ms: int
+    ctime_ns: int
     data: bytes
     record: Record
 
@@ -75,7 +75,7 @@ class Lock(NamedTuple):
         """What differs when another lock, or other bytes, are there: an inode number alone is given
         to the next file as soon as nobody has the old one open.
         """
-        return self.file, self.ctime_ms, self.data
+        return self.file, self.ctime_ns, self.data
 
     @property
     def taken_ms(self) -> int:
@@ -92,7 +92,7 @@ class Lock(NamedTuple):
         import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
 
         unread = self.record.shape is Shape.UNREAD
-        data = b"unread %d" % self.ctime_ms if unread else self.data
+        data = b"unread %d" % self.ctime_ns if unread else self.data
         return hashlib.sha256(b"%d %b" % (self.file.inode, data)).hexdigest()[:12]
 
 
@@ -237,4 +237,4 @@ def file_age(lock: Lock, now_ms: int) -> tuple[int, float]:
 
 def _file_since(lock: Lock, now_ms: int) -> int:
     """mtime, which anyone may set; where it is in the future, ctime, which only the clock sets."""
-    return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ms
+    return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ns // 1_000_000
