@@ -9,7 +9,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from reaper.adapters import hold_proof, lock_files
+from reaper.adapters import hold_proof, lock_files, openclaw_config
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
 from reaper.adapters.runs import Runs, Session
 from reaper.adapters.session_databases import SessionDatabases
@@ -444,8 +444,6 @@ class Reaper:
             only = {self._names.first_name(place) for place in only}
         this = _Pass(mode, limits, unlock, self.clock, self._processes)
         for state in self.states:
-            if only is None and self._databases.hold_sessions_of(state):
-                yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
             try:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
@@ -495,13 +493,30 @@ class Reaper:
         if only is not None:
             only = {place for place in only if place.state == here.state}
             agents = {place.agent for place in only}
+        is_empty = True
         for folder in lock_files.folders(here.state, skipped, agents):
+            is_empty = False
             with folder:
                 if only is None and not self._names.is_first(folder):
                     continue
                 self._names.mark_linked(folder)
                 yield from self._pass_over_folder(this, here, folder, only, wanted)
         yield from ((None, it) for it in skipped if only is None or it.failed)
+        if only is None:
+            yield from (
+                (None, it) for it in self._hints(here.state, is_empty=is_empty and not skipped)
+            )
+
+    def _hints(self, state: StateDir, *, is_empty: bool) -> Iterator[Skipped]:
+        """Say why a state directory may have fewer locks than a person expects."""
+        if self._databases.hold_sessions_of(state):
+            yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
+        elif is_empty:
+            yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
+        store = openclaw_config.store_elsewhere(state)
+        if store is not None:
+            note = f"openclaw.json sets session.store to {store[:_STORE_SHOWN]!r}: {_STORE_NOTE}"
+            yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
 
     def _pass_over_folder(
         self,
@@ -788,5 +803,11 @@ _SQLITE_NOTE: Final = (
     "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
     "do but for what an older gateway left"
 )
+_EMPTY_NOTE: Final = (
+    "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
+    "with --state-dir"
+)
+_STORE_NOTE: Final = "locks beside it are not looked at"
+_STORE_SHOWN: Final = 200
 _PENDING: Final = 4
 """The row of the table that keeps a dead holder's lock for the next gateway."""
