@@ -1,6 +1,6 @@
 """An attacker who writes to the state directory while the reaper works on it.
 
-Single hostile names, records and kinds of files: test_lock_files.py, test_cli.py, test_runs.py.
+Single hostile names, records and kinds of files: test_discovery.py, test_cli.py, test_runs.py.
 """
 
 import os
