@@ -141,8 +141,9 @@ class _FolderNames:
         """Let a folder that also has a name through a symlink, as far as is known, count as reached
         through it: a gateway may use either name.
         """
-        identity = folder.identity()
-        folder.through_symlink |= identity in self._linked or identity in self._linked_before
+        if self._linked or self._linked_before:
+            identity = folder.identity()
+            folder.through_symlink |= identity in self._linked or identity in self._linked_before
 
     def is_first(self, folder: Folder) -> bool:
         """Learn one more name of a folder; whether it is the first."""
