@@ -28,7 +28,7 @@ from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
-from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper
+from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper, Unseen
 
 _SETTLE: Final = 0.25
 """Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
@@ -162,7 +162,9 @@ class Watch:
         return time.monotonic() < self._expected_by + _LATE
 
     def ready(self) -> bool:
-        """Whether every state directory could be read in the last full sweep."""
+        """Whether every folder could be read in the last full sweep; a single file does not count:
+        any agent can make one that nobody can read.
+        """
         return self._swept and self._readable
 
     def _ring(self) -> None:
@@ -320,13 +322,17 @@ class Watch:
         self._follow_all()
         places: set[Place] = set()
         skipped: list[Skipped] = []
+        unseen = Unseen()
+        readable = True
         looked_up = started
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
+            unseen.add(found)
             if place is not None:
                 places.add(place)
             if isinstance(found, Skipped):
                 skipped.append(found)
+                readable &= place is not None or not found.failed
             elif place is not None:
                 self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
@@ -335,13 +341,12 @@ class Watch:
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._judge_what_cannot_wait()
                 looked_up = time.monotonic()
-        if not any(it.failed for it in skipped):
-            self._forget_all_but(places, started)
+        self._forget_all_but(places, unseen, started)
         self._tell_skipped(skipped)
         now = time.monotonic()
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
-        self._readable = not any(it.failed for it in skipped)
+        self._readable = readable
         self._left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
         self._swept = True
         self._swept_at = now
@@ -350,12 +355,15 @@ class Watch:
         self._trust_events_again()
         self._next_sweep = now + self._interval()
 
-    def _forget_all_but(self, places: set[Place], started: float) -> None:
-        """Forget what a full sweep did not meet, but for what appeared since it began."""
+    def _forget_all_but(self, places: set[Place], unseen: Unseen, started: float) -> None:
+        """Forget what a full sweep did not meet, but for what appeared since it began and what may
+        be where it could not look.
+        """
         with self._mutex:
             announced = {place for place, _, _ in self._news}
         for place in self._places.keys() - places - announced:
-            self._forget_but_its_birth(place)
+            if not unseen.hides(place):
+                self._forget_but_its_birth(place)
         # The event that tells of an end may still be on its way; after a while it was lost.
         for place, born in list(self._born.items()):
             if place not in places and place not in announced and born < started - _LATE:
@@ -441,10 +449,10 @@ class Watch:
         if not due:
             return
         waiting = set(due)
-        blind = False
+        unseen = Unseen()
         for place, found in self._reaper.act(frozenset(due)):
+            unseen.add(found)
             if place is None:
-                blind = True
                 continue
             waiting.discard(place)
             if isinstance(found, Skipped):
@@ -454,7 +462,7 @@ class Watch:
             if self._stopping:
                 return
         for place in waiting:
-            if blind:
+            if unseen.hides(place):
                 self._schedule(place, time.monotonic() + _RETRY)
             else:
                 self._forget_but_its_birth(place)

@@ -35,7 +35,7 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Place, Reaper
+from reaper.sweep import Place, Reaper, Unseen
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record
 from tests.trajectories import attempt
@@ -362,7 +362,7 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     if missed_by == "look":
         watch._judge({place: time.monotonic()})
     else:
-        watch._forget_all_but(set(), time.monotonic())
+        watch._forget_all_but(set(), Unseen(), time.monotonic())
     assert watch._knowledge.all() == []
     watch._on_lock(*place, WENT)
     watch._take_events()
@@ -764,7 +764,7 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> 
         process.wait()
 
 
-def test_a_symlinked_agents_folder_is_not_watched(
+def test_locks_behind_the_owners_symlink_are_freed(
     tree: Tree, watching: Watching, tmp_path: Path
 ) -> None:
     shutil.rmtree(tree.root / "agents")
@@ -772,11 +772,21 @@ def test_a_symlinked_agents_folder_is_not_watched(
     (outside / "main" / "sessions").mkdir(parents=True)
     (tree.root / "agents").symlink_to(outside)
     sidecar = watching("--resync", "1s")
+    lock = outside / "main" / "sessions" / "sid.jsonl.lock"
+    lock.write_bytes(record(2**22 + 1))
+    until(gone(lock))
+    assert sidecar.status("/-/ready") == 200
+
+
+def test_a_lock_that_is_a_symlink_is_counted_and_leaves_it_ready(
+    tree: Tree, watching: Watching
+) -> None:
+    (tree.sessions() / "sid.jsonl.lock").symlink_to("/nowhere")
+    sidecar = watching("--resync", "1s")
     until(lambda: sidecar.metric("reaper_skipped_files", reason="symlink") == 1)
-    (outside / "main" / "sessions" / "sid.jsonl.lock").write_bytes(record(2**22 + 1))
-    time.sleep(1.5)
-    assert sidecar.metric("reaper_events_total", type="created") == 0
-    assert (outside / "main" / "sessions" / "sid.jsonl.lock").exists()
+    assert sidecar.status("/-/ready") == 200
+    (said,) = sidecar.journal("skipped")
+    assert "remove it" in said["note"]
 
 
 def test_nothing_grows_with_locks_that_came_and_went(
