@@ -335,13 +335,14 @@ class Watch:
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._judge_what_cannot_wait()
                 looked_up = time.monotonic()
-        if not any(it.failed for it in skipped):
+        all_seen = not any(it.hides_locks for it in skipped)
+        if all_seen:
             self._forget_all_but(places, started)
         self._tell_skipped(skipped)
         now = time.monotonic()
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
-        self._readable = not any(it.failed for it in skipped)
+        self._readable = all_seen
         self._left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
         self._swept = True
         self._swept_at = now

@@ -11,26 +11,38 @@ class NotRegularError(OSError):
     """The name is there and is no regular file."""
 
 
-def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading, and look at it; follows no symlink, never blocks, opens no
-    device.
+def open_regular(
+    name: str, *, dir_fd: int, follow_for: int | None = None
+) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading, and look at it; never blocks, opens no device.
+
+    Follows no symlink. With `follow_for`, a uid, it follows one where link and target belong to
+    that uid.
 
     Raises NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
     component.
     """
     # Looked at before it is opened: opening alone can make a device act.
-    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        raise NotRegularError(f"{name!r} is no regular file")
-    fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+    found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    flags, owner = _FLAGS, found.st_uid
+    if stat.S_ISLNK(found.st_mode) and found.st_uid == follow_for:
+        found = os.stat(name, dir_fd=dir_fd)
+        flags &= ~os.O_NOFOLLOW
+    _check_regular(found, name, owner=owner)
+    fd = os.open(name, flags, dir_fd=dir_fd)
     try:
         # Looked at again: the name can have been given to something else in between.
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise NotRegularError(f"{name!r} is no regular file")  # noqa: TRY301  # fd is closed below
+        _check_regular(found, name, owner=found.st_uid if flags & os.O_NOFOLLOW else owner)
     except BaseException:
         os.close(fd)
         raise
     return fd, found
+
+
+def _check_regular(found: os.stat_result, name: str, *, owner: int) -> None:
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+        raise NotRegularError(f"{name!r} is no regular file")
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, int, int]:

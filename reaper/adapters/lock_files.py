@@ -14,6 +14,9 @@ from reaper.adapters.kernel import exchange, rename_noreplace
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
 from reaper.core.policy import Outcome
 
+SESSION_STORE: Final = "session-store"
+"""The reason for a `sessions.json` that was not understood when a lock was judged by it."""
+
 
 class Skipped(NamedTuple):
     """Something that was not looked at, and why; `failed` where a person has to do something."""
@@ -22,6 +25,11 @@ class Skipped(NamedTuple):
     reason: str
     failed: bool = False
     note: str = ""
+
+    @property
+    def hides_locks(self) -> bool:
+        """Whether there may be locks that were not seen; a session store hides none."""
+        return self.failed and self.reason != SESSION_STORE
 
 
 def identity(state: StateDir) -> tuple[int, int] | None:
