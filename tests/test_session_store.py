@@ -1,5 +1,7 @@
 """What a session store says, whatever is in it, and in how much memory it is read."""
 
+import json
+import mmap
 import os
 import shlex
 import subprocess
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reaper.adapters import session_store
 from reaper.adapters.session_store import Session, SessionStores
@@ -201,7 +205,7 @@ def test_what_is_odd_beside_the_fields_that_count_changes_nothing(tree: Tree, od
     "odd",
     [
         b"NaN", b"Infinity", b"tru", b"01", b"1.", b'"\x01"', b'"\\x"', b"[1,]", b"[1}",
-        b"[" * 5000 + b"]" * 5000, b'"' + b"\\ud83e" * 50_000 + b'"',
+        b"[" * 100_000 + b"]" * 100_000, b'"' + b"\\ud83e" * 50_000 + b'"',
     ],
     ids=range(11),
 )  # fmt: skip
@@ -228,6 +232,59 @@ def test_a_key_too_long_to_show_does_not_hide_its_entry(tree: Tree) -> None:
     tree.store({"k" * 1000: {"sessionId": "sid", "status": "running"}})
     run = read(tree)
     assert (run.store, run.session_key) == (StoreStatus.RUNNING, None)
+
+
+texts = st.text(st.characters(), max_size=5)  # lone surrogates too
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+odd_entries = json_values | st.fixed_dictionaries(
+    {"x": json_values},
+    optional={
+        "sessionId": st.sampled_from(["sid", "other"]) | json_values,
+        "sessionFile": st.sampled_from(["sid.jsonl", "/a/b/sid.jsonl"]) | json_values,
+        "status": st.sampled_from(["running", "done", "paused"]) | json_values,
+    },
+)
+
+
+@given(
+    st.dictionaries(st.text(), odd_entries, max_size=4), st.booleans(), st.sampled_from([None, 1])
+)
+def test_every_store_that_json_can_read_says_what_json_reads(
+    entries: dict[str, Any], ascii_only: bool, indent: int | None
+) -> None:
+    """Lone surrogates, escapes, brackets in texts and empty containers included."""
+    text = json.dumps(entries, ensure_ascii=ascii_only, indent=indent)
+    expected = set()
+    for entry in entries.values():
+        fields = entry if isinstance(entry, dict) else {}
+        file = fields.get("sessionFile")
+        named = isinstance(file, str) and file.split("/")[-1] == "sid.jsonl"
+        if fields.get("sessionId") == "sid" or named:
+            expected.add(session_store._status(fields.get("status")))
+    data = text.encode("utf-8", "surrogatepass")
+    run = understood(data).entries.get("sid")
+    assert (run is None) is (not expected)
+    if run is not None:
+        assert run.store is min(expected, key=session_store._STRICTNESS.index)
+
+
+@given(st.binary(max_size=60), st.data())
+def test_no_bytes_are_more_than_not_understood(put: bytes, data: st.DataObject) -> None:
+    whole = b'{"a":{"sessionId":"sid","x":[1,{"y":"\\n"}]},"b":null}'
+    cut = data.draw(st.integers(0, len(whole)))
+    store = understood(whole[:cut] + put + whole[cut:])
+    assert (store.otherwise.store is StoreStatus.UNKNOWN) is bool(store.problem)
+
+
+def understood(data: bytes) -> session_store._Store:
+    held = mmap.mmap(-1, max(1, len(data)))
+    held[: len(data)] = data
+    return session_store._understood(held, frozenset({"sid"}), "main")
 
 
 # Bounds

@@ -670,6 +670,17 @@ def holder(standing: Standing | None = None) -> dict[str, Any]:
     return health_record(Health(name=name, load=load, standing=standing), now=465.0)
 
 
+def test_the_first_line_does_not_soothe_where_a_session_store_is_not_understood(
+    serving: Serving,
+) -> None:
+    served = serving()
+    path = "/s/agents/a/sessions/sessions.json"
+    served.knowledge.set_skipped([Skipped(path=path, reason="session-store", failed=True)])
+    assert first_line(served) == "Not known: 1 file could not be read."
+    served.knowledge.set_skipped([Skipped(path=path, reason="not-regular")])
+    assert first_line(served) == "No session is stuck."
+
+
 def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
     served = serving()
     assert first_line(served) == "No session is stuck."
