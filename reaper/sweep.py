@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files, openclaw_config, state_database
-from reaper.adapters.lock_files import Folder, OpenLock, Skipped
-from reaper.adapters.runs import Runs, Session
+from reaper.adapters.lock_files import SESSION_STORE, Folder, OpenLock, Skipped
+from reaper.adapters.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
+from reaper.adapters.session_store import Session
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -23,6 +24,7 @@ from reaper.core.evidence import (
     HoldProof,
     Program,
     Run,
+    StoreStatus,
 )
 from reaper.core.history import EarlierLocks, LockHistory
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
@@ -503,12 +505,17 @@ class Reaper:
                 yield None, it
         else:
             folder.locks = sorted(it.name for it in only if it.agent == folder.agent)
+        problem = ""
         for name in folder.locks:
             place = Place(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
                 if found is not None:
+                    problem = problem or self._store_problem(folder, found)
                     yield place, found
+        if problem and only is None:
+            path = f"{folder.path}/sessions.json"
+            yield None, Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
 
     def _settle_asides(
         self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
@@ -665,10 +672,18 @@ class Reaper:
         return hold_proof.probe(opened.fd, same_mount=same_mount, layered=layered)
 
     def _run(self, opened: OpenLock) -> Run:
-        return self._runs.run(_session(opened), opened.folder.checkpoints)
+        return self._runs.run(_session(opened.folder, opened.lock), opened.folder.checkpoints)
 
     def _run_by_store(self, opened: OpenLock) -> Run:
-        return self._runs.by_store(_session(opened))
+        return self._runs.by_store(_session(opened.folder, opened.lock))
+
+    def _store_problem(self, folder: Folder, found: Finding | Skipped) -> str:
+        """Return why the session store was not understood when this lock was judged by it."""
+        if isinstance(found, Skipped) or found.evidence.run is NOT_READ:
+            return ""
+        if found.evidence.run.store is not StoreStatus.UNKNOWN:
+            return ""
+        return self._runs.store_problem(_session(folder, found.lock))
 
     def _act(
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
@@ -708,10 +723,9 @@ class Reaper:
         )
 
 
-def _session(opened: OpenLock) -> Session:
-    folder = opened.folder
+def _session(folder: Folder, lock: Lock) -> Session:
     linked = folder.through_symlink or os.path.islink(folder.state.path)
-    return Session(folder.state.path, folder.agent, opened.lock.session, folder.fd, linked)
+    return Session(folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked)
 
 
 def _run_ages(run: Run, history: LockHistory, this: _Pass) -> tuple[float | None, float | None]:

@@ -77,6 +77,23 @@ def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) ->
         assert reap(command, "--state-dir", tree.root).returncode == 0
 
 
+def test_a_session_store_that_is_not_understood_is_1_in_each_command(tree: Tree) -> None:
+    lock = tree.lock("cut", record(DEAD))
+    (tree.sessions() / "sessions.json").write_text('{"half')
+    for arguments in (("list",), ("explain", "cut"), ("sweep",), ("unlock", "cut")):
+        done = reap(*arguments, "--json", "--state-dir", tree.root)
+        assert done.returncode == 1
+        (skipped,) = report(done)["summary"]["skipped"]
+        assert skipped["path"] == f"{tree.sessions()}/sessions.json"
+        assert skipped["reason"] == "session-store"
+        assert "half written" in skipped["note"]
+        assert skipped["note"] in done.stderr
+        assert lock.exists()
+    forced = reap("unlock", "cut", "--force", "--state-dir", tree.root)
+    assert forced.returncode == 0
+    assert not lock.exists()
+
+
 @pytest.mark.root
 def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_only: None) -> None:
     tree.lock("junk", b"{")

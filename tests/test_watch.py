@@ -473,6 +473,29 @@ def test_due_locks_are_freed_without_any_event(
     assert stuck.process.poll() is None
 
 
+def test_a_store_that_is_not_understood_is_shown_until_it_is(
+    tree: Tree, watching: Watching
+) -> None:
+    kept = tree.lock("cut", record(2**22 + 1, starttime=1))
+    path = tree.sessions() / "sessions.json"
+    path.write_text('{"half')
+    sidecar = watching("--resync", "1h")
+
+    def shown() -> float | None:
+        return sidecar.metric("reaper_skipped_files", reason="session-store")
+
+    until(lambda: shown() == 1)
+    (line,) = sidecar.journal("skipped")
+    assert (line["path"], line["reason"]) == (str(path), "session-store")
+    assert "half written" in line["note"]
+    assert sidecar.status("/-/ready") == 200  # all locks were seen
+    assert kept.exists()
+    path.write_text("{}")
+    os.kill(sidecar.process.pid, signal.SIGHUP)
+    until(gone(kept))
+    until(lambda: shown() is None)
+
+
 # When events fail
 
 

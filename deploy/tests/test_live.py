@@ -36,7 +36,7 @@ CA = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP = Path("/etc/pip.conf")
 STAND_IN = Path(__file__).parent / "stand_in.py"
 HARDENED = (
-    "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=128m",
+    "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=160m",
 )  # fmt: skip
 SOON = ("--abandoned-after", "2s", "--confirm", "500ms")
 

@@ -22,6 +22,9 @@ from reaper.adapters.owners import advice_to_read, advice_to_remove
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir, parse
 from reaper.core.policy import Outcome
 
+SESSION_STORE: Final = "session-store"
+"""The reason for a `sessions.json` that was not understood when a lock was judged by it."""
+
 
 class Skipped(NamedTuple):
     """Something that was not looked at, why, and what to do about it.
