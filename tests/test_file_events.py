@@ -418,6 +418,17 @@ def test_it_is_known_since_when_an_agents_locks_are_announced(
     assert before <= since <= time.monotonic()
 
 
+def test_agents_that_are_moved_away_are_followed_no_longer(
+    tree: Tree, following: Following
+) -> None:
+    tree.sessions()
+    recorder = following()
+    assert recorder.follow()
+    (tree.root / "agents").rename(tree.root / "previous")
+    recorder.until(_CHANGE)
+    assert recorder.watches() == 0
+
+
 @pytest.mark.root
 def test_an_agent_whose_file_system_is_unmounted_is_followed_below_the_mount(
     tree: Tree, following: Following, root_only: None
@@ -477,8 +488,9 @@ def test_an_agents_folder_that_is_a_symlink_is_not_followed(
     recorder = following()
     assert recorder.follow()
     (tree.root / "agents/after").symlink_to(tree.root / "agents/real")
-    assert recorder.calls(tree.sessions("real"), "real") == []
+    recorder.calls(tree.sessions("real"), "real")
     assert recorder.follow()
+    assert {recorder.since("before"), recorder.since("after")} == {None}
     assert recorder.watches() == 3
 
 
@@ -652,6 +664,24 @@ def test_where_no_thread_can_be_started_that_is_an_error_and_costs_no_descriptor
         assert len(_inotify_descriptors()) == 1
     assert recorder.follow()
     recorder.expect_announced(folder)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_an_error_and_not_silence(
+    tree: Tree, following: Following
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault that ends the thread")
+
+    folder = tree.sessions()
+    recorder = following()
+    assert recorder.follow()
+    (thread,) = (it for it in threading.enumerate() if isinstance(it, inotify_c.InotifyFD))
+    recorder.hold.wait = fail  # type: ignore[method-assign,assignment]  # called in the thread
+    (folder / "x.jsonl.lock").touch()
+    thread.join(_PATIENCE)
+    assert not recorder.follow()
+    assert "does not run" in recorder.events.errors[recorder.states[0]]
 
 
 def test_an_overflow_of_the_kernels_queue_is_reported_once(

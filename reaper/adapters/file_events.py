@@ -317,12 +317,9 @@ class _Agents(_Followed):
     """`agents`: each folder in it is an agent's. An agent's folder must not be a symlink."""
 
     def names(self) -> Iterable[str]:
-        try:
-            with os.scandir(self.path) as entries:
-                there = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
-        except _NOT_THERE:
-            there = set()
-        return there | self.children.keys()
+        with suppress(*_NOT_THERE):
+            return os.listdir(self.path)
+        return ()
 
     def on_queue_overflow(self) -> None:
         # Which watches ended is lost too, and a folder that was made again may look the same.
