@@ -400,7 +400,7 @@ class Watch:
             self._metrics.events_missed.inc(len(missed))
             self._degrade(
                 f"{len(missed)} lock(s) were found that no file event announced "
-                "(an inotify limit, or a file system without events)"
+                "(the file system has no events?)"
             )
 
     def _trust_events_again(self) -> None:
