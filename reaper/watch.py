@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from reaper.adapters.lock_files import Skipped
-from reaper.adapters.observer import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.lock_files import SESSION_STORE, Skipped
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
@@ -107,7 +107,7 @@ class Watch:
             RETURNED: metrics.events.labels(APPEARED),
             WENT: metrics.events.labels(WENT),
         }
-        # Written by watchdog's threads and by signal handlers, read by the worker.
+        # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
         self._news: list[tuple[Place, str, float]] = []
         self._news_by = math.inf
@@ -138,7 +138,6 @@ class Watch:
         self._degraded = False
         self._missing: set[StateDir] = set()
         self._said: set[tuple[str, str]] = set()
-        self._following_since: dict[StateDir, float] = {}
         self._expected_by = time.monotonic()
         self._swept = False
         self._swept_at = 0.0
@@ -332,7 +331,8 @@ class Watch:
                 places.add(place)
             if isinstance(found, Skipped):
                 skipped.append(found)
-                readable &= place is not None or not found.failed
+                hides_locks = found.failed and found.reason != SESSION_STORE
+                readable &= place is not None or not hides_locks
             elif place is not None:
                 self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
@@ -379,27 +379,25 @@ class Watch:
         up = True
         for state in self._reaper.states:
             if self._events.follow(state):
-                self._following_since.setdefault(state, time.monotonic())
                 continue
-            self._following_since.pop(state, None)
             if state in self._events.errors:
                 up = False
                 self._metrics.errors.labels("observer").inc()
                 why = self._events.errors[state]
-                self._degrade(f"no file events for {state.path}: {why}")
+                self._degrade(f"file events are missing for {state.path}: {why}")
             else:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
     def _expect_announced(self, place: Place, found: Finding, started: float) -> None:
-        """Note a lock that a sweep found first, and that was born well after its folder was
-        followed: its event must be on its way, or was missed. Its age is of when the sweep
-        `started`, which can be long ago.
+        """Note a lock that a sweep found first and that was created well after its folder was
+        followed: its event is late, or was missed. Its age is of when the sweep `started`, which
+        can be long ago.
         """
-        since = self._following_since.get(place.state)
-        if since is None or place in self._born or self._knowledge.get(place) is not None:
+        if place in self._born or self._knowledge.get(place) is not None:
             return
-        if found.evidence.file_age < started - since - _EVENT_PATIENCE:
+        since = self._events.followed_since(place.state, place.agent)
+        if since is not None and found.evidence.file_age < started - since - _EVENT_PATIENCE:
             self._unannounced.setdefault(place, time.monotonic())
 
     def _count_missed(self) -> None:
@@ -411,7 +409,7 @@ class Watch:
             self._metrics.events_missed.inc(len(missed))
             self._degrade(
                 f"{len(missed)} lock(s) were found that no file event announced "
-                "(an inotify limit, or a file system without events)"
+                "(the file system has no events?)"
             )
 
     def _trust_events_again(self) -> None:

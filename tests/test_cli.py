@@ -78,7 +78,7 @@ def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) ->
 
 
 def test_a_session_store_that_is_not_understood_is_1_in_each_command(tree: Tree) -> None:
-    lock = tree.lock("cut", record(DEAD))
+    lock = tree.lock("cut", record(DEAD, starttime=5))
     (tree.sessions() / "sessions.json").write_text('{"half')
     for arguments in (("list",), ("explain", "cut"), ("sweep",), ("unlock", "cut")):
         done = reap(*arguments, "--json", "--state-dir", tree.root)

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 _Opened = TypeVar("_Opened")
@@ -50,6 +51,22 @@ def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
 def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
     """Return what changes with each write of a file, and when another file has its name."""
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def followed(path: str, owner: int | None) -> os.stat_result | None:
+    """Return the directory at the path, None where there is none or it is not to be followed.
+
+    A symlink is followed only if it and the directory that it leads to belong to the uid `owner`.
+    """
+    with suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode) and found.st_uid == owner:
+            found = os.stat(path)
+            if found.st_uid != owner:
+                return None
+        if stat.S_ISDIR(found.st_mode):
+            return found
+    return None
 
 
 def open_folder(name: str, *, dir_fd: int | None = None) -> int:
