@@ -1,6 +1,7 @@
 """One pass over all locks: discover, gather evidence, judge, act, report."""
 
 import time
+from collections import Counter, UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
@@ -8,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files
-from reaper.adapters.lock_files import Folder, OpenLock, Skipped
+from reaper.adapters.lock_files import Folder, Litter, OpenLock, Removal, Skipped
 from reaper.adapters.runs import Runs, Session
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import (
@@ -24,6 +25,7 @@ from reaper.core.evidence import (
 )
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.retry import Retry
 from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, judge, wants_run
 
 if TYPE_CHECKING:
@@ -75,7 +77,12 @@ class Mode(Enum):
 
 
 class Finding(NamedTuple):
-    """What one lock came to. `outcome` is None for a look; `note` says more where there is more."""
+    """What one lock came to. `outcome` is None for a look; `note` says more where there is more.
+
+    `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
+    False where none was made this time, because it is too early for the next one; outcome and note
+    are those of the last attempt then.
+    """
 
     lock: Lock
     evidence: Evidence
@@ -83,6 +90,8 @@ class Finding(NamedTuple):
     action: Action
     outcome: Outcome | None
     note: str = ""
+    retry: Retry | None = None
+    attempted: bool = True
 
 
 class Place(NamedTuple):
@@ -99,6 +108,12 @@ class Unlock(NamedTuple):
     place: Place
     fingerprint: str
     force: bool = False
+
+
+MOST_REMEMBERED: Final = 10_000
+"""Locks of one agent that a sidecar remembers."""
+_MOST_NAMES: Final = 10 * MOST_REMEMBERED
+"""Locks of one agent that a sidecar looks at in one pass."""
 
 
 class _Sight:
@@ -142,8 +157,50 @@ class _Sight:
         return first[1] + max(0.0, now - first[2])
 
 
+class _Sights(UserDict[Place, _Sight]):
+    """What is remembered of locks between two looks, and how much of that each agent takes up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: Counter[tuple[StateDir, str]] = Counter()
+
+    def __setitem__(self, place: Place, sight: _Sight) -> None:
+        self.pop(place, None)
+        super().__setitem__(place, sight)
+        self._sizes[place.state, place.agent] += _size(sight)
+
+    def __delitem__(self, place: Place) -> None:
+        agent = place.state, place.agent
+        self._sizes[agent] -= _size(self[place])
+        if not self._sizes[agent]:
+            del self._sizes[agent]
+        super().__delitem__(place)
+
+    def have_room_for(self, place: Place, most: int) -> bool:
+        """Whether this lock is remembered, or its agent has less than `most` remembered."""
+        return place in self or self._sizes[place.state, place.agent] < most
+
+
+def _size(sight: _Sight) -> int:
+    """Count a lock with a large file as several: a gateway's own has 109 bytes."""
+    return 1 + len(sight.data) // 1024
+
+
+class _Failure(NamedTuple):
+    """A removal that failed, and when it may be tried again. `fingerprint` is that of the lock;
+    None where another lock got the name meanwhile, so that the next attempt concerns that one.
+    """
+
+    fingerprint: str | None
+    removal: Removal
+    retry: Retry
+
+
 class _Pass:
-    """What belongs to one pass: the clock as read once, and what is found out once for all."""
+    """What belongs to one pass: the clock as read once, and what is found out once for all.
+
+    `remembers`: it is one of many passes, so attempts are spread over time and memory is bounded.
+    """
 
     def __init__(
         self,
@@ -152,8 +209,11 @@ class _Pass:
         unlock: Unlock | None,
         clock: Clock,
         processes: Callable[[], Processes],
+        *,
+        remembers: bool,
     ) -> None:
         self.mode = mode
+        self.remembers = remembers
         self.limits = limits
         self.unlock = unlock
         self.wall_ms = clock.wall_ms()
@@ -203,7 +263,8 @@ class Reaper:
     """Judges the locks of some state directories, and acts.
 
     It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
-    worker judges and acts.
+    worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
+    `longest_retry` how many seconds it waits at most before it tries again to remove a lock.
     """
 
     def __init__(
@@ -214,8 +275,12 @@ class Reaper:
         policy: Policy,
         clock: Clock | None = None,
         process_table: Callable[[], Processes] = _process_table,
+        most_remembered: int = MOST_REMEMBERED,
+        longest_retry: float = 60.0,
     ) -> None:
         self.states = list(states)
+        self.most_remembered = most_remembered
+        self._longest_retry = longest_retry
         self.limits = limits
         self.policy = policy
         self.clock = clock or SystemClock()
@@ -223,7 +288,9 @@ class Reaper:
         self._table: Processes | None = None
         self._runs = Runs()
         self._databases = SessionDatabases()
-        self._sights: dict[Place, _Sight] = {}
+        self._sights = _Sights()
+        self._failures: dict[Place, _Failure] = {}
+        self._litter: dict[tuple[StateDir, str], Litter] = {}
 
     def look(self) -> Iterator[Finding | Skipped]:
         """Look at every lock once and change nothing. What rests on this one look is marked
@@ -318,22 +385,36 @@ class Reaper:
         """One pass that judges and acts, over all locks or those at some places; for a sidecar,
         which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
         in a folder that could not be read, which is (as Skipped that `failed`, without a place).
+
+        Of one agent at most `most_remembered` locks are remembered. Each further one is judged by
+        this one look, and removed where that proves enough; else it is not yielded, but Skipped
+        TOO_MANY_LOCKS is, without a place. A removal that failed is not tried again before its
+        `retry` says so.
         """
         seen: set[Place] = set()
         blind = False
-        for place, found in self._pass(Mode.ACT, only):
+        for place, found in self._pass(Mode.ACT, only, remembers=True):
             if place is not None:
                 seen.add(place)
             elif isinstance(found, Skipped):
-                blind |= found.failed
+                blind |= hides_locks(found)
             yield place, found
         if blind:
             return  # what was not seen may be there all the same
-        gone = (self._sights.keys() if only is None else only) - seen
+        known = self._sights.keys() | self._failures.keys()
+        gone = (known if only is None else only) - seen
         for place in gone:
             self._sights.pop(place, None)
+            self._failures.pop(place, None)
         if only is None:
             self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in seen})
+
+    def forget(self, place: Place) -> None:
+        """Forget a lock that is announced to be gone, but not that its removal failed: a removal
+        that fails and puts the lock back is announced in the same way.
+        """
+        if place not in self._failures:
+            self._sights.pop(place, None)
 
     def is_held(self, place: Place, file: FileId) -> bool:
         """Tell whether this very lock is still there and open for writing; the cheapest look."""
@@ -368,11 +449,12 @@ class Reaper:
         limits: Limits | None = None,
         unlock: Unlock | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
+        remembers: bool = False,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
         self._table = None
-        this = _Pass(mode, limits, unlock, self.clock, self._processes)
+        this = _Pass(mode, limits, unlock, self.clock, self._processes, remembers=remembers)
         for state in self.states:
             if only is None and self._databases.hold_sessions_of(state):
                 yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
@@ -426,8 +508,15 @@ class Reaper:
             only = {place for place in only if place.state == here.state}
             agents = {place.agent for place in only}
         for folder in lock_files.folders(here.state, skipped, agents):
-            with folder:
-                yield from self._pass_over_folder(this, here, folder, only, wanted)
+            agent = here.state, folder.agent
+            folder.litter = self._litter.get(agent)
+            try:
+                with folder:
+                    yield from self._pass_over_folder(this, here, folder, only, wanted)
+            finally:
+                self._litter.pop(agent, None)
+                if folder.litter is not None:
+                    self._litter[agent] = folder.litter
         yield from ((None, it) for it in skipped if only is None or it.failed)
 
     def _pass_over_folder(
@@ -440,8 +529,9 @@ class Reaper:
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         layered = hold_proof.is_below(folder.path, this.layers)
         if only is None:
+            most = _MOST_NAMES if this.remembers else None
             try:
-                folder.read_names()
+                folder.read_names(most, known=lambda name: self._is_known(here, folder, name))
             except OSError as error:
                 yield None, lock_files.skip(folder.path, error)
                 return
@@ -453,8 +543,15 @@ class Reaper:
             place = Place(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
-                if found is not None:
+                if isinstance(found, Skipped) and found.reason == TOO_MANY_LOCKS:
+                    yield None, found
+                elif found is not None:
                     yield place, found
+        if folder.locks_left_out:
+            yield None, _too_many_locks(folder, folder.locks_left_out)
+
+    def _is_known(self, here: _StatePass, folder: Folder, name: str) -> bool:
+        return self._sights.get(Place(here.state, folder.agent, name)) is not None
 
     def _settle_asides(
         self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
@@ -486,8 +583,12 @@ class Reaper:
                         continue
                     note = back.note
                 if proof is HoldProof.NOT_OPEN:
-                    dropped = lock_files.drop_aside(opened).outcome
-                    yield Skipped(path=path, reason=LEFT_ASIDE, note=f"dropped: {dropped.value}")
+                    dropped = lock_files.drop_aside(opened)
+                    failed = dropped.outcome is Outcome.FAILED
+                    if failed:
+                        folder.litter = Litter(aside, opened.lock.file)
+                    note = f"dropped: {dropped.note if failed else dropped.outcome.value}"
+                    yield Skipped(path=path, reason=LEFT_ASIDE, failed=failed, note=note)
                 else:
                     yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=note)
 
@@ -498,12 +599,21 @@ class Reaper:
         if not isinstance(opened, OpenLock):
             return opened
         with opened:
+            remembered = not this.remembers or self._sights.have_room_for(
+                place, self.most_remembered
+            )
             evidence = self._gather(this, here, opened, place, layered=layered)
             judgement = judge(evidence, this.limits)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
                 # No part of the verdict: it tells a person whose session is stuck.
                 evidence = evidence._replace(run=self._run_by_store(opened))
-            return self._act(this, opened, evidence, judgement)
+            found = self._act(this, opened, place, evidence, judgement)
+        if not remembered:
+            self._sights.pop(place, None)
+            self._failures.pop(place, None)
+            if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+                return _too_many_locks(folder)
+        return found
 
     def _gather(
         self, this: _Pass, here: _StatePass, opened: OpenLock, place: Place, *, layered: bool
@@ -646,10 +756,16 @@ class Reaper:
                 here.note_life(named, min(up, evidence.age))
 
     def _act(
-        self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
+        self,
+        this: _Pass,
+        opened: OpenLock,
+        place: Place,
+        evidence: Evidence,
+        judgement: Judgement,
     ) -> Finding:
         outcome: Outcome | None
         note = ""
+        retry, attempted = None, True
         unlock = this.unlock
         if this.mode is Mode.LOOK:
             action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
@@ -669,8 +785,9 @@ class Reaper:
                 case Action.REMOVE if this.mode is Mode.DRY:
                     outcome = Outcome.WOULD_REMOVE
                 case Action.REMOVE:
-                    removal = lock_files.remove(opened)
-                    outcome, note = removal.outcome, removal.note
+                    (outcome, note), retry, attempted = self._remove(this, opened, place)
+            if action is not Action.REMOVE:
+                self._failures.pop(place, None)
         return Finding(
             lock=opened.lock,
             evidence=evidence,
@@ -678,7 +795,41 @@ class Reaper:
             action=action,
             outcome=outcome,
             note=note,
+            retry=retry,
+            attempted=attempted,
         )
+
+    def _remove(
+        self, this: _Pass, opened: OpenLock, place: Place
+    ) -> tuple[Removal, Retry | None, bool]:
+        """Remove the lock, unless it is too early for another attempt; return what became of the
+        last attempt, when the next one may be made, and whether one was made now.
+        """
+        now = self.clock.monotonic()
+        failure = self._failures.get(place) if this.remembers else None
+        if failure is not None and failure.fingerprint not in {None, opened.lock.fingerprint}:
+            failure = None
+        if failure is not None and now < failure.retry.at:
+            return failure.removal, failure.retry, False
+        removal = lock_files.remove(opened)
+        if not this.remembers or removal.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+            self._failures.pop(place, None)
+            return removal, None, True
+        before = None if failure is None else failure.retry
+        retry = Retry.after(before, removal.cause, now=now, longest=self._longest_retry)
+        other_lock = removal.outcome in {Outcome.CHANGED, Outcome.RESTORED}
+        fingerprint = None if other_lock else opened.lock.fingerprint
+        self._failures[place] = _Failure(fingerprint, removal, retry)
+        return removal, retry, True
+
+
+def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
+    return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
+
+
+def hides_locks(skipped: Skipped) -> bool:
+    """Whether locks may be there that were not seen, because something was skipped."""
+    return skipped.failed and skipped.reason not in {TOO_MANY_LOCKS, LEFT_ASIDE}
 
 
 def _session(opened: OpenLock) -> Session:
@@ -702,6 +853,8 @@ def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float
     )
 
 
+TOO_MANY_LOCKS: Final = "too-many-locks"
+"""The reason of locks that are not remembered, because their agent has too many."""
 LEFT_ASIDE: Final = "left-aside"
 """Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"

@@ -266,7 +266,10 @@ class _LockCollector(Collector):
         skipped = GaugeMetricFamily(
             "reaper_skipped_files", "What is not looked at, by reason.", labels=["reason"]
         )
-        for reason, count in Tally(it.reason for it in self._knowledge.skipped()).items():
+        counts: Tally[str] = Tally()
+        for it in self._knowledge.skipped():
+            counts[it.reason] += it.files
+        for reason, count in counts.items():
             skipped.add_metric([reason], count)
         yield skipped
 
