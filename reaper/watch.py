@@ -609,6 +609,8 @@ class Watch:
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
+            if found.outcome is Outcome.REMOVED:
+                self._born.pop(place, None)  # no hold that was completed
             self._forget(place)
             return
         self._wait_for(place, found, now)
