@@ -939,7 +939,8 @@ def test_a_second_sidecar_on_the_same_directory_does_no_harm(
     until(lambda: len(one.journal("removed") + other.journal("removed")) == 10)
     removed = [it["session"] for sidecar in (one, other) for it in sidecar.journal("removed")]
     assert sorted(removed) == sorted(f"dying{number}" for number in range(10))
-    assert [it for it in tree.sessions().iterdir() if it.name.startswith(".rpr")] == []
+    # The one that came too late to the last lock may be about to remove its placeholder.
+    until(lambda: os.listdir(tree.sessions()) == [healthy.path.name])
 
 
 # HTTP
