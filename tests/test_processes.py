@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,55 @@ def test_without_a_start_time_a_foreign_program_is_told(
 ) -> None:
     assert state(sleeper.pid, None) is HolderState.FOREIGN_PROGRAM
     assert state(hold("sid").pid, None) is HolderState.SAME
+
+
+@pytest.fixture
+def thread_id() -> Iterator[int]:
+    """Return the id of a thread of this process that is not its first thread."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    assert thread.native_id is not None
+    yield thread.native_id
+    end.set()
+    thread.join()
+
+
+def test_a_pid_that_is_only_a_thread_id_belongs_to_nobody(thread_id: int) -> None:
+    """`kill(tid, 0)` succeeds and /proc/<tid> exists, though no process has that pid."""
+    os.kill(thread_id, 0)
+    ticks = start_ticks(thread_id)
+    assert state(thread_id, ticks) is HolderState.REUSED  # not SAME: a gateway records its pid
+    assert state(thread_id, ticks + 1) is HolderState.REUSED
+    assert state(thread_id, None) is HolderState.REUSED
+    assert ProcessTable().holder(thread_id, ticks).pid is None
+    assert state(os.getpid(), start_ticks(os.getpid())) is HolderState.SAME
+    with pytest.raises(OSError, match=r"\[Errno (2|22)\]"):  # ENOENT since Linux 6.15, or EINVAL
+        os.pidfd_open(thread_id)
+
+
+@pytest.mark.parametrize("text", [b"Name:\tx\n", b""])
+def test_where_proc_does_not_say_whether_a_pid_is_a_thread_the_holder_is_unknown(
+    sleeper: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: bytes,
+) -> None:
+    ticks = start_ticks(sleeper.pid)
+    (tmp_path / str(sleeper.pid)).mkdir()
+    status = tmp_path / str(sleeper.pid) / "status"
+    status.write_bytes(text)
+    real = processes._is_thread_of_another
+
+    def asked_elsewhere(pid: int) -> bool:
+        with monkeypatch.context() as context:
+            context.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+            return real(pid)
+
+    monkeypatch.setattr(processes, "_is_thread_of_another", asked_elsewhere)
+    assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
+    status.unlink()
+    assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
 
 
 def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dead_pid: int) -> None:
