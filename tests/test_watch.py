@@ -315,7 +315,8 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
     assert len(alive) in {1, 2}
     assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
-    assert sorted(place.name for place in watch._places) == sorted(met)
+    known = watch._knowledge.all()
+    assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(met)
     watch.close()
 
 
