@@ -824,7 +824,7 @@ def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     watch = watch_of(tree)
     watch._full_sweep()
     other = Tree(tmp_path / "other")
-    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0)
+    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0.002)
     (other.root / "agents/new").rename(tree.root / "agents/new")
     state = watch._reaper.states[0]
     until(lambda: watch._events.followed_since(state, "new"))
