@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,8 @@ from reaper.settings import (
     parse_size,
     state_dirs,
 )
-from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
-
-DEAD = 2**22 + 1
-"""A pid past the kernel's limit for pids: surely nobody's."""
-
-
-def reap(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "reaper", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **(env or {})},
-    )
+from tests.conftest import DEAD, HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 
 
 def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -101,11 +88,9 @@ NO_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-ne
 def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     tree: Tree, hold: HoldLock, root_only: None
 ) -> None:
-    command = [*NO_CAPABILITIES, sys.executable, "-m", "reaper", "sweep", "--json"]
-    command += ["--state-dir", str(tree.root)]
 
     def sweep() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return reap("sweep", "--json", "--state-dir", tree.root, wrap=NO_CAPABILITIES)
 
     held = hold("held")
     tree.lock("dead", record(DEAD))
@@ -160,8 +145,8 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
     [
         ("list", "--state-dir", ""),
         ("watch", "--resync", "0", "--state-dir", "/"),
-        ("sweep", "--grace", "soon"),
-        ("sweep", "--grace", "-5"),
+        ("sweep", "--abandoned-after", "soon"),
+        ("sweep", "--abandoned-after", "-5"),
         ("sweep", "--wait", "nan"),
         ("watch", "--wedged-rss", "4 furlongs"),
         ("watch", "--churn-count", "1"),
@@ -338,7 +323,7 @@ def test_unlock_waits_for_what_must_be_seen_to_pass(tree: Tree, hold: HoldLock) 
     holder = hold("forgotten")
     holder.ask("close")
     where = ("--state-dir", tree.root)
-    done = reap("unlock", "forgotten", "--orphan-grace", "1s", *where)
+    done = reap("unlock", "forgotten", *where, limits={"orphan_grace": 1.0})
     assert done.returncode == 0, done.stderr
     assert "it must be seen unchanged for a while" in done.stderr
     assert not holder.path.exists()
@@ -379,16 +364,12 @@ def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output
     tree: Tree,
 ) -> None:
     path = tree.lock("dead", record(DEAD))
-    command = [sys.executable, "-m", "reaper", "unlock", "dead", "--json"]
+    command = command_of(
+        "unlock", "dead", "--json", "--state-dir", tree.root, "--log-format", "json"
+    )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*command, "--state-dir", str(tree.root), "--log-format", "json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 1
     if not path.exists():
         assert '"event": "removed"' in done.stderr
@@ -400,16 +381,24 @@ def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -
     assert re.search(r"warning.*removed.*by=unlock forced=True", " ".join(done.stderr.split()))
 
 
-def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold: HoldLock) -> None:
-    hold("forgotten").ask("close")
-    command = [sys.executable, "-m", "reaper", "unlock", "forgotten", "--orphan-grace", "4s"]
-    process = subprocess.Popen(
-        [*command, "--state-dir", str(tree.root)], stderr=subprocess.PIPE, text=True
-    )
+def waiting(
+    *arguments: str, tree: Tree, limits: dict[str, float] | None = None
+) -> "subprocess.Popen[str]":
+    """Start a command, and return once it waits for a lock that must be seen unchanged."""
+    command = command_of(*arguments, "--state-dir", tree.root, limits=limits)
+    process = start(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert "must be seen unchanged" in process.stderr.readline()
+    return process
+
+
+def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold: HoldLock) -> None:
+    hold("forgotten").ask("close")
+    process = waiting(
+        "unlock", "forgotten", tree=tree, limits={"orphan_grace": 4.0, "confirm": 0.0}
+    )
     tree.root.rename(tree.root.with_name("away"))
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     tree.root.with_name("away").rename(tree.root)
     assert process.returncode == 1
     assert "not unlocked" in said
@@ -421,14 +410,9 @@ def test_an_unlock_that_is_interrupted_while_it_waits_leaves_the_lock(
 ) -> None:
     holder = hold("forgotten")
     holder.ask("close")
-    command = [sys.executable, "-m", "reaper", "unlock", "forgotten"]
-    process = subprocess.Popen(
-        [*command, "--state-dir", str(tree.root)], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert "must be seen unchanged" in process.stderr.readline()
+    process = waiting("unlock", "forgotten", tree=tree)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "not unlocked: interrupted before" in said
     assert holder.path.exists()
@@ -485,13 +469,8 @@ def test_payload_bombs_are_junk_like_any_other(tree: Tree) -> None:
 def on_a_terminal(*arguments: object, columns: int = 120) -> str:
     """Run the command on a pseudo-terminal and return all that it shows."""
     parent, child = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reaper", *map(str, arguments)],
-        stdout=child,
-        stderr=child,
-        stdin=child,
-        env=environment,
+    process = start_reaper(
+        *arguments, env={"COLUMNS": str(columns), "TERM": "xterm"}, stdout=child, stderr=child
     )
     os.close(child)
     shown = b""
@@ -560,10 +539,11 @@ def test_waiting_is_announced_on_standard_error_and_can_be_silenced(
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("forgotten").ask("close")
-    grace = ("--orphan-grace", "300ms", "--confirm", "0", "--state-dir", tree.root)
-    done = reap("sweep", "--dry-run", *grace)
+    where = ("--state-dir", tree.root)
+    limits = {"orphan_grace": 0.3, "confirm": 0.0}
+    done = reap("sweep", "--dry-run", *where, limits=limits)
     assert "1 lock must be seen unchanged for a while" in done.stderr
-    assert reap("sweep", "-q", *grace).stderr == ""
+    assert reap("sweep", "-q", *where, limits=limits).stderr == ""
 
 
 def test_held_locks_are_left_out_of_a_sweeps_table_unless_asked_for(
@@ -585,19 +565,11 @@ def test_a_progress_bar_shows_on_a_terminal_from_a_few_thousand_locks_on(tree: T
 
 def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reaper", "sweep", "--state-dir", str(tree.root)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert "must be seen unchanged" in process.stderr.readline()
-    started = time.monotonic()
+    process = waiting("sweep", tree=tree)
     process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.stderr.read()
-    assert process.wait() == 130
-    process.stderr.close()
-    assert time.monotonic() - started < 5
+    _, said = process.communicate(timeout=PATIENCE)
+    assert "interrupted" in said
+    assert process.returncode == 130
 
 
 def test_a_full_disk_is_told_in_one_line(tree: Tree) -> None:
@@ -660,7 +632,7 @@ def test_variables_work_as_options_do(tree: Tree, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert [lock["state_dir"] for lock in report(done)["locks"]] == ["state", "named"]
     assert reap("sweep", env={**environment, "REAPER_EXIT_ZERO": "1"}).returncode == 0
-    assert reap("sweep", env={**environment, "REAPER_GRACE": "x"}).returncode == 2
+    assert reap("sweep", env={**environment, "REAPER_ABANDONED_AFTER": "x"}).returncode == 2
 
 
 def test_the_default_state_directory_is_upstreams(tmp_path: Path) -> None:

@@ -6,20 +6,18 @@ What is tested elsewhere: docs/reliability.md names it.
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Holder, HoldLock, Tree, record
+from tests.conftest import DEAD, Holder, HoldLock, Tree, record
+from tests.processes import reap
+from tests.sidecar import Sidecar, gone, until
 from tests.test_cli import report
-from tests.test_watch import Sidecar, gone, until
 from tests.torture.stepped import strace
-
-DEAD = 2**22 + 1
 
 CALLS = {
     "openat": ("EACCES", "EMFILE", "ENFILE", "ESTALE", "EIO", "ENOMEM", "ENOSPC", "EROFS"),
@@ -51,9 +49,7 @@ def _faults() -> Iterator[Any]:
 
 
 def _sweep(tree: Tree, *wrap: str, wait: str = "0") -> subprocess.CompletedProcess[str]:
-    command = [*wrap, sys.executable, "-m", "reaper", "sweep", "--wait", wait, "--json"]
-    command += ["--state-dir", str(tree.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return reap("sweep", "--wait", wait, "--json", "--state-dir", tree.root, wrap=wrap)
 
 
 @pytest.mark.parametrize(("call", "error", "when"), [*_faults()])
@@ -81,16 +77,6 @@ def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
             tree.age(dead.parent / name, 60)
     again = _sweep(tree)
     assert os.listdir(dead.parent) == [live.path.name], again.stdout
-
-
-@contextmanager
-def watching(root: Path, *options: str, wrap: tuple[str, ...] = ()) -> Iterator[Sidecar]:
-    sidecar = Sidecar(root, *options, wrap=wrap)
-    try:
-        yield sidecar
-    finally:
-        sidecar.process.kill()
-        sidecar.process.wait()
 
 
 @pytest.fixture
@@ -127,14 +113,14 @@ def test_with_hardly_a_descriptor_left_nothing_is_lost_and_it_goes_on(
     if shutil.which("prlimit") is None:
         pytest.skip("prlimit is not here")
     holders = [hold(f"live{number}") for number in range(16)]
-    with watching(tree.root, wrap=("prlimit", "--nofile=24:24")) as sidecar:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
-        holders[0].kill()
-        holders[-1].kill()
-        until(gone(holders[0].path))
-        until(gone(holders[-1].path))
-        assert all(holder.path.exists() for holder in holders[1:-1])
-        assert sidecar.stop() == 0
+    sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=24:24"))
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
+    holders[0].kill()
+    holders[-1].kill()
+    until(gone(holders[0].path))
+    until(gone(holders[-1].path))
+    assert all(holder.path.exists() for holder in holders[1:-1])
+    assert sidecar.stop() == 0
 
 
 @pytest.mark.root
@@ -148,14 +134,14 @@ def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
     if subprocess.run([*wrap, "true"], capture_output=True).returncode != 0:
         pytest.skip("no user namespace with a limit of its own here")
     live, dying = hold("live"), hold("dying")
-    with watching(tree.root, wrap=wrap) as sidecar:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
-        assert sidecar.metric("reaper_observer_up") == 0
-        dying.kill()
-        until(gone(dying.path))
-        assert live.path.exists()
-        (missing,) = sidecar.journal("events-missing")
-        assert "no file events" in missing["why"]
+    sidecar = Sidecar(tree.root, wrap=wrap)
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+    assert sidecar.metric("reaper_observer_up") == 0
+    dying.kill()
+    until(gone(dying.path))
+    assert live.path.exists()
+    (missing,) = sidecar.journal("events-missing")
+    assert "no file events" in missing["why"]
 
 
 @pytest.mark.root
@@ -165,24 +151,24 @@ def test_a_state_directory_that_is_unmounted_and_mounted_again_is_followed_on(
     place = tmp_path / "mounted"
     place.mkdir()
     sessions = place / "state/agents/main/sessions"
-    with watching(place / "state", "--resync", "1s") as sidecar:
-        for _ in range(2):
-            subprocess.run(["mount", "-t", "tmpfs", "reaper-test", place], check=True)
-            try:
-                live, dying = (
-                    Holder(sessions / "live.jsonl.lock"),
-                    Holder(sessions / "d.jsonl.lock"),
-                )
-                until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
-                dying.kill()
-                until(gone(dying.path))
-                assert live.path.exists()
-                live.close()
-                dying.close()
-            finally:
-                subprocess.run(["umount", "-l", place], check=True)
-            until(lambda: sidecar.status("/-/ready") == 503)
-        assert sidecar.stop() == 0
+    sidecar = Sidecar(place / "state", "--resync", "1s")
+    for _ in range(2):
+        subprocess.run(["mount", "-t", "tmpfs", "reaper-test", place], check=True)
+        try:
+            live, dying = (
+                Holder(sessions / "live.jsonl.lock"),
+                Holder(sessions / "d.jsonl.lock"),
+            )
+            until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+            dying.kill()
+            until(gone(dying.path))
+            assert live.path.exists()
+            live.close()
+            dying.close()
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+        until(lambda: sidecar.status("/-/ready") == 503)
+    assert sidecar.stop() == 0
 
 
 @pytest.mark.root

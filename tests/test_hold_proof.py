@@ -14,6 +14,7 @@ import pytest
 from reaper.adapters.hold_proof import is_below, overlay_layers, probe
 from reaper.core.evidence import HoldProof
 from tests.conftest import HoldLock, Tree, bindfs, record
+from tests.processes import start
 
 OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
 
@@ -65,7 +66,7 @@ def test_a_hard_link_shows_the_same(tree: Tree, hold: HoldLock) -> None:
 def test_a_child_that_inherited_the_descriptor_holds_too(tree: Tree) -> None:
     path = tree.sessions() / "sid.jsonl.lock"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    child = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
+    child = start(["sleep", "600"], pass_fds=[fd])
     os.close(fd)
     assert proof(path) == (OPEN, "")
     child.kill()
@@ -111,9 +112,12 @@ def test_another_uid_without_cap_lease_has_no_proof_and_is_told_why(
     fd = os.open(path, os.O_RDONLY)
     pid = os.fork()
     if pid == 0:
-        os.setuid(4321)
-        known = probe(fd, same_mount=lambda: False, layered=False) == (NONE, "no-rights")
-        os._exit(0 if known else 1)
+        known = False
+        try:
+            os.setuid(4321)
+            known = probe(fd, same_mount=lambda: False, layered=False) == (NONE, "no-rights")
+        finally:
+            os._exit(0 if known else 1)
     os.close(fd)
     assert os.waitpid(pid, 0)[1] == 0
 

@@ -7,17 +7,16 @@ test_sweep.py; a read-only mount: test_cli.py.
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Holder, Tree, record
+from tests.conftest import DEAD, Holder, Tree, record
+from tests.processes import reap
 from tests.test_cli import report
 
-DEAD = 2**22 + 1
 GATEWAY, REAPER, GROUP = 4321, 4322, 4323
 
 pytestmark = pytest.mark.root
@@ -25,10 +24,7 @@ pytestmark = pytest.mark.root
 
 def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """Sweep for real; return exit code and standard error as text, and the locks by session."""
-    command = [*wrap, sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--json"]
-    done = subprocess.run(
-        [*command, "--state-dir", str(root)], capture_output=True, text=True, timeout=60
-    )
+    done = reap("sweep", "--wait", "0", "--json", "--state-dir", root, wrap=wrap)
     said = f"{done.returncode} {done.stderr}".strip()
     return said, {lock["session"]: lock for lock in report(done)["locks"]}
 

@@ -6,18 +6,17 @@ Another uid, and root without capabilities: test_cli.py.
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import Holder, Tree, record
+from tests.conftest import DEAD, Holder, Tree, record
+from tests.processes import reap
+from tests.sidecar import Sidecar, gone, until
 from tests.test_cli import report
-from tests.test_watch import Sidecar, gone, until
 
 UID = 4321
-DEAD = 2**22 + 1
 
 pytestmark = pytest.mark.root
 
@@ -77,8 +76,6 @@ def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
         assert sidecar.metric("reaper_observer_up") == 1
         assert sidecar.stop() == 0
     finally:
-        sidecar.process.kill()
-        sidecar.process.wait()
         live.close()
         dying.close()
 
@@ -96,8 +93,7 @@ def test_a_read_only_state_directory_is_enough_to_look(tree: Tree, root_only: No
     subprocess.run(["mount", "--bind", tree.root, tree.root], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", tree.root], check=True)
-        command = [sys.executable, "-m", "reaper", "list", "--json", "--state-dir", str(tree.root)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = reap("list", "--json", "--state-dir", tree.root)
     finally:
         subprocess.run(["umount", tree.root], check=True)
         holder.close()

@@ -29,6 +29,7 @@ from reaper.adapters.lock_files import (
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, bindfs, record
+from tests.processes import start
 
 
 @contextmanager
@@ -529,10 +530,8 @@ print(json.dumps({"cycles": cycles, "stolen": stolen, "away": away}))
 def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, seconds: float) -> Counter[str]:
     """Let a process reclaim dead locks as a gateway does, while `remover` removes them here."""
     path = tree.sessions() / "sid.jsonl.lock"
-    gateway = subprocess.Popen(
-        [sys.executable, "-c", _GATEWAY, str(path), str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
+    gateway = start(
+        [sys.executable, "-c", _GATEWAY, str(path), str(seconds)], stdout=subprocess.PIPE
     )
     counts: Counter[str] = Counter()
     with the_folder(tree) as folder:

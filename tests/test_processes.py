@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,21 +14,19 @@ from reaper.adapters.processes import ProcessTable, program_of, up_for
 from reaper.core.evidence import HolderState, Program
 from reaper.core.state_dirs import state_dir_candidates
 from tests.conftest import Holder, HoldLock, start_ticks
+from tests.processes import start
 
 
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
+def sleeper() -> subprocess.Popen[str]:
+    return start(["sleep", "600"])
 
 
 def state(pid: int | None, starttime: int | None) -> HolderState:
     return ProcessTable().holder(pid, starttime).state
 
 
-def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[str]) -> None:
     ticks = start_ticks(sleeper.pid)
     assert state(sleeper.pid, ticks) is HolderState.SAME
     assert state(sleeper.pid, ticks + 1) is HolderState.REUSED
@@ -53,7 +50,7 @@ def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
 
 
 def test_the_start_time_survives_a_step_of_the_clock(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    sleeper: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Psutil reads the boot time anew; a step between its reads and ours is noticed."""
     ticks = start_ticks(sleeper.pid)
@@ -64,7 +61,7 @@ def test_the_start_time_survives_a_step_of_the_clock(
 
 
 def test_without_a_start_time_a_foreign_program_is_told(
-    sleeper: subprocess.Popen[bytes], hold: HoldLock
+    sleeper: subprocess.Popen[str], hold: HoldLock
 ) -> None:
     assert state(sleeper.pid, None) is HolderState.FOREIGN_PROGRAM
     assert state(hold("sid").pid, None) is HolderState.SAME
@@ -98,7 +95,7 @@ def test_nobody_is_unnamed_and_impossible_pids_are_unknown() -> None:
     assert state(2**53, None) is HolderState.UNKNOWN
 
 
-def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[bytes]) -> None:
+def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[str]) -> None:
     table = ProcessTable()
     ticks = start_ticks(sleeper.pid)
     assert table.holder(sleeper.pid, ticks).state is HolderState.SAME
@@ -110,7 +107,7 @@ def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.root
 def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
-    sleeper: subprocess.Popen[bytes], root_only: None
+    sleeper: subprocess.Popen[str], root_only: None
 ) -> None:
     script = (
         "import os; from reaper.adapters.processes import ProcessTable;"
@@ -181,24 +178,16 @@ def test_a_gateway_is_seen_with_the_state_directory_of_its_environment(
     finally:
         holder.close()
     script = "exec -a openclaw sleep 600"
-    gateway = subprocess.Popen(["bash", "-c", script])
-    try:
-        _until_title(gateway.pid)
-        script_title = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
-        assert script_title == []  # `openclaw 600` is a command of the CLI, not a gateway
-    finally:
-        gateway.kill()
-        gateway.wait()
-    gateway = subprocess.Popen(["bash", "-c", "exec -a openclaw-gateway sleep 600"])
-    try:
-        _until_title(gateway.pid)
-        (found,) = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
-        status = tmp_path.stat()
-        assert found.state_dir == (status.st_dev, status.st_ino)
-        assert 0 <= found.up_for < 60
-    finally:
-        gateway.kill()
-        gateway.wait()
+    gateway = start(["bash", "-c", script])
+    _until_title(gateway.pid)
+    script_title = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
+    assert script_title == []  # `openclaw 600` is a command of the CLI, not a gateway
+    gateway = start(["bash", "-c", "exec -a openclaw-gateway sleep 600"])
+    _until_title(gateway.pid)
+    (found,) = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
+    status = tmp_path.stat()
+    assert found.state_dir == (status.st_dev, status.st_ino)
+    assert 0 <= found.up_for < 3600
 
 
 def _until_title(pid: int) -> None:

@@ -36,7 +36,7 @@ from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
 from tests.conftest import judged
 from tests.openclaw_package import Unavailable, cache, npm_install
-from tests.test_watch import free_port, until
+from tests.sidecar import free_port, until
 from tests.test_web import Served
 
 AXE = "axe-core@4.10.3"

@@ -16,7 +16,8 @@ from typing import Final, Self
 import psutil
 import pytest
 
-_PATIENCE: Final = 60.0
+from tests.processes import PATIENCE, start
+
 _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
 
 
@@ -36,14 +37,12 @@ class Stepped:
     """
 
     def __init__(self, command: Iterable[str], paths: Iterable[Path]) -> None:
+        tracer = strace()  # which may skip the test: nothing must be open by then
         self._log = tempfile.NamedTemporaryFile(mode="r", prefix="reaper-strace-")  # noqa: SIM115
         watched = [it for path in paths for it in ("-P", str(path))]
         options = ["-q", "-o", self._log.name, *watched, "-e", "inject=all:signal=SIGSTOP"]
-        self.process = subprocess.Popen(
-            [strace(), *options, *command],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        self.process = start(
+            [tracer, *options, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self._stops = 0
 
@@ -67,7 +66,7 @@ class Stepped:
             tracee = self._tracee()
             assert tracee is not None
             tracee.send_signal(signal.SIGCONT)
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             done = self.process.poll() is not None
             parts = self._text().split("--- stopped by SIGSTOP ---")
