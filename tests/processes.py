@@ -196,14 +196,14 @@ def kill_family(process: AnyProcess) -> None:
             member.send_signal(signal.SIGKILL)
     process.wait()
     end = time.monotonic() + PATIENCE
-    while any(_runs(member) for member in family) and time.monotonic() < end:
+    while any(runs(member.pid) for member in family) and time.monotonic() < end:
         time.sleep(0.001)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(pid: int) -> bool:
     """Return whether it is neither gone nor a zombie that its new parent has not reaped yet."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
