@@ -23,7 +23,8 @@ from reaper.core.lock import iso
 from reaper.core.policy import Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
 from reaper.reports.records import Seen
-from tests import processes, sidecar
+from tests import needs, processes, sidecar
+from tests.needs import PACKAGES, missing, not_tested, program
 from tests.openclaw_package import OpenClaw, Unavailable, install
 from tests.processes import kill_family, start
 from tests.sidecar import Sidecar, Watching
@@ -79,10 +80,14 @@ def _fork_server_ends() -> Iterator[None]:
     processes.end_server()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    needs.summarize(terminalreporter)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the journals of a failed test's sidecars."""
-    report = yield
+    report = needs.failed_if_skipped((yield))
     if report.failed:
         for path in sidecar.journals:
             with suppress(OSError):
@@ -332,7 +337,7 @@ def dead_pid() -> int:
 @pytest.fixture
 def root_only() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        not_tested("not root", cure="run as root")
 
 
 @pytest.fixture(scope="session")
@@ -340,16 +345,17 @@ def openclaw() -> OpenClaw:
     try:
         return install()
     except Unavailable as why:
-        pytest.skip(f"the real gateway's package is not available: {why}")
+        if shutil.which("npm") is None:
+            missing("npm", PACKAGES["npm"])
+        not_tested(f"with the real gateway: {why}", cure="npm's registry")
 
 
 @contextmanager
 def bindfs(source: Path, target: Path) -> Iterator[Path]:
     """Show a directory through a FUSE layer."""
-    if shutil.which("bindfs") is None:
-        pytest.skip("bindfs is not here")
+    command = [program("bindfs"), str(source), str(target)]
     target.mkdir()
-    subprocess.run(["bindfs", source, target], check=True)
+    subprocess.run(command, check=True)
     try:
         yield target
     finally:

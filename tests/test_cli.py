@@ -22,6 +22,7 @@ from reaper.settings import (
     state_dirs,
 )
 from tests.conftest import DEAD, HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 
 
@@ -80,7 +81,7 @@ def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_on
         assert reap("list", *both, "--state-dir", tmp_path / "gone", "--exit-zero").returncode == 1
 
 
-NO_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+NO_CAPABILITIES = ("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 """Root without capabilities: a uid like any other."""
 
 
@@ -90,7 +91,9 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
 ) -> None:
 
     def sweep() -> subprocess.CompletedProcess[str]:
-        return reap("sweep", "--json", "--state-dir", tree.root, wrap=NO_CAPABILITIES)
+        return reap(
+            "sweep", "--json", "--state-dir", tree.root, wrap=as_other_uid(*NO_CAPABILITIES)
+        )
 
     held = hold("held")
     tree.lock("dead", record(DEAD))

@@ -4,7 +4,6 @@ What is tested elsewhere: docs/reliability.md names it.
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEAD, Holder, HoldLock, Tree, record
+from tests.needs import kernel_lacks, missing
 from tests.processes import reap
 from tests.sidecar import Sidecar, gone, until
 from tests.test_cli import report
@@ -110,8 +110,6 @@ def test_with_hardly_a_descriptor_left_nothing_is_lost_and_it_goes_on(
     tree: Tree, hold: HoldLock
 ) -> None:
     """RLIMIT_NOFILE of 24, soft and hard: most pidfds are refused, so holders are polled."""
-    if shutil.which("prlimit") is None:
-        pytest.skip("prlimit is not here")
     holders = [hold(f"live{number}") for number in range(16)]
     sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=24:24"))
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
@@ -132,7 +130,7 @@ def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
     sidecar_of = f'echo 0 > /proc/sys/user/{limit} && exec "$0" "$@"'
     wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", sidecar_of)
     if subprocess.run([*wrap, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no user namespace with a limit of its own here")
+        kernel_lacks("user namespaces", "or forbids them")
     live, dying = hold("live"), hold("dying")
     sidecar = Sidecar(tree.root, wrap=wrap)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
@@ -179,7 +177,7 @@ def test_in_a_time_namespace_with_another_uptime_no_held_lock_is_taken(
     """There each start time is shifted: every record seems to name another process."""
     wrap = ("unshare", "--time", "--boottime", str(seconds), "--monotonic", str(seconds))
     if subprocess.run([*wrap, "--fork", "true"], capture_output=True).returncode != 0:
-        pytest.skip("no time namespaces here")
+        kernel_lacks("time namespaces", "Linux 5.6 and newer have them")
     live = hold("live")
     dead = tree.lock("dead", record(DEAD, starttime=5))
     done = _sweep(tree, *wrap, "--fork")
@@ -194,7 +192,7 @@ def test_a_wall_clock_that_is_hours_off_takes_no_held_lock(tree: Tree, hold: Hol
     """As libfaketime would have it, by a clock of the test's: ten hours forward and back."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
-        pytest.skip("NOT TESTED with libfaketime: it is not here")
+        missing("libfaketime", "libfaketime")
     live = hold("live")
     for offset in ("+10h", "-10h"):
         wrap = ("env", f"LD_PRELOAD={library}", f"FAKETIME={offset}")

@@ -14,6 +14,7 @@ import pytest
 from reaper.adapters.hold_proof import is_below, overlay_layers, probe
 from reaper.core.evidence import HoldProof
 from tests.conftest import HoldLock, Tree, bindfs, record
+from tests.needs import kernel_lacks
 from tests.processes import start
 
 OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
@@ -143,7 +144,7 @@ def overlay(lower: Path, tmp_path: Path) -> Iterator[Path]:
     command = ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no overlay here: {done.stderr}")
+        kernel_lacks("overlay", done.stderr.strip())
     try:
         yield merged
     finally:

@@ -29,6 +29,7 @@ from reaper.adapters.lock_files import (
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, bindfs, record
+from tests.needs import not_tested
 from tests.processes import start
 
 
@@ -159,7 +160,7 @@ def _dangling(path: Path) -> None:
 
 def _device(path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root to make a device")
+        not_tested("a device, which only root can make", cure="run as root")
     os.mknod(path, 0o20644, os.makedev(1, 5))
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
 from reaper.reports.web import parse_address
 from tests.conftest import HoldLock, Tree, judged, record
+from tests.needs import program
 from tests.processes import reap, start
 from tests.sidecar import Sidecar, free_port, gone, until
 
@@ -184,10 +184,8 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
 
 
 def promtool(text: str) -> str:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool (Debian: prometheus) is not here")
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+        [program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True
     )
     return done.stdout + done.stderr
 
@@ -246,8 +244,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Any:
     """A Prometheus on loopback that scrapes one target each second."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus (Debian's package) is not here")
+    command = program("prometheus")
 
     def scraping(target: str) -> Any:
         port = free_port()
@@ -259,7 +256,7 @@ def prometheus(tmp_path: Path) -> Any:
         )
         start(
             [
-                "prometheus",
+                command,
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={tmp_path}/tsdb",
                 f"--web.listen-address=127.0.0.1:{port}",

@@ -14,6 +14,7 @@ from reaper.adapters.processes import ProcessTable, program_of, up_for
 from reaper.core.evidence import HolderState, Program
 from reaper.core.state_dirs import state_dir_candidates
 from tests.conftest import Holder, HoldLock, start_ticks
+from tests.needs import kernel_lacks
 from tests.processes import start
 
 
@@ -123,7 +124,7 @@ def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
         env=environment,
     )
     if "mount" in done.stderr or "unshare" in done.stderr:
-        pytest.skip(f"no mount namespace here: {done.stderr}")
+        kernel_lacks("mount namespaces", done.stderr.strip())
     assert done.stdout.strip() == "unknown", done.stderr
 
 

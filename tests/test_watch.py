@@ -38,6 +38,7 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Place, Reaper
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.sidecar import Watching, gone, port_of, until
 
@@ -489,7 +490,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
     folder = tree.sessions("foreign")
     os.chown(folder, 1234, 1234)
     folder.chmod(0o700)
-    wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+    wrap = as_other_uid("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
     sidecar = watching("--resync", "1s", wrap=wrap)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     (said,) = sidecar.journal("skipped")

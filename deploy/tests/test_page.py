@@ -34,6 +34,7 @@ from reaper.core.lock import FileId, Lock, iso, parse
 from reaper.core.policy import Outcome
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
+from tests import needs
 from tests.conftest import judged
 from tests.openclaw_package import Unavailable, cache, npm_install
 from tests.sidecar import free_port, until
@@ -49,8 +50,7 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         for program in ("chromium", "chromedriver"):
-            if shutil.which(program) is None:
-                pytest.skip(f"{program} (Debian: chromium, chromium-driver) is not here")
+            needs.program(program)
         self._port = free_port()
         self._process = subprocess.Popen(
             ["chromedriver", f"--port={self._port}"], stdout=subprocess.DEVNULL
@@ -130,7 +130,7 @@ def axe() -> str:
     try:
         npm_install(folder, AXE)
     except Unavailable as why:
-        pytest.skip(str(why))
+        needs.not_tested(f"with axe: {why}", cure="npm's registry")
     return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 

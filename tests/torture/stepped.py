@@ -4,7 +4,6 @@ What the test does while it is stopped happens between two steps of the command,
 """
 
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import psutil
-import pytest
 
+from tests.needs import program
 from tests.processes import PATIENCE, start
 
 _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
@@ -23,10 +22,7 @@ _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
 
 def strace() -> str:
     """Return strace's path; skips the test where it is not to be had."""
-    found = shutil.which("strace")
-    if found is None:
-        pytest.skip("NOT TESTED: strace is not here")
-    return found
+    return program("strace")
 
 
 class Stepped:
