@@ -59,6 +59,16 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start what takes longest first, so that no worker is left alone with it at the end."""
+
+    def seconds(item: pytest.Item) -> float:
+        long = item.get_closest_marker("long")
+        return long.kwargs["seconds"] if long else 0.0
+
+    items.sort(key=seconds, reverse=True)
+
+
 # Processes: what a test starts ends with it, also where a fixture fails, and before any fixture
 # takes back a mount or a folder that they use.
 

@@ -395,6 +395,7 @@ def waiting(
     return process
 
 
+@pytest.mark.long(seconds=5)
 def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
     process = waiting(
@@ -601,7 +602,7 @@ def test_a_state_directory_that_is_none_is_1_with_what_to_do(tmp_path: Path) -> 
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
-    for number in range(3000):
+    for number in range(1500):  # more lines than a pipe holds
         tree.lock(f"dead{number}", record(DEAD))
     command = f"{sys.executable} -m reaper list --state-dir {tree.root} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -285,6 +285,7 @@ def prometheus(tmp_path: Path) -> Any:
     return scraping
 
 
+@pytest.mark.long(seconds=6)
 def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
     tree.lock("cut", record(2**22 + 1))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})

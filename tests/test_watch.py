@@ -829,6 +829,7 @@ def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree, tmp_path: Pa
 # Demo
 
 
+@pytest.mark.long(seconds=30)
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
     tmp_path: Path, interrupted: bool
