@@ -92,6 +92,10 @@ def _fork_server_ends() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     needs.summarize(terminalreporter)
+    if "not gateway" in terminalreporter.config.option.markexpr:
+        terminalreporter.write_line(
+            "Not run: the tests with the real gateway; `make test-gateway` runs them (npm, 700 MB)."
+        )
 
 
 @pytest.hookimpl(wrapper=True)

