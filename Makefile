@@ -52,7 +52,8 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
 	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) \
-	  $(PYTEST) -m torture -o faulthandler_timeout=0 --hypothesis-profile torture
+	  $(PYTEST) -m torture -o faulthandler_timeout=0
+	$(PYTEST) -m hypothesis -o faulthandler_timeout=0 --hypothesis-profile torture
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	for target in reads sweeps; do \
 	  $(BIN)/python -m tests.torture.guided $$target $(TORTURE_SECONDS) >torture.fuzz 2>&1 \

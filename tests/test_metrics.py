@@ -20,7 +20,7 @@ from reaper.reports.web import parse_address
 from tests.conftest import HoldLock, Tree, judged, record
 from tests.needs import program
 from tests.processes import reap, start
-from tests.sidecar import Sidecar, free_port, gone, until
+from tests.sidecar import Sidecar, gone, port_of, until
 
 
 class Use:
@@ -247,23 +247,23 @@ def prometheus(tmp_path: Path) -> Any:
     command = program("prometheus")
 
     def scraping(target: str) -> Any:
-        port = free_port()
         configuration = tmp_path / "prometheus.yml"
         configuration.write_text(
             "global: {scrape_interval: 1s}\n"
             "scrape_configs:\n- job_name: reaper\n  static_configs:\n"
             f"  - targets: ['{target}']\n"
         )
-        start(
+        process = start(
             [
                 command,
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={tmp_path}/tsdb",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        port = until(lambda: port_of(process.pid), "a Prometheus that listens")
 
         def query(expression: str) -> list[dict[str, Any]]:
             import json

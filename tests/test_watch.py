@@ -163,6 +163,10 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
     watch.close()
 
 
+def asleep(watch: Watch) -> bool:
+    return watch._wakes_at > time.monotonic() + 60
+
+
 def test_appends_to_transcripts_wake_nobody(
     tree: Tree, hold: HoldLock, in_process: CountingWatch
 ) -> None:
@@ -170,7 +174,7 @@ def test_appends_to_transcripts_wake_nobody(
     transcript.write_text("")
     hold("sid")
     until(lambda: in_process._fd_of, "the holder is waited for")
-    time.sleep(0.5)
+    until(lambda: asleep(in_process))
     before = in_process.steps
     for _ in range(2000):
         with transcript.open("a") as file:
@@ -182,9 +186,9 @@ def test_appends_to_transcripts_wake_nobody(
 
 
 def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
-    time.sleep(0.5)
+    until(lambda: asleep(in_process))
     before = in_process.steps
-    time.sleep(2)
+    time.sleep(1)
     assert in_process.steps == before
 
 
@@ -325,7 +329,7 @@ def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_lo
             made.append(tree.lock("dead", record(2**22 + 1)))
             until(lambda: in_process._news)
 
-    until(lambda: in_process._wakes_at > time.monotonic() + 60, "asleep, and the folder followed")
+    until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(in_process, "_check_health", appear)
     in_process._ring()

@@ -480,7 +480,7 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
         assert list(same) == list(lock)
         for key in lock.keys() - changing:
             assert same[key] == lock[key], key
-        assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=20)
+        assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=PATIENCE)
 
 
 def test_hidden_json_keeps_every_field_and_what_names_no_session(serving: Serving) -> None:

@@ -37,7 +37,7 @@ from reaper.reports.records import Seen, lock_record
 from tests import needs
 from tests.conftest import judged
 from tests.openclaw_package import Unavailable, cache, npm_install
-from tests.sidecar import free_port, until
+from tests.sidecar import port_of, until
 from tests.test_web import Served
 
 AXE = "axe-core@4.10.3"
@@ -51,10 +51,8 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         for program in ("chromium", "chromedriver"):
             needs.program(program)
-        self._port = free_port()
-        self._process = subprocess.Popen(
-            ["chromedriver", f"--port={self._port}"], stdout=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.DEVNULL)
+        self._port: int = until(lambda: port_of(self._process.pid))
         arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         arguments += ["--hide-scrollbars", f"--user-data-dir={folder}"]
         arguments += ["--host-resolver-rules=MAP *.example 127.0.0.1"]
