@@ -467,6 +467,10 @@ class Watch:
         same_lock = before is not None and before.lock.file == found.lock.file
         seen = Seen.of(found, now, before, born=self._born.pop(place, None))
         self._knowledge.put(place, seen)
+        if before is not None and before.born is not None and seen.born is None:
+            # Another lock has the name already. The event that ends the one before is still to
+            # come, and counts how long that one was held.
+            self._born.setdefault(place, before.born)
         if before is not None and _holder_of(before) != _holder_of(seen):
             self._leave_holder(place, before)
         now_is = (found.judgement.verdict, found.judgement.reasons)

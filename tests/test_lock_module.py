@@ -264,16 +264,14 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
             "disturbed 0",
         )
         until(gone(tree.sessions() / "dying.jsonl.lock"))
-        counted = []
-
-        def all_counted() -> bool:
-            counted.append(sidecar.metric("reaper_lock_hold_seconds_count"))
-            return counted[-1] == 3000
-
+        count = "reaper_lock_hold_seconds_count"
         try:
-            until(all_counted)
-        finally:
-            assert counted[-1] == 3000
+            until(lambda: sidecar.metric(count) == 3000, "all 3,000 holds are counted")
+        except AssertionError as error:
+            # Were their events lost, or their times?
+            lines = sidecar.get("/metrics").splitlines()
+            error.add_note("\n".join(it for it in lines if "event" in it or count in it))
+            raise
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 3000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
         acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "verdict"}]

@@ -279,6 +279,31 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     watch.close()
 
 
+@pytest.mark.parametrize("next_one", ["held", "closed"])
+def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_is_announced(
+    tree: Tree, hold: HoldLock, next_one: str
+) -> None:
+    """A gateway takes a lock again at once; in its release a lock is closed before it is gone."""
+    watch = watch_of(tree)
+    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    path = hold("sid").path
+    watch._on_lock(*place, APPEARED)
+    watch._take_events()
+    watch._judge({place: time.monotonic()})
+    path.unlink()
+    follower = hold("sid")
+    if next_one == "closed":
+        follower.ask("close")
+    watch._judge({place: time.monotonic()})
+    for what in (WENT, APPEARED, WENT):
+        watch._on_lock(*place, what)
+    watch._take_events()
+    metrics = generate_latest(watch._metrics.registry).decode()
+    assert "reaper_lock_hold_seconds_count 2.0" in metrics
+    assert watch._born == {}
+    watch.close()
+
+
 def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
     tree: Tree, hold: HoldLock
 ) -> None:
