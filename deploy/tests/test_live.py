@@ -40,7 +40,7 @@ STAND_IN = Path(__file__).parent / "stand_in.py"
 HARDENED = (
     "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=128m",
 )  # fmt: skip
-SOON = ("--abandoned-after", "2s", "--confirm", "500ms")
+SOON = ("--abandoned-after", "2s")
 
 
 def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
