@@ -225,11 +225,6 @@ def end_test() -> None:
                     pipe.close()
 
 
-def outlives_the_test(process: AnyProcess) -> None:
-    """Leave a process to a fixture of a wider scope, which must end it."""
-    _started.remove(process)
-
-
 def end_server() -> None:
     while _server:
         _server.pop().close()
