@@ -23,7 +23,7 @@ from tests.conftest import now_ms, record
 from tests.gateway import PATIENCE, Gateway, Refused, eventually
 from tests.model_provider import Part, Provider, Step
 from tests.openclaw_package import OpenClaw
-from tests.test_watch import Sidecar
+from tests.sidecar import Sidecar
 
 pytestmark = pytest.mark.gateway
 
