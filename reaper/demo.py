@@ -2,6 +2,7 @@
 watch loop on it. Nothing of it is left behind.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,11 +37,14 @@ from reaper.sweep import Reaper
 from reaper.watch import Watch
 
 _HOLDER: Final = """
-import json, os, sys
-path, created = sys.argv[1:3]
+import datetime, json, os, sys
+path = sys.argv[1]
 stat = open("/proc/self/stat").read()
-record = {"pid": os.getpid(), "createdAt": created, "maxHoldMs": 1020000,
-          "starttime": int(stat[stat.rindex(")") + 2:].split()[19])}
+print("up", flush=True)
+sys.stdin.readline()
+created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+record = {"pid": os.getpid(), "createdAt": created.replace("+00:00", "Z"),
+          "maxHoldMs": 1020000, "starttime": int(stat[stat.rindex(")") + 2:].split()[19])}
 lock = open(path, "x")
 lock.write(json.dumps(record, indent=2) + "\\n")
 lock.flush()
@@ -52,12 +56,24 @@ if sys.stdin.readline().strip() == "forget":
 """
 
 
+class _Gateway:
+    """A process that takes and holds one lock as a gateway does."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def tell(self, command: str) -> None:
+        """Have it take the lock, or forget it; return when that is done."""
+        if self.process.stdin is not None and self.process.stdout is not None:
+            self.process.stdin.write(f"{command}\n")
+            self.process.stdin.flush()
+            self.process.stdout.readline()
+
+
 @contextmanager
-def _holder(path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Run a process that takes and holds a lock as a gateway does."""
-    created = iso(time.time_ns() // 1_000_000)
+def _gateway(path: Path) -> Iterator[_Gateway]:
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and script
-        [sys.executable, "-c", _HOLDER, str(path), created, "openclaw", "gateway"],
+        [sys.executable, "-c", _HOLDER, str(path), "openclaw.mjs", "gateway", "run"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -66,7 +82,7 @@ def _holder(path: Path) -> Iterator["subprocess.Popen[str]"]:
         try:
             if process.stdout is not None:
                 process.stdout.readline()
-            yield process
+            yield _Gateway(process)
         finally:
             process.kill()
 
@@ -173,30 +189,33 @@ class _Caption:
 def _story(sessions: Path, holders: ExitStack) -> Iterator[_Caption]:
     """Let the processes play their parts; yields what is going on, and for how long to look."""
 
-    def hold(session: str) -> "subprocess.Popen[str]":
-        path = sessions / f"{session}.jsonl.lock"
-        return holders.enter_context(_holder(path))
+    def start(session: str) -> _Gateway:
+        return holders.enter_context(_gateway(sessions / f"{session}.jsonl.lock"))
 
+    def hold(session: str) -> _Gateway:
+        gateway = start(session)
+        gateway.tell("take")
+        return gateway
+
+    stuck = start("run-timed-out")
     hold("healthy")
     yield _Caption("a healthy gateway holds a lock: it is kept, all the time", 3)
-    stuck = hold("run-timed-out")
-    _end_run(sessions, "run-timed-out")
-    yield _Caption("a run times out, and its gateway, alive, never lets go of the lock", 4)
     killed = hold("killed")
     yield _Caption("another gateway holds a lock ...", 2)
-    killed.kill()
-    yield _Caption("... and is killed: its lock is gone at once", 3)
+    killed.process.kill()
+    yield _Caption("... and is killed: its lock is gone at once", 2)
+    began_ms = time.time_ns() // 1_000_000
+    stuck.tell("take")
+    _end_run(sessions, "run-timed-out", began_ms)
+    yield _Caption("a run times out, and its gateway, alive, never lets go of the lock", 4)
     forgetful = hold("forgotten")
     yield _Caption("one more ...", 2)
-    if forgetful.stdin is not None and forgetful.stdout is not None:
-        forgetful.stdin.write("forget\n")
-        forgetful.stdin.flush()
-        forgetful.stdout.readline()
+    forgetful.tell("forget")
     wait = duration(_LIMITS.orphan_grace)
     yield _Caption(f"... closes its lock and forgets it: freed when seen so for {wait}", 6)
     wait = duration(_LIMITS.abandoned_after)
-    yield _Caption(f"the run's lock is freed when all has been quiet for {wait}", 10)
-    if stuck.poll() is None:
+    yield _Caption(f"the run's lock is freed when all has been quiet for {wait}", 9)
+    if stuck.process.poll() is None:
         yield _Caption("the healthy lock is still there: that is all", 2)
 
 
@@ -233,15 +252,31 @@ def _picture(
     return Group(table, counts, journal)
 
 
-def _end_run(sessions: Path, session: str) -> None:
-    """Write beside the lock what a gateway writes when a run times out."""
+def _end_run(sessions: Path, session: str, began_ms: int) -> None:
+    """Write beside the lock what a 2026.5.22 gateway writes when a run times out in its tool."""
     at_ms = time.time_ns() // 1_000_000
-    began_ms = at_ms - 60_000
-    for name, text in {
-        f"{session}.jsonl": "{}\n",
-        f"{session}.trajectory.jsonl": f'{{"type":"session.ended","ts":"{iso(at_ms)}",'
-        '"runId":"demo","data":{"aborted":true,"timedOutDuringToolExecution":true}}\n',
-        "sessions.json": f'{{"agent:main:demo":{{"sessionId":"{session}","status":"timeout",'
-        f'"startedAt":{began_ms},"endedAt":{at_ms}}}}}\n',
-    }.items():
-        (sessions / name).write_text(text)
+    harness = {"version": "2026.5.22", "invocation": ["node", "openclaw.mjs", "gateway", "run"]}
+    records: list[tuple[str, int, dict[str, object]]] = [
+        ("session.started", began_ms, {}),
+        ("trace.metadata", began_ms, {"harness": harness}),
+        ("session.ended", at_ms, {"aborted": True, "timedOutDuringToolExecution": True}),
+    ]
+    store = {"sessionId": session, "status": "timeout", "startedAt": began_ms, "endedAt": at_ms}
+    (sessions / f"{session}.jsonl").write_text("{}\n")
+    (sessions / "sessions.json").write_text(json.dumps({"agent:main:demo": store}))
+    (sessions / f"{session}.trajectory.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "type": kind,
+                    "ts": iso(ms),
+                    "runId": "demo",
+                    "seq": number,
+                    "sourceSeq": number,
+                    "data": data,
+                }
+            )
+            + "\n"
+            for number, (kind, ms, data) in enumerate(records, start=1)
+        )
+    )

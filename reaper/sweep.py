@@ -1,13 +1,14 @@
 """One pass over all locks: discover, gather evidence, judge, act, report."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from reaper.adapters import hold_proof, lock_files
+from reaper.adapters import hold_proof, lock_files, state_database
 from reaper.adapters.lock_files import Folder, OpenLock, Skipped
 from reaper.adapters.runs import Runs, Session
 from reaper.adapters.session_databases import SessionDatabases
@@ -20,14 +21,20 @@ from reaper.core.evidence import (
     HoldProof,
     Program,
     Run,
-    StoreStatus,
 )
+from reaper.core.history import EarlierLocks, LockHistory
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
-from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, judge, wants_run
-
-if TYPE_CHECKING:
-    from reaper.adapters.processes import Gateway
+from reaper.core.verdict import (
+    HOLDER_MARGIN_MS,
+    STUCK,
+    TOO_EARLY,
+    Judgement,
+    Limits,
+    Verdict,
+    judge,
+    wants_run,
+)
 
 
 class Clock(Protocol):
@@ -56,7 +63,8 @@ class Processes(Protocol):
     def holder(
         self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
     ) -> Holder: ...
-    def gateways(self) -> "list[Gateway]": ...
+    def began_ms(self, starttime: int) -> int: ...
+    def has_open(self, pid: int, path_end: str) -> bool | None: ...
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
 
 
@@ -101,47 +109,6 @@ class Unlock(NamedTuple):
     force: bool = False
 
 
-class _Sight:
-    """What is remembered of a lock between two looks at it.
-
-    `ages` holds, for each kind of age, the instant it counts from (epoch ms), the age at first
-    sight and the monotonic time then: later ages are taken from these, so that a step of the wall
-    clock ages nothing. `dead_at` and `store_then`: when the holder was first seen dead and what
-    the session store looked like; `store_moved_at`: when the store was first seen written since.
-    """
-
-    __slots__ = (
-        "ages",
-        "data",
-        "dead_at",
-        "file",
-        "seen_alive_as",
-        "since",
-        "store_moved_at",
-        "store_then",
-        "unchanged",
-    )
-
-    def __init__(self, file: FileId, data: bytes, *, since: float) -> None:
-        self.file = file
-        self.data = data
-        self.since = since
-        self.unchanged: object = None
-        self.ages: dict[str, tuple[int, float, float]] = {}
-        self.seen_alive_as: int | None = None
-        self.dead_at: float | None = None
-        self.store_then: object = None
-        self.store_moved_at: float | None = None
-
-    def age(self, kind: str, instant_ms: int, age: float, now: float) -> float:
-        first = self.ages.get(kind)
-        if first is None or first[0] != instant_ms:
-            self.ages[kind] = (instant_ms, age, now)
-            return age
-        # A pass that another one came in the midst of reads the clock as it was at its beginning.
-        return first[1] + max(0.0, now - first[2])
-
-
 class _Pass:
     """What belongs to one pass: the clock as read once, and what is found out once for all."""
 
@@ -152,10 +119,13 @@ class _Pass:
         unlock: Unlock | None,
         clock: Clock,
         processes: Callable[[], Processes],
+        *,
+        with_unread: bool,
     ) -> None:
         self.mode = mode
         self.limits = limits
         self.unlock = unlock
+        self.with_unread = with_unread
         self.wall_ms = clock.wall_ms()
         self.now = clock.monotonic()
         self.layers = hold_proof.overlay_layers()
@@ -167,17 +137,11 @@ class _Pass:
 
 
 class _StatePass:
-    """What one pass finds out about one state directory. `lives`: for each gateway known to be
-    up, by the (pid, start time) by which locks name it (None where that is not known), how long.
-    """
+    """What one pass finds out about one state directory."""
 
     def __init__(self, state: StateDir) -> None:
         self.state = state
         self.identity = lock_files.identity(state)
-        self.lives: dict[tuple[int | None, int | None] | None, float] = {}
-
-    def note_life(self, named: tuple[int | None, int | None] | None, up_for: float) -> None:
-        self.lives[named] = max(up_for, self.lives.get(named, up_for))
 
 
 _LOOK_EVERY: Final = 1.0
@@ -223,7 +187,8 @@ class Reaper:
         self._table: Processes | None = None
         self._runs = Runs()
         self._databases = SessionDatabases()
-        self._sights: dict[Place, _Sight] = {}
+        self._sights: dict[Place, LockHistory] = {}
+        self._earlier: dict[tuple[StateDir, str], EarlierLocks] = defaultdict(EarlierLocks)
 
     def look(self) -> Iterator[Finding | Skipped]:
         """Look at every lock once and change nothing. What rests on this one look is marked
@@ -357,8 +322,11 @@ class Reaper:
     def explain(
         self, wanted: Callable[[Place], bool]
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
-        """Look, as `look` does, at the locks whose place is wanted, with all of their evidence."""
-        return self._pass(Mode.LOOK, None, wanted=wanted)
+        """Look, as `look` does, at the locks whose place is wanted, with all of their evidence.
+
+        What has a lock's name and cannot be read is yielded as a lock too, not skipped.
+        """
+        return self._pass(Mode.LOOK, None, wanted=wanted, with_unread=True)
 
     def _pass(
         self,
@@ -368,11 +336,19 @@ class Reaper:
         limits: Limits | None = None,
         unlock: Unlock | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
+        with_unread: bool = False,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
         self._table = None
-        this = _Pass(mode, limits, unlock, self.clock, self._processes)
+        this = _Pass(
+            mode,
+            limits,
+            unlock,
+            self.clock,
+            self._processes,
+            with_unread=with_unread or unlock is not None,
+        )
         for state in self.states:
             if only is None and self._databases.hold_sessions_of(state):
                 yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
@@ -400,18 +376,7 @@ class Reaper:
         wanted: Callable[[Place], bool],
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         here = _StatePass(state)
-        # Locks that may be evidence for the next gateway wait until it is known whether one is up.
-        deferred: set[Place] = set()
-        for place, found in self._pass_over_folders(this, here, only, wanted):
-            if place is not None and isinstance(found, Finding) and found.judgement.row == _PENDING:
-                deferred.add(place)
-            else:
-                yield place, found
-        if deferred:
-            for gateway in this.processes.gateways():
-                if gateway.state_dir is not None and gateway.state_dir == here.identity:
-                    here.note_life(None, gateway.up_for)
-            yield from self._pass_over_folders(this, here, deferred, wanted)
+        yield from self._pass_over_folders(this, here, only, wanted)
 
     def _pass_over_folders(
         self,
@@ -466,6 +431,8 @@ class Reaper:
                 yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
+            if isinstance(opened, Skipped) and opened.failed:
+                yield opened
             if not isinstance(opened, OpenLock):
                 continue  # gone, or nothing that a removal ever left
             with opened:
@@ -495,6 +462,8 @@ class Reaper:
         self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
     ) -> Finding | Skipped | None:
         opened = lock_files.open_lock(folder, place.name)
+        if isinstance(opened, Skipped) and this.with_unread:
+            opened = lock_files.open_unread(folder, place.name, opened)
         if not isinstance(opened, OpenLock):
             return opened
         with opened:
@@ -511,28 +480,30 @@ class Reaper:
         lock = opened.lock
         # Read for each look: a pass can be slow, and a grace must be seen to pass in full.
         now = self.clock.monotonic()
-        sight = self._sights.get(place)
-        if sight is None or sight.file != lock.file or sight.data != lock.data:
-            sight = self._sights[place] = _Sight(lock.file, lock.data, since=now)
-        age = sight.age("created", *wall_age(lock, this.wall_ms), this.now)
-        age_of_file = sight.age("file", *file_age(lock, this.wall_ms), this.now)
+        history = self._sights.get(place)
+        if history is None or not history.is_of(lock):
+            history = self._sights[place] = LockHistory(lock, since=now)
+        age = history.age("created", *wall_age(lock, this.wall_ms), this.now)
+        age_of_file = history.age("file", *file_age(lock, this.wall_ms), this.now)
         holder = this.processes.holder(
-            lock.record.pid, lock.record.starttime, seen_as=sight.seen_alive_as
+            lock.record.pid, lock.record.starttime, seen_as=history.seen_alive_as
         )
-        known_for = max(age_of_file, now - sight.since)
+        known_for = max(age_of_file, now - history.since)
         proof, note = self._probe(
             this, here, opened, holder=holder, known_for=known_for, layered=layered
         )
         if lock.record.starttime is not None:  # a bare pid is nobody in particular
             if holder.state is HolderState.SAME:
-                sight.seen_alive_as = holder.pid
+                history.seen_alive_as = holder.pid
             elif (
                 proof is HoldProof.UNAVAILABLE  # else what was seen alive counts for nothing
                 and holder.state in DEAD
-                and not self._is_dead(this, lock, sight.seen_alive_as)
+                and not self._is_dead(this, lock, history.seen_alive_as)
             ):
-                sight.seen_alive_as = None
-        seen_alive = sight.seen_alive_as is not None
+                history.seen_alive_as = None
+        if holder.state is HolderState.SAME:
+            history.seen_as_other_program |= holder.program in {Program.AGENT, Program.OTHER}
+        seen_alive = history.seen_alive_as is not None
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(
             lock, proof, holder, age=age, holder_seen_alive=seen_alive, limits=this.limits
@@ -540,14 +511,16 @@ class Reaper:
             # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
             store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
             run = self._run_by_store(opened) if store_is_all else self._run(opened)
-        gateway_up_for = None
-        if holder.state in DEAD and run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
-            gateway_up_for = self._gateway_up_for(this, here, opened, sight)
         unchanged = (proof, holder.state, holder.program, run)
-        if sight.unchanged != unchanged:
-            sight.unchanged, sight.since = unchanged, now
-        run_end_age, quiet_for = _run_ages(run, sight, this)
-        evidence = Evidence(
+        if history.unchanged != unchanged:
+            history.unchanged, history.since = unchanged, now
+        run_end_age, quiet_for = _run_ages(run, history, this)
+        began_ms = None
+        may_be_newer = True
+        if run.is_live_witness and lock.record.starttime is not None:
+            began_ms = this.processes.began_ms(lock.record.starttime)
+            may_be_newer = _may_be_newer_gateway(this.processes, here.state, holder, began_ms)
+        return Evidence(
             lock=lock,
             proof=proof,
             proof_note=note,
@@ -557,13 +530,13 @@ class Reaper:
             file_age=age_of_file,
             run_end_age=run_end_age,
             quiet_for=quiet_for,
-            seen_for=now - sight.since,
+            seen_for=now - history.since,
             holder_seen_alive=seen_alive,
-            gateway_up_for=gateway_up_for,
+            seen_as_other_program=history.seen_as_other_program,
+            holder_began_ms=began_ms,
+            may_be_newer_gateway=may_be_newer,
+            earlier=self._earlier[here.state, place.agent].with_this(lock),
         )
-        if proof is HoldProof.OPEN:
-            self._note_life(this, here, evidence, opened)
-        return evidence
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -587,6 +560,8 @@ class Reaper:
         """Probe, but never an empty file that is young: it is visible before its creator has it
         open, and our lease would make that creator wait.
         """
+        if opened.unread is not None:
+            return HoldProof.UNAVAILABLE, opened.unread.reason
         if opened.lock.record.shape is Shape.EMPTY and known_for < this.limits.orphan_grace:
             return HoldProof.UNAVAILABLE, TOO_EARLY
 
@@ -603,53 +578,11 @@ class Reaper:
     def _run_by_store(self, opened: OpenLock) -> Run:
         return self._runs.by_store(_session(opened))
 
-    def _gateway_up_for(
-        self, this: _Pass, here: _StatePass, opened: OpenLock, sight: _Sight
-    ) -> float | None:
-        """How long a gateway is known to have been up since this lock's holder died: one that is
-        seen, one that holds other locks, or one that wrote the session store since.
-        """
-        record = opened.lock.record
-        stamp = self._runs.store_stamp(opened.folder.fd)
-        if sight.dead_at is None:
-            sight.dead_at, sight.store_then = this.now, stamp
-        if sight.store_moved_at is None and stamp is not None and stamp != sight.store_then:
-            sight.store_moved_at = this.now
-        known = [up for named, up in here.lives.items() if named != (record.pid, record.starttime)]
-        if sight.store_moved_at is not None:
-            known.append(this.now - sight.store_moved_at)
-        return max(known, default=None)
-
-    def _note_life(
-        self, this: _Pass, here: _StatePass, evidence: Evidence, opened: OpenLock
-    ) -> None:
-        """Note what a lock that is held open tells of gateways: its holder is one, where it is seen
-        to be, or where it holds the lock for a run that the store calls running and that began
-        after the holder did: only a gateway writes that.
-        """
-        record, holder = evidence.lock.record, evidence.holder
-        named = (record.pid, record.starttime)
-        if holder.state is HolderState.SAME:
-            if holder.program is Program.GATEWAY and holder.up_for is not None:
-                here.note_life(named, holder.up_for)
-        elif record.starttime is not None and evidence.age >= this.limits.startup_grace:
-            run = evidence.run if evidence.run is not NOT_READ else self._run_by_store(opened)
-            from reaper.adapters.processes import up_for  # noqa: PLC0415  # as above
-
-            up = up_for(record.starttime)
-            began = this.wall_ms - up * 1000
-            if (
-                run.store is StoreStatus.RUNNING
-                and run.store_started_ms is not None
-                and run.store_started_ms >= began
-            ):
-                here.note_life(named, min(up, evidence.age))
-
     def _act(
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
     ) -> Finding:
         outcome: Outcome | None
-        note = ""
+        note = "" if opened.unread is None else opened.unread.note
         unlock = this.unlock
         if this.mode is Mode.LOOK:
             action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
@@ -669,8 +602,10 @@ class Reaper:
                 case Action.REMOVE if this.mode is Mode.DRY:
                     outcome = Outcome.WOULD_REMOVE
                 case Action.REMOVE:
-                    removal = lock_files.remove(opened)
-                    outcome, note = removal.outcome, removal.note
+                    forced = unlock is not None and unlock.force
+                    outcome, note = lock_files.remove(opened, forced=forced)
+                    if outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
+                        note = f"{note}; {_RELEASE_BY_PATH}" if note else _RELEASE_BY_PATH
         return Finding(
             lock=opened.lock,
             evidence=evidence,
@@ -686,22 +621,45 @@ def _session(opened: OpenLock) -> Session:
     return Session(folder.state.path, folder.agent, opened.lock.session, folder.fd)
 
 
-def _run_ages(run: Run, sight: _Sight, this: _Pass) -> tuple[float | None, float | None]:
+def _run_ages(run: Run, history: LockHistory, this: _Pass) -> tuple[float | None, float | None]:
     """How long ago the run ended, and the last write was; None where that is not known."""
 
     def age(kind: str, instant_ms: int) -> float:
         wall = max(0, this.wall_ms - instant_ms) / 1000
-        return sight.age(kind, instant_ms, wall, this.now)
+        return history.age(kind, instant_ms, wall, this.now)
 
-    ended = None if run.end is None else run.end.at_ms
-    if ended is not None and not run.store_is_of_later_run:
-        ended = max(ended, run.store_ended_ms or 0)
+    ended = None if run.end is None else max(run.end.at_ms, run.store_end_ms or 0)
     return (
         None if ended is None else age("end", ended),
         None if run.last_write_ms is None else age("write", run.last_write_ms),
     )
 
 
+def _may_be_newer_gateway(
+    processes: Processes, state: StateDir, holder: Holder, began_ms: int
+) -> bool:
+    """Whether the holder may be a gateway from 2026.6.1 on, which has the state's database open.
+
+    By its descriptors, where it is visible and they can be read; else by whether the database has
+    changed since the holder began: such a gateway opens it before it serves.
+    """
+    if holder.pid is not None:
+        opened = processes.has_open(holder.pid, state_database.PATH_END)
+        if opened is not None:
+            return opened
+    return state_database.may_have_changed_since(state, began_ms - HOLDER_MARGIN_MS)
+
+
+def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
+    """Whether a lock that was removed may have a holder that will release it."""
+    judged_over = judgement.wants_freeing and judgement.verdict is not Verdict.OVERDUE
+    return evidence.proof is not HoldProof.NOT_OPEN and not judged_over
+
+
+_RELEASE_BY_PATH: Final = (
+    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the lock of whoever "
+    "takes it next"
+)
 LEFT_ASIDE: Final = "left-aside"
 """Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
@@ -709,5 +667,3 @@ _SQLITE_NOTE: Final = (
     "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
     "do but for what an older gateway left"
 )
-_PENDING: Final = 4
-"""The row of the table that keeps a dead holder's lock for the next gateway."""

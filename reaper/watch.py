@@ -464,7 +464,7 @@ class Watch:
         now = time.monotonic()
         place = self._places.setdefault(place, place)
         before = self._knowledge.get(place)
-        same_lock = before is not None and before.lock.file == found.lock.file
+        same_lock = before is not None and before.lock.identity == found.lock.identity
         seen = Seen.of(found, now, before, born=self._born.pop(place, None))
         self._knowledge.put(place, seen)
         if before is not None and _holder_of(before) != _holder_of(seen):

@@ -19,13 +19,15 @@ import psutil
 import pytest
 
 from reaper.adapters import hold_proof
+from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Evidence
-from reaper.core.lock import iso
+from reaper.core.lock import iso, parse
 from reaper.core.policy import Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
 from reaper.reports.records import Seen
 from tests.model_provider import Provider
 from tests.openclaw_package import LATER, VERSION, OpenClaw, Unavailable, install
+from tests.trajectories import attempt
 
 if TYPE_CHECKING:
     from tests.gateway import Gateway
@@ -127,23 +129,26 @@ class Tree:
         return path
 
 
-def ended(age: float, *, cut_short: bool = True) -> dict[str, Any]:
-    """Return a trajectory's `session.ended`, written `age` seconds ago."""
-    return {
-        "type": "session.ended",
-        "runId": "run",
-        "ts": iso(now_ms() - int(age * 1000)),
-        "data": {
-            "aborted": cut_short,
-            "timedOut": cut_short,
-            "timedOutDuringToolExecution": cut_short,
-        },
-    }
+def a_run(began: float, ended: float, **how: Any) -> list[dict[str, Any]]:
+    """Return the records of a gateway's run, from `began` to `ended` seconds ago; cut short while
+    it was in its tool unless `cut_short=False` is given.
+    """
+    now = now_ms()
+    return attempt("run", now - int(began * 1000), now - int(ended * 1000), **how)
 
 
-def started(age: float) -> dict[str, Any]:
-    """Return the `session.started` of the same run, written `age` seconds ago."""
-    return {**ended(age), "type": "session.started", "data": {}}
+def created_ms(path: Path) -> int:
+    """Return the createdAt of a lock file (epoch ms)."""
+    created = parse(path.read_bytes()).created_at_ms
+    assert created is not None
+    return created
+
+
+class LongUp(ProcessTable):
+    """The real process table, in which each process began before any run of a test."""
+
+    def began_ms(self, starttime: int) -> int:
+        return 0
 
 
 @pytest.fixture
@@ -206,7 +211,7 @@ for line in sys.stdin:
 class Holder:
     """A real process in the role of the gateway, that holds one lock file open for writing.
 
-    It is called `openclaw gateway` by its arguments, so that it counts as OpenClaw's own.
+    By its arguments it is a gateway.
     """
 
     def __init__(
@@ -217,7 +222,7 @@ class Holder:
         max_hold_ms: int = 1_020_000,
         starttime: str = "0",
         wrap: tuple[str, ...] = (),
-        title: tuple[str, ...] = ("openclaw", "gateway"),
+        title: tuple[str, ...] = ("openclaw.mjs", "gateway", "run"),
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)

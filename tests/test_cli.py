@@ -22,7 +22,8 @@ from reaper.settings import (
     parse_size,
     state_dirs,
 )
-from tests.conftest import HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.conftest import HoldLock, Tree, a_run, bindfs, created_ms, record
+from tests.trajectories import attempt
 
 DEAD = 2**22 + 1
 """A pid past the kernel's limit for pids: surely nobody's."""
@@ -70,7 +71,7 @@ def test_stuck_locks_only_looked_at_or_flagged_are_3(tree: Tree) -> None:
 
 
 def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) -> None:
-    tree.lock("cut", record(DEAD))
+    tree.lock("cut", record(DEAD, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     for command in ("list", "sweep"):
         assert reap(command, "--state-dir", tree.root).returncode == 0
@@ -116,14 +117,21 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
     done = sweep()
     assert done.returncode == 4
-    assert "of uid 1234: run the reaper as that uid" in done.stderr
+    assert "of uid 1234 in a folder of another uid" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
     os.chown(tree.sessions(), 1234, 1234)
-    tree.sessions().chmod(0o500)
+    done = sweep()
+    assert done.returncode == 4
+    assert "of uid 1234: run the reaper as uid 1234" in done.stderr
+
+    tree.lock("own", record(DEAD))
+    os.chown(tree.sessions(), 2345, 2345)
+    tree.sessions().chmod(0o555)
     done = sweep()
     assert done.returncode == 1
-    assert "run the reaper as the uid that owns the sessions folder" in done.stderr
+    owner = "the sessions folder belongs to uid 2345 with mode 0555: run the reaper as uid 2345"
+    assert owner in done.stderr
     assert "Traceback" not in done.stderr
     assert held.path.exists()
 
@@ -192,7 +200,7 @@ def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept
 FIELDS = {
     "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
     "max_hold_ms", "fingerprint", "age_seconds", "holder", "holder_pid", "hold_proof", "run",
-    "verdict", "reasons", "rule", "action", "outcome", "note",
+    "verdict", "reasons", "rule", "not_freed_because", "action", "outcome", "note",
 }  # fmt: skip
 
 
@@ -227,6 +235,7 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
         "verdict": "held",
         "reasons": [],
         "rule": 3,
+        "not_freed_because": "run-goes-on",
         "action": "keep",
         "outcome": None,
         "note": "",
@@ -311,7 +320,7 @@ def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_fo
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("overdue", age=7200)
-    tree.lock("cut", record(DEAD))
+    tree.lock("cut", record(DEAD, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     for session, why in (("overdue", "for longer than it promised"), ("cut", "next gateway")):
         done = reap("unlock", session, "--state-dir", tree.root)
@@ -521,20 +530,22 @@ def test_on_a_terminal_there_is_a_table_in_colour(
 
 
 def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
-    hold("stuck", age=600)
-    created = now_ms() - 600_000
+    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+    holder = hold("stuck", age=-8)
+    created = created_ms(holder.path)
     tree.store(
         {
             "agent:x": {
                 "sessionId": "stuck",
                 "status": "done",
-                "startedAt": 5,
+                "startedAt": created - 500,
                 "endedAt": created + 999,
             }
         }
     )
-    tree.trajectory("stuck", ended(599.5), quiet=599)
-    done = reap("explain", "stuck", "--state-dir", tree.root)
+    tree.trajectory("stuck", *attempt("run", created - 500, created + 999), quiet=599)
+    options = ("--abandoned-after", "0")
+    done = reap("explain", "stuck", "--state-dir", tree.root, *options)
     assert done.returncode == 3
     for words in (
         "some process has the lock file open",
@@ -548,6 +559,41 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
         assert words in done.stdout
     by_path = reap("explain", f"{tree.sessions()}/stuck.jsonl.lock", "--state-dir", tree.root)
     assert by_path.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+
+
+def test_explain_names_the_condition_for_freeing_that_is_missing(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("sid", age=600)
+    said = {}
+    for name, records in {
+        "goes on": a_run(610, 599)[:-1],
+        "upgraded": a_run(610, 599),
+        "buffered": a_run(610, 599, version="2026.6.11"),
+    }.items():
+        tree.trajectory("sid", *records, quiet=599)
+        done = reap("explain", "sid", "--state-dir", tree.root)
+        (said[name],) = (it for it in done.stdout.splitlines() if "not freed" in it)
+        assert done.returncode == 0
+    assert "the run has not ended" in said["goes on"]
+    assert "not known to be older than the run" in said["upgraded"]
+    assert "not known to be of OpenClaw 2026.4.22 to 2026.5.27" in said["buffered"]
+    found = json.loads(reap("list", "--json", "--state-dir", tree.root).stdout)
+    assert found["locks"][0]["not_freed_because"] == "version"
+
+
+def test_a_record_without_a_promise_is_overdue_and_explain_says_it_may_be_healthy(
+    tree: Tree, hold: HoldLock
+) -> None:
+    holder = hold("sid", age=28 * 3600)
+    fields = json.loads(holder.path.read_text())
+    del fields["maxHoldMs"]
+    holder.path.write_text(json.dumps(fields))
+    tree.age(holder.path, 28 * 3600)
+    done = reap("explain", "sid", "--state-dir", tree.root)
+    assert done.returncode == 3
+    assert "OVERDUE" in done.stdout
+    assert "a long healthy run looks the same" in done.stdout
 
 
 def test_explaining_what_is_not_there_is_1_and_says_where_it_looked(tree: Tree) -> None:

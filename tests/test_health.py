@@ -151,7 +151,7 @@ class World:
             file=FileId(1, inode),
             uid=0,
             mtime_ms=0,
-            ctime_ms=0,
+            ctime_ns=0,
             data=data,
             record=parse(data),
         )

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from reaper.adapters import hold_proof
 from reaper.adapters.hold_proof import is_below, overlay_layers, probe
+from reaper.adapters.owners import uid_name
 from reaper.core.evidence import HoldProof
+from reaper.reports.words import no_proof_advice
 from tests.conftest import HoldLock, Tree, bindfs, record
 
 OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
@@ -126,7 +129,7 @@ def test_behind_fuse_not_open_is_no_proof_where_a_naive_probe_takes_a_live_lock(
     with bindfs(tree.root, tmp_path / "seen") as seen:
         path = seen / holder.path.relative_to(tree.root)
         assert naive(path) is NOT_OPEN
-        assert proof(path) == (NONE, "file-system")
+        assert proof(path) == (NONE, "file-system:fuse or virtiofs")
 
 
 @contextmanager
@@ -189,13 +192,70 @@ def test_an_overlay_counts_where_a_gateway_uses_the_same_mount(
         assert proof(path, same_mount=False) == (NONE, "other-layer")
 
 
-def test_a_system_that_grants_no_lease_gives_no_proof() -> None:
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("1\n", "no-leases:0x50495045"),  # of a pipe: refused by what the file is on
+        ("0\n", "no-leases:sysctl"),
+        (None, "no-leases:system"),  # as in gVisor
+    ],
+)
+def test_without_leases_there_is_no_proof_and_the_cause_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str | None, reason: str
+) -> None:
+    leases_enable = tmp_path / "leases-enable"
+    if setting is not None:
+        leases_enable.write_text(setting)
+    monkeypatch.setattr(hold_proof, "_LEASES_ENABLE", str(leases_enable))
     read_end, write_end = os.pipe()
     try:
-        assert probe(read_end, same_mount=lambda: True, layered=False) == (NONE, "no-leases")
+        assert probe(read_end, same_mount=lambda: True, layered=False) == (NONE, reason)
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(0x6969, "nfs"), (0x2FC12FC1, "zfs"), (0xCA451A4E, "bcachefs"), (0x1234, "0x1234")],
+)
+def test_a_file_system_that_does_not_count_is_named(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, kind: int, name: str
+) -> None:
+    monkeypatch.setattr(hold_proof, "file_system_type", lambda _fd: kind)
+    path = tree.lock("sid", record(7))
+    assert proof(path) == (NONE, f"file-system:{name}")
+
+
+SHARED = "a holder beyond the mount is not seen"
+UNTRIED = "was not tried on this file system type"
+
+
+@pytest.mark.parametrize(
+    ("note", "told", "not_told"),
+    [
+        ("file-system:nfs", ("nfs", SHARED), UNTRIED),
+        ("file-system:fuse or virtiofs", ("virtiofs", SHARED), UNTRIED),
+        ("file-system:zfs", ("zfs", UNTRIED), SHARED),
+        ("file-system:0x1234", ("0x1234", UNTRIED), SHARED),
+        ("file-system", (UNTRIED,), SHARED),
+        ("no-leases:sysctl", ("fs.leases-enable", "set it to 1"), "gVisor"),
+        ("no-leases:system", ("gVisor",), "fs.leases-enable"),
+        ("no-leases:9p", ("9p", "gVisor", "fs.leases-enable is not 0"), "set it to 1"),
+        ("no-rights", ("of uid 0 (root): run the reaper as uid 0 (root)",), "chown"),
+    ],
+)
+def test_the_advice_names_the_cause(note: str, told: tuple[str, ...], not_told: str) -> None:
+    advice = no_proof_advice({0}, note, name=uid_name)
+    assert all(words in advice for words in told), advice
+    assert not_told not in advice
+    assert "\n" not in advice
+
+
+def test_the_advice_on_files_of_the_wrong_user_says_how_to_get_rid_of_them() -> None:
+    advice = no_proof_advice({0, 7}, "no-rights", stray=True)
+    for words in ("uid 0 and uid 7", "one for each", "chown", "unlock --force"):
+        assert words in advice
 
 
 def test_two_probes_at_once_do_not_disturb_each_other(tree: Tree) -> None:

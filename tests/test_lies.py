@@ -15,14 +15,15 @@ from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.sweep import Finding, Reaper
-from tests.conftest import HoldLock, Tree, ended, now_ms, record, start_ticks, started
+from tests.conftest import HoldLock, LongUp, Tree, a_run, now_ms, record, start_ticks
 from tests.test_sweep import FakeClock
 
 
 def patient_sweep(tree: Tree) -> Finding:
     """Sweep as long as any grace needs, by a clock that the test moves; return the one lock."""
     limits, policy = Limits(), Policy()
-    it = Reaper([StateDir("s", str(tree.root))], limits=limits, policy=policy, clock=FakeClock())
+    states = [StateDir("s", str(tree.root))]
+    it = Reaper(states, limits=limits, policy=policy, clock=FakeClock(), process_table=LongUp)
     (found,) = (one for one in it.sweep() if isinstance(one, Finding))
     return found
 
@@ -40,15 +41,15 @@ def _no_trajectory(tree: Tree) -> None:
 
 
 def _running(tree: Tree) -> None:
-    tree.trajectory("sid", started(600), {"type": "prompt.submitted", "data": {}})
+    tree.trajectory("sid", *a_run(600, 550)[:-1])
 
 
 def _completed(tree: Tree) -> None:
-    tree.trajectory("sid", started(600), ended(550, cut_short=False))
+    tree.trajectory("sid", *a_run(600, 550, cut_short=False))
 
 
 def _unreadable(tree: Tree) -> None:
-    tree.trajectory("sid", started(600), ended(550)).write_text("{")
+    tree.trajectory("sid", *a_run(600, 550)).write_text("{")
 
 
 @pytest.mark.parametrize("trajectory", [_no_trajectory, _running, _completed, _unreadable])
@@ -72,7 +73,7 @@ def test_both_witnesses_forged_free_no_lock_whose_run_still_writes(
     tree: Tree, hold: HoldLock, written: str
 ) -> None:
     holder = hold("sid", age=550)
-    tree.trajectory("sid", started(600), ended(540))
+    tree.trajectory("sid", *a_run(600, 540))
     forge_store(tree, {"status": "timeout"})
     os.utime(tree.sessions() / written)
     assert patient_sweep(tree).judgement.verdict.value == "held"
@@ -87,10 +88,14 @@ def test_what_an_agent_can_at_worst_achieve_is_to_have_a_lock_freed_that_it_coul
     forged session's lock that goes, and no other (SECURITY.md).
     """
     forged, other = hold("sid", age=550), hold("other", age=550)
-    tree.trajectory("sid", started(600), ended(540))
+    tree.trajectory("sid", *a_run(600, 540))
     forge_store(tree, {"status": "timeout"})
     it = Reaper(
-        [StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), clock=FakeClock()
+        [StateDir("s", str(tree.root))],
+        limits=Limits(),
+        policy=Policy(),
+        clock=FakeClock(),
+        process_table=LongUp,
     )
     verdicts = {
         one.lock.session: one.judgement.verdict.value
@@ -159,7 +164,11 @@ def test_a_record_that_names_somebody_alive_protects_no_lock_that_nobody_has_ope
         pid = hold("held", agent="other").pid
     tree.lock("sid", record(pid, starttime=start_ticks(pid), max_hold_ms=10**15))
     it = Reaper(
-        [StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), clock=FakeClock()
+        [StateDir("s", str(tree.root))],
+        limits=Limits(),
+        policy=Policy(),
+        clock=FakeClock(),
+        process_table=LongUp,
     )
     found = {one.lock.session: one for one in it.sweep() if isinstance(one, Finding)}
     assert found["sid"].judgement.reasons == ("orphan-self-pid",)

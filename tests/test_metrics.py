@@ -54,7 +54,7 @@ def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
         file=FileId(1, 2),
         uid=0,
         mtime_ms=5000,
-        ctime_ms=5000,
+        ctime_ns=5000,
         data=b"",
         record=parse(b'{"pid": 7, "createdAt": "1970-01-01T00:00:09.000Z"}'),
     )

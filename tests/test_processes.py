@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from reaper.adapters import processes
-from reaper.adapters.processes import ProcessTable, program_of, up_for
+from reaper.adapters.processes import ProcessTable, up_for
 from reaper.core.evidence import HolderState, Program
+from reaper.core.programs import program_of
 from reaper.core.state_dirs import state_dir_candidates
-from tests.conftest import Holder, HoldLock, start_ticks
+from tests.conftest import HoldLock, now_ms, start_ticks
 
 
 @pytest.fixture
@@ -171,40 +172,50 @@ def test_openclaws_programs_are_told_by_title_and_arguments(
     assert program_of(arguments) is program
 
 
-def test_a_gateway_is_seen_with_the_state_directory_of_its_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("title", "program"),
+    [("openclaw-gateway", Program.GATEWAY), ("fork-gateway", Program.GATEWAY), ("openclaw", None)],
+)
+def test_a_process_is_told_by_the_title_that_it_gives_itself(
+    title: str, program: Program | None
 ) -> None:
-    monkeypatch.setenv("OPENCLAW_STATE_DIR", str(tmp_path))
-    holder = Holder(tmp_path / "agents/main/sessions/sid.jsonl.lock", title=())
+    process = subprocess.Popen(["bash", "-c", f"exec -a {title} sleep 600"])
     try:
-        assert holder.pid not in {it.pid for it in ProcessTable().gateways()}
+        _until_title(process.pid, title)
+        # `openclaw 600` is a command of the CLI.
+        found = ProcessTable().holder(process.pid, start_ticks(process.pid))
+        assert found.program is (program or Program.UNKNOWN)
     finally:
-        holder.close()
-    script = "exec -a openclaw sleep 600"
-    gateway = subprocess.Popen(["bash", "-c", script])
-    try:
-        _until_title(gateway.pid)
-        script_title = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
-        assert script_title == []  # `openclaw 600` is a command of the CLI, not a gateway
-    finally:
-        gateway.kill()
-        gateway.wait()
-    gateway = subprocess.Popen(["bash", "-c", "exec -a openclaw-gateway sleep 600"])
-    try:
-        _until_title(gateway.pid)
-        (found,) = [it for it in ProcessTable().gateways() if it.pid == gateway.pid]
-        status = tmp_path.stat()
-        assert found.state_dir == (status.st_dev, status.st_ino)
-        assert 0 <= found.up_for < 60
-    finally:
-        gateway.kill()
-        gateway.wait()
+        process.kill()
+        process.wait()
 
 
-def _until_title(pid: int) -> None:
-    # In the midst of exec there are no arguments at all.
-    while not "".join(psutil.Process(pid).cmdline()[:1]).startswith("openclaw"):
+def _until_title(pid: int, title: str) -> None:
+    # During exec there are no arguments at all.
+    while "".join(psutil.Process(pid).cmdline()[:1]) != title:
         time.sleep(0.01)
+
+
+def test_a_process_began_when_its_start_time_says() -> None:
+    before = now_ms()
+    process = subprocess.Popen(["sleep", "600"])
+    try:
+        began = ProcessTable().began_ms(start_ticks(process.pid))
+        assert before - 1100 <= began <= now_ms() + 1100
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_whether_a_process_has_a_file_open_is_read_from_its_descriptors(tmp_path: Path) -> None:
+    database = tmp_path / "state" / "openclaw.sqlite"
+    database.parent.mkdir()
+    database.touch()
+    table = ProcessTable()
+    assert table.has_open(os.getpid(), "/state/openclaw.sqlite") is False
+    with database.open():
+        assert table.has_open(os.getpid(), "/state/openclaw.sqlite") is True
+    assert table.has_open(2**22 + 1, "/state/openclaw.sqlite") is None
 
 
 def test_up_for_counts_from_the_start_ticks() -> None:

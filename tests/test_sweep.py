@@ -1,6 +1,7 @@
 """One pass over all locks: real files and holders, a clock that the test moves."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,22 +14,22 @@ import pytest
 
 from reaper.adapters import lock_files
 from reaper.adapters.lock_files import Skipped
-from reaper.adapters.processes import Gateway, ProcessTable
+from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
-from reaper.core.evidence import HolderState, HoldProof, Program
-from reaper.core.lock import FileId, StateDir
+from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
+from reaper.core.lock import FileId, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Finding, Place, Reaper, SystemClock, Unlock
 from tests.conftest import (
     Holder,
     HoldLock,
+    LongUp,
     Tree,
-    ended,
+    a_run,
     now_ms,
     record,
     start_ticks,
-    started,
 )
 
 
@@ -60,13 +61,8 @@ class FakeClock:
 class FakeProcesses:
     """A process table of the test's making; by default nobody is alive."""
 
-    def __init__(
-        self,
-        holders: dict[int, HolderSeen] | None = None,
-        gateways: list[Gateway] | None = None,
-    ) -> None:
+    def __init__(self, holders: dict[int, HolderSeen] | None = None) -> None:
         self.holders = holders or {}
-        self.all_gateways = gateways or []
 
     def holder(
         self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
@@ -75,15 +71,24 @@ class FakeProcesses:
             return HolderSeen(state=HolderState.UNNAMED)
         return self.holders.get(pid, HolderSeen(state=HolderState.GONE))
 
-    def gateways(self) -> list[Gateway]:
-        return self.all_gateways
+    def began_ms(self, starttime: int) -> int:
+        return 0
+
+    def has_open(self, pid: int, path_end: str) -> bool | None:
+        return False
 
     def shares_state_dir(self, holder: HolderSeen, state_dir: tuple[int, int]) -> bool:
         return False
 
 
 def reaper(tree: Tree, **how: Any) -> Reaper:
-    how = {"limits": Limits(), "policy": Policy(), "clock": FakeClock(), **how}
+    how = {
+        "limits": Limits(),
+        "policy": Policy(),
+        "clock": FakeClock(),
+        "process_table": LongUp,
+        **how,
+    }
     return Reaper([StateDir("s", str(tree.root))], **how)
 
 
@@ -278,7 +283,7 @@ def abandoned(tree: Tree, hold: HoldLock) -> Holder:
             }
         }
     )
-    tree.trajectory("stuck", {"type": "prompt.submitted"}, ended(599.5), quiet=599)
+    tree.trajectory("stuck", *a_run(608, 599.1), quiet=599)
     return holder
 
 
@@ -291,12 +296,124 @@ def test_the_seeds_lock_is_freed_after_a_second_look(tree: Tree, abandoned: Hold
     assert abandoned.process.poll() is None
 
 
+def test_a_lock_next_to_the_records_of_an_older_gateway_is_kept(
+    tree: Tree, abandoned: Holder
+) -> None:
+    """After an upgrade: the process that holds the lock began after the run that ended."""
+    found = ends(reaper(tree, process_table=ProcessTable).sweep())
+    assert found == {"stuck": ("held", (), "kept")}
+    assert abandoned.path.exists()
+
+
+@pytest.mark.parametrize("companion", ["", "-wal", "-shm"])
+def test_a_holder_that_has_the_database_of_newer_gateways_open_keeps_its_lock(
+    tree: Tree, abandoned: Holder, companion: str
+) -> None:
+    class Newer(LongUp):
+        def has_open(self, pid: int, path_end: str) -> bool | None:
+            assert pid == abandoned.pid
+            return f"/s/state/openclaw.sqlite{companion}".find(path_end) != -1
+
+    found = ends(reaper(tree, process_table=Newer).sweep())
+    assert found == {"stuck": ("held", (), "kept")}
+
+
+@pytest.mark.parametrize("companion", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("written", [True, False])
+def test_where_descriptors_cannot_be_read_a_database_that_changed_speaks_of_a_newer_gateway(
+    tree: Tree, abandoned: Holder, companion: str, written: bool
+) -> None:
+    database = tree.root / f"state/openclaw.sqlite{companion}"
+    database.parent.mkdir()
+    database.write_bytes(b"x")
+    changed_ms = database.stat().st_ctime_ns // 1_000_000
+
+    class Unreadable(LongUp):
+        def began_ms(self, starttime: int) -> int:
+            return changed_ms + (5000 if written else 5001)
+
+        def has_open(self, pid: int, path_end: str) -> bool | None:
+            return None
+
+    lines = a_run(608, 599.1)
+    began_ms = changed_ms + 20_000  # the run began after the holder did
+    for line in lines[:-1]:
+        line["ts"] = iso(began_ms)
+    lines[-1]["ts"] = iso(began_ms + 9000)
+    created = iso(began_ms + 5000)
+    tree.trajectory("stuck", *lines, quiet=599)
+    (tree.sessions() / "sessions.json").unlink()
+    data = abandoned.path.read_text()
+    abandoned.path.write_text(re.sub(r'"createdAt": "[^"]*"', f'"createdAt": "{created}"', data))
+    tree.age(abandoned.path, 600)
+    clock = FakeClock()
+    clock.wall = began_ms + 600_000
+    (verdict, _, _) = ends(reaper(tree, clock=clock, process_table=Unreadable).sweep())["stuck"]
+    assert verdict == ("held" if written else "abandoned")
+
+
+def test_a_lock_of_the_same_run_that_another_process_held_before_keeps_this_one(
+    tree: Tree, abandoned: Holder
+) -> None:
+    """Runs overlap: what holds the lock now need not be what the run's end is about."""
+    data = abandoned.path.read_bytes()
+    away = abandoned.path.with_name("away")
+    abandoned.path.rename(away)
+    sweeper = reaper(tree)
+    tree.lock("stuck", record(2**22 + 1, age=604, starttime=5))
+    assert [one.outcome for _, one in sweeper.act() if isinstance(one, Finding)] == [
+        Outcome.REMOVED
+    ]
+    away.rename(abandoned.path)
+    assert abandoned.path.read_bytes() == data
+    found = findings(sweeper.sweep())["stuck"]
+    assert found.judgement.unmet is Unmet.ANOTHER_HOLDER
+    assert abandoned.path.exists()
+
+
+def test_a_holder_that_was_once_seen_as_another_program_keeps_its_lock(
+    tree: Tree, abandoned: Holder
+) -> None:
+    programs = iter([Program.OTHER])
+
+    class Disguised(LongUp):
+        def holder(
+            self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+        ) -> HolderSeen:
+            seen = super().holder(pid, starttime, seen_as=seen_as)
+            return seen._replace(program=next(programs, Program.GATEWAY))
+
+    clock = FakeClock()
+    sweeper = reaper(tree, clock=clock, process_table=Disguised)
+    for _ in range(4):
+        (found,) = (one for _, one in sweeper.act() if isinstance(one, Finding))
+        assert found.judgement.unmet is Unmet.OTHER_PROGRAM
+        clock.pass_by(60)
+
+
+def test_an_empty_file_that_gets_the_inode_of_one_that_is_gone_is_a_new_lock(tree: Tree) -> None:
+    path = tree.lock("sid", b"", mtime_age=0)
+    clock = FakeClock()
+    sweeper = reaper(tree, clock=clock)
+    seen_for = []
+    for _ in range(3):
+        (found,) = (one for _, one in sweeper.act() if isinstance(one, Finding))
+        seen_for.append(found.evidence.seen_for)
+        clock.pass_by(4)
+        if len(seen_for) == 2:
+            ctime = path.stat().st_ctime_ns
+            while path.stat().st_ctime_ns == ctime:  # the next tick of the file system's clock
+                path.unlink()
+                path.touch()
+    assert seen_for == [0, 4, 0]
+
+
 def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
     tree: Tree, hold: HoldLock
 ) -> None:
     """Each one moves the times in the store; the trajectory still speaks of the run that ended."""
     hold("stuck", age=600)
-    tree.trajectory("stuck", started(610), ended(599.5), quiet=599)
+    tree.trajectory("stuck", *a_run(610, 599.5), quiet=599)
 
     times = {"startedAt": now_ms() - 90_000, "endedAt": now_ms() - 30_000}
     tree.store({"k": {"sessionId": "stuck", "status": "failed", **times}})
@@ -307,7 +424,7 @@ def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
 def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: HoldLock) -> None:
     """The holder slept too: it may be about to go on."""
     hold("stuck", age=40)
-    tree.trajectory("stuck", started(50), ended(30), quiet=30)
+    tree.trajectory("stuck", *a_run(50, 30), quiet=30)
     clock = FakeClock()
     it = reaper(tree, clock=clock)
 
@@ -353,16 +470,14 @@ def test_a_new_run_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder)
 
 def test_the_same_lock_of_an_agent_of_its_own_is_kept(tree: Tree, hold: HoldLock) -> None:
     hold("local", age=600, title=("openclaw.mjs", "agent", "--local"))
-    tree.store({"k": {"sessionId": "local", "status": "done", "endedAt": now_ms() - 599_000}})
-    tree.trajectory("local", ended(599.5), quiet=599)
+    tree.trajectory("local", *a_run(608, 599.5), quiet=599)
     assert ends(reaper(tree).sweep()) == {"local": ("held", (), "kept")}
 
 
 def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     """Between two looks of the same reaper the wall clock jumps a day: only a second has passed."""
     holder = hold("held", age=60)
-    tree.store({"k": {"sessionId": "held", "status": "timeout", "endedAt": now_ms() - 59_000}})
-    tree.trajectory("held", ended(59.5), quiet=59)
+    tree.trajectory("held", *a_run(70, 59.5), quiet=59)
     clock = FakeClock()
     it = reaper(tree, clock=clock)
     for step in (0, 86_400_000, -86_400_000):
@@ -393,93 +508,34 @@ def test_the_lock_of_an_interrupted_run_waits_for_the_next_gateway(
     assert ends(reaper(tree).sweep()) == {"cut": PENDING}
 
 
-def a_gateway(tree: Tree, up_for: float) -> Callable[[], FakeProcesses]:
-    status = tree.root.stat()
-    it = Gateway(pid=1, up_for=up_for, state_dir=(status.st_dev, status.st_ino))
-    return lambda: FakeProcesses(gateways=[it])
-
-
-def test_until_a_gateway_of_this_directory_has_been_up_long_enough(tree: Tree) -> None:
-    interrupted(tree, 2**22 + 1)
-    assert ends(reaper(tree, process_table=a_gateway(tree, 119)).sweep()) == {"cut": PENDING}
-    elsewhere = [Gateway(pid=1, up_for=10**6, state_dir=(1, 1))]
-    unknown = [Gateway(pid=1, up_for=10**6, state_dir=None)]
-    for gateways in (elsewhere, unknown):
-        table = FakeProcesses(gateways=gateways)
-        assert ends(reaper(tree, process_table=lambda it=table: it).sweep()) == {"cut": PENDING}
-    assert ends(reaper(tree, process_table=a_gateway(tree, 120)).sweep()) == {"cut": FREED}
-
-
-def test_a_gateway_that_holds_another_lock_is_known_to_be_up(
-    tree: Tree, hold: HoldLock, dead_pid: int
+def test_nothing_counts_as_the_next_gateway_but_that_it_removes_the_lock_itself(
+    tree: Tree, hold: HoldLock
 ) -> None:
-    interrupted(tree, dead_pid)
-    holder = hold("other", agent="ops")
-    seen = HolderSeen(state=HolderState.SAME, program=Program.GATEWAY, pid=holder.pid, up_for=119)
-    table = FakeProcesses({holder.pid: seen})
-    assert ends(reaper(tree, process_table=lambda: table).sweep())["cut"] == PENDING
-    seen = HolderSeen(state=HolderState.SAME, program=Program.GATEWAY, pid=holder.pid, up_for=120)
-    table = FakeProcesses({holder.pid: seen})
-    assert ends(reaper(tree, process_table=lambda: table).sweep())["cut"] == FREED
-
-
-@pytest.mark.parametrize(
-    ("status", "started_ago", "expected"),
-    [
-        pytest.param("running", 130, FREED, id="a-gateways-run"),
-        pytest.param("running", 10_000, PENDING, id="a-local-run-on-an-interrupted-session"),
-        pytest.param("done", 130, PENDING, id="a-local-run"),
-    ],
-)
-def test_so_is_one_that_is_not_to_be_seen_here_but_holds_a_lock_for_a_run_of_the_gateways(
-    tree: Tree,
-    hold: HoldLock,
-    status: str,
-    started_ago: float,
-    expected: tuple[str, tuple[str, ...], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    """A gateway of another profile, one that hangs in its start, a CLI's parent process and a
+    `--local` run all look like it: up, writing the store, holding another lock.
+    """
     interrupted(tree, 2**22 + 1)
-    hold("other", agent="ops", age=125)
-    tree.store(
-        {
-            "k": {
-                "sessionId": "other",
-                "status": status,
-                "startedAt": now_ms() - int(started_ago * 1000),
-            }
-        },
-        agent="ops",
-    )
-    # The holder started a moment ago; in the story it has been up for 300 s.
-    monkeypatch.setattr("reaper.adapters.processes.up_for", lambda _ticks: 300.0)
-    it = reaper(tree, process_table=FakeProcesses)
-    assert ends(it.sweep())["cut"] == expected
-
-
-def test_a_session_store_written_after_the_death_shows_a_gateway_up(tree: Tree) -> None:
-    interrupted(tree, 2**22 + 1)
+    hold("other", agent="ops", age=10_000)
     clock = FakeClock()
-    it = reaper(tree, clock=clock, process_table=FakeProcesses)
-
-    def outcome() -> Outcome | None:
-        (found,) = (one for _, one in it.act() if isinstance(one, Finding))
-        return found.outcome
-
-    assert outcome() is Outcome.KEPT
-    clock.pass_by(1000)
-    assert outcome() is Outcome.KEPT
+    sweeper = reaper(tree, clock=clock)
     store = tree.sessions() / "sessions.json"
-    store.write_text(store.read_text() + "\n")
-    assert outcome() is Outcome.KEPT
-    clock.pass_by(119)
-    assert outcome() is Outcome.KEPT
-    clock.pass_by(1)
-    assert outcome() is Outcome.REMOVED
+    for _ in range(3):
+        found = [one for place, one in sweeper.act() if place is not None and place.agent == "main"]
+        assert [one.outcome for one in found if isinstance(one, Finding)] == [Outcome.KEPT]
+        clock.pass_by(1000)
+        store.write_text(store.read_text() + "\n")
+
+
+def test_an_empty_lock_of_an_interrupted_run_is_kept_too(tree: Tree) -> None:
+    """It is what a power loss leaves."""
+    tree.lock("cut", b"")
+    tree.store({"k": {"sessionId": "cut", "status": "running", "startedAt": 1}})
+    reasons = ("recovery-pending", "missing-pid", "empty", "invalid-createdAt")
+    assert ends(reaper(tree).sweep()) == {"cut": ("stale", reasons, "kept")}
 
 
 def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pid: int) -> None:
-    tree.lock("cut", record(dead_pid))
+    tree.lock("cut", record(dead_pid, starttime=5))
     (tree.sessions() / "sessions.json").write_text('{"half')
     assert ends(reaper(tree).sweep()) == {"cut": PENDING}
 

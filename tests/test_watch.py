@@ -37,7 +37,8 @@ from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Place, Reaper
 from reaper.watch import Watch
-from tests.conftest import Holder, HoldLock, Tree, bindfs, ended, now_ms, record
+from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record
+from tests.trajectories import attempt
 
 _PATIENCE = 20.0
 """Seconds that anything may take before it counts as never; no bound on how fast it must be."""
@@ -387,7 +388,7 @@ def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
     holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
     watch._full_sweep()
     (changed,) = watch._knowledge.all()
-    assert changed.lock.ctime_ms > first.lock.ctime_ms
+    assert changed.lock.ctime_ns > first.lock.ctime_ns
     assert changed.evidence.lock is changed.lock
     watch._events.stop()
     watch.close()
@@ -447,19 +448,20 @@ def test_due_locks_are_freed_without_any_event(
     """An orphan's grace and an ended run's quiet pass by time alone."""
     options = ("--orphan-grace", "1s", "--abandoned-after", "2s", "--confirm", "500ms")
     sidecar = watching("--resync", "1h", *options)
-    forgotten, stuck = hold("forgotten"), hold("stuck")
-    created = now_ms()
+    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+    forgotten, stuck = hold("forgotten"), hold("stuck", age=-8)
+    created = created_ms(stuck.path)
     tree.store(
         {
             "k": {
                 "sessionId": "stuck",
                 "status": "timeout",
-                "startedAt": created - 9000,
+                "startedAt": created - 500,
                 "endedAt": created + 500,
             }
         }
     )
-    tree.trajectory("stuck", ended(-0.3), quiet=0)
+    tree.trajectory("stuck", *attempt("run", created - 500, created + 300), quiet=0)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
     os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it
@@ -590,7 +592,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
     sidecar = watching("--resync", "1s", wrap=wrap)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     (said,) = sidecar.journal("skipped")
-    assert "run the reaper as the uid" in said["note"]
+    assert "run the reaper as uid" in said["note"]
     assert sidecar.metric("reaper_errors_total", kind="unreadable") == 1
     assert sidecar.metric("reaper_skipped_files", reason="unreadable") == 1
     assert sidecar.status("/-/ready") == 503

@@ -22,8 +22,8 @@ def iso(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(at))
 
 
-def hold(session: str, *, since: float) -> None:
-    """Take the lock and hold it until a signal."""
+def take(session: str, *, since: float) -> int:
+    """Take the lock; return the descriptor that holds it."""
     stat = Path("/proc/self/stat").read_text()
     fields = {
         "pid": os.getpid(),
@@ -31,25 +31,50 @@ def hold(session: str, *, since: float) -> None:
         "maxHoldMs": 300_000,
         "starttime": int(stat[stat.rindex(")") + 2 :].split()[19]),
     }
-    path = SESSIONS / f"{session}.jsonl.lock"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    fd = os.open(lock(session), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     os.write(fd, (json.dumps(fields, indent=2) + "\n").encode())
-    signal.sigwait({signal.SIGTERM})
+    return fd
+
+
+def lock(session: str) -> Path:
+    return SESSIONS / f"{session}.jsonl.lock"
+
+
+def release(session: str, fd: int) -> None:
     os.close(fd)
-    path.unlink(missing_ok=True)
+    lock(session).unlink(missing_ok=True)
+
+
+def hold(session: str, *, since: float) -> None:
+    """Take the lock and hold it until a signal."""
+    fd = take(session, since=since)
+    signal.sigwait({signal.SIGTERM})
+    release(session, fd)
 
 
 def cut_short(session: str, at: float) -> None:
-    """Write beside a lock what a gateway writes when a run times out."""
+    """Write beside a lock what a 2026.5.22 gateway writes when a run times out in its tool."""
     (SESSIONS / f"{session}.jsonl").write_text("{}\n")
-    record = {
-        "type": "session.ended", "ts": iso(at + 1), "runId": "run",
-        "data": {"aborted": True, "timedOutDuringToolExecution": True},
-    }  # fmt: skip
-    (SESSIONS / f"{session}.trajectory.jsonl").write_text(json.dumps(record) + "\n")
+    harness = {"version": "2026.5.22", "invocation": ["node", "openclaw.mjs", "gateway", "run"]}
+    records = [
+        ("session.started", at, {}),
+        ("trace.metadata", at, {"harness": harness}),
+        ("session.ended", at + 1, {"aborted": True, "timedOutDuringToolExecution": True}),
+    ]
+    (SESSIONS / f"{session}.trajectory.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "type": kind, "ts": iso(ts), "runId": "run", "seq": number,
+                    "sourceSeq": number, "data": data,
+                }
+            ) + "\n"
+            for number, (kind, ts, data) in enumerate(records, start=1)
+        )
+    )  # fmt: skip
     entry = {
         "sessionId": session, "status": "timeout",
-        "startedAt": int((at - 60) * 1000), "endedAt": int((at + 1) * 1000),
+        "startedAt": int(at * 1000), "endedAt": int((at + 1) * 1000),
     }  # fmt: skip
     (SESSIONS / "sessions.json").write_text(json.dumps({f"agent:main:{session}": entry}))
 
@@ -59,29 +84,38 @@ def main() -> None:
     SESSIONS.mkdir(parents=True, exist_ok=True)
     ORDERS.mkdir(exist_ok=True)
     children: dict[str, int] = {}
+    stuck: dict[str, int] = {}
+    started = time.time()
     while signal.sigtimedwait({signal.SIGTERM}, 0.05) is None:
         for order in ORDERS.iterdir():
             what, session = order.name.split("-", 1)
-            if what in {"hold", "stuck", "overdue"}:
-                now = time.time()
-                since = now - 3600 if what == "overdue" else now
-                if what == "stuck":
-                    cut_short(session, now)
+            if what == "stuck":
+                # The gateway itself holds it, and must be older than the run by five seconds.
+                at = float(int(max(time.time(), started + 7)))
+                cut_short(session, at)
+                stuck[session] = take(session, since=at)
+            elif what in {"hold", "overdue"}:
+                since = time.time() - (3600 if what == "overdue" else 0)
                 children[session] = os.fork()
                 if children[session] == 0:
                     hold(session, since=since)
                     os._exit(0)
+            elif session in stuck:
+                release(session, stuck.pop(session))
             else:
                 pid = children.pop(session)
                 os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGTERM)
                 os.waitpid(pid, 0)
             order.unlink()
+    for session, fd in stuck.items():
+        release(session, fd)
     for pid in children.values():
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["openclaw", "gateway"]:  # by this the reaper knows OpenClaw's processes
-        os.execv(sys.executable, [sys.executable, __file__, "openclaw", "gateway"])
+    gateway = ["openclaw.mjs", "gateway", "run"]  # by this the reaper knows a gateway
+    if sys.argv[1:] != gateway:
+        os.execv(sys.executable, [sys.executable, __file__, *gateway])
     main()

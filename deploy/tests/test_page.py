@@ -152,7 +152,7 @@ def seen(session: str, *, pid: int = 6788, agent: str = "main", **how: Any) -> S
         file=FileId(1, 2),
         uid=1000,
         mtime_ms=0,
-        ctime_ms=0,
+        ctime_ns=0,
         data=b"",
         record=parse(json.dumps(text).encode()),
     )

@@ -13,6 +13,7 @@ from typing import Final
 
 from reaper.adapters.kernel import file_system_type
 from reaper.core.evidence import HoldProof
+from reaper.core.file_systems import file_system_name
 
 OVERLAYFS: Final = 0x794C7630
 
@@ -25,13 +26,15 @@ _COUNTS_ON: Final = frozenset(
         0x01021994,  # tmpfs
     }
 )
-"""File systems on which "not open" means not open. On others (FUSE, NFS, 9p, virtiofs) a holder
-beyond the mount is not seen."""
+"""File systems on which "not open" was tried and means not open. On some others (FUSE, NFS, 9p,
+virtiofs) a holder beyond the mount is not seen; the rest was not tried."""
 
 NO_RIGHTS: Final = "no-rights"
 FILE_SYSTEM: Final = "file-system"
 OTHER_LAYER: Final = "other-layer"
 NO_LEASES: Final = "no-leases"
+
+_LEASES_ENABLE: Final = "/proc/sys/fs/leases-enable"
 
 
 def prepare() -> None:
@@ -48,7 +51,8 @@ def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[Ho
     Tries a read lease and gives it straight back; 6 µs. "Open" is believed on any file system,
     "not open" only where it can be relied on: a file system of the allow-list that is no layer of
     an overlay (`layered`), or an overlay that a gateway is known to use through this same mount
-    (`same_mount`, asked only there). Reasons: no-rights, no-leases, file-system, other-layer.
+    (`same_mount`, asked only there). Reasons: `no-rights`; `no-leases:` and who grants none
+    (`sysctl`, `system`, or a file system's name); `file-system:` and its name; `other-layer`.
     Never raises.
     """
     try:
@@ -61,9 +65,9 @@ def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[Ho
             case errno.EACCES | errno.EPERM:
                 return HoldProof.UNAVAILABLE, NO_RIGHTS
             case _:
-                return HoldProof.UNAVAILABLE, NO_LEASES
+                return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_who_grants_no_leases(fd)}"
     except AttributeError:  # a system without leases: its fcntl module does not name them
-        return HoldProof.UNAVAILABLE, NO_LEASES
+        return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
     try:
         kind = file_system_type(fd)
     except OSError:
@@ -71,8 +75,21 @@ def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[Ho
     if kind == OVERLAYFS:
         return (HoldProof.NOT_OPEN, "") if same_mount() else (HoldProof.UNAVAILABLE, OTHER_LAYER)
     if kind not in _COUNTS_ON:
-        return HoldProof.UNAVAILABLE, FILE_SYSTEM
+        return HoldProof.UNAVAILABLE, f"{FILE_SYSTEM}:{file_system_name(kind)}"
     return (HoldProof.UNAVAILABLE, OTHER_LAYER) if layered else (HoldProof.NOT_OPEN, "")
+
+
+def _who_grants_no_leases(fd: int) -> str:
+    """Return `sysctl` if leases are switched off, `system` if this kernel or sandbox has none,
+    else the name of the file system, which refuses them.
+    """
+    try:
+        with open(_LEASES_ENABLE, "rb") as setting:
+            if setting.read(2).strip() == b"0":
+                return "sysctl"
+        return file_system_name(file_system_type(fd))
+    except OSError:
+        return "system"
 
 
 def overlay_layers() -> frozenset[tuple[int, int]] | None:

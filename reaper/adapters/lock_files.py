@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, Self
 from reaper.adapters import kernel
 from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
 from reaper.adapters.kernel import exchange, rename_noreplace
-from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, StateDir, parse
+from reaper.adapters.owners import advice_to_read, advice_to_remove
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir, parse
 from reaper.core.policy import Outcome
 
 
@@ -146,7 +147,10 @@ def skip(path: str, error: OSError) -> Skipped:
             # O_DIRECTORY with O_NOFOLLOW says ENOTDIR of a symlink, as of any other thing.
             return Skipped(path=path, reason="symlink" if os.path.islink(path) else "not-regular")
         case OSError(errno=errno.EACCES | errno.EPERM):
-            return Skipped(path=path, reason="unreadable", failed=True, note=_advice(error))
+            note = f"{_what(error)}: {advice_to_read(path)}"
+            if path.endswith(LOCK_SUFFIX):
+                note += ", or remove it unread with `reaper unlock --force`"
+            return Skipped(path=path, reason="unreadable", failed=True, note=note)
         case _:
             return Skipped(
                 path=path, reason=f"error-{_code(error)}", failed=True, note=_advice(error)
@@ -160,13 +164,15 @@ def _code(error: OSError) -> str:
 class OpenLock(NamedTuple):
     """A lock file that was read, and the descriptor through which it was.
 
-    While the descriptor is open, the inode number cannot be given to another file.
+    While the descriptor is open, the inode number cannot be given to another file. `unread` says
+    why the file was not read, if it was not: see `open_unread`.
     """
 
     lock: Lock
     name: str
     folder: Folder
     fd: int
+    unread: Skipped | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -193,22 +199,46 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     except OSError as error:
         os.close(fd)
         return skip(path, error)
-    return OpenLock(
-        lock=Lock(
-            state_dir=folder.state.name,
-            agent=folder.agent,
-            session=name.removesuffix(LOCK_SUFFIX),
-            path=path,
-            file=FileId(found.st_dev, found.st_ino),
-            uid=found.st_uid,
-            mtime_ms=found.st_mtime_ns // 1_000_000,
-            ctime_ms=found.st_ctime_ns // 1_000_000,
-            data=data,
-            record=parse(data),
-        ),
-        name=name,
-        folder=folder,
-        fd=fd,
+    return OpenLock(_lock(folder, name, found, data, parse(data)), name, folder, fd)
+
+
+def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped | None:
+    """Open what has a lock's name and was skipped, without a right to read it and without acting
+    on it, so that `remove` can remove exactly that file; None where it is gone.
+
+    Whatever `rm` removes can be opened: a file of another uid, a symlink itself, a FIFO. A
+    directory, and what cannot be opened, stays skipped. Never raises OSError.
+    """
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return why
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        return why
+    if stat.S_ISDIR(found.st_mode):
+        os.close(fd)
+        return why
+    lock = _lock(folder, name, found, b"", Record(shape=Shape.UNREAD))
+    return OpenLock(lock, name, folder, fd, unread=why)
+
+
+def _lock(folder: Folder, name: str, found: os.stat_result, data: bytes, record: Record) -> Lock:
+    return Lock(
+        state_dir=folder.state.name,
+        agent=folder.agent,
+        session=name.removesuffix(LOCK_SUFFIX),
+        path=f"{folder.path}/{name}",
+        file=FileId(found.st_dev, found.st_ino),
+        uid=found.st_uid,
+        mtime_ms=found.st_mtime_ns // 1_000_000,
+        ctime_ns=found.st_ctime_ns,
+        data=data,
+        record=record,
     )
 
 
@@ -233,7 +263,7 @@ def _private_name(session: str) -> str:
     return f"{_PREFIX}{token}-{session}~"
 
 
-def remove(opened: OpenLock) -> Removal:
+def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     """Remove exactly the lock that was read and judged through this descriptor, or nothing.
 
     Between judging and unlinking the gateway may have put a lock of its own under the same name:
@@ -243,15 +273,19 @@ def remove(opened: OpenLock) -> Removal:
     Where the file system can, an empty file, the stand-in, has the lock's name meanwhile: to a
     gateway it is a lock in the making, so nobody takes a lock that is away only by mistake.
     Nothing here waits; a stop in the middle leaves a name that a sweep puts right.
+
+    `forced`: a person takes the risk. Where the file system offers no way to put a lock back, the
+    name is then unlinked at once, as `rm` does; a lock that takes its place in that instant is
+    unlinked too.
     """
     kernel.load()  # not between the steps below
     aside = _private_name(opened.lock.session)
     try:
         stand_in = _stand_in(aside, dir_fd=opened.folder.fd)
     except OSError as error:
-        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+        return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
-        removal = _remove_by_way_of(aside, stand_in, opened)
+        removal = _remove_by_way_of(aside, stand_in, opened, forced=forced)
         if stand_in is None or removal.outcome is Outcome.FAILED:
             return removal
         left = _withdraw(opened, stand_in)
@@ -264,13 +298,15 @@ def remove(opened: OpenLock) -> Removal:
 
 
 def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
-    aside: str, stand_in: int | None, opened: OpenLock
+    aside: str, stand_in: int | None, opened: OpenLock, *, forced: bool
 ) -> Removal:
     name, dir_fd = opened.name, opened.folder.fd
     try:
         moved = stand_in is not None and _swap(name, aside, opened.lock.file, dir_fd=dir_fd)
         stand_in = stand_in if moved else None
         if not moved and not _move_aside(aside, opened):
+            if forced:
+                return _unlink_at_once(opened)
             return Removal(
                 outcome=Outcome.FLAGGED,
                 note="left alone: this file system offers no safe way to put a lock back",
@@ -280,7 +316,7 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
     except FileNotFoundError:
         return Removal(outcome=Outcome.VANISHED)
     except OSError as error:
-        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+        return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
         if _file_at(aside, dir_fd=dir_fd) != opened.lock.file:
             return _give_back(aside, name, stand_in, dir_fd=dir_fd)
@@ -290,12 +326,19 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
         return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
     except OSError as error:
         back = _give_back(aside, name, stand_in, dir_fd=dir_fd)
-        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error)}; {back.note}")
+        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}; {back.note}")
     links = os.fstat(opened.fd).st_nlink
     return Removal(
         outcome=Outcome.REMOVED,
         note="" if links == 0 else f"the same file has {links} other name(s), left alone",
     )
+
+
+def _unlink_at_once(opened: OpenLock) -> Removal:
+    """Raises _ChangedError, OSError."""
+    _check(opened.name, opened.lock.file, dir_fd=opened.folder.fd)
+    os.unlink(opened.name, dir_fd=opened.folder.fd)
+    return Removal(outcome=Outcome.REMOVED, note="this file system cannot move a lock aside first")
 
 
 def _file_at(name: str, *, dir_fd: int) -> FileId:
@@ -527,16 +570,23 @@ def drop_aside(opened: OpenLock) -> Removal:
     except FileNotFoundError:
         return Removal(outcome=Outcome.VANISHED)
     except OSError as error:
-        return Removal(outcome=Outcome.FAILED, note=_advice(error))
+        return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     return Removal(outcome=Outcome.REMOVED)
 
 
-def _advice(error: OSError) -> str:
-    what = f"{error.strerror} ({_code(error)})"
+def _advice(error: OSError, opened: OpenLock | None = None) -> str:
+    """Say what failed in removing a lock, and what to do; with `opened`, whose right is missing."""
     match error.errno:
-        case errno.EACCES | errno.EPERM:
-            return f"{what}: run the reaper as the uid that owns the sessions folder"
+        case errno.EACCES | errno.EPERM if opened is not None:
+            return f"{_what(error)}: {advice_to_remove(opened.folder.fd, opened.name)}"
         case errno.EROFS:
-            return f"{what}: mount the sessions folder writable for the reaper"
+            return (
+                f"{_what(error)}: the mount is read-only; "
+                "mount the sessions folder writable for the reaper"
+            )
         case _:
-            return what
+            return _what(error)
+
+
+def _what(error: OSError) -> str:
+    return f"{error.strerror} ({_code(error)})"

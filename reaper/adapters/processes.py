@@ -4,13 +4,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import psutil
 
 from reaper.core.evidence import Holder, HolderState, Program
+from reaper.core.programs import program_of
 from reaper.core.state_dirs import state_dir_candidates
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -27,17 +28,6 @@ class _Seen:
     program: Program = Program.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
-    """A gateway process; `state_dir` is (device, inode) of the state directory that its
-    environment names, None where that is not to be read. `up_for` in seconds.
-    """
-
-    pid: int
-    up_for: float
-    state_dir: tuple[int, int] | None
-
-
 class ProcessTable:
     """The process table at one moment: each pid is looked at once. Make a new one per sweep."""
 
@@ -47,7 +37,6 @@ class ProcessTable:
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
         self._state_dirs: dict[int, tuple[int, int] | None] = {}
-        self._gateways: list[Gateway] | None = None
         self._users: list[tuple[int, int] | None] | None = None
 
     def holder(
@@ -98,12 +87,6 @@ class ProcessTable:
             return Holder(state=state, program=seen.program)
         return Holder(state=state, program=seen.program, pid=pid, up_for=up_for(seen.starttime))
 
-    def gateways(self) -> list[Gateway]:
-        """Return the gateway processes that can be seen; looked for once."""
-        if self._gateways is None:
-            self._gateways = list(self._find_gateways())
-        return self._gateways
-
     def _look(self, pid: int) -> _Seen:
         seen = self._seen.get(pid)
         if seen is None:
@@ -148,16 +131,28 @@ class ProcessTable:
             self._state_dirs[pid] = _state_dir_of(pid)
         return self._state_dirs[pid]
 
-    def _find_gateways(self) -> Iterator[Gateway]:
-        for pid in psutil.pids():
-            # A start time costs much more than the arguments, and most are no gateway.
-            if pid == os.getpid() or _program(pid) is not Program.GATEWAY:
-                continue
-            seen = self._look(pid)
-            if seen.program is Program.GATEWAY and seen.starttime is not None:
-                yield Gateway(
-                    pid=pid, up_for=up_for(seen.starttime), state_dir=self._state_dir(pid)
-                )
+    def began_ms(self, starttime: int) -> int:
+        """Return when a process with this start time began, in epoch ms by the clock of now.
+
+        Both clocks are read at the same moment, so a slow pass does not make the process older.
+        """
+        return time.time_ns() // 1_000_000 - round(up_for(starttime) * 1000)
+
+    def has_open(self, pid: int, path_end: str) -> bool | None:
+        """Return whether a process has a file open whose path contains `path_end`; None where its
+        descriptors cannot be read.
+
+        Links are read, never followed: a look at a file on a dead mount would not come back.
+        """
+        folder = f"{psutil.PROCFS_PATH}/{pid}/fd"
+        try:
+            for name in os.listdir(folder):
+                with suppress(FileNotFoundError):  # closed since it was listed
+                    if path_end in os.readlink(f"{folder}/{name}"):
+                        return True
+        except OSError:
+            return None
+        return False
 
 
 def starttime_of(pid: int) -> int | None:
@@ -239,16 +234,6 @@ def _start_ticks(pid: int) -> int:
     raise ValueError("the boot time does not stand still")
 
 
-_ENTRIES: Final = (
-    "openclaw.mjs",
-    "dist/index.js",
-    "dist/entry.js",
-    "scripts/run-node.mjs",
-    "src/entry.ts",
-    "src/index.ts",
-)
-
-
 def _program(pid: int) -> Program:
     """Tell OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the process
     titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
@@ -258,34 +243,6 @@ def _program(pid: int) -> Program:
     except (psutil.Error, OSError):
         return Program.UNKNOWN
     return program_of(arguments)
-
-
-def program_of(arguments: list[str]) -> Program:
-    """Tell which of OpenClaw's programs has these arguments.
-
-    GATEWAY and AGENT are told strictly: someone who only names a path that ends in `openclaw` is
-    neither. That is UNKNOWN, as upstream counts it for one of its own; OTHER is surely foreign.
-    """
-    words = [word for raw in arguments if (word := raw.replace("\\", "/").strip().lower())]
-    if not words:
-        return Program.UNKNOWN
-    title = re.sub(r"\.(bat|cmd|exe)$", "", words[0]).rsplit("/", 1)[-1]
-    if title == "openclaw-gateway" or words == ["openclaw"]:
-        return Program.GATEWAY
-    if title.startswith("openclaw-"):
-        return Program.AGENT
-    entries = [at for at, word in enumerate(words) if word.endswith(_ENTRIES)]
-    entry = 0 if title == "openclaw" else entries[0] if entries else None
-    if entry is not None:
-        # The command is the first word after the entry point that is no option; later words are
-        # anybody's, a message's for one.
-        command = next((word for word in words[entry + 1 :] if not word.startswith("-")), "")
-        if command in {"gateway", "agent"}:
-            after = words[words.index(command, entry + 1) + 1 :]
-            serves = command == "gateway" and (not after or after[0] == "run" or after[0][0] == "-")
-            return Program.GATEWAY if serves else Program.AGENT
-    named = any(word.rsplit("/", 1)[-1] in {"openclaw", "openclaw.mjs"} for word in words)
-    return Program.UNKNOWN if named else Program.OTHER
 
 
 def _innermost_pid(pid: int) -> int | None:

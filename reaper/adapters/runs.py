@@ -11,18 +11,16 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
-from reaper.core.evidence import Run, RunEnd, RunState, StoreStatus
+from reaper.core.evidence import Run, StoreStatus, Unmet
 from reaper.core.json_text import NotJsonError, loads, whole
-from reaper.core.lock import parse_date
+from reaper.core.trajectory import FIRST_TAIL, TAIL, Trajectory, last_attempt, last_record
 
-_TAIL: Final = 512 * 1024
-"""Bytes read of a trajectory's end; upstream writes no record longer than 256 KiB."""
-_FIRST_TAIL: Final = 8 * 1024
-"""`session.ended` is short; a longer last record is read in a second go."""
 _FULL: Final = 10 * 1024 * 1024 - 64 * 1024
-"""Bytes. Upstream silently drops what would make a trajectory larger than 10 MiB, so a larger one
-may show none of a newer run's records, not even its short `session.started`.
+"""Bytes. Gateways that append live drop, silently, what would make the file larger than 10 MiB, so
+a larger one may show none of a newer run's records, not even its short `session.started`.
 """
+_REMEMBERED: Final = 1000
+"""Trajectories whose last attempt is remembered, so that it is read once for each change."""
 _STORE_LIMIT: Final = 32 * 1024 * 1024
 _STRUCTURE: Final = (b"{", b"[", b",")
 _STRUCTURE_LIMIT: Final = 500_000
@@ -40,19 +38,25 @@ class _Store(NamedTuple):
 
 
 class Session(NamedTuple):
-    """Whose run is read, and where; `folder_fd` is its agent's open `sessions` folder."""
+    """Whose run is read, and where; `folder_fd` is its agent's open `sessions` folder, and
+    `through_symlink` tells whether a symlink leads to that.
+    """
 
     state_dir: str
     agent: str
     name: str
     folder_fd: int
+    through_symlink: bool = False
 
 
 class Runs:
-    """Reads runs; remembers each session store for as long as the file does not change."""
+    """Reads runs; remembers each session store, and the last attempt of each trajectory, for as
+    long as the file does not change.
+    """
 
     def __init__(self) -> None:
         self._stores: dict[str, _Store] = {}
+        self._attempts: dict[tuple[str, str, str], tuple[tuple[int, int, int], Trajectory]] = {}
 
     def run(self, session: Session, checkpoints: Callable[[], list[str]]) -> Run:
         """Return what the witnesses say of the session's last run. Never raises OSError.
@@ -61,7 +65,8 @@ class Runs:
         a run was cut short, which alone makes them count.
         """
         run = self.by_store(session)
-        state, end, written_ms = _trajectory(session)
+        trajectory, written_ms = self._trajectory(session)
+        end = trajectory.end
         folder_fd = session.folder_fd
         transcript_ms, transcript_bytes = _transcript(f"{session.name}.jsonl", folder_fd)
         prefix = f"{session.name}.checkpoint."
@@ -71,8 +76,9 @@ class Runs:
             names, written_ms = [], None  # not known to be quiet
         found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
         return run._replace(
-            trajectory=state,
+            trajectory=trajectory.state,
             end=end,
+            unmet=trajectory.unmet,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
             checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
             transcript_bytes=transcript_bytes,
@@ -96,15 +102,51 @@ class Runs:
             return _STORE_UNKNOWN
         return store.entries.get(session.name, _NO_STORE)
 
-    def store_stamp(self, folder_fd: int) -> tuple[int, int, int] | None:
-        """Return what changes with each write of the session store; None where there is none."""
-        with suppress(OSError):
-            return stamp_of(os.stat("sessions.json", dir_fd=folder_fd, follow_symlinks=False))
-        return None
-
     def forget_all_but(self, folders: set[str]) -> None:
         """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
         self._stores = {path: it for path, it in self._stores.items() if path in folders}
+
+    def _trajectory(self, session: Session) -> tuple[Trajectory, int | None]:
+        """Return what the session's trajectory shows, and its last change (epoch ms)."""
+        try:
+            fd, found = _open_trajectory(session)
+        except (OSError, NotJsonError, ValueError):
+            return Trajectory(), None
+        try:
+            return self._read(session, fd, found), found.st_mtime_ns // 1_000_000
+        except OSError:
+            return Trajectory(), None
+        finally:
+            os.close(fd)
+
+    def _read(self, session: Session, fd: int, found: os.stat_result) -> Trajectory:
+        """Read the last record, and of a run that was cut short the attempt. Raises OSError."""
+        shown = _last_record(fd, found.st_size)
+        if shown.unmet is not None:
+            return shown
+        if session.through_symlink or found.st_nlink != 1 or found.st_size >= _FULL:
+            # 2026.5.22 silently writes nothing more then: a later run would not be visible.
+            return shown._replace(unmet=Unmet.UNUSUAL_FILE)
+        key, stamp = session[:3], stamp_of(found)
+        known = self._attempts.pop(key, None)
+        if known is None or known[0] != stamp:
+            known = stamp, last_attempt(shown, _tail(fd, found.st_size, TAIL))
+            if len(self._attempts) >= _REMEMBERED:
+                del self._attempts[next(iter(self._attempts))]
+        self._attempts[key] = known
+        return known[1]
+
+
+def _last_record(fd: int, size: int) -> Trajectory:
+    for length in (FIRST_TAIL, TAIL):
+        shown = last_record(_tail(fd, size, length), whole=length >= size)
+        if shown is not None:
+            return shown
+    return Trajectory()
+
+
+def _tail(fd: int, size: int, length: int) -> bytes:
+    return read_at_most(fd, min(size, length), offset=max(0, size - length))
 
 
 _NO_STORE: Final = Run(store=StoreStatus.NONE)
@@ -208,54 +250,12 @@ def _mtime_ms(name: str, dir_fd: int) -> int | None:
     return None
 
 
-def _trajectory(session: Session) -> tuple[RunState, RunEnd | None, int | None]:
-    """Return state, end and last change (epoch ms) of the session's trajectory."""
-    try:
-        fd, found = _open_trajectory(session)
-    except (OSError, NotJsonError, ValueError):
-        return RunState.UNKNOWN, None, None
-    try:
-        record = _last_record(fd, found.st_size)
-        cut_short = _was_cut_short(record)
-        started_ms = _start_of(fd, found.st_size, record) if cut_short else None
-    except OSError:
-        return RunState.UNKNOWN, None, None
-    finally:
-        os.close(fd)
-    written_ms = found.st_mtime_ns // 1_000_000
-    kind = record.get("type") if isinstance(record, dict) else None
-    ended = kind == "session.ended"
-    if not isinstance(kind, str) or (ended and found.st_size > _FULL):
-        return RunState.UNKNOWN, None, written_ms
-    if not ended:
-        return RunState.RUNNING, None, written_ms
-    stamp, data = record.get("ts"), record.get("data")
-    at_ms = parse_date(stamp) if isinstance(stamp, str) else None
-    if at_ms is None or not isinstance(data, dict):
-        return RunState.UNKNOWN, None, written_ms
-    end = RunEnd(at_ms=at_ms, cut_short=cut_short, started_ms=started_ms)
-    return RunState.ENDED, end, written_ms
-
-
-def _was_cut_short(last: Any) -> bool:  # noqa: ANN401  # any JSON value
-    """Tell it from a `session.ended`. A time-out at a model call ends an attempt, not the run:
-    upstream may compact, holding the lock, and try again.
-    """
-    if not isinstance(last, dict) or last.get("type") != "session.ended":
-        return False
-    data = last.get("data")
-    if not isinstance(data, dict):
-        return False
-    in_tool = data.get("timedOutDuringToolExecution") is True
-    return in_tool or (data.get("aborted") is True and data.get("timedOut") is not True)
-
-
 def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
     """Open the trajectory where its pointer file says, inside the state directory only; without a
     pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
     may then be an older run's. Raises OSError, NotJsonError or ValueError.
     """
-    state_dir, agent, name, folder_fd = session
+    state_dir, agent, name, folder_fd, _ = session
     beside = f"{name}.trajectory.jsonl"
     try:
         pointer_fd, _ = open_regular(f"{name}.trajectory-path.json", dir_fd=folder_fd)
@@ -289,37 +289,3 @@ def _open_below(root: str, parts: list[str]) -> tuple[int, os.stat_result]:
         return open_regular(parts[-1], dir_fd=fd)
     finally:
         os.close(fd)
-
-
-def _start_of(fd: int, size: int, last: Any) -> int | None:  # noqa: ANN401  # any JSON value
-    """Return when the run of a `session.ended` started (epoch ms), from its `session.started` in
-    the tail; None where that is not there, or says nothing.
-    """
-    run = last.get("runId")
-    data = read_at_most(fd, min(size, _TAIL), offset=max(0, size - _TAIL))
-    for line in reversed(data.split(b"\n")):
-        if b'"session.started"' not in line:
-            continue
-        with suppress(NotJsonError):
-            record = loads(line)
-            if isinstance(record, dict) and record.get("type") == "session.started":
-                stamp = record.get("ts")
-                same = run is not None and record.get("runId") == run
-                return parse_date(stamp) if same and isinstance(stamp, str) else None
-    return None
-
-
-def _last_record(fd: int, size: int) -> Any:  # noqa: ANN401  # any JSON value
-    """Return the last line's value; None where it is unfinished, too long or no JSON."""
-    for tail in (_FIRST_TAIL, _TAIL):
-        start = max(0, size - tail)
-        data = read_at_most(fd, size - start, offset=start)
-        if not data.endswith(b"\n"):
-            return None
-        head, newline, line = data[:-1].rpartition(b"\n")
-        if newline or start == 0:
-            with suppress(NotJsonError):
-                return loads(line if newline else data[:-1])
-            return None
-        del head
-    return None

@@ -1,62 +1,158 @@
 """`reaper explain`, which `unlock` shows first."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from reaper.commands.judging import ExitZero, Judging, with_judging
 from reaper.commands.report import NoOutput, Report, told_to_standard_output
-from reaper.core.lock import LOCK_SUFFIX
+from reaper.core.evidence import StoreStatus
+from reaper.core.lock_name import lock_names, session_keys
 from reaper.core.words import printable
 from reaper.reports.words import explain as explain_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
+    from reaper.adapters.lock_files import Skipped
     from reaper.sweep import Finding, Place, Reaper
 
 LockArgument = Annotated[
-    str, typer.Argument(metavar="LOCK|SESSION", help="A lock's path, or a session's id.")
+    str,
+    typer.Argument(
+        metavar="LOCK|SESSION",
+        help="A session's id or key, or its lock's or transcript's file name or path, also from "
+        "another host: what counts is how the path ends, agents/AGENT/sessions/FILE.",
+    ),
 ]
 
 
-def _is_wanted(lock: str) -> "Callable[[Place], bool]":
-    """Tell places apart by what a person calls a lock: its path, or its session's id."""
+class Match(NamedTuple):
+    """A lock that has the name that a person typed. `other_folder`, if any, is the folder that was
+    typed: it exists here and is not the lock's.
+    """
 
-    def wanted(place: "Place") -> bool:
-        if "/" in lock or lock.endswith((".lock", ".jsonl")):
-            folder, name = os.path.split(os.path.abspath(lock.removesuffix(".lock") + ".lock"))
-            here = f"{place.state.path}/agents/{place.agent}/sessions"
-            return name == place.name and os.path.realpath(folder) == os.path.realpath(here)
-        return place.name.removesuffix(LOCK_SUFFIX) == lock
-
-    return wanted
+    place: "Place"
+    found: "Finding"
+    other_folder: str | None
 
 
-def explain_one(
-    judging: Judging, reaper: "Reaper", lock: str, report: "Report"
-) -> "list[tuple[Place, Finding]]":
-    """Write the whole evidence for what a person calls `lock`; return it, none where it is not."""
-    from reaper.sweep import Finding  # noqa: PLC0415
+class _Search:
+    """Looks for the locks that a person means by a text."""
 
-    shown = []
-    for place, found in reaper.explain(_is_wanted(lock)):
-        if not isinstance(found, Finding):
-            if found.failed or os.path.basename(found.path).startswith(lock):
-                report.take(found)
-        elif place is not None:
-            shown.append((place, found))
-            if not judging.as_json:
-                lines = explain_in_words(
-                    found.evidence, found.judgement, found.action, judging.limits
-                )
-                typer.echo("\n".join(lines))
-    if not shown:
-        places = ", ".join(state.path for state in judging.states)
-        judging.talk.error(f"no lock for {printable(lock)} in {printable(places)}")
+    def __init__(self, text: str, reaper: "Reaper", report: Report) -> None:
+        self._text = text
+        self._reaper = reaper
+        self._report = report
+        self._reported: set[Skipped] = set()
+        self._names = lock_names(text, _working_directory())
+        self.stores_not_understood: set[str] = set()
+
+    def matches(self) -> list[Match]:
+        """Return the locks that fit best: by name, else by session key."""
+        by_rank: dict[int, list[Match]] = defaultdict(list)
+        for place, found in self._looked_at(by_key=False):
+            rank = self._rank(place)
+            if rank is not None:
+                by_rank[rank].append(Match(place, found, self._other_folder(rank)))
+        if not by_rank and not self.is_lock_path:
+            keys = session_keys(self._text)
+            for place, found in self._looked_at(by_key=True):
+                run = found.evidence.run
+                if run.session_key in keys:
+                    by_rank[keys.index(run.session_key)].append(Match(place, found, None))
+                elif run.store is StoreStatus.UNKNOWN and run.session_key is None:
+                    self.stores_not_understood.add(_sessions_folder(place) + "/sessions.json")
+        return by_rank[min(by_rank)] if by_rank else []
+
+    @property
+    def is_lock_path(self) -> bool:
+        """Whether the text is a path that ends as the paths of locks do."""
+        return any(it.agent for it in self._names)
+
+    def _looked_at(self, *, by_key: bool) -> "Iterator[tuple[Place, Finding]]":
+        """Look at the locks that may be meant; report what could not be looked at."""
+        from reaper.sweep import Finding  # noqa: PLC0415
+
+        for place, found in self._reaper.explain(
+            lambda place: by_key or self._rank(place) is not None
+        ):
+            if isinstance(found, Finding):
+                if place is not None:
+                    yield place, found
+            elif found not in self._reported and (found.failed or (place and not by_key)):
+                self._reported.add(found)
+                self._report.take(found)
+
+    def _rank(self, place: "Place") -> int | None:
+        """Return how well a lock fits the text, 0 best; None if it does not."""
+        for rank, name in enumerate(self._names):
+            if name.fits(place.agent, place.name) and (
+                name.folder is None or _is_same_folder(name.folder, _sessions_folder(place))
+            ):
+                return rank
+        return None
+
+    def _other_folder(self, rank: int) -> str | None:
+        """Return the folder of the path that was typed, if it exists here, for a lock that was
+        found only by how that path ends.
+        """
+        name = self._names[rank]
+        if name.agent is None:
+            return None
+        ending = f"/agents/{name.agent}/sessions"
+        folders = (it.folder for it in self._names if it.folder and it.file == name.file)
+        return next((it for it in folders if it.endswith(ending) and os.path.isdir(it)), None)
+
+
+def _working_directory() -> str:
+    with suppress(FileNotFoundError):
+        return os.getcwd()
+    return "/"
+
+
+def _sessions_folder(place: "Place") -> str:
+    return f"{place.state.path}/agents/{place.agent}/sessions"
+
+
+def _is_same_folder(one: str, other: str) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def explain_matches(judging: Judging, reaper: "Reaper", text: str, report: Report) -> list[Match]:
+    """Write the whole evidence for each lock that a person may mean by `text`; return the locks."""
+    search = _Search(text, reaper, report)
+    matches = search.matches()
+    for match in matches:
+        found = match.found
+        if not judging.as_json:
+            lines = explain_in_words(found.evidence, found.judgement, found.action, judging.limits)
+            typer.echo("\n".join(lines))
+        if match.other_folder is not None:
+            judging.talk.info(
+                f"{printable(match.other_folder)} exists here and is not the folder of this lock, "
+                f"which has the same name: {printable(found.lock.path)}"
+            )
+    if not matches:
+        judging.talk.error(_not_found(judging, search, text))
         report.summary.failed += 1
-    return shown
+    return matches
+
+
+def _not_found(judging: Judging, search: _Search, text: str) -> str:
+    places = ", ".join(state.path for state in judging.states)
+    said = f"no lock for {printable(text)} in {printable(places)}"
+    if "/" in text and not search.is_lock_path:
+        said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
+    if search.stores_not_understood:
+        stores = ", ".join(printable(it) for it in sorted(search.stores_not_understood))
+        said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
+    return said
 
 
 @with_judging
@@ -67,7 +163,7 @@ def command(judging: Judging, *, lock: LockArgument, exit_zero: ExitZero = False
     """
     with told_to_standard_output(judging.talk):
         report = Report(judging, judging.output() if judging.as_json else NoOutput())
-        for _, found in explain_one(judging, judging.reaper(), lock, report):
-            report.take(found)
+        for match in explain_matches(judging, judging.reaper(), lock, report):
+            report.take(match.found)
         report.end()
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))

@@ -66,8 +66,8 @@ OnStale = Annotated[
     typer.Option(
         "--on-stale",
         envvar="REAPER_ON_STALE",
-        help="What to do with locks whose holder is dead (never those that a gateway still needs "
-        "to resume a run by).",
+        help="What to do with locks of a dead process. (Locks that the next gateway needs to "
+        "resume a run are always kept.)",
     ),
 ]
 OnOrphaned = Annotated[
@@ -91,8 +91,10 @@ OnOverdue = Annotated[
     typer.Option(
         "--on-overdue",
         envvar="REAPER_ON_OVERDUE",
-        help="What to do with locks held past their own maxHoldMs and --grace. `remove` risks a "
-        "run that is still going on and writes to the transcript without a lock.",
+        help="What to do with locks held past their own maxHoldMs (30 minutes where the record has "
+        "none) and --grace. `remove` risks a run that is still going on and writes to the "
+        "transcript without a lock; gateways up to 2026.5.7 then release by path, so that the old "
+        "holder can delete its successor's lock.",
     ),
 ]
 Grace = Annotated[float, _grace("--grace", "How far past maxHoldMs a lock is overdue.")]
@@ -101,22 +103,6 @@ OrphanGrace = Annotated[
     _grace(
         "--orphan-grace",
         "How long a lock must be seen not open before it counts as orphaned.",
-    ),
-]
-StartupGrace = Annotated[
-    float,
-    _grace(
-        "--startup-grace",
-        "How long a gateway must be up before locks of interrupted runs are no longer its "
-        "evidence.",
-    ),
-]
-RunEndWindow = Annotated[
-    float,
-    _grace(
-        "--run-end-window",
-        "How long after the recorded end of a run, where the session store has no end, its "
-        "abandoned lock may be born.",
     ),
 ]
 AbandonedAfter = Annotated[
@@ -172,8 +158,6 @@ def _judging(
     on_overdue: OnOverdue = OnVerdict.FLAG,
     grace: Grace = _DEFAULTS.grace,
     orphan_grace: OrphanGrace = _DEFAULTS.orphan_grace,
-    startup_grace: StartupGrace = _DEFAULTS.startup_grace,
-    run_end_window: RunEndWindow = _DEFAULTS.run_end_window,
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
     confirm: Confirm = _DEFAULTS.confirm,
 ) -> Judging:
@@ -192,8 +176,6 @@ def _judging(
         limits=Limits(
             grace=grace,
             orphan_grace=orphan_grace,
-            startup_grace=startup_grace,
-            run_end_window=run_end_window,
             abandoned_after=abandoned_after,
             confirm=confirm,
         ),
@@ -213,7 +195,7 @@ def with_judging(
 ) -> Callable[..., None]:
     """Give a command the options of `_judging`, whose value becomes its first argument.
 
-    Five commands share fourteen options; typer reads them off a signature, so that is what is
+    Five commands share twelve options; typer reads them off a signature, so that is what is
     put together here. Those in `without` keep their defaults.
     """
     parameters_of_all = inspect.signature(_judging).parameters

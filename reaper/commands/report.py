@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from reaper.adapters.owners import folder_owner, uid_name
 from reaper.commands.common import EXIT_BLIND, EXIT_FAILED, EXIT_STUCK, Talk
 from reaper.commands.judging import Judging
+from reaper.core.lock import Shape
 from reaper.core.policy import Outcome
 from reaper.core.verdict import NO_HOLD_PROOF
 from reaper.core.words import printable
@@ -28,14 +30,18 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Counts and writes what a pass yields, and says on standard error what a person must know."""
+    """Counts and writes what a pass yields, and says on standard error what a person must know.
 
-    def __init__(self, judging: Judging, output: Output) -> None:
+    `journalled`: what became of each lock is on standard error already.
+    """
+
+    def __init__(self, judging: Judging, output: Output, *, journalled: bool = False) -> None:
         self.summary = Summary()
+        self._journalled = journalled
         self._talk = judging.talk
         self._states = judging.states
         self._output = output
-        self._blind: dict[str, list[Lock]] = defaultdict(list)
+        self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
     def take(self, found: "Finding | Skipped") -> None:
         from reaper.sweep import Finding  # noqa: PLC0415
@@ -49,12 +55,21 @@ class Report:
             return
         self.summary.count_lock(found.judgement, found.outcome)
         self._output.lock(found)
-        if NO_HOLD_PROOF in found.judgement.reasons:
-            self._blind[found.evidence.proof_note].append(found.lock)
-        if found.note:
+        if found.outcome is not Outcome.REMOVED:
+            self._note_unjudged(found)
+        if found.note and found.outcome is not None and not self._journalled:
             say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info
-            said = found.outcome.value if found.outcome else ""
-            say(f"{printable(found.lock.path)}: {said}: {printable(found.note)}")
+            say(f"{printable(found.lock.path)}: {found.outcome.value}: {printable(found.note)}")
+
+    def _note_unjudged(self, found: "Finding") -> None:
+        lock, why = found.lock, found.evidence.proof_note
+        if lock.record.shape is Shape.UNREAD:
+            self.summary.failed += 1
+            self._talk.error(f"cannot read {printable(lock.path)}: {why}" + _aside(found.note))
+        elif NO_HOLD_PROOF in found.judgement.reasons:
+            owner = folder_owner(lock.path)
+            stray = owner is not None and owner != lock.uid
+            self._blind[why, stray].append(lock)
 
     def end(self) -> None:
         self._output.end(self.summary)
@@ -64,8 +79,9 @@ class Report:
                     f"{printable(state.path)} has no agents folder: unless its gateway is new, "
                     "say where the state directory is with --state-dir"
                 )
-        for note, blind in self._blind.items():
-            advice = no_proof_advice({lock.uid for lock in blind}, note)
+        for (note, stray), blind in self._blind.items():
+            uids = {lock.uid for lock in blind}
+            advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
             self._talk.error(f"{locks(len(blind))} cannot be judged: {advice}")
 
     def exit_code(self, *, exit_zero: bool) -> int:

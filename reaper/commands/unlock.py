@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from reaper.commands.common import EXIT_FAILED, EXIT_INTERRUPTED, LogFormat, LogFormatOption
-from reaper.commands.explain import LockArgument, explain_one
+from reaper.commands.explain import LockArgument, Match, explain_matches
 from reaper.commands.judging import POLICY_OPTIONS, Judging, with_judging
 from reaper.commands.report import NoOutput, Report, stop_between_locks, told_to_standard_output
 from reaper.core.policy import Action, Outcome
@@ -18,7 +18,7 @@ from reaper.reports.words import why_kept
 
 if TYPE_CHECKING:
     from reaper.reports.journal import Journal
-    from reaper.sweep import Finding, Reaper, Unlock
+    from reaper.sweep import Reaper, Unlock
 
 
 @functools.partial(with_judging, without=POLICY_OPTIONS)
@@ -39,8 +39,10 @@ def command(
         bool,
         typer.Option(
             "--force",
-            help="Free the lock whatever the verdict. Where a run really holds it, that run goes "
-            "on and writes to the transcript without a lock, beside whoever takes it next.",
+            help="Remove the lock whatever the verdict, also one that cannot be read, as `rm` "
+            "would. Where a run really holds it, that run goes on and writes to the transcript "
+            "without a lock, beside whoever takes it next; gateways up to 2026.5.7 then release by "
+            "path, so that the old holder can delete its successor's lock.",
         ),
     ] = False,
     log_format: LogFormatOption = LogFormat.CONSOLE,
@@ -56,17 +58,18 @@ def command(
     talk, reaper = judging.talk, judging.reaper()
     journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
     with told_to_standard_output(talk), stop_between_locks() as stop:
-        report = Report(judging, judging.output() if judging.as_json else NoOutput())
-        shown = explain_one(judging, reaper, lock, report)
-        refusal = _why_not_to_unlock([it for _, it in shown], fingerprint, force=force)
+        output = judging.output() if judging.as_json else NoOutput()
+        report = Report(judging, output, journalled=True)
+        shown = explain_matches(judging, reaper, lock, report)
+        refusal = _why_not_to_unlock(shown, fingerprint, force=force)
         if shown and refusal is None and not stop():
-            ((place, seen),) = shown
+            ((place, seen, _),) = shown
             wanted = Unlock(place, seen.lock.fingerprint, force=force)
             refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
         else:
             refusal = refusal or (_INTERRUPTED if shown else None)
-            for _, found in shown:
-                report.take(found)
+            for match in shown:
+                report.take(match.found)
         report.end()
     if refusal is not None:
         talk.error(f"not unlocked: {refusal}")
@@ -112,18 +115,22 @@ def _free(
     return refusal
 
 
-def _why_not_to_unlock(
-    shown: "list[Finding]", fingerprint: str | None, *, force: bool
-) -> str | None:
+def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bool) -> str | None:
     """Return why a lock that was looked at is not to be freed; None where it may be."""
     if len(shown) > 1:
-        paths = ", ".join(printable(it.lock.path) for it in shown)
+        paths = ", ".join(printable(match.found.lock.path) for match in shown)
         return f"several locks have that name; give the path of one: {paths}"
     if not shown:
         return None
-    (it,) = shown
-    if fingerprint is not None and fingerprint.strip().lower() != it.lock.fingerprint:
-        return f"another lock stands there now, its fingerprint is {it.lock.fingerprint}"
-    if force or it.action is Action.REMOVE:
+    ((_, found, other_folder),) = shown
+    path = printable(found.lock.path)
+    if other_folder is not None:
+        return (
+            f"that path leads to {printable(other_folder)}, which is not the folder of this lock; "
+            f"give the path of this one, {path}, or --state-dir for the other"
+        )
+    if fingerprint is not None and fingerprint.strip().lower() != found.lock.fingerprint:
+        return f"another lock stands there now, its fingerprint is {found.lock.fingerprint}"
+    if force or found.action is Action.REMOVE:
         return None
-    return f"{why_kept(it.evidence, it.judgement)}; --force frees it all the same"
+    return f"{why_kept(found.evidence, found.judgement)}; --force frees it all the same"

@@ -53,6 +53,41 @@ class Holder(NamedTuple):
     up_for: float | None = None
 
 
+class Unmet(Enum):
+    """A condition for freeing a lock that is held, which the evidence does not meet.
+
+    Row 1 of the table needs all of them; docs/facts.md has the real files that each is for. In the
+    order in which they are looked at: what the lock and its holder are, what the trajectory shows,
+    whether that speaks of this holder, and whether the lock belongs to that run.
+    """
+
+    NO_HOLDER = "no-holder"
+    NO_CREATED_AT = "no-created-at"
+    NO_START_TIME = "no-start-time"
+    HOLDER_UNCLEAR = "holder-unclear"
+    OTHER_PROGRAM = "other-program"
+    TOO_YOUNG = "too-young"
+    NO_TRAJECTORY = "no-trajectory"
+    RUN_GOES_ON = "run-goes-on"
+    NOT_CUT_SHORT = "not-cut-short"
+    UNUSUAL_FILE = "unusual-file"
+    ATTEMPT_NOT_WHOLE = "attempt-not-whole"
+    ANOTHER_RUN = "another-run"
+    BUFFERED = "buffered"
+    VERSION = "version"
+    NOT_A_GATEWAYS_RUN = "not-a-gateways-run"
+    HOLDER_YOUNGER = "holder-younger"
+    NEWER_GATEWAY = "newer-gateway"
+    STORE_UNCLEAR = "store-unclear"
+    LATER_RUN = "later-run"
+    CREATED_BEFORE_RUN = "created-before-run"
+    CREATED_AFTER_RUN = "created-after-run"
+    ANOTHER_HOLDER = "another-holder"
+    LARGE_TRANSCRIPT = "large-transcript"
+    CHECKPOINT = "checkpoint"
+    NOT_QUIET = "not-quiet"
+
+
 class RunState(Enum):
     RUNNING = "running"
     ENDED = "ended"
@@ -71,9 +106,10 @@ class StoreStatus(Enum):
 
 
 class RunEnd(NamedTuple):
-    """The trajectory's last record, where that is `session.ended`; `cut_short`: aborted, or
-    timed out while a tool ran, as its data say. `started_ms`: the `session.started` of that same
-    run, looked for where it was cut short; None where it is not in the tail.
+    """The trajectory's last record, where that is `session.ended`; epoch ms.
+
+    `cut_short`: aborted, or timed out while a tool ran. `started_ms` is the `session.started` of
+    the same attempt; None where the attempt was not looked at or is not whole.
     """
 
     at_ms: int
@@ -82,17 +118,19 @@ class RunEnd(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the two witnesses beside the lock say of the session's last run.
+    """What the two witnesses beside the lock say about the session's last run.
 
-    `trajectory` is RUNNING when its last record is anything but `session.ended`. `last_write_ms`
-    is the last change of transcript and trajectory, None where that could not be found out.
-    `checkpoint_ms` is the youngest checkpoint file of the session, a compaction's, if any;
-    `transcript_bytes`, the transcript's size, tells whether a compaction would leave one. None
-    where that could not be found out.
+    `trajectory` is RUNNING when its last record is anything but `session.ended`. `unmet` is the
+    first condition of a live witness that the trajectory does not meet, None where it meets all
+    that the file can show. `last_write_ms` is the last change of transcript and trajectory, None
+    where it is not known. `checkpoint_ms` is the youngest checkpoint file of the session, if any;
+    a compaction makes one, unless `transcript_bytes`, the transcript's size, is too large for it
+    (None where that is not known).
     """
 
     trajectory: RunState = RunState.UNKNOWN
     end: RunEnd | None = None
+    unmet: Unmet | None = Unmet.NO_TRAJECTORY
     store: StoreStatus = StoreStatus.UNKNOWN
     store_started_ms: int | None = None
     store_ended_ms: int | None = None
@@ -102,24 +140,60 @@ class Run(NamedTuple):
     transcript_bytes: int | None = None
 
     @property
-    def store_is_of_later_run(self) -> bool:
-        """Whether the store's times are those of a run that began after the one that the trajectory
-        shows had ended: a message that found the session locked, and failed.
+    def is_live_witness(self) -> bool:
+        """Whether the trajectory shows the whole last attempt of a run that was cut short, and was
+        appended live, as far as the file alone can show that.
         """
-        return self.end is not None and (self.store_started_ms or 0) > self.end.at_ms
+        return self.end is not None and self.unmet is None
+
+    @property
+    def store_end_ms(self) -> int | None:
+        """When the run of the last record ended by the store (epoch ms); None where the store has
+        no end, or its times are those of another run: a message that found the session locked, and
+        failed, moves them.
+        """
+        if self.store is not StoreStatus.ENDED or self.end is None:
+            return None
+        if self.store_started_ms is None or self.store_ended_ms is None:
+            return None
+        if self.store_started_ms > self.end.at_ms:
+            return None
+        is_earlier = self.end.started_ms is not None and self.store_ended_ms < self.end.started_ms
+        return None if is_earlier else self.store_ended_ms
+
+    @property
+    def later_run_goes_on(self) -> bool:
+        """Whether the store says that a run goes on which began after the last record, or cannot
+        say when it began.
+        """
+        if self.store is not StoreStatus.RUNNING:
+            return False
+        if self.end is None or self.store_started_ms is None:
+            return True
+        return self.store_started_ms > self.end.at_ms
 
     @property
     def state(self) -> RunState:
-        """The trajectory's word; where it has none, the store's `running`. An ended status of the
-        store alone proves nothing (a --local run, a compaction and a retry leave it at done).
+        """What is known about the last run. An end counts only where a live witness shows it: else
+        a later run may go on. An ended status of the store proves nothing (a --local run, a
+        compaction and a retry leave it at done).
         """
-        if self.trajectory is RunState.UNKNOWN and self.store is StoreStatus.RUNNING:
-            return RunState.RUNNING
-        return self.trajectory
+        if self.is_live_witness and not self.later_run_goes_on:
+            return RunState.ENDED
+        is_running = self.trajectory is RunState.RUNNING or self.store is StoreStatus.RUNNING
+        return RunState.RUNNING if is_running else RunState.UNKNOWN
 
 
-NOT_READ = Run()
-"""The run of a lock whose verdict does not depend on it."""
+NOT_READ = Run(unmet=Unmet.TOO_YOUNG)
+"""The run of a lock whose verdict does not depend on it: one that is held is too young for that."""
+
+
+class EarlierLock(NamedTuple):
+    """A lock that was read before under the same name: who took it, and when (epoch ms)."""
+
+    created_at_ms: int
+    pid: int
+    starttime: int
 
 
 class Evidence(NamedTuple):
@@ -128,8 +202,10 @@ class Evidence(NamedTuple):
     `age` counts from createdAt, `file_age` from the file's own times. `run_end_age` and
     `quiet_for` belong to `run` (None where it has no end, or no known last write). `seen_for` is
     how long all of this has been seen unchanged. `holder_seen_alive`: this very holder was seen
-    alive here while this inode existed. `gateway_up_for`: how long a gateway is known to have
-    been up since the holder's death, None where none is known.
+    alive here while this inode existed; `seen_as_other_program`: it was once seen as a process that
+    is no gateway. `holder_began_ms` (epoch) is when the process that the record names began, also
+    where it is not visible. `may_be_newer_gateway`: nothing shows that the holder is older than
+    2026.6.1. `earlier` are locks that were read before under the same name.
     """
 
     lock: Lock
@@ -143,4 +219,7 @@ class Evidence(NamedTuple):
     quiet_for: float | None = None
     seen_for: float = 0.0
     holder_seen_alive: bool = False
-    gateway_up_for: float | None = None
+    seen_as_other_program: bool = False
+    holder_began_ms: int | None = None
+    may_be_newer_gateway: bool = True
+    earlier: tuple[EarlierLock, ...] = ()

@@ -24,6 +24,8 @@ class Shape(Enum):
     EMPTY = "empty"
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
+    UNREAD = "unread"
+    """The file cannot be read, or is no regular file: no bytes of it are known."""
 
 
 class Record(NamedTuple):
@@ -55,7 +57,7 @@ class StateDir(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """One lock file, as read once. Times are epoch milliseconds; `path` is for people."""
+    """One lock file, as read once. Times are since the epoch; `path` is for people."""
 
     state_dir: str
     agent: str
@@ -64,9 +66,16 @@ class Lock(NamedTuple):
     file: FileId
     uid: int
     mtime_ms: int
-    ctime_ms: int
+    ctime_ns: int
     data: bytes
     record: Record
+
+    @property
+    def identity(self) -> tuple[FileId, int, bytes]:
+        """What differs when another lock, or other bytes, are there: an inode number alone is given
+        to the next file as soon as nobody has the old one open.
+        """
+        return self.file, self.ctime_ns, self.data
 
     @property
     def taken_ms(self) -> int:
@@ -76,10 +85,15 @@ class Lock(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
+        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there.
+
+        Of a file that was not read, only its inode number and the time of its last change count.
+        """
         import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
 
-        return hashlib.sha256(b"%d %b" % (self.file.inode, self.data)).hexdigest()[:12]
+        unread = self.record.shape is Shape.UNREAD
+        data = b"unread %d" % self.ctime_ns if unread else self.data
+        return hashlib.sha256(b"%d %b" % (self.file.inode, data)).hexdigest()[:12]
 
 
 def parse(data: bytes) -> Record:
@@ -223,4 +237,4 @@ def file_age(lock: Lock, now_ms: int) -> tuple[int, float]:
 
 def _file_since(lock: Lock, now_ms: int) -> int:
     """mtime, which anyone may set; where it is in the future, ctime, which only the clock sets."""
-    return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ms
+    return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ns // 1_000_000

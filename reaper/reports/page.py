@@ -48,6 +48,7 @@ _PLAIN_FIELDS: Final = frozenset(
         "verdict",
         "reasons",
         "rule",
+        "not_freed_because",
         "action",
         "outcome",
     }

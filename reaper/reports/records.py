@@ -57,6 +57,7 @@ def lock_record(found: Found) -> dict[str, Any]:
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
         "rule": judgement.row,
+        "not_freed_because": None if judgement.unmet is None else judgement.unmet.value,
         "action": found.action.value,
         "outcome": None if found.outcome is None else found.outcome.value,
         "note": found.note,
@@ -89,7 +90,7 @@ class Seen(NamedTuple):
         each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
         """
         lock, evidence = found.lock, found.evidence
-        if before is not None and (before.lock.file, before.lock.data) == (lock.file, lock.data):
+        if before is not None and before.lock.identity == lock.identity:
             born = before.born if born is None else born
             lock = before.lock if before.lock == lock else lock
             run = before.evidence.run if before.evidence.run == evidence.run else evidence.run

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from reaper.adapters.processes import Gateway
 from reaper.core.evidence import Holder, HolderState
 from reaper.core.json_text import NotJsonError, loads
 from reaper.core.lock import StateDir, parse, parse_date
@@ -92,8 +91,11 @@ class _Nobody:
     ) -> Holder:
         return Holder(state=HolderState.UNNAMED if pid is None else HolderState.GONE)
 
-    def gateways(self) -> list[Gateway]:
-        return []
+    def began_ms(self, starttime: int) -> int:
+        return 0
+
+    def has_open(self, pid: int, path_end: str) -> bool | None:
+        return False
 
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool:
         return False

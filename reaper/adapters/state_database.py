@@ -1,0 +1,29 @@
+"""The database by which gateways from 2026.6.1 on can be told from older ones."""
+
+import os
+from typing import Final
+
+from reaper.core.lock import StateDir
+
+PATH_END: Final = "/state/openclaw.sqlite"
+"""How the path of the database, or of one of its two companions, ends below a state directory.
+2026.6.11 and 7.1 have it open from before they serve; up to 5.28 it is `tasks/runs.sqlite`."""
+_SUFFIXES: Final = ("", "-wal", "-shm")
+
+
+def may_have_changed_since(state: StateDir, since_ms: int) -> bool:
+    """Tell whether the database or a companion has changed since then (epoch ms), or may have.
+
+    Where there is no database, nothing has changed.
+    """
+    for suffix in _SUFFIXES:
+        try:
+            found = os.stat(f"{state.path}{PATH_END}{suffix}")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
+        changed_ns = max(found.st_mtime_ns, found.st_ctime_ns)
+        if changed_ns // 1_000_000 >= since_ms:
+            return True
+    return False

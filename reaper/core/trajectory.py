@@ -1,0 +1,207 @@
+"""What the end of a session's trajectory says about its last run. Takes bytes; opens nothing.
+
+Gateways from 2026.4.22 to 5.27 append each record as it happens, so the file is a live witness of
+the run that is going on. From 5.28 on it is replaced once per attempt, at its end: during a healthy
+run its last record belongs to an earlier run. Nothing in one record tells the two apart, so the
+whole last attempt is checked (docs/facts.md, "The trajectory as a live witness").
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import msgspec
+
+from reaper.core.evidence import Program, RunEnd, RunState, Unmet
+from reaper.core.lock import parse_date
+from reaper.core.programs import program_of
+
+FIRST_TAIL: Final = 8 * 1024
+"""Bytes that hold the last record in nearly every file: `session.ended` is some 550 bytes long."""
+TAIL: Final = 1536 * 1024
+"""Bytes that hold the last attempt: five records of at most 256 KiB, and two short ones."""
+
+_OLDEST_LIVE: Final = (2026, 4, 22)
+_FIRST_BUFFERED: Final = (2026, 5, 28)
+_RELEASE: Final = re.compile(r"([0-9]{4})\.([0-9]{1,2})\.([0-9]{1,2})(?:-[0-9]+)?")
+
+
+class Trajectory(NamedTuple):
+    """`state` is RUNNING where the last record is anything but `session.ended`, and UNKNOWN where
+    it is missing or malformed. `unmet` is the first condition of a live witness that the file does
+    not meet; None where it meets all that the file alone can show.
+    """
+
+    state: RunState = RunState.UNKNOWN
+    end: RunEnd | None = None
+    unmet: Unmet | None = Unmet.NO_TRAJECTORY
+
+
+class _Record(msgspec.Struct, rename="camel"):
+    """The fields of a record that are used; others are skipped and never become objects."""
+
+    type: str
+    ts: str = ""
+    run_id: str = ""
+    seq: int = 0
+    source_seq: int = 0
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _End(msgspec.Struct, rename="camel"):
+    aborted: bool = False
+    timed_out: bool = False
+    timed_out_during_tool_execution: bool = False
+
+    @property
+    def cut_short(self) -> bool:
+        """A time-out at a model call ends an attempt and not the run: upstream may compact, and
+        hold the lock for that, and try again.
+        """
+        return self.timed_out_during_tool_execution or (self.aborted and not self.timed_out)
+
+
+class _FallbackStep(msgspec.Struct, rename="camel"):
+    fallback_step_final_outcome: str
+
+
+class _Harness(msgspec.Struct):
+    version: str
+    invocation: list[str]
+
+
+class _Metadata(msgspec.Struct):
+    harness: _Harness
+
+
+_RECORDS: Final = msgspec.json.Decoder(_Record)
+_ENDS: Final = msgspec.json.Decoder(_End)
+_METADATA: Final = msgspec.json.Decoder(_Metadata)
+_STEPS: Final = msgspec.json.Decoder(_FallbackStep)
+_LAST_STEPS: Final = frozenset({"succeeded", "chain_exhausted"})
+"""Outcomes of a `model.fallback_step` after which the run makes no further attempt; `next_fallback`
+announces one."""
+
+
+def last_record(tail: bytes, *, whole: bool) -> Trajectory | None:
+    """Return what the last record says; None where it does not fit into `tail`.
+
+    `whole`: the tail is the whole file. A run that was cut short still needs `last_attempt`.
+
+    After a run in which a fallback model took over, the outer loop of the same run notes that in a
+    `model.fallback_step`: then the record before counts.
+    """
+    if not tail.endswith(b"\n"):
+        return Trajectory()  # empty, or the last record is being written
+    run_id = None
+    end = len(tail) - 1
+    while True:
+        start = tail.rfind(b"\n", 0, end) + 1
+        if start == 0 and not whole:
+            return None
+        record = _decode(tail[start:end])
+        if record is None or run_id not in {None, record.run_id}:
+            return Trajectory()
+        if start == 0 or not _is_last_step(record):
+            break
+        run_id, end = record.run_id, start - 1
+    if record.type != "session.ended":
+        return Trajectory(state=RunState.RUNNING, unmet=Unmet.RUN_GOES_ON)
+    return _ended(record)
+
+
+def _is_last_step(record: _Record) -> bool:
+    """Tell whether the outer loop of a run notes here that it makes no further attempt."""
+    if record.type != "model.fallback_step" or record.seq != record.source_seq:
+        return False
+    with suppress(msgspec.DecodeError, RecursionError):
+        return _STEPS.decode(record.data).fallback_step_final_outcome in _LAST_STEPS
+    return False
+
+
+def _ended(record: _Record) -> Trajectory:
+    at_ms = parse_date(record.ts)
+    with suppress(msgspec.DecodeError, RecursionError):
+        end = _ENDS.decode(record.data)
+        if at_ms is not None:
+            return Trajectory(
+                state=RunState.ENDED,
+                end=RunEnd(at_ms=at_ms, cut_short=end.cut_short),
+                unmet=None if end.cut_short else Unmet.NOT_CUT_SHORT,
+            )
+    return Trajectory()
+
+
+def last_attempt(found: Trajectory, tail: bytes) -> Trajectory:
+    """Add to what the last record says when its attempt started, or why the file is no live
+    witness of that run. `tail` is the end of the same file, TAIL bytes or all of it.
+    """
+    attempt = _attempt(tail)
+    if isinstance(attempt, Unmet):
+        return found._replace(unmet=attempt)
+    start, metadata = attempt[0], attempt[1]
+    started_ms = parse_date(start.ts)
+    if started_ms is None or found.end is None:
+        return found._replace(unmet=Unmet.ATTEMPT_NOT_WHOLE)
+    return found._replace(
+        end=found.end._replace(started_ms=started_ms), unmet=_unmet_by_writer(metadata)
+    )
+
+
+def _attempt(tail: bytes) -> list[_Record] | Unmet:
+    """Return the records of the last attempt, from its `session.started` on; or the condition that
+    they do not meet: only records of that run, `seq` without a gap, `sourceSeq` equal to it.
+    """
+    found: list[_Record] = []
+    for record in _from_last(tail):
+        if record is None:
+            return Unmet.ATTEMPT_NOT_WHOLE
+        if not record.run_id or (found and record.run_id != found[0].run_id):
+            return Unmet.ANOTHER_RUN
+        if not found and _is_last_step(record):
+            continue  # it counts its own steps; `last_record` has seen that it is of the same run
+        found.append(record)
+        if record.type == "session.started":
+            break
+    found.reverse()
+    is_whole = found[0].type == "session.started" and len(found) > 1
+    if not is_whole or [record.seq for record in found] != list(range(1, len(found) + 1)):
+        return Unmet.ATTEMPT_NOT_WHOLE
+    if any(record.source_seq != record.seq for record in found):
+        return Unmet.BUFFERED
+    return found
+
+
+def _from_last(tail: bytes) -> Iterator[_Record | None]:
+    """Yield the records, the last first; None for a line that is no record."""
+    end = len(tail) - 1 if tail.endswith(b"\n") else len(tail)
+    while end >= 0:
+        start = tail.rfind(b"\n", 0, end) + 1
+        yield _decode(tail[start:end])
+        end = start - 1
+
+
+def _decode(line: bytes) -> _Record | None:
+    try:
+        return _RECORDS.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _unmet_by_writer(record: _Record) -> Unmet | None:
+    """Return what speaks against a gateway that appends live having written the attempt."""
+    if record.type != "trace.metadata":
+        return Unmet.VERSION
+    try:
+        harness = _METADATA.decode(record.data).harness
+    except (msgspec.DecodeError, RecursionError):
+        return Unmet.VERSION
+    release = _RELEASE.fullmatch(harness.version)
+    if release is None:
+        return Unmet.VERSION
+    if not _OLDEST_LIVE <= tuple(map(int, release.groups())) < _FIRST_BUFFERED:
+        return Unmet.VERSION
+    if program_of(harness.invocation) is not Program.GATEWAY:
+        return Unmet.NOT_A_GATEWAYS_RUN
+    return None

@@ -1,0 +1,235 @@
+"""What the end of a trajectory proves: the shapes of real files, and what each condition is for."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reaper.core.evidence import RunState, Unmet
+from reaper.core.lock import iso
+from reaper.core.trajectory import TAIL, Trajectory, last_attempt, last_record
+from tests.trajectories import GATEWAY, attempt, lines, session_ended, step
+
+BEGAN = 1_779_758_429_022
+ENDED = 1_779_758_457_064
+
+
+def read(*records: dict[str, Any]) -> Trajectory:
+    return read_bytes(lines(*records))
+
+
+def read_bytes(data: bytes) -> Trajectory:
+    found = last_record(data, whole=True)
+    assert found is not None
+    return last_attempt(found, data[-TAIL:]) if found.unmet is None else found
+
+
+def stuck(run: str = "A", **how: Any) -> list[dict[str, Any]]:
+    """Return the records of the seed's run: cut short while it was in its tool."""
+    return attempt(run, BEGAN, ENDED, **how)
+
+
+def test_the_whole_attempt_of_a_gateway_that_appends_live_is_a_live_witness() -> None:
+    for late in (False, True):  # the late shape has records of the model's answer too
+        found = read(*attempt("earlier", BEGAN - 9000, BEGAN - 1000), *stuck(late=late))
+        assert found.state is RunState.ENDED
+        assert found.end is not None
+        assert (found.end.started_ms, found.end.at_ms) == (BEGAN, ENDED)
+        assert found.end.cut_short
+        assert found.unmet is None
+
+
+@pytest.mark.parametrize(
+    "version", ["2026.4.22", "2026.5.7", "2026.5.22", "2026.5.27", "2026.5.26-2"]
+)
+def test_releases_from_4_22_to_5_27_append_live(version: str) -> None:
+    assert read(*stuck(version=version)).unmet is None
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["2026.4.21", "2026.5.28", "2026.6.11", "2026.7.1-2", "2026.5.22-beta.1", "2026.5", "5.22", "",
+     "2026.5.22+dev", "2025.5.22", "2026.5.220", 7, None],
+)  # fmt: skip
+def test_no_other_version_does(version: object) -> None:
+    assert read(*stuck(version=version)).unmet is Unmet.VERSION
+
+
+def test_without_the_metadata_there_is_no_version() -> None:
+    """A run of the Codex runtime has none; a record above 256 KiB is cut down to a note."""
+    records = stuck()
+    records[1]["data"] = {"truncated": True}
+    assert read(*records).unmet is Unmet.VERSION
+    records = stuck()
+    records[1]["type"] = "context.compiled"
+    assert read(*records).unmet is Unmet.VERSION
+
+
+def test_a_file_that_is_replaced_at_the_end_of_each_run_counts_on_over_the_whole_file() -> None:
+    """2026.5.28 to 7.35. After an upgrade the first such run still has the old release's records
+    before it.
+    """
+    after = stuck()
+    for number, record in enumerate(after, start=8):
+        record["sourceSeq"] = number
+    assert read(*attempt("old", BEGAN - 9000, BEGAN - 1000), *after).unmet is Unmet.BUFFERED
+
+
+def test_another_runs_record_after_the_start_means_that_a_run_goes_on() -> None:
+    """Seen: a whole run of another process between the records of the one that was cut short."""
+    cut = stuck()
+    for other in (attempt("B", BEGAN, ENDED), attempt("B", BEGAN, ENDED)[:1]):
+        assert read(*cut[:-1], *other, cut[-1]).unmet is Unmet.ANOTHER_RUN
+        assert read(*cut[:1], *other, *cut[1:]).unmet is Unmet.ANOTHER_RUN
+    nameless = stuck()
+    for record in nameless:
+        record["runId"] = ""
+    assert read(*nameless).unmet is Unmet.ANOTHER_RUN
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_an_attempt_with_a_gap_is_not_whole(missing: int) -> None:
+    records = stuck()
+    del records[missing]
+    assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
+
+
+def test_an_attempt_that_begins_before_what_is_read_is_not_whole() -> None:
+    records = stuck()
+    records[2]["data"] = {"prompt": "x" * TAIL}
+    assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
+    records[2]["data"] = {"prompt": "x" * (TAIL - 4096)}
+    assert read(*records).unmet is None
+
+
+def test_a_line_that_is_no_record_breaks_the_attempt() -> None:
+    first, *rest = stuck()
+    for junk in (b"{}\n", b"junk\n", b"\n", b"[" * 100_000 + b"\n", b'{"type":7}\n', b"\xff\n"):
+        assert read_bytes(lines(first) + junk + lines(*rest)).unmet is Unmet.ATTEMPT_NOT_WHOLE
+
+
+def test_the_last_of_several_attempts_of_one_run_counts() -> None:
+    """A retry writes a new `session.started` with the same runId, and counts from 1 again."""
+    first = attempt("A", BEGAN - 9000, BEGAN - 1000)
+    found = read(*first, *stuck())
+    assert found.unmet is None
+    assert found.end is not None
+    assert found.end.started_ms == BEGAN
+
+
+@pytest.mark.parametrize(
+    ("invocation", "unmet"),
+    [
+        (["node", "/app/openclaw.mjs", "gateway"], None),
+        (["node", "/app/dist/index.js", "gateway", "--bind", "lan"], None),
+        (["node", "openclaw.mjs", "--profile", "work", "gateway", "run"], None),
+        (["node", "openclaw.mjs", "agent", "--local", "--message", "gateway"], "no"),
+        (["node", "openclaw.mjs", "--profile", "gateway", "agent", "--local"], "no"),
+        (["node", "openclaw.mjs", "gateway", "call", "agent"], "no"),
+        (["node", "/srv/gateway"], "no"),
+        ([], "no"),
+    ],
+)
+def test_the_run_must_be_a_gateways(invocation: list[str], unmet: str | None) -> None:
+    found = read(*stuck(invocation=invocation))
+    assert found.unmet is (Unmet.NOT_A_GATEWAYS_RUN if unmet else None)
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "chain_exhausted"])
+def test_the_note_that_a_fallback_model_took_over_may_follow_the_end_of_the_same_run(
+    outcome: str,
+) -> None:
+    """Seen: the primary model fails, the fallback's attempt times out in its tool (late shape)."""
+    first = attempt("A", BEGAN - 9000, BEGAN - 1000, cut_short=False)
+    tail = [step("A", 1, "next_fallback"), *stuck()]
+    found = read(*first, *tail, step("A", 2, outcome))
+    assert found.unmet is None
+    assert found.end is not None
+    assert (found.end.started_ms, found.end.at_ms) == (BEGAN, ENDED)
+    assert read(*first, *tail, step("B", 2, outcome)).end is None
+
+
+def test_a_step_to_the_next_model_announces_another_attempt() -> None:
+    assert read(*stuck(), step("A", 1, "next_fallback")).unmet is Unmet.RUN_GOES_ON
+
+
+@pytest.mark.parametrize(
+    ("flags", "cut_short"),
+    [
+        ({"aborted": True, "timedOut": True, "timedOutDuringToolExecution": True}, True),
+        ({"timedOutDuringToolExecution": True}, True),
+        ({"aborted": True}, True),
+        ({"aborted": True, "timedOut": True}, False),
+        ({"timedOut": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_time_out_at_the_model_ends_an_attempt_and_not_the_run(
+    flags: dict[str, bool], cut_short: bool
+) -> None:
+    found = read(session_ended("A", 1, ENDED, flags))
+    assert found.end is not None
+    assert found.end.cut_short is cut_short
+    assert (found.unmet is Unmet.NOT_CUT_SHORT) is not cut_short
+
+
+def test_any_other_last_record_is_a_run_that_goes_on() -> None:
+    for count in range(1, 5):
+        assert read(*stuck()[:count]).unmet is Unmet.RUN_GOES_ON
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"", b"\n", b"{}", b'{"type":"session.ended"}\n',
+     b'{"type":"session.ended","ts":"never","data":{}}\n',
+     b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":true}\n',
+     b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":{"aborted":"yes"}}\n',
+     b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":{"aborted":true}}', b"[]\n"],
+    ids=range(9),
+)  # fmt: skip
+def test_what_is_unfinished_or_malformed_shows_nothing(tail: bytes) -> None:
+    assert read_bytes(tail) == Trajectory()
+
+
+def test_a_last_record_that_does_not_fit_asks_for_more() -> None:
+    data = lines(*stuck())
+    assert last_record(data[-20:], whole=False) is None
+    assert last_record(data[-20:], whole=True) == Trajectory()
+
+
+@given(st.binary(max_size=400), st.booleans())
+def test_any_bytes_are_taken(data: bytes, whole: bool) -> None:
+    found = last_record(data, whole=whole)
+    if found is not None:
+        last_attempt(found, data)
+
+
+@given(st.data())
+def test_no_damaged_attempt_is_a_live_witness(data: st.DataObject) -> None:
+    """Swap, drop, repeat or rename: what is left is never taken for the whole attempt."""
+    records = stuck()
+    at = data.draw(st.integers(0, len(records) - 1))
+    match data.draw(st.sampled_from(["drop", "repeat", "run", "seq", "source"])):
+        case "drop":
+            del records[at]
+        case "repeat":
+            records.insert(at + 1, dict(records[max(1, at)]))  # a second start begins a retry
+        case "run":
+            records[at] = records[at] | {"runId": "B"}
+        case "seq":
+            records[at] = records[at] | {"seq": 9}
+        case _:
+            records[at] = records[at] | {"sourceSeq": 9}
+    assert read(*records).unmet is not None
+
+
+def test_the_records_are_those_of_a_real_gateway() -> None:
+    """Key by key as in facts/trajectory.md, so that the other tests speak of real files."""
+    started, metadata, *_, ended = stuck()
+    assert started["type"] == "session.started"
+    assert metadata["data"]["harness"]["invocation"] == GATEWAY
+    assert set(ended) >= {"type", "ts", "seq", "sourceSeq", "runId", "sessionId", "data"}
+    assert ended["ts"] == iso(ENDED)
+    json.dumps(stuck())

@@ -1,0 +1,390 @@
+"""`explain` and `unlock`: by which names a lock is found, and what --force removes."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reaper.adapters import kernel
+from reaper.core.policy import Outcome
+from reaper.sweep import Finding, Place, Unlock
+from tests.conftest import HoldLock, Tree, bindfs, record
+from tests.test_cli import DEAD, reap, report
+from tests.test_sweep import reaper
+
+KEY = "agent:main:telegram:group:-100"
+
+
+def explained(tree: Tree, name: object) -> list[str]:
+    """Return the paths of the locks that `explain` shows for a name."""
+    done = reap("explain", name, "--state-dir", tree.root)
+    assert "Traceback" not in done.stderr
+    return re.findall(r"^(/.*\.jsonl\.lock)$", done.stdout, re.MULTILINE)
+
+
+def unlocks(tree: Tree, name: object, *options: object) -> subprocess.CompletedProcess[str]:
+    done = reap("unlock", name, *options, "--state-dir", tree.root)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s",
+        "s.jsonl",
+        "s.jsonl.lock",
+        "/home/node/.openclaw/agents/main/sessions/s.jsonl.lock",
+        "/home/node/.openclaw/agents/main/sessions/s.jsonl",
+        "C:\\Users\\ada\\.openclaw\\agents\\main\\sessions\\s.jsonl.lock",
+        "/home/node/.openclaw/agents/main/sessions/s.jsonl.lock: code=OPENCLAW_TIMEOUT",
+        '"s.jsonl.lock",',
+        KEY,
+        f"'{KEY}':",
+    ],
+)
+def test_a_lock_is_found_by_each_name_that_people_have(tree: Tree, name: str) -> None:
+    path = tree.lock("s", record(DEAD))
+    tree.lock("other", record(DEAD))
+    tree.store({KEY: {"sessionId": "s", "status": "running"}, "k": {"sessionId": "other"}})
+    assert explained(tree, name) == [str(path)]
+    assert unlocks(tree, name, "--force").returncode == 0
+    assert [it.name for it in tree.sessions().glob("*.lock")] == ["other.jsonl.lock"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/home/node/.openclaw/agents/main/sessions/s.jsonl.lock",
+        "agents/main/sessions/s.jsonl",
+        "S",
+        "AGENT:ops:main",
+    ],
+)
+def test_a_path_frees_no_other_agents_lock_of_that_name(tree: Tree, name: str) -> None:
+    path = tree.lock("s", record(DEAD), agent="ops")
+    tree.store({"agent:ops:main": {"sessionId": "s", "status": "done"}}, agent="ops")
+    assert explained(tree, name) == []
+    done = unlocks(tree, name, "--force")
+    assert done.returncode == 1
+    assert f"no lock for {name}" in done.stderr
+    assert path.exists()
+
+
+def test_a_relative_path_is_one_from_the_working_directory(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("s", record(DEAD))
+    tree.lock("s", record(DEAD), agent="ops")
+    for cwd, name in (
+        (tree.root, "./agents/main/sessions/s.jsonl"),
+        (tree.root, "agents/main/sessions/s.jsonl.lock"),
+        (tree.sessions(), "s.jsonl"),
+        (tree.sessions(), "./s.jsonl.lock"),
+        (tree.sessions("ops"), "../../main/sessions/s.jsonl"),
+    ):
+        monkeypatch.chdir(cwd)
+        assert explained(tree, name) == [str(path)], name
+
+
+def test_a_path_through_a_symlink_is_the_lock_that_it_leads_to(tree: Tree, tmp_path: Path) -> None:
+    path = tree.lock("s", record(DEAD), agent="ops")
+    tree.lock("s", record(DEAD))
+    link = tmp_path / "link"
+    link.symlink_to(tree.sessions("ops"))
+    assert explained(tree, link / "s.jsonl") == [str(path)]
+
+
+def test_all_locks_of_one_name_are_shown_and_none_is_freed(tree: Tree, tmp_path: Path) -> None:
+    other = Tree(tmp_path / "other")
+    paths = [tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))]
+    both = ("--state-dir", tree.root, "--state-dir", other.root)
+    for name in ("s", "s.jsonl", "/mnt/agents/main/sessions/s.jsonl.lock"):
+        shown = reap("explain", name, *both).stdout
+        assert all(f"{path}\n" in shown for path in paths)
+        done = reap("unlock", name, "--force", *both)
+        assert done.returncode == 1
+        assert all(str(path) in done.stderr for path in paths)
+    assert reap("unlock", paths[1], *both).returncode == 0
+    assert [path.exists() for path in paths] == [True, False]
+
+
+def test_a_session_key_that_several_agents_have_is_shown_for_each(tree: Tree) -> None:
+    paths = [str(tree.lock(it, record(DEAD), agent=it)) for it in ("main", "ops")]
+    for agent in ("main", "ops"):
+        tree.store({"global": {"sessionId": agent, "status": "done"}}, agent=agent)
+    assert explained(tree, "global") == paths
+    done = unlocks(tree, "global")
+    assert done.returncode == 1
+    assert "several locks have that name" in done.stderr
+    assert all(path in done.stderr for path in paths)
+
+
+def test_a_topics_lock_is_found_by_id_file_and_key(tree: Tree) -> None:
+    path = tree.lock("s-topic-5", record(DEAD))
+    entry = {"sessionId": "s", "sessionFile": "/x/s-topic-5.jsonl", "status": "done"}
+    tree.store({f"{KEY}:topic:5": entry})
+    for name in ("s", "s-topic-5", "s-topic-5.jsonl.lock", f"{KEY}:topic:5"):
+        assert explained(tree, name) == [str(path)], name
+    own = tree.lock("s", record(DEAD))
+    assert explained(tree, "s") == [str(own)]
+
+
+def test_a_key_in_a_store_that_is_not_understood_is_told_so(tree: Tree) -> None:
+    tree.lock("s", record(DEAD))
+    store = tree.sessions() / "sessions.json"
+    store.write_text(f'{{"{KEY}": {{"sessionId": "s"')
+    done = reap("explain", KEY, "--state-dir", tree.root)
+    assert done.returncode == 1
+    assert f"no lock for {KEY}" in done.stderr
+    assert f"cannot be looked up: {store} cannot be read or understood" in done.stderr
+    done = reap("explain", "/x/agents/main/sessions/gone.jsonl", "--state-dir", tree.root)
+    assert "cannot be looked up" not in done.stderr, "a path is not a key"
+    tree.store({"other": {"sessionId": "s", "status": "of a later version"}})
+    done = reap("explain", KEY, "--state-dir", tree.root)
+    assert "cannot be looked up" not in done.stderr, "only one entry is odd, and has another key"
+
+
+def test_a_path_of_something_else_is_told_how_a_locks_path_ends(tree: Tree) -> None:
+    tree.lock("s", record(DEAD))
+    for name in ("/tmp/s.jsonl.lock", f"{tree.root}/agents/main/s.jsonl", "./s.jsonl"):
+        done = reap("explain", name, "--state-dir", tree.root)
+        assert done.returncode == 1
+        assert f"no lock for {name}" in done.stderr
+        assert "ends in agents/AGENT/sessions/FILE" in done.stderr
+
+
+def test_a_path_of_this_machine_in_another_state_directory_frees_nothing_there_or_here(
+    tree: Tree, tmp_path: Path
+) -> None:
+    other = Tree(tmp_path / "other")
+    here, there = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
+    assert explained(tree, there) == [str(here)]
+    for name in (there, f"pid=7 {there}: code=OPENCLAW_TIMEOUT"):
+        done = unlocks(tree, name, "--force")
+        assert done.returncode == 1
+        assert f"that path leads to {there.parent}" in done.stderr
+        assert str(here) in done.stderr
+        assert here.exists()
+        assert there.exists()
+    both = ("--state-dir", tree.root, "--state-dir", other.root)
+    assert reap("unlock", f"pid=7 {there}: code=OPENCLAW_TIMEOUT", *both).returncode == 0
+    assert [here.exists(), there.exists()] == [True, False]
+
+
+@pytest.mark.parametrize("session", ["a b", "a\nb", " a ", "it's", "-rf", os.fsdecode(b"\xff")])
+def test_a_lock_with_an_odd_name_is_found(tree: Tree, session: str) -> None:
+    path = tree.lock(session, record(DEAD))
+    for name in (session, f"{session}.jsonl", f"{session}.jsonl.lock", f"/x{path}"):
+        done = reap("explain", "--json", "--state-dir", tree.root, "--", name)
+        assert [it["session"] for it in report(done)["locks"]] == [session]
+
+
+# --force
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _symlink(path: Path) -> None:
+    path.symlink_to(path.with_name("sessions.json"))
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _socket(path: Path) -> None:
+    fd = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(f"/proc/self/fd/{fd}/{path.name}")
+    os.close(fd)
+
+
+@pytest.mark.parametrize("make", [_fifo, _symlink, _dangling, _socket])
+def test_what_only_has_a_locks_name_is_removed_by_force_alone(
+    tree: Tree, make: Callable[[Path], None]
+) -> None:
+    path = tree.sessions() / "s.jsonl.lock"
+    tree.store({KEY: {"sessionId": "s", "status": "done"}})
+    make(path)
+    before = path.lstat()
+    done = unlocks(tree, "s")
+    assert done.returncode == 1
+    assert "it cannot be read, so nothing proves that nobody holds it; --force" in done.stderr
+    assert path.lstat() == before
+    done = unlocks(tree, KEY, "--force", "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stderr)
+    assert (line["event"], line["forced"], line["verdict"]) == ("removed", True, "uncertain")
+    assert os.listdir(tree.sessions()) == ["sessions.json"]
+
+
+def test_a_directory_is_never_removed(tree: Tree) -> None:
+    path = tree.sessions() / "s.jsonl.lock"
+    path.mkdir()
+    done = unlocks(tree, "s", "--force")
+    assert done.returncode == 1
+    assert f"skipped {path}: not-regular" in done.stderr
+    assert path.is_dir()
+
+
+USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+
+
+def as_user(tree: Tree, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the reaper as uid 1000."""
+    command = [*USER, sys.executable, "-m", "reaper", *map(str, arguments)]
+    return subprocess.run(
+        [*command, "--state-dir", str(tree.root)], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def roots_lock(public_tree: Tree, root_only: None) -> Path:
+    """Return a lock that root left, unreadable, in a folder of uid 1000."""
+    path = public_tree.lock("s", record(DEAD))
+    path.chmod(0o600)
+    os.chown(public_tree.sessions(), 1000, 1000)
+    return path
+
+
+@pytest.mark.root
+def test_a_lock_that_cannot_be_read_names_its_owner_and_is_removed_by_force_alone(
+    public_tree: Tree, roots_lock: Path
+) -> None:
+    for command in ("list", "explain", "unlock"):
+        name = () if command == "list" else ("s",)
+        done = as_user(public_tree, command, *name)
+        assert done.returncode == 1
+        assert "uid 0 (root) with mode 0600: run the reaper as uid 0" in done.stderr
+        assert "unlock --force" in done.stderr
+    assert "it cannot be read" in done.stderr
+    (lock,) = report(as_user(public_tree, "explain", "s", "--json"))["locks"]
+    assert lock["reasons"] == ["no-hold-proof", "unreadable"]
+
+    force = ("unlock", "s", "--force", "--fingerprint")
+    assert as_user(public_tree, *force, "0" * 12).returncode == 1
+    assert roots_lock.exists()
+    done = as_user(public_tree, *force, lock["fingerprint"])
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(public_tree.sessions()) == []
+
+
+@pytest.mark.root
+def test_a_readable_lock_of_another_uid_in_ones_own_folder_is_told_how_to_get_rid_of_it(
+    public_tree: Tree, roots_lock: Path
+) -> None:
+    roots_lock.chmod(0o644)
+    done = as_user(public_tree, "sweep")
+    assert done.returncode == 4
+    for words in ("of uid 0 (root) in a folder of another uid", "chown", "unlock --force"):
+        assert words in done.stderr
+    assert as_user(public_tree, "unlock", "s", "--force").returncode == 0
+    assert not roots_lock.exists()
+
+
+@pytest.mark.root
+def test_what_the_folder_forbids_fails_and_names_the_owners(
+    public_tree: Tree, roots_lock: Path
+) -> None:
+    folder = public_tree.sessions()
+    os.chown(folder, 2000, 2000)
+    for mode, words in (
+        (0o1777, "is sticky (mode 1777)"),
+        (0o1777, "run the reaper as uid 0 (root) or uid 2000"),
+        (
+            0o755,
+            "the sessions folder belongs to uid 2000 with mode 0755: run the reaper as uid 2000",
+        ),
+    ):
+        folder.chmod(mode)
+        done = as_user(public_tree, "unlock", "s", "--force")
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert os.listdir(folder) == ["s.jsonl.lock"]
+
+
+def test_a_live_lock_that_replaces_an_unread_one_is_left_alone(tree: Tree, hold: HoldLock) -> None:
+    path = tree.sessions() / "s.jsonl.lock"
+    path.symlink_to("nowhere")
+    it = reaper(tree)
+    ((place, seen),) = it.explain(lambda _place: True)
+    assert isinstance(place, Place)
+    assert isinstance(seen, Finding)
+    path.unlink()
+    hold("s")
+    (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
+    assert isinstance(found, Finding)
+    assert found.outcome is Outcome.CHANGED
+    assert path.is_file()
+
+
+def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.sessions() / "s.jsonl.lock"
+    path.symlink_to("nowhere")
+    left = [hold]
+
+    def replaced_first(one: str, other: str, *, dir_fd: int) -> None:
+        if left:
+            path.unlink()
+            left.pop()("s")
+        kernel.exchange(one, other, dir_fd=dir_fd)
+
+    monkeypatch.setattr("reaper.adapters.lock_files.exchange", replaced_first)
+    it = reaper(tree)
+    ((place, seen),) = it.explain(lambda _place: True)
+    assert isinstance(place, Place)
+    assert isinstance(seen, Finding)
+    (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
+    assert isinstance(found, Finding)
+    assert found.outcome is Outcome.RESTORED
+    assert [it.name for it in tree.sessions().iterdir()] == ["s.jsonl.lock"]
+    assert path.is_file()
+
+
+@pytest.mark.root
+def test_force_needs_no_way_back_as_rm_does_not(
+    tree: Tree, tmp_path: Path, root_only: None
+) -> None:
+    """On a file system without that rename, for a file that may not be linked."""
+    path = tree.sessions() / "s.jsonl.lock"
+    path.write_bytes(record(DEAD))
+    os.chown(path, 1234, 1234)
+    with bindfs(tree.root, tmp_path / "seen") as seen:
+        done = unlocks(Tree(seen), "s", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "this file system cannot move a lock aside first" in done.stderr
+    assert not path.exists()
+
+
+def test_taking_a_lock_that_may_be_held_says_how_old_gateways_release(
+    tree: Tree, hold: HoldLock
+) -> None:
+    hold("held")
+    words = "a gateway up to 2026.5.7 releases by path"
+    assert words in unlocks(tree, "held", "--force").stderr
+    tree.lock("dead", record(DEAD))
+    assert words not in unlocks(tree, "dead", "--force").stderr
+    hold("overdue", age=7200)
+    done = reap("sweep", "--on-overdue", "remove", "--state-dir", tree.root)
+    assert "1 removed" in done.stdout
+    assert words in done.stderr
+
+
+def test_the_help_says_how_old_gateways_release() -> None:
+    for command, option in (("unlock", "--force"), ("sweep", "--on-overdue")):
+        said = " ".join(re.sub(r"[│\s]+", " ", reap(command, "--help").stdout).split())
+        assert "up to 2026.5.7 then release by path" in said.partition(f"{option} ")[2]
