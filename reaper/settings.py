@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from reaper.core.lock import StateDir
-from reaper.core.state_dirs import state_dir_candidates
+from reaper.core.state_dirs import PROFILE, home_of, named_profile, state_dir_candidates
 from reaper.core.words import printable
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -51,14 +51,14 @@ def parse_size(text: str) -> int:
 
 def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[StateDir]:
     """Return the state directories to work on: those given (`PATH` or `NAME=PATH`), else the
-    default one.
+    default ones, as `_defaults` finds them.
 
     Each has a short name of its own, its last path component unless it was given one. Raises
     UsageError where one is empty or a name is given twice, SettingsError where there is no
     default directory.
     """
     found: list[StateDir] = []
-    for text in given or [_default(environment)]:
+    for text in given or _defaults(environment):
         if not text:
             raise UsageError("--state-dir is empty")
         match = re.fullmatch(_NAMED, text) if "=" in text else None
@@ -76,19 +76,59 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
     return found
 
 
-def _default(environment: Mapping[str, str]) -> str:
+def _defaults(environment: Mapping[str, str]) -> list[str]:
+    """Return the state directory that a gateway with this environment uses and, unless it names one
+    itself, those of the profiles in the same home.
+
+    What is there but cannot be read is among them, and so is what OPENCLAW_PROFILE names, so that
+    a sweep reports it. Raises SettingsError.
+    """
     own = environment.get("OPENCLAW_STATE_DIR", "").strip()
     if own and not own.startswith(("~", "/")):
         own = os.path.abspath(own)  # as upstream does, by the working directory
-    candidates = state_dir_candidates({**environment, "OPENCLAW_STATE_DIR": own})
-    for candidate in candidates:
-        if os.path.isdir(candidate):
-            return candidate
-    looked_at = " or ".join(candidates) or "nowhere: neither OPENCLAW_STATE_DIR nor HOME is set"
+    looked_at = state_dir_candidates({**environment, "OPENCLAW_STATE_DIR": own})
+    preferred = [*filter(os.path.isdir, looked_at), *filter(_is_there, looked_at)]
+    found = preferred[:1]
+    home = home_of(environment)
+    if not own and home.startswith("/"):
+        looked_at.append(f"{home}/{PROFILE}*/agents")
+        profiles = {
+            name
+            for name in _names_in(home)
+            if name.startswith(PROFILE) and _is_there(f"{home}/{name}/agents")
+        }
+        profiles |= {named_profile(environment)} - {""}
+        found += [f"{home}/{name}" for name in sorted(profiles)]
+    if found:
+        return found
     raise SettingsError(
-        f"no OpenClaw state directory found (looked at {looked_at}); "
+        "no OpenClaw state directory found (looked at "
+        f"{' or '.join(looked_at) or 'nowhere: neither OPENCLAW_STATE_DIR nor HOME is set'}); "
         "say where it is with --state-dir PATH or REAPER_STATE_DIR"
     )
+
+
+def _names_in(home: str) -> list[str]:
+    try:
+        return os.listdir(home)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise SettingsError(
+            f"cannot list {home} for the state directories of profiles ({error.strerror}); "
+            "say where they are with --state-dir PATH or REAPER_STATE_DIR"
+        ) from None
+
+
+def _is_there(path: str) -> bool:
+    """Whether anything has that name, as far as can be seen; True where nobody may look."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -1,17 +1,20 @@
 """One pass over all locks: discover, gather evidence, judge, act, report."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
-from reaper.adapters import hold_proof, lock_files, state_database
-from reaper.adapters.lock_files import Folder, OpenLock, Skipped
-from reaper.adapters.runs import Runs, Session
+from reaper.adapters import hold_proof, lock_files, openclaw_config, state_database
+from reaper.adapters.lock_files import SESSION_STORE, Folder, OpenLock, Skipped
+from reaper.adapters.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
+from reaper.adapters.session_store import Session
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -21,6 +24,7 @@ from reaper.core.evidence import (
     HoldProof,
     Program,
     Run,
+    StoreStatus,
 )
 from reaper.core.history import EarlierLocks, LockHistory
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
@@ -99,6 +103,72 @@ class Place(NamedTuple):
     state: StateDir
     agent: str
     name: str
+
+
+class Unseen:
+    """The paths that one pass could not look at."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+
+    def add(self, found: Finding | Skipped) -> None:
+        """Note what was skipped and failed; anything else hides nothing."""
+        if isinstance(found, Skipped) and found.failed:
+            folder, name = os.path.split(found.path)
+            with suppress(ValueError):  # what a removal left hides the lock that it was
+                name = lock_files.original_name(name)
+            self._paths.add(os.path.join(folder, name))
+
+    def hides(self, place: Place) -> bool:
+        """Whether a lock may be at this place although the pass did not find one there."""
+        if not self._paths:
+            return False
+        agents = f"{place.state.path}/agents"
+        sessions = f"{agents}/{place.agent}/sessions"
+        lock = f"{sessions}/{place.name}"
+        above = (place.state.path, agents, os.path.dirname(sessions), sessions, lock)
+        return not self._paths.isdisjoint(above)
+
+
+class _FolderNames:
+    """Gives each `sessions` folder one name, state directory and agent, however many lead to it.
+
+    Full passes learn the names: the first one met counts. A pass that a full one is in the midst
+    of uses what is known by then.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[int, int], tuple[StateDir, str]] = {}
+        self._first_of: dict[tuple[StateDir, str], tuple[StateDir, str]] = {}
+        self._linked: set[tuple[int, int]] = set()
+        self._linked_before: set[tuple[int, int]] = set()
+
+    def start_full_pass(self) -> None:
+        self._first, self._first_of = {}, {}
+        self._linked, self._linked_before = set(), self._linked
+
+    def mark_linked(self, folder: Folder) -> None:
+        """Let a folder that also has a name through a symlink, as far as is known, count as reached
+        through it: a gateway may use either name.
+        """
+        if self._linked or self._linked_before:
+            identity = folder.identity()
+            folder.through_symlink |= identity in self._linked or identity in self._linked_before
+
+    def is_first(self, folder: Folder) -> bool:
+        """Learn one more name of a folder; whether it is the first."""
+        identity, name = folder.identity(), (folder.state, folder.agent)
+        if folder.through_symlink:
+            self._linked.add(identity)
+        first = self._first.setdefault(identity, name)
+        if first != name:
+            self._first_of[name] = first
+        return first == name
+
+    def first_name(self, place: Place) -> Place:
+        """Return the place by which the lock is known that is at this one."""
+        state, agent = self._first_of.get((place.state, place.agent), place[:2])
+        return Place(state, agent, place.name)
 
 
 class Unlock(NamedTuple):
@@ -189,6 +259,7 @@ class Reaper:
         self._databases = SessionDatabases()
         self._sights: dict[Place, LockHistory] = {}
         self._earlier: dict[tuple[StateDir, str], EarlierLocks] = defaultdict(EarlierLocks)
+        self._names = _FolderNames()
 
     def look(self) -> Iterator[Finding | Skipped]:
         """Look at every lock once and change nothing. What rests on this one look is marked
@@ -255,12 +326,11 @@ class Reaper:
         folder could not be read.
         """
         went = dict(waiting)
-        blind = False
+        unseen = Unseen()
         for place, found in self._pass(mode, only, unlock=unlock):
+            unseen.add(found)
             if place is not None:
                 went.pop(place, None)
-            elif isinstance(found, Skipped):
-                blind |= found.failed
             if place is not None and isinstance(found, Finding) and found.judgement.pending:
                 due[place] = found
             else:
@@ -270,12 +340,12 @@ class Reaper:
             if stop():
                 due.update(went)
                 return
-        if blind:
-            due.update(went)
-            return
         for place, found in went.items():
-            self._sights.pop(place, None)
-            yield found._replace(outcome=Outcome.VANISHED)
+            if unseen.hides(place):
+                due[place] = found
+            else:
+                self._sights.pop(place, None)
+                yield found._replace(outcome=Outcome.VANISHED)
 
     def act(
         self, only: AbstractSet[Place] | None = None
@@ -283,22 +353,21 @@ class Reaper:
         """One pass that judges and acts, over all locks or those at some places; for a sidecar,
         which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
         in a folder that could not be read, which is (as Skipped that `failed`, without a place).
+        A lock that has several places is yielded with the one by which it is known.
         """
         seen: set[Place] = set()
-        blind = False
+        unseen = Unseen()
         for place, found in self._pass(Mode.ACT, only):
+            unseen.add(found)
             if place is not None:
                 seen.add(place)
-            elif isinstance(found, Skipped):
-                blind |= found.failed
             yield place, found
-        if blind:
-            return  # what was not seen may be there all the same
-        gone = (self._sights.keys() if only is None else only) - seen
-        for place in gone:
-            self._sights.pop(place, None)
+        for place in (self._sights.keys() if only is None else only) - seen:
+            if not unseen.hides(place):
+                self._sights.pop(place, None)
         if only is None:
-            self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in seen})
+            left = seen | self._sights.keys()
+            self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in left})
 
     def is_held(self, place: Place, file: FileId) -> bool:
         """Tell whether this very lock is still there and open for writing; the cheapest look."""
@@ -349,9 +418,11 @@ class Reaper:
             self._processes,
             with_unread=with_unread or unlock is not None,
         )
+        if only is None:
+            self._names.start_full_pass()
+        else:
+            only = {self._names.first_name(place) for place in only}
         for state in self.states:
-            if only is None and self._databases.hold_sessions_of(state):
-                yield None, Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
             try:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
@@ -390,10 +461,30 @@ class Reaper:
         if only is not None:
             only = {place for place in only if place.state == here.state}
             agents = {place.agent for place in only}
+        is_empty = True
         for folder in lock_files.folders(here.state, skipped, agents):
+            is_empty = False
             with folder:
+                if only is None and not self._names.is_first(folder):
+                    continue
+                self._names.mark_linked(folder)
                 yield from self._pass_over_folder(this, here, folder, only, wanted)
         yield from ((None, it) for it in skipped if only is None or it.failed)
+        if only is None:
+            yield from (
+                (None, it) for it in self._hints(here.state, is_empty=is_empty and not skipped)
+            )
+
+    def _hints(self, state: StateDir, *, is_empty: bool) -> Iterator[Skipped]:
+        """Say why a state directory may have fewer locks than a person expects."""
+        if self._databases.hold_sessions_of(state):
+            yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
+        elif is_empty:
+            yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
+        store = openclaw_config.store_elsewhere(state)
+        if store is not None:
+            note = f"openclaw.json sets session.store to {store[:_STORE_SHOWN]!r}: {_STORE_NOTE}"
+            yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
 
     def _pass_over_folder(
         self,
@@ -414,12 +505,17 @@ class Reaper:
                 yield None, it
         else:
             folder.locks = sorted(it.name for it in only if it.agent == folder.agent)
+        problem = ""
         for name in folder.locks:
             place = Place(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
                 if found is not None:
+                    problem = problem or self._store_problem(folder, found)
                     yield place, found
+        if problem and only is None:
+            path = f"{folder.path}/sessions.json"
+            yield None, Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
 
     def _settle_asides(
         self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
@@ -431,7 +527,7 @@ class Reaper:
                 yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
             opened = lock_files.open_lock(folder, aside)
-            if isinstance(opened, Skipped) and opened.failed:
+            if isinstance(opened, Skipped) and opened.reason not in _NO_FILE:
                 yield opened
             if not isinstance(opened, OpenLock):
                 continue  # gone, or nothing that a removal ever left
@@ -566,17 +662,28 @@ class Reaper:
             return HoldProof.UNAVAILABLE, TOO_EARLY
 
         def same_mount() -> bool:
-            return here.identity is not None and this.processes.shares_state_dir(
-                holder, here.identity
+            # What a link leads to need not be on the state directory's mount.
+            return (
+                here.identity is not None
+                and not opened.folder.through_symlink
+                and this.processes.shares_state_dir(holder, here.identity)
             )
 
         return hold_proof.probe(opened.fd, same_mount=same_mount, layered=layered)
 
     def _run(self, opened: OpenLock) -> Run:
-        return self._runs.run(_session(opened), opened.folder.checkpoints)
+        return self._runs.run(_session(opened.folder, opened.lock), opened.folder.checkpoints)
 
     def _run_by_store(self, opened: OpenLock) -> Run:
-        return self._runs.by_store(_session(opened))
+        return self._runs.by_store(_session(opened.folder, opened.lock))
+
+    def _store_problem(self, folder: Folder, found: Finding | Skipped) -> str:
+        """Return why the session store was not understood when this lock was judged by it."""
+        if isinstance(found, Skipped) or found.evidence.run is NOT_READ:
+            return ""
+        if found.evidence.run.store is not StoreStatus.UNKNOWN:
+            return ""
+        return self._runs.store_problem(_session(folder, found.lock))
 
     def _act(
         self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
@@ -616,9 +723,9 @@ class Reaper:
         )
 
 
-def _session(opened: OpenLock) -> Session:
-    folder = opened.folder
-    return Session(folder.state.path, folder.agent, opened.lock.session, folder.fd)
+def _session(folder: Folder, lock: Lock) -> Session:
+    linked = folder.through_symlink or os.path.islink(folder.state.path)
+    return Session(folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked)
 
 
 def _run_ages(run: Run, history: LockHistory, this: _Pass) -> tuple[float | None, float | None]:
@@ -660,6 +767,7 @@ _RELEASE_BY_PATH: Final = (
     "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the lock of whoever "
     "takes it next"
 )
+_NO_FILE: Final = frozenset({"not-regular", "symlink"})
 LEFT_ASIDE: Final = "left-aside"
 """Why a private name is told as skipped."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
@@ -667,3 +775,9 @@ _SQLITE_NOTE: Final = (
     "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
     "do but for what an older gateway left"
 )
+_EMPTY_NOTE: Final = (
+    "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
+    "with --state-dir"
+)
+_STORE_NOTE: Final = "locks beside it are not looked at"
+_STORE_SHOWN: Final = 200

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from reaper.adapters.lock_files import Skipped
-from reaper.adapters.observer import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.lock_files import SESSION_STORE, Skipped
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
@@ -28,7 +28,7 @@ from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
-from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper
+from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper, Unseen
 
 _SETTLE: Final = 0.25
 """Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
@@ -107,7 +107,7 @@ class Watch:
             RETURNED: metrics.events.labels(APPEARED),
             WENT: metrics.events.labels(WENT),
         }
-        # Written by watchdog's threads and by signal handlers, read by the worker.
+        # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
         self._news: list[tuple[Place, str, float]] = []
         self._news_by = math.inf
@@ -138,7 +138,6 @@ class Watch:
         self._degraded = False
         self._missing: set[StateDir] = set()
         self._said: set[tuple[str, str]] = set()
-        self._following_since: dict[StateDir, float] = {}
         self._expected_by = time.monotonic()
         self._swept = False
         self._swept_at = 0.0
@@ -162,7 +161,9 @@ class Watch:
         return time.monotonic() < self._expected_by + _LATE
 
     def ready(self) -> bool:
-        """Whether every state directory could be read in the last full sweep."""
+        """Whether every folder could be read in the last full sweep; a single file does not count:
+        any agent can make one that nobody can read.
+        """
         return self._swept and self._readable
 
     def _ring(self) -> None:
@@ -320,13 +321,18 @@ class Watch:
         self._follow_all()
         places: set[Place] = set()
         skipped: list[Skipped] = []
+        unseen = Unseen()
+        readable = True
         looked_up = started
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
+            unseen.add(found)
             if place is not None:
                 places.add(place)
             if isinstance(found, Skipped):
                 skipped.append(found)
+                hides_locks = found.failed and found.reason != SESSION_STORE
+                readable &= place is not None or not hides_locks
             elif place is not None:
                 self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
@@ -335,13 +341,12 @@ class Watch:
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._judge_what_cannot_wait()
                 looked_up = time.monotonic()
-        if not any(it.failed for it in skipped):
-            self._forget_all_but(places, started)
+        self._forget_all_but(places, unseen, started)
         self._tell_skipped(skipped)
         now = time.monotonic()
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
-        self._readable = not any(it.failed for it in skipped)
+        self._readable = readable
         self._left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
         self._swept = True
         self._swept_at = now
@@ -350,12 +355,15 @@ class Watch:
         self._trust_events_again()
         self._next_sweep = now + self._interval()
 
-    def _forget_all_but(self, places: set[Place], started: float) -> None:
-        """Forget what a full sweep did not meet, but for what appeared since it began."""
+    def _forget_all_but(self, places: set[Place], unseen: Unseen, started: float) -> None:
+        """Forget what a full sweep did not meet, but for what appeared since it began and what may
+        be where it could not look.
+        """
         with self._mutex:
             announced = {place for place, _, _ in self._news}
         for place in self._places.keys() - places - announced:
-            self._forget_but_its_birth(place)
+            if not unseen.hides(place):
+                self._forget_but_its_birth(place)
         # The event that tells of an end may still be on its way; after a while it was lost.
         for place, born in list(self._born.items()):
             if place not in places and place not in announced and born < started - _LATE:
@@ -371,27 +379,25 @@ class Watch:
         up = True
         for state in self._reaper.states:
             if self._events.follow(state):
-                self._following_since.setdefault(state, time.monotonic())
                 continue
-            self._following_since.pop(state, None)
             if state in self._events.errors:
                 up = False
                 self._metrics.errors.labels("observer").inc()
                 why = self._events.errors[state]
-                self._degrade(f"no file events for {state.path}: {why}")
+                self._degrade(f"file events are missing for {state.path}: {why}")
             else:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
     def _expect_announced(self, place: Place, found: Finding, started: float) -> None:
-        """Note a lock that a sweep found first, and that was born well after its folder was
-        followed: its event must be on its way, or was missed. Its age is of when the sweep
-        `started`, which can be long ago.
+        """Note a lock that a sweep found first and that was created well after its folder was
+        followed: its event is late, or was missed. Its age is of when the sweep `started`, which
+        can be long ago.
         """
-        since = self._following_since.get(place.state)
-        if since is None or place in self._born or self._knowledge.get(place) is not None:
+        if place in self._born or self._knowledge.get(place) is not None:
             return
-        if found.evidence.file_age < started - since - _EVENT_PATIENCE:
+        since = self._events.followed_since(place.state, place.agent)
+        if since is not None and found.evidence.file_age < started - since - _EVENT_PATIENCE:
             self._unannounced.setdefault(place, time.monotonic())
 
     def _count_missed(self) -> None:
@@ -403,7 +409,7 @@ class Watch:
             self._metrics.events_missed.inc(len(missed))
             self._degrade(
                 f"{len(missed)} lock(s) were found that no file event announced "
-                "(an inotify limit, or a file system without events)"
+                "(the file system has no events?)"
             )
 
     def _trust_events_again(self) -> None:
@@ -441,10 +447,10 @@ class Watch:
         if not due:
             return
         waiting = set(due)
-        blind = False
+        unseen = Unseen()
         for place, found in self._reaper.act(frozenset(due)):
+            unseen.add(found)
             if place is None:
-                blind = True
                 continue
             waiting.discard(place)
             if isinstance(found, Skipped):
@@ -454,7 +460,7 @@ class Watch:
             if self._stopping:
                 return
         for place in waiting:
-            if blind:
+            if unseen.hides(place):
                 self._schedule(place, time.monotonic() + _RETRY)
             else:
                 self._forget_but_its_birth(place)

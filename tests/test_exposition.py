@@ -61,7 +61,7 @@ def one_agent() -> Metrics:
 def much() -> Metrics:
     """Agents of hostile names, some beyond the cap, locks of several verdicts, huge numbers."""
     knowledge = Knowledge()
-    knowledge.set_skipped([Skipped(path="/x", reason="symlink")])
+    knowledge.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
     gone = Holder(state=HolderState.GONE)
     for number, agent in enumerate([*HOSTILE, *map(str, range(5))]):
         knowledge.put((number, 1), a_lock(agent, age=1e9))

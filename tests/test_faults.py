@@ -155,7 +155,7 @@ def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
         until(gone(dying.path))
         assert live.path.exists()
         (missing,) = sidecar.journal("events-missing")
-        assert "no file events" in missing["why"]
+        assert "file events are missing" in missing["why"]
 
 
 @pytest.mark.root

@@ -1,6 +1,6 @@
 """An attacker who writes to the state directory while the reaper works on it.
 
-Single hostile names, records and kinds of files: test_lock_files.py, test_cli.py, test_runs.py.
+Single hostile names, records and kinds of files: test_discovery.py, test_cli.py, test_runs.py.
 """
 
 import os
@@ -68,18 +68,22 @@ def test_the_trace_sees_what_is_written_and_changed(tmp_path: Path) -> None:
         assert outside({*own, alien}, state) == {alien}
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("how", ["sweep", pytest.param("watch", marks=pytest.mark.torture)])
 def test_whatever_is_swapped_in_nothing_but_locks_of_the_tree_is_ever_touched(
-    tree: Tree, tmp_path: Path, hold: HoldLock, how: str
+    tree: Tree, tmp_path: Path, hold: HoldLock, root_only: None, how: str
 ) -> None:
     """All system calls that could change a file, over the whole run, against an attacker who
     swaps folders, locks, private names, store, trajectory and pointer for symlinks, hard links,
-    FIFOs, sockets, devices, folders.
+    FIFOs, sockets, devices, folders. What is outside belongs to another uid: links to the owner's
+    own folders are followed.
     """
     live = hold("live")
     victims = Tree(tmp_path / "outside")
     victims.lock("victim", DEAD, agent="evil")
     victims.lock("other", DEAD, agent="evil")
+    for path in [victims.root, *victims.root.rglob("*")]:
+        os.chown(path, 1234, 1234)
     before = _snapshot(victims.root)
     log = tmp_path / "log"
     state = str(tree.root)

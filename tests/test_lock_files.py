@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -91,34 +90,6 @@ def test_the_state_directory_itself_may_be_a_symlink(tree: Tree, tmp_path: Path)
     assert discover(Tree(link)) == ({"main/one.jsonl.lock"}, [])
 
 
-@pytest.mark.parametrize("position", ["agents", "agents/main", "agents/main/sessions"])
-def test_no_symlink_below_the_state_directory_is_followed(
-    tree: Tree, tmp_path: Path, position: str
-) -> None:
-    tree.lock("one", b"")
-    outside = tmp_path / "outside"
-    (tree.root / position).rename(outside)
-    (tree.root / position).symlink_to(outside)
-    found, skipped = discover(tree)
-    assert found == set()
-    assert [(it.path, it.reason) for it in skipped] == [(f"{tree.root}/{position}", "symlink")]
-
-
-def test_a_folder_without_rights_is_skipped_with_advice(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def denied(*_: Any, **__: Any) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    # Root is refused nothing; the system's answer is all that is made up here.
-    monkeypatch.setattr(lock_files, "_sessions_of", denied)
-    with pytest.raises(PermissionError):
-        discover(tree)
-    skipped = lock_files.skip("/x", PermissionError(13, "Permission denied"))
-    assert (skipped.reason, skipped.failed) == ("unreadable", True)
-    assert "run the reaper as the uid" in skipped.note
-
-
 # Reading
 
 
@@ -131,48 +102,6 @@ def test_a_lock_is_read_with_its_identity(tree: Tree) -> None:
             path.stat().st_ino,
         )
         assert (it.lock.agent, it.lock.session, it.lock.path) == ("main", "sid", str(path))
-
-
-def _fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as it:
-        fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            it.bind(f"/proc/self/fd/{fd}/{path.name}")
-        finally:
-            os.close(fd)
-
-
-def _symlink(path: Path) -> None:
-    target = path.with_name("target")
-    target.write_bytes(record(1))
-    path.symlink_to(target)
-
-
-def _dangling(path: Path) -> None:
-    path.symlink_to("nowhere")
-
-
-def _device(path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to make a device")
-    os.mknod(path, 0o20644, os.makedev(1, 5))
-
-
-@pytest.mark.parametrize("make", [_fifo, _socket, _symlink, _dangling, _device, Path.mkdir])
-def test_what_is_no_regular_file_is_skipped_and_left(
-    tree: Tree, make: Callable[[Path], None]
-) -> None:
-    path = tree.sessions() / "sid.jsonl.lock"
-    make(path)
-    before = path.lstat()
-    with the_folder(tree) as folder:
-        found = open_lock(folder, path.name)
-    assert found == Skipped(path=str(path), reason="not-regular")
-    assert path.lstat().st_ino == before.st_ino
 
 
 def test_a_lock_that_is_gone_is_nothing(tree: Tree) -> None:

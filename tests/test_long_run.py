@@ -15,7 +15,7 @@ from tests.torture.figures import note_figures
 
 CYCLES = int(os.environ.get("TORTURE_CYCLES", "1000000"))
 PER_SECOND = int(os.environ.get("TORTURE_PER_SECOND", "1500"))
-"""What a busy machine of two cores keeps up with; faster, watchdog's queue of events grows."""
+"""What a busy machine of two cores keeps up with; faster, the kernel's queue overflows."""
 
 
 def _size(sidecar: Sidecar) -> dict[str, int]:

@@ -16,6 +16,7 @@ from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.lock import FileId, Lock, parse
 from reaper.core.policy import Action, Outcome
+from reaper.core.verdict import Verdict
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
@@ -67,20 +68,74 @@ def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
     return judged(Evidence(lock=lock, **{**fields, **how}), at=100.0)
 
 
+def exposed(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
 def series(metrics: Metrics) -> dict[str, float]:
-    lines = generate_latest(metrics.registry).decode().splitlines()
+    lines = exposed(metrics).splitlines()
     parted = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in parted}
 
 
-def test_series_of_what_is_gone_go_too(knowledge: Knowledge) -> None:
+def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
+    knowledge: Knowledge,
+) -> None:
     metrics = made(knowledge)
     knowledge.put("place", a_lock())
     assert series(metrics)['reaper_locks{agent="main",state="s",verdict="held"}'] == 1
     assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state="s"}'] == 1000
     knowledge.drop("place")
-    left = [name for name in series(metrics) if "agent=" in name or "pid=" in name]
-    assert left == []
+    found = series(metrics)
+    assert [name for name in found if "pid=" in name] == []
+    left = {name: value for name, value in found.items() if "agent=" in name}
+    assert left.pop('reaper_stuck_locks{agent="main",state="s"}') == 0
+    assert left.pop('reaper_blocking_locks{agent="main",state="s"}') == 0
+    assert len(left) == len(Verdict)
+    assert set(left.values()) == {0}
+
+
+def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    name = 'reaper_hold_proof_available{state="s"}'
+    for proof, value in ((HoldProof.UNAVAILABLE, 0), (HoldProof.OPEN, 1)):
+        knowledge.put("place", a_lock(proof=proof))
+        assert series(metrics)[name] == value
+        knowledge.drop("place")
+        assert series(metrics)[name] == value
+
+
+def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
+    knowledge: Knowledge,
+) -> None:
+    metrics = made(knowledge)
+
+    def skipped() -> dict[str, float]:
+        found = series(metrics).items()
+        return {
+            name.split('"')[1]: value for name, value in found if "reaper_skipped_files{" in name
+        }
+
+    assert skipped() == {}  # nobody has looked yet
+    knowledge.set_skipped([])
+    known = skipped()
+    assert set(known.values()) == {0}
+    for reason in known:
+        knowledge.set_skipped([Skipped(path="/x", reason=reason, failed=True)])
+        assert skipped() == {**known, reason: 1}
+    odd = [Skipped(path="/x", reason=f"error-{it}", failed=True) for it in ("EIO", "EMFILE")]
+    knowledge.set_skipped(odd)
+    assert skipped() == {**known, "error": 2}
+    knowledge.set_skipped([Skipped(path="/x", reason="sqlite-sessions")])
+    assert skipped() == known
+
+
+def test_an_alert_is_tested_for_every_reason(knowledge: Knowledge) -> None:
+    knowledge.set_skipped([])
+    known = re.findall(r'reaper_skipped_files{reason="([^"]+)"}', exposed(made(knowledge)))
+    tests = (Path(__file__).parents[1] / "deploy" / "prometheus" / "tests.yml").read_text()
+    tested = re.findall(r'reaper_skipped_files{[^}]*reason="([^"]+)"}', tests)
+    assert set(tested) == set(known)
 
 
 def test_agents_beyond_the_cap_are_other_and_keep_no_series(knowledge: Knowledge) -> None:
@@ -176,7 +231,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
 ) -> None:
     knowledge.put(1, a_lock())
     Use.open_fds = 5
-    knowledge.set_skipped([Skipped(path="/x", reason="symlink")])
+    knowledge.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
     text = generate_latest(made(knowledge).registry).decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
@@ -194,7 +249,7 @@ def promtool(text: str) -> str:
 
 def test_promtool_finds_nothing_to_say(knowledge: Knowledge) -> None:
     knowledge.put(1, a_lock())
-    knowledge.set_skipped([Skipped(path="/x", reason="symlink")])
+    knowledge.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
     assert promtool(generate_latest(made(knowledge).registry).decode()) == ""
 
 
@@ -300,7 +355,7 @@ def prometheus(tmp_path: Path) -> Iterator[Any]:
 def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
     from tests.test_watch import Sidecar, gone, until
 
-    tree.lock("cut", record(2**22 + 1))
+    tree.lock("cut", record(2**22 + 1, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     hold("healthy")
     dying = hold("dying")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from reaper.adapters import runs
-from reaper.adapters.runs import Runs, Session
+from reaper.adapters.runs import Runs
+from reaper.adapters.session_store import Session
 from reaper.core.evidence import Run, RunState, StoreStatus, Unmet
 from reaper.core.trajectory import TAIL
 from tests.conftest import Tree, a_run
@@ -21,7 +22,7 @@ def read(
     fd = os.open(tree.sessions(), os.O_RDONLY)
     try:
         return (runs or Runs()).run(
-            Session(str(tree.root), "main", session, fd, through_symlink),
+            Session(str(tree.root), "main", session, fd, (), through_symlink),
             checkpoints=lambda: [name for name in os.listdir(fd) if ".checkpoint." in name],
         )
     finally:
@@ -197,109 +198,3 @@ def test_the_youngest_checkpoint_of_this_session_counts(tree: Tree) -> None:
     youngest = (tree.sessions() / "sid.checkpoint.b.jsonl").stat().st_mtime_ns // 1_000_000
     assert read(tree).checkpoint_ms == youngest
     assert read(tree, "sid3").checkpoint_ms is None
-
-
-# Session store
-
-
-def test_the_store_tells_status_and_times_by_session_id(tree: Tree) -> None:
-    fields = {"sessionId": "sid", "status": "timeout", "startedAt": 5, "endedAt": 9}
-    tree.store({"agent:main:x": fields, "other": {"sessionId": "sid2", "status": "running"}})
-    run = read(tree)
-    assert (run.store, run.store_started_ms, run.store_ended_ms) == (StoreStatus.ENDED, 5, 9)
-    assert run.session_key == "agent:main:x"
-    assert read(tree, "sid2").store is StoreStatus.RUNNING
-    assert read(tree, "sid3").store is StoreStatus.NONE
-
-
-def test_a_topics_lock_is_found_by_its_transcripts_name(tree: Tree) -> None:
-    file = "/elsewhere/agents/main/sessions/sid-topic-5.jsonl"
-    tree.store({"k": {"sessionId": "sid", "sessionFile": file, "status": "running"}})
-    assert read(tree, "sid-topic-5").store is StoreStatus.RUNNING
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("done", StoreStatus.ENDED),
-        ("failed", StoreStatus.ENDED),
-        ("killed", StoreStatus.ENDED),
-        ("running", StoreStatus.RUNNING),
-        (None, StoreStatus.NONE),
-        ("paused", StoreStatus.UNKNOWN),
-        (True, StoreStatus.UNKNOWN),
-        ({"running": 1}, StoreStatus.UNKNOWN),
-    ],
-)
-def test_each_status_is_one_of_four(tree: Tree, status: object, expected: StoreStatus) -> None:
-    tree.store({"k": {"sessionId": "sid", "status": status, "endedAt": True}})
-    run = read(tree)
-    assert run.store is expected
-    assert run.store_ended_ms is None
-
-
-def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tree) -> None:
-    done = {"sessionId": "sid", "status": "done", "endedAt": 9}
-    for entries in (
-        [done, {"sessionId": "sid", "status": "running"}],
-        [{"sessionId": "sid", "status": "running"}, done],
-    ):
-        tree.store({str(number): entry for number, entry in enumerate(entries)})
-        assert read(tree).store is StoreStatus.RUNNING
-    tree.store({"a": done, "b": {**done, "endedAt": 5}, "c": {"sessionId": "sid"}})
-    assert read(tree).store_ended_ms == 5
-    tree.store({"a": done, "b": {"sessionId": "sid", "status": "done"}})
-    assert read(tree).store_ended_ms is None
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000]
-)
-def test_a_store_that_is_malformed_is_unknown(tree: Tree, data: bytes) -> None:
-    (tree.sessions() / "sessions.json").write_bytes(data)
-    assert read(tree).store is StoreStatus.UNKNOWN
-
-
-def test_odd_entries_do_not_hide_the_others(tree: Tree) -> None:
-    tree.store(
-        {
-            "a": None, "b": 7, "c": [], "d": {"sessionId": 7}, "e": {"sessionFile": 7},
-            "f": {"sessionId": "sid", "status": "running", "startedAt": 1e400},
-        }
-    )  # fmt: skip
-    (tree.sessions() / "sessions.json").write_text(
-        (tree.sessions() / "sessions.json").read_text().replace("Infinity", "1e400")
-    )
-    run = read(tree)
-    assert (run.store, run.store_started_ms) == (StoreStatus.RUNNING, None)
-
-
-def test_a_store_too_large_to_read_is_unknown(tree: Tree) -> None:
-    with (tree.sessions() / "sessions.json").open("wb") as file:
-        file.truncate(runs._STORE_LIMIT + 1)
-    assert read(tree).store is StoreStatus.UNKNOWN
-
-
-def test_a_store_that_would_take_too_much_memory_is_unknown(tree: Tree) -> None:
-    for bomb in (b"[" + b"{}," * 600_000 + b"{}]", b'{"k":[' + b"0," * 600_000 + b"0]}"):
-        (tree.sessions() / "sessions.json").write_bytes(bomb)
-        assert read(tree).store is StoreStatus.UNKNOWN
-    tree.store({"k": {"sessionId": "sid", "status": "running", "prompt": "x" * 9_000_000}})
-    assert read(tree).store is StoreStatus.RUNNING
-
-
-def test_without_a_store_there_is_no_status(tree: Tree) -> None:
-    assert read(tree).store is StoreStatus.NONE
-
-
-def test_a_store_is_read_again_when_it_changed_and_not_before(tree: Tree) -> None:
-    memory = Runs()
-    tree.store({"k": {"sessionId": "sid", "status": "running"}})
-    assert read(tree, runs=memory).store is StoreStatus.RUNNING
-    first = memory._stores[f"{tree.root}/agents/main"]
-    assert read(tree, runs=memory).store is StoreStatus.RUNNING
-    assert memory._stores[f"{tree.root}/agents/main"] is first
-    tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": 5}})
-    assert read(tree, runs=memory).store is StoreStatus.ENDED
-    memory.forget_all_but(set())
-    assert memory._stores == {}

@@ -97,6 +97,15 @@ def test_no_symlink_is_followed(tree: Tree, tmp_path: Path, name: str) -> None:
     assert not has_sessions(tree)
 
 
+def test_the_owners_link_to_the_agents_is_followed(
+    tree: Tree, tmp_path: Path, database: sqlite3.Connection
+) -> None:
+    database.execute("CREATE TABLE transcript_events (session_id TEXT)")
+    (tree.root / "agents").rename(tmp_path / "data")
+    (tree.root / "agents").symlink_to("../data")
+    assert has_sessions(tree)
+
+
 def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
     tree: Tree, database: sqlite3.Connection
 ) -> None:

@@ -540,6 +540,61 @@ def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pi
     assert ends(reaper(tree).sweep()) == {"cut": PENDING}
 
 
+def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
+    """Return the session stores that are reported, each as often as it is."""
+    reported = [it for it in found if isinstance(it, Skipped) and it.reason == "session-store"]
+    assert all(it.failed and it.note for it in reported)
+    return [it.path for it in reported]
+
+
+def test_a_store_that_is_not_understood_is_reported_once_for_all_locks_judged_by_it(
+    tree: Tree, hold: HoldLock
+) -> None:
+    for agent in ("main", "ops", "fine"):
+        for session in ("one", "two"):
+            tree.lock(session, record(2**22 + 1, starttime=5), agent=agent)
+        store = tree.store({"k": {"sessionId": "one", "status": "running"}}, agent=agent)
+        if agent != "fine":
+            store.write_text('{"half')
+    hold("healthy", agent="held")
+    (tree.sessions("held") / "sessions.json").write_text('{"half')
+    broken = [f"{tree.root}/agents/{agent}/sessions/sessions.json" for agent in ("main", "ops")]
+    it = reaper(tree, process_table=FakeProcesses)
+    assert not_understood(it.sweep(dry=True)) == broken
+    assert not_understood(found for _, found in it.act()) == broken
+    assert not_understood(it.look()) == [
+        f"{tree.root}/agents/held/sessions/sessions.json",
+        *broken,
+    ]
+    wanted = it.explain(lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock"))
+    assert not_understood(found for _, found in wanted) == broken[1:]
+    for path in broken:
+        Path(path).write_text("{}")
+    assert not_understood(it.sweep()) == []
+
+
+def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tree) -> None:
+    tree.store({"k": {"sessionId": "odd", "status": "paused"}})
+    other = tree.lock("other", record(2**22 + 1, starttime=5))
+    it = reaper(tree, process_table=FakeProcesses)
+    assert not_understood(it.sweep()) == []
+    assert not other.exists()
+    odd = tree.lock("odd", record(2**22 + 1, starttime=5))
+    assert not_understood(it.sweep()) == [f"{tree.root}/agents/main/sessions/sessions.json"]
+    assert odd.exists()
+
+
+def test_a_store_that_is_not_understood_hides_no_lock_that_went(tree: Tree) -> None:
+    (tree.sessions() / "sessions.json").write_text('{"half')
+    tree.lock("kept", record(2**22 + 1, starttime=5))
+    went = tree.lock("went", record(2**22 + 1, starttime=5))
+    it = reaper(tree, process_table=FakeProcesses)
+    assert len(list(it.act())) == 3
+    went.unlink()
+    assert len(list(it.act())) == 2
+    assert [place.name for place in it._sights] == ["kept.jsonl.lock"]
+
+
 # What a killed removal left behind
 
 

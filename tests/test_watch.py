@@ -1,7 +1,6 @@
 """The sidecar as a real process, with real holders, signals and events."""
 
 import json
-import logging
 import math
 import os
 import re
@@ -23,10 +22,9 @@ from typing import Any
 import psutil
 import pytest
 from prometheus_client import generate_latest
-from watchdog.observers.api import BaseObserver
 
 from reaper import watch as watch_module
-from reaper.adapters.observer import APPEARED, WENT, EventSource
+from reaper.adapters.file_events import APPEARED, WENT
 from reaper.adapters.processes import use_of
 from reaper.core.health import ChurnLimits
 from reaper.core.lock import FileId, StateDir
@@ -35,9 +33,10 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Place, Reaper
+from reaper.sweep import Place, Reaper, Unseen
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record
+from tests.test_file_events import overflow_the_queue
 from tests.trajectories import attempt
 
 _PATIENCE = 20.0
@@ -362,7 +361,7 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     if missed_by == "look":
         watch._judge({place: time.monotonic()})
     else:
-        watch._forget_all_but(set(), time.monotonic())
+        watch._forget_all_but(set(), Unseen(), time.monotonic())
     assert watch._knowledge.all() == []
     watch._on_lock(*place, WENT)
     watch._take_events()
@@ -473,6 +472,29 @@ def test_due_locks_are_freed_without_any_event(
     assert stuck.process.poll() is None
 
 
+def test_a_store_that_is_not_understood_is_shown_until_it_is(
+    tree: Tree, watching: Watching
+) -> None:
+    kept = tree.lock("cut", record(2**22 + 1, starttime=1))
+    path = tree.sessions() / "sessions.json"
+    path.write_text('{"half')
+    sidecar = watching("--resync", "1h")
+
+    def shown() -> float | None:
+        return sidecar.metric("reaper_skipped_files", reason="session-store")
+
+    until(lambda: shown() == 1)
+    (line,) = sidecar.journal("skipped")
+    assert (line["path"], line["reason"]) == (str(path), "session-store")
+    assert "half written" in line["note"]
+    assert sidecar.status("/-/ready") == 200  # all locks were seen
+    assert kept.exists()
+    path.write_text("{}")
+    os.kill(sidecar.process.pid, signal.SIGHUP)
+    until(gone(kept))
+    until(lambda: shown() == 0)
+
+
 # When events fail
 
 
@@ -481,23 +503,22 @@ def test_due_locks_are_freed_without_any_event(
 def test_without_inotify_sweeps_go_on_with_one_warning_and_a_metric(
     tree: Tree, watching: Watching, limit: str, root_only: None
 ) -> None:
-    """The limits are those of a user namespace of its own; watchdog is silent about the first."""
+    """The limits are those of a user namespace of its own."""
     number = 2 if limit == "max_inotify_watches" else 0
     script = f'echo {number} > /proc/sys/user/{limit} && exec "$@"'
     wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
     for agent in ("a", "b", "c", "d"):
         tree.sessions(agent)
     sidecar = watching("--resync", "3s", wrap=wrap)
-    time.sleep(2.5)  # a lock counts as missed only if it was born well after the watch began
+    until(lambda: sidecar.metric("reaper_observer_up") == 0.0)
     holder = Holder(tree.sessions("d") / "sid.jsonl.lock")
     try:
-        until(lambda: sidecar.metric("reaper_observer_up") == 0.0)
-        if number:
-            until(lambda: (sidecar.metric("reaper_events_missed_total") or 0) >= 1)
         until(lambda: sidecar.metric("reaper_locks", verdict="held", agent="d") == 1)
         holder.kill()
         until(gone(holder.path))
-        assert len(sidecar.journal("events-missing")) == 1
+        (missing,) = sidecar.journal("events-missing")
+        assert f"sysctl fs.inotify.{limit.replace('inotify', 'user')}" in missing["why"]
+        assert sidecar.metric("reaper_errors_total", kind="observer")
     finally:
         holder.close()
 
@@ -522,27 +543,19 @@ def test_a_file_system_without_events_is_found_out(
             sidecar.stop()
 
 
-@pytest.mark.root
-def test_an_overflow_of_the_queue_makes_a_sweep(
-    tree: Tree, watching: Watching, root_only: None
-) -> None:
-    knob = Path("/proc/sys/fs/inotify/max_queued_events")
-    before = knob.read_text()
-    knob.write_text("4\n")
-    try:
-        sidecar = watching("--resync", "1h")
-    finally:
-        knob.write_text(before)
+def test_an_overflow_of_the_queue_makes_a_sweep(tree: Tree, watching: Watching) -> None:
+    sidecar = watching("--resync", "1h")
+    until(lambda: sidecar.status("/-/ready") == 200, "its folders are followed")
     sweeps = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
-    folder = tree.sessions()
-    deadline = time.monotonic() + _PATIENCE
-    while not sidecar.metric("reaper_events_total", type="overflow"):
-        assert time.monotonic() < deadline
-        for number in range(2000):
-            (folder / f"f{number}").touch()
-            (folder / f"f{number}").unlink()
+    sidecar.process.send_signal(signal.SIGSTOP)
+    overflow_the_queue(tree.sessions())
+    tree.lock("dead", record(2**22 + 1))  # no event announces it
+    sidecar.process.send_signal(signal.SIGCONT)
+    until(gone(tree.sessions() / "dead.jsonl.lock"))
+    assert sidecar.metric("reaper_events_total", type="overflow") == 1
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) > sweeps)
-    assert len(sidecar.journal("events-missing")) == 1
+    (missing,) = sidecar.journal("events-missing")
+    assert "overflowed" in missing["why"]
 
 
 # Signals
@@ -593,6 +606,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     (said,) = sidecar.journal("skipped")
     assert "run the reaper as uid" in said["note"]
+    assert sidecar.metric("reaper_observer_up") == 1
     assert sidecar.metric("reaper_errors_total", kind="unreadable") == 1
     assert sidecar.metric("reaper_skipped_files", reason="unreadable") == 1
     assert sidecar.status("/-/ready") == 503
@@ -680,6 +694,25 @@ def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_
     watch.close()
 
 
+def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New agents come with locks that were made before their folder could be followed."""
+    monkeypatch.setattr(watch_module, "_EVENT_PATIENCE", 0.0)
+    watch = watch_of(tree)
+    watch._full_sweep()
+    other = Tree(tmp_path / "other")
+    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0)
+    (other.root / "agents/new").rename(tree.root / "agents/new")
+    state = watch._reaper.states[0]
+    until(lambda: watch._events.followed_since(state, "new"))
+    watch._full_sweep()
+    assert not (tree.sessions("new") / "early.jsonl.lock").exists()
+    assert watch._unannounced == {}
+    watch._events.stop()
+    watch.close()
+
+
 def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     tree: Tree, watching: Watching
 ) -> None:
@@ -693,53 +726,6 @@ def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     assert sidecar.stop(signal.SIGTERM) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
     assert list(folder.iterdir())  # it did stop in the midst
-
-
-def test_what_watchdog_logs_goes_into_the_journal_or_nowhere(
-    tree: Tree, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    events = EventSource(
-        on_lock=lambda *_: None,
-        on_change=lambda: None,
-        on_overflow=lambda: told.append("overflow"),
-        on_warning=told.append,
-    )
-    events.start()
-    assert events.follow(StateDir("s", str(tree.root)))
-    log = logging.getLogger("watchdog.observers.inotify")
-    log.warning("Inotify queue overflowed; filesystem events were lost")
-    log.error("Unable to rebuild recursive inotify watches below %r", "/x")
-    stop = BaseObserver.stop
-
-    def stop_while_an_event_comes_in(observer: BaseObserver) -> None:
-        stop(observer)
-        log.error("InotifyEmitter.queue_events() called when the thread is inactive")
-
-    monkeypatch.setattr(BaseObserver, "stop", stop_while_an_event_comes_in)
-    events.stop()
-    assert told == ["overflow", "Unable to rebuild recursive inotify watches below '/x'"]
-    assert capfd.readouterr().err == ""
-
-
-def test_a_warning_of_a_librarys_goes_into_the_journal_too() -> None:
-    """Python would write it to standard error, raw, between the lines of the journal."""
-    script = """
-import warnings
-from reaper.adapters.observer import EventSource
-said, nothing = [], lambda *_: None
-callbacks = {"on_lock": nothing, "on_change": nothing, "on_overflow": nothing}
-events = EventSource(**callbacks, on_warning=said.append)
-events.start()
-again = "Callback with id '1' already exists for watch x"
-warnings.warn_explicit(again, RuntimeWarning, "watchdog/observers/inotify.py", 365)
-warnings.warn_explicit("trouble", RuntimeWarning, "watchdog/observers/inotify.py", 7)
-events.stop()
-(text,) = said
-assert "RuntimeWarning: trouble" in text, text
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:
@@ -764,7 +750,7 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> 
         process.wait()
 
 
-def test_a_symlinked_agents_folder_is_not_watched(
+def test_locks_behind_the_owners_symlink_are_freed(
     tree: Tree, watching: Watching, tmp_path: Path
 ) -> None:
     shutil.rmtree(tree.root / "agents")
@@ -772,11 +758,22 @@ def test_a_symlinked_agents_folder_is_not_watched(
     (outside / "main" / "sessions").mkdir(parents=True)
     (tree.root / "agents").symlink_to(outside)
     sidecar = watching("--resync", "1s")
+    until(lambda: sidecar.status("/-/ready") == 200)
+    lock = outside / "main" / "sessions" / "sid.jsonl.lock"
+    lock.write_bytes(record(2**22 + 1))
+    until(lambda: sidecar.metric("reaper_events_total", type="created") == 1)
+    until(gone(lock))
+
+
+def test_a_lock_that_is_a_symlink_is_counted_and_leaves_it_ready(
+    tree: Tree, watching: Watching
+) -> None:
+    (tree.sessions() / "sid.jsonl.lock").symlink_to("/nowhere")
+    sidecar = watching("--resync", "1s")
     until(lambda: sidecar.metric("reaper_skipped_files", reason="symlink") == 1)
-    (outside / "main" / "sessions" / "sid.jsonl.lock").write_bytes(record(2**22 + 1))
-    time.sleep(1.5)
-    assert sidecar.metric("reaper_events_total", type="created") == 0
-    assert (outside / "main" / "sessions" / "sid.jsonl.lock").exists()
+    assert sidecar.status("/-/ready") == 200
+    (said,) = sidecar.journal("skipped")
+    assert "remove it" in said["note"]
 
 
 def test_nothing_grows_with_locks_that_came_and_went(

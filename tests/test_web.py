@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ Serving = Callable[..., Served]
 
 
 @pytest.fixture
-def serving() -> Iterator[Serving]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """Start servers that render each answer anew, so that tests need not wait for a second."""
+    monkeypatch.setattr(web, "_FRESH_FOR", 0.0)
     served: list[Served] = []
 
     def start(**how: Any) -> Served:
@@ -511,6 +514,109 @@ def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> Non
     assert [it["session"] for it in locks] == [f"s{number}" for number in reversed(range(3000))]
 
 
+# Readers do not slow the worker
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/locks"])
+def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    served = serving()
+    put(served.knowledge, session="first")
+    monkeypatch.setattr(web, "_FRESH_FOR", 3600.0)
+    assert "first" in served.text(path)
+    put(served.knowledge, session="another")
+    again, head = served.ask(path), served.ask(path, "HEAD")
+    assert "another" not in again.text  # type: ignore[attr-defined]
+    assert head.getheader("Content-Length") == again.getheader("Content-Length")
+    assert re.search(r'reaper_locks{.*verdict="held"} 2', served.text("/metrics"))
+    monkeypatch.setattr(web, "_FRESH_FOR", 0.0)
+    assert "another" in served.text(path)
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/locks"])
+def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    served = serving(knowledge=full_of_names())
+    monkeypatch.setattr(web, "_FRESH_FOR", 3600.0)
+    for _ in range(2):
+        assert SECRET in served.text(path)
+        assert SECRET not in served.text(path, Host="evil.example")
+
+
+class Turnstile:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/locks", "/metrics"])
+def test_one_answer_is_rendered_at_a_time_and_health_does_not_wait_for_it(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    served = serving()
+    turnstile = Turnstile()
+    monkeypatch.setattr(served.web._renderings, "lock", turnstile)
+    rendering, go_on = threading.Event(), threading.Event()
+
+    def slowly(*, names: bool) -> Iterator[bytes]:
+        rendering.set()
+        assert go_on.wait(20)
+        yield b"rendered"
+
+    monkeypatch.setattr(served.view, "json", slowly)
+    with ThreadPoolExecutor() as clients:
+        first = clients.submit(served.text, "/api/v1/locks")
+        assert rendering.wait(20)
+        second = clients.submit(served.status, path)
+        assert turnstile.waited_for.wait(20)
+        assert served.status("/-/healthy") == 200
+        assert not second.done()
+        go_on.set()
+        assert first.result() == "rendered"
+        assert second.result() == 200
+
+
+def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Serving) -> None:
+    served = serving()
+    for number in range(20_000):
+        put(served.knowledge, session=f"{number}{'x' * 200}")
+    with socket.socket() as it:
+        it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        it.connect(("127.0.0.1", served.port))
+        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
+        assert it.recv(1)
+        assert served.status("/metrics") == 200
+        assert served.listener._visits
+
+
+def test_an_answer_that_cannot_be_rendered_is_500_and_the_next_one_is_rendered(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serving()
+
+    def broken(*, names: bool) -> Iterator[bytes]:
+        yield b"{"
+        raise RuntimeError(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.view, "json", broken)
+        assert served.status("/api/v1/locks") == 500
+    assert served.errors == 1
+    assert json.loads(served.text("/api/v1/locks"))["locks"] == []
+
+
 # The page
 
 
@@ -562,6 +668,17 @@ def holder(standing: Standing | None = None) -> dict[str, Any]:
     load = Load(stuck_locks=4, churn=1, resident_bytes=None)
     standing = standing or Standing(wedged=True, why=("stuck-locks", "churn"), since=100.0)
     return health_record(Health(name=name, load=load, standing=standing), now=465.0)
+
+
+def test_the_first_line_does_not_soothe_where_a_session_store_is_not_understood(
+    serving: Serving,
+) -> None:
+    served = serving()
+    path = "/s/agents/a/sessions/sessions.json"
+    served.knowledge.set_skipped([Skipped(path=path, reason="session-store", failed=True)])
+    assert first_line(served) == "Not known: 1 file could not be read."
+    served.knowledge.set_skipped([Skipped(path=path, reason="not-regular")])
+    assert first_line(served) == "No session is stuck."
 
 
 def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:

@@ -1,14 +1,29 @@
 """Opening and reading below a directory that an attacker may write to."""
 
+import errno
 import os
 import stat
-from typing import Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+_Opened = TypeVar("_Opened")
 
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
+_MOST_LINKS: Final = 8
+"""Symlinks that may follow each other at the end of a path; none of OpenClaw's uses needs two."""
+_LONGEST_SHOWN: Final = 200
+"""Characters of a link's target that an error quotes."""
+
+
 class NotRegularError(OSError):
     """The name is there and is no regular file."""
+
+
+class SymlinkError(OSError):
+    """A symlink that is not followed; its text says why, and what to do."""
 
 
 def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
@@ -38,10 +53,142 @@ def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+def followed(path: str, owner: int | None) -> os.stat_result | None:
+    """Return the directory at the path, None where there is none or it is not to be followed.
+
+    A symlink is followed only if it and the directory that it leads to belong to the uid `owner`.
+    """
+    with suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode) and found.st_uid == owner:
+            found = os.stat(path)
+            if found.st_uid != owner:
+                return None
+        if stat.S_ISDIR(found.st_mode):
+            return found
+    return None
+
+
 def open_folder(name: str, *, dir_fd: int | None = None) -> int:
     """Open a directory, following no symlink below `dir_fd`. Raises OSError (ENOTDIR, ELOOP)."""
     nofollow = os.O_NOFOLLOW if dir_fd is not None else 0
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow, dir_fd=dir_fd)
+
+
+def open_own_regular(name: str, *, dir_fd: int, owner: int) -> tuple[int, os.stat_result, bool]:
+    """Open a regular file as `open_regular` does, and say whether a symlink led to it.
+
+    A symlink is followed only if it and its target belong to the uid `owner`. Raises SymlinkError
+    for any other one, and as `open_regular`; FileNotFoundError only where the name itself is gone.
+    """
+    try:
+        fd, found = open_regular(name, dir_fd=dir_fd)
+    except NotRegularError:
+        target = _target(name, dir_fd=dir_fd, owner=owner)
+        if target is None:
+            raise
+        fd, found = _opened(open_regular, target, dir_fd=dir_fd)
+        _require_owner(fd, found, owner, target)
+        return fd, found, True
+    return fd, found, False
+
+
+def open_own_folder(name: str, *, dir_fd: int, owner: int) -> tuple[int, bool]:
+    """Open a directory, and say whether a symlink led to it; otherwise as `open_own_regular`.
+
+    Raises NotADirectoryError where the name is neither a directory nor a symlink.
+    """
+    try:
+        return open_folder(name, dir_fd=dir_fd), False
+    except OSError as error:
+        # O_DIRECTORY with O_NOFOLLOW gives ENOTDIR for a symlink, as for any other thing.
+        if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
+            raise
+        target = _target(name, dir_fd=dir_fd, owner=owner)
+        if target is None:
+            raise
+    fd = _opened(open_folder, target, dir_fd=dir_fd)
+    _require_owner(fd, os.fstat(fd), owner, target)
+    return fd, True
+
+
+def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
+    """Return the path, relative to `dir_fd`, that the owner's symlinks lead to; None where the name
+    is no symlink. Raises SymlinkError, FileNotFoundError where the name is gone.
+
+    Only the last component of each path is checked: the folders above it may be reached through
+    anybody's links, as data volumes often are. Nobody can lead us to what is not the owner's that
+    way, because the target is checked too.
+    """
+    path, links = name, 0
+    while link := _read_link(path, dir_fd=dir_fd, is_first=not links):
+        uid, leads_to = link
+        links += 1
+        if uid != owner:
+            raise SymlinkError(
+                f"the link belongs to uid {uid}, and only links of uid {owner}, which owns the "
+                f"state directory, are followed: give it to that uid with chown -h {owner}"
+            )
+        if links > _MOST_LINKS:
+            raise SymlinkError("a chain of links without an end: remove them")
+        # A slash at its end would make the kernel follow one more link, unchecked.
+        path = os.path.join(os.path.dirname(path), leads_to.rstrip("/") or "/")
+    return path if links else None
+
+
+def _read_link(path: str, *, dir_fd: int, is_first: bool) -> tuple[int, str] | None:
+    """Return a symlink's owner and what it says, of one and the same link; None for other things.
+
+    Raises as `_target`.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError as error:
+        if is_first:
+            raise
+        raise _explained(error, path) from error
+    try:
+        found = os.fstat(fd)
+        return (found.st_uid, os.readlink("", dir_fd=fd)) if stat.S_ISLNK(found.st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def _opened(opening: Callable[..., _Opened], target: str, *, dir_fd: int) -> _Opened:
+    """Open what a symlink leads to; "not there" is then an error that is not FileNotFoundError."""
+    try:
+        return opening(target, dir_fd=dir_fd)
+    except OSError as error:
+        raise _explained(error, target) from error
+
+
+def _explained(error: OSError, target: str) -> OSError:
+    """Return the error to raise where a symlink's target cannot be opened."""
+    shown = repr(target if len(target) <= _LONGEST_SHOWN else f"{target[:_LONGEST_SHOWN]}...")
+    match error:
+        case FileNotFoundError():
+            return SymlinkError(
+                f"the link leads to {shown}, which does not exist: mount it for the reaper at that "
+                "path, or remove the link"
+            )
+        case NotRegularError() | OSError(errno=errno.ELOOP | errno.ENOTDIR):
+            return SymlinkError(
+                f"the link leads to {shown}, which is another kind of file or a link without an "
+                "end: correct the link, or remove it"
+            )
+        case _:
+            return error
+
+
+def _require_owner(fd: int, found: os.stat_result, owner: int, target: str) -> None:
+    """Close the descriptor and raise SymlinkError unless the file belongs to the owner."""
+    if found.st_uid != owner:
+        os.close(fd)
+        raise SymlinkError(
+            f"the link leads to {target[:_LONGEST_SHOWN]!r}, which belongs to uid {found.st_uid}, "
+            f"and not to uid {owner}, which owns the state directory: give it to that uid with "
+            "chown, or mount it there without a link"
+        )
 
 
 def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:

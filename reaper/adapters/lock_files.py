@@ -4,20 +4,33 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
 from reaper.adapters import kernel
-from reaper.adapters.files import NotRegularError, open_folder, open_regular, read_small
+from reaper.adapters.files import (
+    NotRegularError,
+    SymlinkError,
+    open_folder,
+    open_own_folder,
+    open_regular,
+    read_small,
+)
 from reaper.adapters.kernel import exchange, rename_noreplace
 from reaper.adapters.owners import advice_to_read, advice_to_remove
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir, parse
 from reaper.core.policy import Outcome
 
+SESSION_STORE: Final = "session-store"
+"""The reason for a `sessions.json` that was not understood when a lock was judged by it."""
+
 
 class Skipped(NamedTuple):
-    """Something that was not looked at, and why; `failed` where a person has to do something."""
+    """Something that was not looked at, why, and what to do about it.
+
+    Not `failed`: nothing is unseen, but a person may want to know.
+    """
 
     path: str
     reason: str
@@ -37,16 +50,23 @@ class Folder:
     """One agent's `sessions` folder, open: everything in it is named relative to it.
 
     `locks` are the names of its lock files, `asides` the private names that a removal left.
+    `through_symlink`: a symlink led to it, or one is known to, as its `agents` folder or itself.
     """
 
-    def __init__(self, state: StateDir, agent: str, fd: int) -> None:
+    def __init__(self, state: StateDir, agent: str, fd: int, *, through_symlink: bool) -> None:
         self.state = state
         self.agent = agent
         self.fd = fd
+        self.through_symlink = through_symlink
         self.path = f"{state.path}/agents/{agent}/sessions"
         self.locks: list[str] = []
         self.asides: list[str] = []
         self._checkpoints: list[str] | None = None
+
+    def identity(self) -> tuple[int, int]:
+        """Return (device, inode): equal for two names of one folder."""
+        found = os.fstat(self.fd)
+        return found.st_dev, found.st_ino
 
     def read_names(self) -> None:
         """Read the folder's names; raises OSError."""
@@ -81,8 +101,10 @@ class Folder:
 def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) -> Iterator[Folder]:
     """Yield the state directory's `sessions` folders, open; of `agents` only, where given.
 
-    Follows no symlink below the state directory. A folder is closed when its consumer leaves its
-    `with`. Raises OSError where the state directory is there and cannot be read.
+    Symlinks at `agents` and at `agents/<agent>/sessions` are followed as `open_own_folder` does, by
+    the owner of the state directory; folders that are no links come first. A folder is closed when
+    its consumer leaves its `with`. What cannot be looked at goes into `skipped`. Raises OSError
+    where the state directory is there and cannot be read.
     """
     try:
         root = open_folder(state.path)
@@ -92,37 +114,56 @@ def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) ->
         skipped.append(Skipped(path=state.path, reason="missing", failed=True, note=note))
         return
     try:
+        owner = os.fstat(root).st_uid
         try:
-            top = open_folder("agents", dir_fd=root)
+            top, through_symlink = open_own_folder("agents", dir_fd=root, owner=owner)
         except FileNotFoundError:
             return
         except OSError as error:
             skipped.append(skip(f"{state.path}/agents", error))
             return
         try:
-            names = sorted(os.listdir(top) if agents is None else agents)
-            for agent in names:
-                fd = _sessions_of(state, agent, top, skipped)
-                if fd is not None:
-                    yield Folder(state, agent, fd)
+            for agent in _agents_in(state, top, skipped) if agents is None else sorted(agents):
+                opened = _sessions_of(state, agent, top, owner, skipped)
+                if opened is not None:
+                    fd, is_linked = opened
+                    yield Folder(state, agent, fd, through_symlink=through_symlink or is_linked)
         finally:
             os.close(top)
     finally:
         os.close(root)
 
 
-def _sessions_of(state: StateDir, agent: str, top: int, skipped: list[Skipped]) -> int | None:
+def _agents_in(state: StateDir, top: int, skipped: list[Skipped]) -> list[str]:
+    """Return what is in the `agents` folder, those whose `sessions` is a symlink last."""
+    try:
+        names = os.listdir(top)
+    except OSError as error:
+        skipped.append(skip(f"{state.path}/agents", error))
+        return []
+    agents = (name for name in names if name != _LOST_AND_FOUND)
+    return sorted(agents, key=lambda name: (_is_kind(stat.S_ISLNK, f"{name}/sessions", top), name))
+
+
+def _sessions_of(
+    state: StateDir, agent: str, top: int, owner: int, skipped: list[Skipped]
+) -> tuple[int, bool] | None:
+    """Open an agent's `sessions` folder; return it and whether a symlink led to it, None where
+    there is none or it was skipped.
+    """
     path = f"{state.path}/agents/{agent}"
     try:
         home = open_folder(agent, dir_fd=top)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not _is_file(agent, top):
+        if _is_kind(stat.S_ISLNK, agent, top):
+            skipped.append(Skipped(path=path, reason="symlink", failed=True, note=_AGENT_LINK))
+        elif not _is_kind(stat.S_ISREG, agent, top):
             skipped.append(skip(path, error))
         return None
     try:
-        return open_folder("sessions", dir_fd=home)
+        return open_own_folder("sessions", dir_fd=home, owner=owner)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -132,29 +173,67 @@ def _sessions_of(state: StateDir, agent: str, top: int, skipped: list[Skipped]) 
         os.close(home)
 
 
-def _is_file(name: str, dir_fd: int) -> bool:
+_LOST_AND_FOUND: Final = "lost+found"
+"""Each ext4 volume has one at its top, readable by root only; no agent can have that name."""
+_AGENT_LINK: Final = (
+    "OpenClaw ignores an agent's folder that is a symlink, and so does the reaper: make it a "
+    "folder or a bind mount, or let its `sessions` be the link"
+)
+
+
+def _is_kind(kind: Callable[[int], bool], name: str, dir_fd: int) -> bool:
+    """Whether a name is, itself, of that kind; False where it is gone or cannot be looked at."""
     with suppress(OSError):
-        return stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+        return kind(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
     return False
 
 
 def skip(path: str, error: OSError) -> Skipped:
-    """Say why something was not looked at."""
+    """Say why something was not looked at, and what to do about it."""
     match error:
-        case NotRegularError():
-            return Skipped(path=path, reason="not-regular")
-        case OSError(errno=errno.ELOOP | errno.ENOTDIR):
-            # O_DIRECTORY with O_NOFOLLOW says ENOTDIR of a symlink, as of any other thing.
-            return Skipped(path=path, reason="symlink" if os.path.islink(path) else "not-regular")
+        case SymlinkError():
+            reason, note = "symlink", str(error)
+        case NotRegularError() | OSError(errno=errno.ELOOP | errno.ENOTDIR):
+            reason, note = _what_is_there(path)
         case OSError(errno=errno.EACCES | errno.EPERM):
-            note = f"{_what(error)}: {advice_to_read(path)}"
+            reason, note = "unreadable", f"{_what(error)}: {advice_to_read(path)}"
             if path.endswith(LOCK_SUFFIX):
                 note += ", or remove it unread with `reaper unlock --force`"
-            return Skipped(path=path, reason="unreadable", failed=True, note=note)
         case _:
-            return Skipped(
-                path=path, reason=f"error-{_code(error)}", failed=True, note=_advice(error)
-            )
+            advice = _ADVICE.get(error.errno or 0, "the kernel's log may say more (dmesg)")
+            reason, note = f"error-{_code(error)}", f"{error.strerror} ({_code(error)}): {advice}"
+    return Skipped(path=path, reason=reason, failed=True, note=note)
+
+
+_ADVICE: Final = {
+    errno.EMFILE: "raise the reaper's limit of open files (ulimit -n, LimitNOFILE)",
+    errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
+    errno.ENAMETOOLONG: "shorten the path, or what the link says",
+    errno.ENOMEM: "raise the reaper's memory limit",
+    errno.ESTALE: "mount the file system again",
+}
+
+
+def _what_is_there(path: str) -> tuple[str, str]:
+    """Return reason and advice for a thing of another kind than expected."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return "not-regular", "it changed while it was looked at; the next sweep looks again"
+    if stat.S_ISLNK(mode):
+        return "symlink", "OpenClaw puts no symlink there, and this one is not followed: remove it"
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    return "not-regular", f"it is {kind}, which OpenClaw does not put there: remove it"
+
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a regular file",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def _code(error: OSError) -> str:

@@ -29,7 +29,7 @@ def advice_to_read(path: str) -> str:
     refused = path
     while True:
         try:
-            found = os.stat(refused, follow_symlinks=False)
+            found = os.stat(refused)
         except PermissionError:  # a folder above refuses even to look
             if refused == "/":
                 return _UNKNOWN_OWNER

@@ -8,11 +8,12 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
-from reaper.core.evidence import Run, StoreStatus, Unmet
-from reaper.core.json_text import NotJsonError, loads, whole
+from reaper.adapters.session_store import Session, SessionStores
+from reaper.core.evidence import Run, Unmet
+from reaper.core.json_text import NotJsonError, loads
 from reaper.core.trajectory import FIRST_TAIL, TAIL, Trajectory, last_attempt, last_record
 
 _FULL: Final = 10 * 1024 * 1024 - 64 * 1024
@@ -21,32 +22,7 @@ a larger one may show none of a newer run's records, not even its short `session
 """
 _REMEMBERED: Final = 1000
 """Trajectories whose last attempt is remembered, so that it is read once for each change."""
-_STORE_LIMIT: Final = 32 * 1024 * 1024
-_STRUCTURE: Final = (b"{", b"[", b",")
-_STRUCTURE_LIMIT: Final = 500_000
 _POINTER_LIMIT: Final = 64 * 1024
-_ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
-
-
-class _Store(NamedTuple):
-    """A session store as read once: what it says of each session's run; `entries` is None where it
-    could not be understood.
-    """
-
-    stamp: tuple[int, int, int]
-    entries: dict[str, Run] | None
-
-
-class Session(NamedTuple):
-    """Whose run is read, and where; `folder_fd` is its agent's open `sessions` folder, and
-    `through_symlink` tells whether a symlink leads to that.
-    """
-
-    state_dir: str
-    agent: str
-    name: str
-    folder_fd: int
-    through_symlink: bool = False
 
 
 class Runs:
@@ -55,7 +31,7 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._stores: dict[str, _Store] = {}
+        self._stores = SessionStores()
         self._attempts: dict[tuple[str, str, str], tuple[tuple[int, int, int], Trajectory]] = {}
 
     def run(self, session: Session, checkpoints: Callable[[], list[str]]) -> Run:
@@ -88,23 +64,15 @@ class Runs:
         """Return what the session store alone says of the session's last run: all that counts
         once its holder is dead. Never raises OSError.
         """
-        folder = f"{session.state_dir}/agents/{session.agent}"
-        try:
-            found = os.stat("sessions.json", dir_fd=session.folder_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return _NO_STORE
-        except OSError:
-            return _STORE_UNKNOWN
-        store = self._stores.get(folder)
-        if store is None or store.stamp != stamp_of(found):
-            store = self._stores[folder] = _read_store(session.folder_fd, stamp_of(found))
-        if store.entries is None:
-            return _STORE_UNKNOWN
-        return store.entries.get(session.name, _NO_STORE)
+        return self._stores.run(session)
+
+    def store_problem(self, session: Session) -> str:
+        """Return why the store's latest word on this session was UNKNOWN, and what to do."""
+        return self._stores.problem(session)
 
     def forget_all_but(self, folders: set[str]) -> None:
         """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
-        self._stores = {path: it for path, it in self._stores.items() if path in folders}
+        self._stores.forget_all_but(folders)
 
     def _trajectory(self, session: Session) -> tuple[Trajectory, int | None]:
         """Return what the session's trajectory shows, and its last change (epoch ms)."""
@@ -149,86 +117,6 @@ def _tail(fd: int, size: int, length: int) -> bytes:
     return read_at_most(fd, min(size, length), offset=max(0, size - length))
 
 
-_NO_STORE: Final = Run(store=StoreStatus.NONE)
-_STORE_UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
-
-
-def _read_store(folder_fd: int, stamp: tuple[int, int, int]) -> _Store:
-    try:
-        fd, found = open_regular("sessions.json", dir_fd=folder_fd)
-        try:
-            stamp = stamp_of(found)
-            data = read_at_most(fd, _STORE_LIMIT + 1)
-        finally:
-            os.close(fd)
-        value = loads(data) if _is_bearable(data) else None
-    except (OSError, NotJsonError):
-        value = None
-    if not isinstance(value, dict):
-        return _Store(stamp=stamp, entries=None)
-    entries: dict[str, Run] = {}
-    for key, fields in value.items():
-        if isinstance(fields, dict):
-            entry = Run(
-                store=_status(fields.get("status")),
-                store_started_ms=whole(fields.get("startedAt"), least=0),
-                store_ended_ms=whole(fields.get("endedAt"), least=0),
-                session_key=key,
-            )
-            for session in _sessions(fields):
-                known = entries.get(session)
-                entries[session] = entry if known is None else _stricter(known, entry)
-    return _Store(stamp=stamp, entries=entries)
-
-
-def _is_bearable(data: bytes) -> bool:
-    """Whether reading these bytes as JSON takes bounded time and memory: 32 MiB of `[{},{},...]`
-    take 845 MB, as many of text next to nothing more.
-    """
-    return len(data) <= _STORE_LIMIT and sum(map(data.count, _STRUCTURE)) <= _STRUCTURE_LIMIT
-
-
-def _status(value: object) -> StoreStatus:
-    if value is None:
-        return StoreStatus.NONE
-    if value == "running":
-        return StoreStatus.RUNNING
-    ended = isinstance(value, str) and value in _ENDED_STATUSES
-    return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
-
-
-def _sessions(fields: dict[str, Any]) -> set[str]:
-    """Return the sessions whose lock an entry speaks of: by its id, and by its transcript's name,
-    which differs for topics.
-    """
-    sessions = set()
-    if isinstance(fields.get("sessionId"), str):
-        sessions.add(fields["sessionId"])
-    file = fields.get("sessionFile")
-    if isinstance(file, str) and file.endswith(".jsonl"):
-        sessions.add(file.removesuffix(".jsonl").rsplit("/", 1)[-1])
-    return sessions
-
-
-_STRICTNESS: Final = (
-    StoreStatus.RUNNING,
-    StoreStatus.UNKNOWN,
-    StoreStatus.ENDED,
-    StoreStatus.NONE,
-)
-
-
-def _stricter(one: Run, other: Run) -> Run:
-    """Of two entries for one session, the one that frees less: running before ended, and of two
-    that have ended the earlier end (a lock must be born before it).
-    """
-    if one.store is not other.store:
-        return min(one, other, key=lambda entry: _STRICTNESS.index(entry.store))
-    return min(
-        one, other, key=lambda entry: -1 if entry.store_ended_ms is None else entry.store_ended_ms
-    )
-
-
 def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
     """Return last change (epoch ms, 0 where unknown) and size; without one there is nothing to
     compact.
@@ -255,7 +143,7 @@ def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
     pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
     may then be an older run's. Raises OSError, NotJsonError or ValueError.
     """
-    state_dir, agent, name, folder_fd, _ = session
+    state_dir, agent, name, folder_fd, *_ = session
     beside = f"{name}.trajectory.jsonl"
     try:
         pointer_fd, _ = open_regular(f"{name}.trajectory-path.json", dir_fd=folder_fd)

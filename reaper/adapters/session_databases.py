@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
+from reaper.adapters.files import (
+    open_folder,
+    open_own_folder,
+    open_regular,
+    read_at_most,
+    stamp_of,
+)
 from reaper.core.lock import StateDir
 
 _DATABASE: Final = "openclaw-agent.sqlite"
@@ -37,7 +43,7 @@ class SessionDatabases:
         """
         before = self._known.get(state, {})
         now = self._known[state] = {}
-        with suppress(OSError), _folder(state.path) as root, _folder("agents", root) as top:
+        with suppress(OSError), _folder(state.path) as root, _agents_folder(root) as top:
             for agent in os.listdir(top):
                 with suppress(OSError), _folder(agent, top) as home, _folder("agent", home) as fd:
                     for name in (_DATABASE, _LOG):
@@ -90,6 +96,15 @@ def _children(page: bytes, start: int) -> Iterator[int]:
         pointer = start + 12 + 2 * cell
         at = int.from_bytes(page[pointer : pointer + 2], "big")
         yield int.from_bytes(page[at : at + 4], "big")
+
+
+@contextmanager
+def _agents_folder(root: int) -> Iterator[int]:
+    fd, _ = open_own_folder("agents", dir_fd=root, owner=os.fstat(root).st_uid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import typer
 from reaper.commands.common import Talk, fail, seconds
 from reaper.core.policy import Action, Policy
 from reaper.core.verdict import Limits
+from reaper.core.words import printable
 from reaper.reports.output import JsonOutput, Output, TableOutput
 from reaper.settings import SettingsError, UsageError, state_dirs
 
@@ -40,7 +41,8 @@ StateDirs = Annotated[
         "--state-dir",
         metavar="[NAME=]PATH",
         help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
-        "~/.openclaw, else the old names. (env var: REAPER_STATE_DIR, several with : between)",
+        "~/.openclaw or its old names, and each ~/.openclaw-PROFILE. (env var: REAPER_STATE_DIR, "
+        "several with : between)",
         show_default=False,
     ),
 ]
@@ -170,7 +172,9 @@ def _judging(
     except UsageError as error:
         raise typer.BadParameter(str(error)) from None
     except SettingsError as error:
-        fail(talk, str(error))
+        fail(talk, printable(str(error)))
+    if not given and len(states) > 1:
+        talk.info(f"looking at {', '.join(printable(state.path) for state in states)}")
     return Judging(
         states=states,
         limits=Limits(

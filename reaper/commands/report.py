@@ -39,7 +39,6 @@ class Report:
         self.summary = Summary()
         self._journalled = journalled
         self._talk = judging.talk
-        self._states = judging.states
         self._output = output
         self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
@@ -51,7 +50,8 @@ class Report:
                 path=found.path, reason=found.reason, note=found.note, failed=found.failed
             )
             say = self._talk.error if found.failed else self._talk.info
-            say(f"skipped {printable(found.path)}: {found.reason}" + _aside(found.note))
+            what = "skipped " if found.failed else ""
+            say(f"{what}{printable(found.path)}: {found.reason}" + _aside(found.note))
             return
         self.summary.count_lock(found.judgement, found.outcome)
         self._output.lock(found)
@@ -73,12 +73,6 @@ class Report:
 
     def end(self) -> None:
         self._output.end(self.summary)
-        for state in () if self.summary.locks or self.summary.skipped else self._states:
-            if not os.path.exists(os.path.join(state.path, "agents")):
-                self._talk.info(
-                    f"{printable(state.path)} has no agents folder: unless its gateway is new, "
-                    "say where the state directory is with --state-dir"
-                )
         for (note, stray), blind in self._blind.items():
             uids = {lock.uid for lock in blind}
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)

@@ -1,11 +1,11 @@
 """Metrics for Prometheus, in a registry of their own; docs/metrics.md lists them.
 
-Gauges of locks and holders are made from what is known at the moment of the scrape, so that series
-of what is gone go too. No label carries a session, or anything else without a bound.
+Gauges of locks and holders are made from what is known at the moment of the scrape. A series that
+an alert reads becomes 0 rather than go away, except those of a holder that is gone. No label
+carries a session, or anything else without a bound.
 """
 
 import threading
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import add
@@ -52,6 +52,18 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.FLAGGED,
     Outcome.FAILED,
 )
+_ERROR: Final = "error"
+_SKIP_REASONS: Final = (
+    _ERROR,
+    "left-aside",
+    "missing",
+    "not-regular",
+    "session-store",
+    "symlink",
+    "too-many-locks",
+    "unreadable",
+)
+"""All that the metric has; a reason that is not among them, such as `error-EIO`, is an error."""
 _ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
 _VERDICTS: Final = tuple(it.value for it in VERDICTS)
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
@@ -73,7 +85,7 @@ class Knowledge:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[object, Seen] = {}
-        self._skipped: list[SkippedFile] = []
+        self._skipped: list[SkippedFile] | None = None
         self._acts: dict[tuple[str, str], Act] = {}
         self._tallies = Tallies()
 
@@ -130,7 +142,11 @@ class Knowledge:
 
     def skipped(self) -> list[SkippedFile]:
         with self._lock:
-            return list(self._skipped)
+            return list(self._skipped or ())
+
+    def has_swept(self) -> bool:
+        """Whether a full sweep has ended, so that what was skipped is known."""
+        return self._skipped is not None
 
 
 class Metrics:
@@ -254,6 +270,9 @@ class _LockCollector(Collector):
         self._holder_use = holder_use
         self._wedged = wedged
         self._labels: dict[tuple[str, str], str] = {}
+        self._with_other: set[str] = set()
+        """State directories that have, or had, agents without a label of their own."""
+        self._proven: dict[tuple[str, str], bool] = {}
 
     def collect(self) -> Iterator[Metric]:
         with self._knowledge.tallies() as tallies:
@@ -263,22 +282,38 @@ class _LockCollector(Collector):
         yield from locks
         yield from proofs
         yield from self._holders(holders)
-        skipped = GaugeMetricFamily(
-            "reaper_skipped_files", "What is not looked at, by reason.", labels=["reason"]
+        yield self._skipped()
+
+    def _skipped(self) -> Metric:
+        """All reasons, or none before the first sweep: a 0 that nobody looked for would resolve an
+        alert.
+        """
+        family = GaugeMetricFamily(
+            "reaper_skipped_files", "What could not be looked at, by reason.", labels=["reason"]
         )
-        for reason, count in Tally(it.reason for it in self._knowledge.skipped()).items():
-            skipped.add_metric([reason], count)
-        yield skipped
+        if self._knowledge.has_swept():
+            counts = dict.fromkeys(_SKIP_REASONS, 0)
+            for skipped in self._knowledge.skipped():
+                if skipped.failed:
+                    counts[skipped.reason if skipped.reason in counts else _ERROR] += 1
+            for reason, count in counts.items():
+                family.add_metric([reason], count)
+        return family
 
     def _allot_labels(self, agents: Mapping[tuple[str, str], AgentTally]) -> None:
         """Give each agent that has locks a label of its own, up to the cap; first come, first
-        served, and one that has one keeps it.
+        served. One that has no locks any more keeps its label until another agent needs it.
         """
-        labels = {key: label for key, label in self._labels.items() if key in agents}
+        labels = self._labels
+        idle = [key for key in labels if key not in agents]
         for key in agents:
-            if key not in labels and len(labels) < self._max_agents:
-                labels[key] = printable(key[1])[:_LONGEST_LABEL]
-        self._labels = labels
+            if key not in labels:
+                if len(labels) >= self._max_agents and idle:
+                    del labels[idle.pop(0)]
+                if len(labels) < self._max_agents:
+                    labels[key] = printable(key[1])[:_LONGEST_LABEL]
+                else:
+                    self._with_other.add(key[0])
 
     def _locks(self, tallies: Tallies) -> list[Metric]:
         self._allot_labels(tallies.agents)
@@ -291,6 +326,11 @@ class _LockCollector(Collector):
             counts[key] = list(map(add, row, counts[key])) if key in counts else row
             taken = it.taken_ms[0] / 1000
             oldest[key] = min(taken, oldest.get(key, taken))
+        none = [0] * (len(VERDICTS) + 2)
+        for state, agent in self._labels:
+            counts.setdefault((state, self._labels[state, agent]), none)
+        for state in self._with_other:
+            counts.setdefault((state, OTHER), none)
         labels = ["state", "agent"]
         keys, rows = list(counts), list(counts.values())
         by_verdict = BulkyGauge(
@@ -300,33 +340,35 @@ class _LockCollector(Collector):
             keys=[(*key, verdict) for key in keys for verdict in _VERDICTS],
             values=[value for row in rows for value in row[: len(VERDICTS)]],
         )
-        values_by_agent: tuple[tuple[str, str, list[float]], ...] = (
+        values_by_agent: tuple[tuple[str, str, dict[tuple[str, str], float]], ...] = (
             (
                 "reaper_stuck_locks",
                 "Stuck locks, those kept for the next gateway not.",
-                [row[-2] for row in rows],
+                {key: row[-2] for key, row in counts.items()},
             ),
             (
                 "reaper_blocking_locks",
                 "Locks held longer than the gateway's acquire timeout: users are failing now.",
-                [row[-1] for row in rows],
+                {key: row[-1] for key, row in counts.items()},
             ),
             (
                 "reaper_oldest_lock_created_timestamp_seconds",
                 "When the oldest lock was taken.",
-                list(oldest.values()),
+                oldest,
             ),
         )
         return [
             by_verdict,
             *(
-                BulkyGauge(name, text, labels=labels, keys=keys, values=values)
-                for name, text, values in values_by_agent
+                BulkyGauge(name, text, labels=labels, keys=[*found], values=[*found.values()])
+                for name, text, found in values_by_agent
             ),
         ]
 
     def _proofs(self, tallies: Tallies) -> list[Metric]:
-        """Both are absent while nothing is known: a gauge that guesses would page or soothe."""
+        """Both are absent until something is known, because a gauge that guesses would page or
+        soothe; and keep their last value while there are no locks to know it by.
+        """
         families: list[Metric] = []
         for name, text, good, bad in (
             (
@@ -345,7 +387,9 @@ class _LockCollector(Collector):
             family = GaugeMetricFamily(name, text, labels=["state"])
             for state in self._states:
                 if state in good or state in bad:
-                    family.add_metric([state], state not in bad)
+                    self._proven[name, state] = state not in bad
+                if (name, state) in self._proven:
+                    family.add_metric([state], self._proven[name, state])
             families.append(family)
         return families
 

@@ -167,7 +167,7 @@ class View:
         others = [it for it in seen if id(it) not in special]
         skipped = [it for it in self._knowledge.skipped() if it.failed]
         wedged = self._wedged()
-        level, answer = self._answer(stuck, blind, wedged)
+        level, answer = self._answer(stuck, blind, skipped, wedged)
         trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
         quiet = (
             self._group("Kept for the next gateway", pending, shown),
@@ -195,7 +195,11 @@ class View:
         return page.encode("utf-8", "backslashreplace")
 
     def _answer(  # noqa: PLR0911  # one exit for each answer
-        self, stuck: list[Seen], blind: list[Seen], wedged: list[dict[str, Any]]
+        self,
+        stuck: list[Seen],
+        blind: list[Seen],
+        skipped: list[SkippedFile],
+        wedged: list[dict[str, Any]],
     ) -> tuple[str, str]:
         """Return how bad it is, and the first line: what is stuck, since when, who holds it."""
         if not self.healthy():
@@ -213,6 +217,8 @@ class View:
             return "doubt", "Not known: not every state directory could be read (yet)."
         if blind:
             return "doubt", f"Not known: {_count(blind)} cannot be judged."
+        if skipped:
+            return "doubt", f"Not known: {_many(len(skipped), 'file')} could not be read."
         return "good", "No session is stuck."
 
     def _details(

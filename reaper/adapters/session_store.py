@@ -1,0 +1,413 @@
+"""What an agent's `sessions.json` says of the sessions that have a lock.
+
+A gateway writes this file for an agent, and an agent can make it write almost anything. So the
+file is read in bounded memory and time whatever it contains: it is split into its entries without
+being decoded, one entry is decoded at a time, and only what is said of sessions with a lock is
+kept. An odd entry affects only its own session. How stores behave: docs/facts.md.
+"""
+
+import errno
+import functools
+import mmap
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from reaper.adapters.files import NotRegularError, SymlinkError, open_own_regular, stamp_of
+from reaper.core.evidence import Run, StoreStatus
+from reaper.core.json_text import NotJsonError, loads, whole
+from reaper.core.lock import LOCK_SUFFIX
+
+if TYPE_CHECKING:
+    import msgspec
+
+_NAME: Final = "sessions.json"
+_MEBIBYTES: Final = 32
+_MOST_BYTES: Final = _MEBIBYTES * 1024 * 1024
+_MOST_ENTRIES: Final = 100_000
+_MOST_BRACKETS: Final = 1_000_000
+"""Opening and closing ones outside of strings: each costs 0.2 µs. 30 MiB of a gateway's entries
+have 400,000."""
+_LONGEST_FIELD: Final = 64 * 1024
+"""Bytes; no path and no status is longer."""
+_LONGEST_KEY: Final = 512
+"""Bytes. Keys are kept, and one emoji makes each character of a key take four bytes."""
+_MOST_ODD_BYTES: Final = 256 * 1024
+"""Bytes of an entry that `msgspec` refuses and `json` may accept, which takes up to 26 times as
+much memory."""
+_MOST_REMEMBERED: Final = 10_000
+"""Sessions whose entries are remembered, besides those that may be asked for next."""
+_TICK_NS: Final = 20_000_000
+"""Nanoseconds. Two writes this close to each other can leave the same times (10 ms at 100 Hz)."""
+_QUICK: Final = 0.05
+"""Seconds. A store that took longer to read, and has changed since, is not read again at once..."""
+_PUT_OFF: Final = 10
+"""...but after this many times as long as it took: no agent takes more of the worker's time."""
+
+_TOO_LONG: Final = object()
+_FIELDS: Final = ("sessionId", "sessionFile", "status", "startedAt", "endedAt")
+_ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
+_NO_ENTRY: Final = Run(store=StoreStatus.NONE)
+_UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
+
+_Stamp = tuple[int, ...]
+
+
+class Session(NamedTuple):
+    """Whose run is read, and where: `folder_fd` is its agent's open `sessions` folder, `locks` are
+    the names of lock files there that may be asked for next. `through_symlink`: one leads there.
+    """
+
+    state_dir: str
+    agent: str
+    name: str
+    folder_fd: int
+    locks: Sequence[str] = ()
+    through_symlink: bool = False
+
+
+class _Store(NamedTuple):
+    """A store as read once.
+
+    `otherwise` is what it says of a session without an entry, `problem` why that is UNKNOWN.
+    `sessions` are those whose entries were looked for, None where the answer is the same for all.
+    `settled` is False while another write may have left the same stamp. A store that has changed is
+    not read before `not_before` (monotonic seconds).
+    """
+
+    otherwise: Run
+    entries: dict[str, Run]
+    problem: str = ""
+    sessions: frozenset[str] | None = None
+    stamp: _Stamp | None = None
+    settled: bool = False
+    not_before: float = 0.0
+
+    def answers(self, session: str) -> bool:
+        return self.settled and (self.sessions is None or session in self.sessions)
+
+
+class _NotUnderstoodError(Exception):
+    """The store cannot be read, is past a bound or no JSON object; says which, and what to do."""
+
+
+class SessionStores:
+    """Reads session stores; remembers each one for as long as its file does not change."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, _Store] = {}
+
+    def run(self, session: Session) -> Run:
+        """Return what the store says of the session's last run. Never raises OSError."""
+        folder = _folder(session)
+        try:
+            store = _current(session, self._stores.get(folder))
+        except OSError as error:
+            store = _Store(_UNKNOWN, {}, problem=_why_not_read(error, session))
+        self._stores[folder] = store
+        return store.entries.get(session.name, store.otherwise)
+
+    def problem(self, session: Session) -> str:
+        """Return why the latest answer for this session was UNKNOWN, and what to do about it."""
+        store = self._stores[_folder(session)]
+        if session.name in store.entries:
+            return (
+                f"the entry of session {session.name} has a status that this reaper does not know: "
+                "update the reaper"
+            )
+        return store.problem
+
+    def forget_all_but(self, folders: set[str]) -> None:
+        """Forget the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
+        self._stores = {path: store for path, store in self._stores.items() if path in folders}
+
+
+def _stamp_at(folder_fd: int) -> _Stamp | None:
+    """Return what changes with each write of the folder's store; None where there is no store.
+
+    Raises OSError.
+    """
+    try:
+        found = os.stat(_NAME, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        found = os.stat(_NAME, dir_fd=folder_fd)
+    return _stamp(found)
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return (*stamp_of(found), found.st_dev, found.st_ctime_ns)
+
+
+def _folder(session: Session) -> str:
+    return f"{session.state_dir}/agents/{session.agent}"
+
+
+# Reading
+
+
+def _current(session: Session, known: _Store | None) -> _Store:
+    """Return the store as it is now: what is known, where that still holds. Raises OSError."""
+    stamp = _stamp_at(session.folder_fd)
+    if stamp is None:
+        return _Store(_NO_ENTRY, {})
+    remembered: frozenset[str] = frozenset()
+    if known is not None and known.stamp == stamp:
+        if known.answers(session.name):
+            return known
+        if known.sessions is not None and len(known.sessions) <= _MOST_REMEMBERED:
+            remembered = known.sessions
+    elif known is not None and time.monotonic() < known.not_before:
+        why = f"changes faster than it can be read: {_tidy(session.agent)}"
+        return _Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
+    locks = {name.removesuffix(LOCK_SUFFIX) for name in session.locks}
+    return _read(session, remembered | locks | {session.name})
+
+
+def _read(session: Session, sessions: frozenset[str]) -> _Store:
+    started, now_ns = time.monotonic(), time.time_ns()
+    owner = os.stat(session.state_dir).st_uid
+    fd, found, _ = open_own_regular(_NAME, dir_fd=session.folder_fd, owner=owner)
+    try:
+        data = _bytes_of(fd, found.st_size, session.agent)
+    except _NotUnderstoodError as error:
+        return _Store(_UNKNOWN, {}, problem=str(error))
+    finally:
+        os.close(fd)
+    store = _understood(data, sessions, session.agent)
+    took = time.monotonic() - started
+    return store._replace(
+        stamp=_stamp(found),  # as it was before reading: a write since then changes it
+        # Never negative for long: a clock that was set back must not unsettle a store for good.
+        settled=not 0 <= now_ns - found.st_ctime_ns < _TICK_NS,
+        not_before=0.0 if took < _QUICK else started + took + _PUT_OFF * took,
+    )
+
+
+def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
+    """Return the file's content in memory that the system has back as soon as it is not used; of
+    freed `bytes` of this size, malloc keeps up to 64 MiB.
+    """
+    if size > _MOST_BYTES:
+        raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_tidy(agent)}")
+    if size == 0:
+        raise _NotUnderstoodError(_NOT_JSON)
+    data = mmap.mmap(-1, size)
+    done = 0
+    with memoryview(data) as view:
+        while done < size:
+            count = os.preadv(fd, [view[done:]], done)
+            if count == 0:
+                raise _NotUnderstoodError(_NOT_JSON)  # cut off since its size was looked at
+            done += count
+    return data
+
+
+# Why a store is not understood, and what to do
+
+_NOT_JSON: Final = (
+    "no JSON object, or half written at this moment: if this lasts, the gateway cannot read it "
+    "either; stop the gateway, and restore the file or move it away"
+)
+
+
+def _tidy(agent: str) -> str:
+    from shlex import quote  # noqa: PLC0415  # rarely needed
+
+    return f"have it tidied with `openclaw sessions cleanup --enforce --agent {quote(agent)}`"
+
+
+def _why_not_read(error: OSError, session: Session) -> str:
+    match error:
+        case SymlinkError():
+            return str(error)
+        case NotRegularError():
+            return "neither a regular file nor a symlink to one"
+        case OSError(errno=errno.ENOENT):
+            return "gone just now, or a symlink to what does not exist here: mount that here too"
+        case OSError(errno=errno.EACCES | errno.EPERM):
+            owner = os.stat(session.folder_fd).st_uid
+            return f"{error.strerror}: run the reaper as uid {owner}, as the gateway is run"
+        case _:
+            return f"{error.strerror}: look at the disk and at the limits of this process"
+
+
+# What an entry says
+
+
+def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> _Store:
+    entries: dict[str, Run] = {}
+    otherwise, problem = _NO_ENTRY, ""
+    try:
+        for key, value in _split(data, agent):
+            try:
+                fields = _fields(data, value)
+            except NotJsonError:
+                # Whose entry that is cannot be known: perhaps a session's that has no other one.
+                otherwise = _UNKNOWN
+                named = _key(data, key) or "with a long key"
+                problem = f"the entry {named} is no JSON that can be read: {_tidy(agent)}"
+                continue
+            for name in _sessions(fields) & sessions:
+                entry = Run(
+                    store=_status(fields.get("status")),
+                    store_started_ms=whole(fields.get("startedAt"), least=0),
+                    store_ended_ms=whole(fields.get("endedAt"), least=0),
+                    session_key=_key(data, key),
+                )
+                known = entries.get(name)
+                entries[name] = entry if known is None else _stricter(known, entry)
+    except _NotUnderstoodError as error:
+        return _Store(_UNKNOWN, {}, problem=str(error))
+    return _Store(otherwise, entries, problem=problem, sessions=sessions)
+
+
+def _status(value: object) -> StoreStatus:
+    if value is None:
+        return StoreStatus.NONE
+    if value == "running":
+        return StoreStatus.RUNNING
+    ended = isinstance(value, str) and value in _ENDED_STATUSES
+    return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
+
+
+def _sessions(fields: dict[str, Any]) -> set[str]:
+    """Return the sessions whose lock an entry speaks of: by its id, and by its transcript's name,
+    which differs for topics.
+    """
+    sessions = set()
+    session, file = fields.get("sessionId"), fields.get("sessionFile")
+    if isinstance(session, str):
+        sessions.add(session)
+    if isinstance(file, str) and file.endswith(".jsonl"):
+        sessions.add(file.removesuffix(".jsonl").rsplit("/", 1)[-1])
+    return sessions
+
+
+_STRICTNESS: Final = (
+    StoreStatus.RUNNING,
+    StoreStatus.UNKNOWN,
+    StoreStatus.ENDED,
+    StoreStatus.NONE,
+)
+
+
+def _stricter(one: Run, other: Run) -> Run:
+    """Of two entries for one session, return what frees less: running before ended.
+
+    Two keys can have one session id, and their runs can overlap. Where the entries differ, none of
+    their times bounds what the other's run did, so the result has none.
+    """
+    first, second = sorted((one, other), key=lambda entry: _STRICTNESS.index(entry.store))
+    same = first[:] == second._replace(session_key=first.session_key)[:]
+    if same or second.store is StoreStatus.NONE:
+        return first
+    return first._replace(store_started_ms=None, store_ended_ms=None)
+
+
+# Decoding
+
+
+def _fields(data: mmap.mmap, value: slice) -> dict[str, Any]:
+    """Return the fields of an entry; none of what is no object, which a gateway takes for nobody's.
+
+    Raises NotJsonError where the entry is no JSON, or too large for what is odd in it.
+    """
+    from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
+
+    try:
+        entry = _decoder().decode(memoryview(data)[value])
+    except ValidationError:
+        return {}
+    except (DecodeError, RecursionError):
+        # A gateway writes "\\ud83e" where it cut a text in the middle of an emoji.
+        if value.stop - value.start > _MOST_ODD_BYTES:
+            raise NotJsonError("too large") from None
+        fields = loads(data[value])
+        return fields if isinstance(fields, dict) else {}
+    return {name: _value(getattr(entry, name)) for name in _FIELDS}
+
+
+@functools.cache
+def _decoder() -> "msgspec.json.Decoder[msgspec.Struct]":
+    import msgspec  # noqa: PLC0415  # as above
+
+    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in _FIELDS]
+    return msgspec.json.Decoder(msgspec.defstruct("Entry", fields))
+
+
+def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
+    text = memoryview(raw)
+    if text.nbytes == 0:
+        return None  # the entry has no such field
+    return loads(bytes(text)) if text.nbytes <= _LONGEST_FIELD else _TOO_LONG
+
+
+def _key(data: mmap.mmap, key: slice) -> str | None:
+    """Return a key for people to read, None where it is too long for that."""
+    if key.stop - key.start <= _LONGEST_KEY:
+        with suppress(NotJsonError):
+            return str(loads(data[key]))
+    return None
+
+
+# Splitting
+
+# Each repetition is possessive: it takes time in proportion to the text, and no memory.
+_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SPACE: Final = rb"[ \t\r\n]*+"
+_TO_VALUE: Final = _SPACE + b"(" + _STRING + b")" + _SPACE + b":" + _SPACE
+_FIRST: Final = re.compile(_SPACE + rb"\{" + _TO_VALUE, re.DOTALL)
+_NEXT: Final = re.compile(_SPACE + b"," + _TO_VALUE, re.DOTALL)
+_END: Final = re.compile(_SPACE + rb"\}" + _SPACE)
+_EMPTY: Final = re.compile(_SPACE + rb"\{" + _SPACE + rb"\}" + _SPACE)
+_SCALAR: Final = re.compile(_STRING + rb'|[^"{}\[\],\s]++', re.DOTALL)
+_TO_BRACKET: Final = re.compile(
+    rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+[{}\[\]]', re.DOTALL
+)
+_OPENING: Final = frozenset(b"{[")
+
+
+def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
+    """Yield where key and value of each member of the outer object are; of a key that is there
+    twice, both. Whether a value is JSON is not looked at. Raises _NotUnderstoodError.
+    """
+    if _EMPTY.fullmatch(data):
+        return
+    pattern, position, brackets = _FIRST, 0, 0
+    for _ in range(_MOST_ENTRIES):
+        key = pattern.match(data, position)
+        if key is None:
+            raise _NotUnderstoodError(_NOT_JSON)
+        position, brackets = _end_of_value(data, key.end(), brackets)
+        if brackets > _MOST_BRACKETS:
+            break
+        yield slice(*key.span(1)), slice(key.end(), position)
+        if _END.fullmatch(data, position):
+            return
+        pattern = _NEXT
+    raise _NotUnderstoodError(f"too many entries, or too many parts in them: {_tidy(agent)}")
+
+
+def _end_of_value(data: mmap.mmap, position: int, brackets: int) -> tuple[int, int]:
+    """Return where a value ends, and the brackets seen so far; stops beyond _MOST_BRACKETS."""
+    if data[position : position + 1] not in {b"{", b"["}:
+        scalar = _SCALAR.match(data, position)
+        if scalar is None:
+            raise _NotUnderstoodError(_NOT_JSON)
+        return scalar.end(), brackets
+    depth = 1
+    position += 1
+    while depth and brackets <= _MOST_BRACKETS:
+        bracket = _TO_BRACKET.match(data, position)
+        if bracket is None:
+            raise _NotUnderstoodError(_NOT_JSON)
+        position = bracket.end()
+        depth += 1 if data[position - 1] in _OPENING else -1
+        brackets += 1
+    return position, brackets

@@ -1,0 +1,580 @@
+"""What a session store says, whatever is in it, and in how much memory it is read."""
+
+import json
+import mmap
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reaper.adapters import session_store
+from reaper.adapters.session_store import Session, SessionStores
+from reaper.core.evidence import Run, StoreStatus
+from tests.conftest import Tree
+
+MIB = 1 << 20
+ANOTHER_UID = 4321
+
+
+def asking(
+    tree: Tree,
+    session: str = "sid",
+    stores: SessionStores | None = None,
+    *,
+    agent: str = "main",
+    locks: Sequence[str] = (),
+) -> tuple[Run, str]:
+    """Return what the store says of a session, and why that is UNKNOWN where it is."""
+    stores = stores or SessionStores()
+    fd = os.open(tree.sessions(agent), os.O_RDONLY)
+    try:
+        asked = Session(str(tree.root), agent, session, fd, locks)
+        run = stores.run(asked)
+        return run, stores.problem(asked) if run.store is StoreStatus.UNKNOWN else ""
+    finally:
+        os.close(fd)
+
+
+def read(tree: Tree, session: str = "sid", stores: SessionStores | None = None) -> Run:
+    return asking(tree, session, stores)[0]
+
+
+def write(tree: Tree, data: bytes) -> Path:
+    path = tree.sessions() / "sessions.json"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a store count as written long enough ago for its next write to leave another time."""
+    monkeypatch.setattr(session_store, "_TICK_NS", 0)
+
+
+RUNNING = b'"r":{"sessionId":"sid","status":"running"}'
+
+
+# What it says
+
+
+def test_the_store_tells_status_and_times_by_session_id(tree: Tree) -> None:
+    fields = {"sessionId": "sid", "status": "timeout", "startedAt": 5, "endedAt": 9}
+    tree.store({"agent:main:x": fields, "other": {"sessionId": "sid2", "status": "running"}})
+    run = read(tree)
+    assert (run.store, run.store_started_ms, run.store_ended_ms) == (StoreStatus.ENDED, 5, 9)
+    assert run.session_key == "agent:main:x"
+    assert read(tree, "sid2").store is StoreStatus.RUNNING
+    assert read(tree, "sid3").store is StoreStatus.NONE
+
+
+def test_a_topics_lock_is_found_by_its_transcripts_name(tree: Tree) -> None:
+    file = "/elsewhere/agents/main/sessions/sid-topic-5.jsonl"
+    tree.store({"k": {"sessionId": "sid", "sessionFile": file, "status": "running"}})
+    assert read(tree, "sid-topic-5").store is StoreStatus.RUNNING
+    assert read(tree).store is StoreStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("done", StoreStatus.ENDED),
+        ("failed", StoreStatus.ENDED),
+        ("killed", StoreStatus.ENDED),
+        ("running", StoreStatus.RUNNING),
+        (None, StoreStatus.NONE),
+        ("paused", StoreStatus.UNKNOWN),
+        (True, StoreStatus.UNKNOWN),
+        ({"running": 1}, StoreStatus.UNKNOWN),
+        ("x" * 100_000, StoreStatus.UNKNOWN),
+    ],
+)
+def test_each_status_is_one_of_four(tree: Tree, status: object, expected: StoreStatus) -> None:
+    tree.store({"k": {"sessionId": "sid", "status": status, "endedAt": True}})
+    run = read(tree)
+    assert run.store is expected
+    assert run.store_ended_ms is None
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [(b"7", 7), (b"7.0", 7), (b"1e400", None), (b"9" * 5000, None), (b"-1", None), (b'"7"', None)],
+)
+def test_a_time_is_what_javascript_takes_for_a_whole_number(
+    tree: Tree, written: bytes, expected: int | None
+) -> None:
+    write(tree, b'{"k":{"sessionId":"sid","status":"done","endedAt":' + written + b"}}")
+    run = read(tree)
+    assert (run.store, run.store_ended_ms) == (StoreStatus.ENDED, expected)
+
+
+def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tree) -> None:
+    done = {"sessionId": "sid", "status": "done", "endedAt": 9}
+    for entries in (
+        [done, {"sessionId": "sid", "status": "running"}],
+        [{"sessionId": "sid", "status": "running"}, done],
+    ):
+        tree.store({str(number): entry for number, entry in enumerate(entries)})
+        assert read(tree).store is StoreStatus.RUNNING
+    tree.store({"a": done, "b": done, "c": {"sessionId": "sid"}})
+    assert (read(tree).store, read(tree).store_ended_ms) == (StoreStatus.ENDED, 9)
+
+
+@pytest.mark.parametrize("status", ["done", "running"])
+@pytest.mark.parametrize("other", ["done", "running"])
+def test_of_two_entries_that_differ_no_time_bounds_what_the_others_run_did(
+    tree: Tree, status: str, other: str
+) -> None:
+    """Seen: two lanes of one gateway, with two keys, run on one session id at the same time."""
+    one = {"sessionId": "sid", "status": status, "startedAt": 5, "endedAt": 9}
+    two = {"sessionId": "sid", "status": other, "startedAt": 6}
+    for entries in ({"a": one, "b": two}, {"a": two, "b": one}):
+        tree.store(entries)
+        run = read(tree)
+        running = "running" in {status, other}
+        assert run.store is (StoreStatus.RUNNING if running else StoreStatus.ENDED)
+        assert (run.store_started_ms, run.store_ended_ms) == (None, None)
+
+
+def test_of_two_entries_under_one_key_too_the_one_that_frees_less_counts(tree: Tree) -> None:
+    """A gateway reads the last; which one it writes next is not known."""
+    done = b'"r":{"sessionId":"sid","status":"done"}'
+    for first, second in ((RUNNING, done), (done, RUNNING)):
+        write(tree, b"{" + first + b"," + second + b"}")
+        assert read(tree).store is StoreStatus.RUNNING
+
+
+def test_white_space_and_an_empty_store_are_read_as_json_has_them(tree: Tree) -> None:
+    write(tree, b' \r\n{ \t"k" :\n{"sessionId" : "sid" ,"status":\t"running" } \n} \n')
+    assert read(tree).store is StoreStatus.RUNNING
+    for empty in (b"{}", b" { \n} "):
+        write(tree, empty)
+        assert read(tree).store is StoreStatus.NONE
+
+
+def test_without_a_store_there_is_no_status(tree: Tree) -> None:
+    assert read(tree).store is StoreStatus.NONE
+
+
+# What is odd in it
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000,
+        b"{" + RUNNING, b"{" + RUNNING + b",}", b"{," + RUNNING + b"}", b"{" + RUNNING + b"}}",
+        b"{" + RUNNING + b"} x", b'{"a"}', b'{"a":}', b'{"a":"' + b"x" * 99, b"[{}," + RUNNING,
+        b"\xef\xbb\xbf{" + RUNNING + b"}", b"\0" * 5000, b'{"a":}}', RUNNING,
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_a_store_that_is_malformed_is_unknown(tree: Tree, data: bytes) -> None:
+    write(tree, data)
+    run, problem = asking(tree)
+    assert run.store is StoreStatus.UNKNOWN
+    assert "half written" in problem
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"null", b"7", b"[]", b'""', b"{}", b'{"sessionId":7}', b'{"sessionFile":7}',
+        b'{"sessionId":null,"sessionFile":"elsewhere"}', b'["sid"]', b'{"sessionId":["sid"]}',
+        b'{"sessionId":"' + "🦀".encode() * 50_000 + b'"}',
+        b'{"sessionFile":"' + b"/" * 100_000 + b'x.jsonl"}',
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_an_entry_of_no_session_is_nobodys(tree: Tree, odd: bytes) -> None:
+    write(tree, b'{"a":' + odd + b"," + RUNNING + b',"b":' + odd + b"}")
+    assert read(tree).store is StoreStatus.RUNNING
+    assert read(tree, "another").store is StoreStatus.NONE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'"\\ud83e"', b'"\\udd80\\ud83e"', b'"\xff\xc0\x80"', b'"\\u0000"', b"1e400", b"-0.0",
+        b"9" * 10_000, b"[" * 500 + b"]" * 500, b'"' + b"\\n" * 100_000 + b'"',
+        b'{"sessionId":"another","status":"done"}', b'"}{\\"sessionId\\":\\"another\\"[[["',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_what_is_odd_beside_the_fields_that_count_changes_nothing(tree: Tree, odd: bytes) -> None:
+    entry = b'"k":{"x":' + odd + b',"sessionId":"odd","y":' + odd + b',"status":"done"}'
+    write(tree, b"{" + entry + b"," + RUNNING + b"}")
+    assert read(tree, "odd").store is StoreStatus.ENDED
+    assert read(tree).store is StoreStatus.RUNNING
+    assert read(tree, "another").store is StoreStatus.NONE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"NaN", b"Infinity", b"tru", b"01", b"1.", b'"\x01"', b'"\\x"', b"[1,]", b"[1}",
+        b"[" * 100_000 + b"]" * 100_000, b'"' + b"\\ud83e" * 50_000 + b'"',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_an_entry_that_cannot_be_read_may_be_any_sessions_that_has_no_other(
+    tree: Tree, odd: bytes
+) -> None:
+    entry = b'"odd key":{"sessionId":"odd","status":"done","x":' + odd + b"}"
+    write(tree, b"{" + RUNNING + b"," + entry + b',"d":{"sessionId":"over","status":"done"}}')
+    assert read(tree).store is StoreStatus.RUNNING
+    assert read(tree, "over").store is StoreStatus.ENDED
+    for session in ("odd", "without an entry"):
+        run, problem = asking(tree, session)
+        assert run.store is StoreStatus.UNKNOWN
+        assert "odd key" in problem
+
+
+def test_invalid_utf_8_in_a_name_is_what_node_makes_of_it(tree: Tree) -> None:
+    write(tree, b'{"\xff":{"sessionId":"a\xffb","status":"running"}}')
+    run = read(tree, "a\ufffdb")
+    assert (run.store, run.session_key) == (StoreStatus.RUNNING, "\ufffd")
+
+
+def test_a_key_too_long_to_show_does_not_hide_its_entry(tree: Tree) -> None:
+    tree.store({"k" * 1000: {"sessionId": "sid", "status": "running"}})
+    run = read(tree)
+    assert (run.store, run.session_key) == (StoreStatus.RUNNING, None)
+
+
+texts = st.sampled_from(["\ud83e", "🦀", '"', "\\", '{"', "]}", "\n", "é"]) | st.text(max_size=5)
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+odd_entries = json_values | st.fixed_dictionaries(
+    {"x": json_values},
+    optional={
+        "sessionId": st.sampled_from(["sid", "sid", "other", 7]),
+        "sessionFile": st.sampled_from(["sid.jsonl", "/a/b/sid.jsonl", "sid", None]),
+        "status": st.sampled_from(["running", "done", "paused", None]) | json_values,
+    },
+)
+stores = st.dictionaries(texts, odd_entries, max_size=4)
+
+
+@given(stores, st.booleans(), st.sampled_from([None, 1]))
+def test_every_store_that_json_can_read_says_what_json_reads(
+    entries: dict[str, Any], ascii_only: bool, indent: int | None
+) -> None:
+    """Lone surrogates, escapes, brackets in texts and empty containers included."""
+    text = json.dumps(entries, ensure_ascii=ascii_only, indent=indent)
+    expected = set()
+    for entry in entries.values():
+        fields = entry if isinstance(entry, dict) else {}
+        file = fields.get("sessionFile")
+        named = isinstance(file, str) and file.split("/")[-1] == "sid.jsonl"
+        if fields.get("sessionId") == "sid" or named:
+            expected.add(session_store._status(fields.get("status")))
+    data = text.encode("utf-8", "surrogatepass")
+    run = understood(data).entries.get("sid")
+    assert (run is None) is (not expected)
+    if run is not None:
+        assert run.store is min(expected, key=session_store._STRICTNESS.index)
+
+
+@given(st.binary(max_size=60), st.data())
+def test_no_bytes_are_more_than_not_understood(put: bytes, data: st.DataObject) -> None:
+    whole = b'{"a":{"sessionId":"sid","x":[1,{"y":"\\n"}]},"b":null}'
+    cut = data.draw(st.integers(0, len(whole)))
+    store = understood(whole[:cut] + put + whole[cut:])
+    assert (store.otherwise.store is StoreStatus.UNKNOWN) is bool(store.problem)
+
+
+def understood(data: bytes) -> session_store._Store:
+    held = mmap.mmap(-1, max(1, len(data)))
+    held[: len(data)] = data
+    return session_store._understood(held, frozenset({"sid"}), "main")
+
+
+# Bounds
+
+
+def filled(head: bytes, unit: bytes, tail: bytes, size: int = 8 * MIB) -> bytes:
+    return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
+
+
+def entries(count: int, size: int) -> bytes:
+    made = (b'"k%d":{"sessionId":"s%d","status":"done","x":"' % (n, n) for n in range(count))
+    return b"{" + b",".join(it.ljust(size, b"y") + b'"}' for it in made) + b"}"
+
+
+CRAB = "🦀".encode()
+MOST_ENTRIES = session_store._MOST_ENTRIES
+AND_RUNNING = b"," + RUNNING + b"}"
+UNREAD, FOUND = StoreStatus.UNKNOWN, StoreStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: filled(b"[", b"{},", b"{}]"), UNREAD),
+        (lambda: filled(b"{", b'"k":{},', RUNNING + b"}"), UNREAD),
+        (lambda: filled(b"{", b'"":0,', RUNNING + b"}"), UNREAD),
+        (lambda: filled(b"{", RUNNING + b",", RUNNING + b"}"), UNREAD),
+        (lambda: filled(b'{"k":[', b"{},", b"{}]" + AND_RUNNING), UNREAD),
+        (lambda: filled(b'{"k":', b"[", b""), UNREAD),
+        (lambda: filled(b'{"k":[', b"0,", b"0]" + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":["', b'","', b'"]' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":"', b"x", b'"' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":"', CRAB, b'"' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"', CRAB, b'":0' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{"x":"', CRAB, b'"}' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{"status":"', CRAB, b'"}' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{"x":"', b"\\n", b'"}' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{"x":"', b"\xff", b'"}' + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{"x":', b"9", b"}" + AND_RUNNING), FOUND),
+        (lambda: filled(b'{"k":{', b'"status":"x",', b'"x":0}' + AND_RUNNING), FOUND),
+        (lambda: entries(MOST_ENTRIES - 1, 80)[:-1] + AND_RUNNING, FOUND),
+    ],
+    ids=range(18),
+)
+def test_whatever_is_in_it_reading_takes_little_more_memory_than_the_file(
+    tree: Tree, make: Callable[[], bytes], expected: StoreStatus
+) -> None:
+    path = write(tree, make())
+    program = """
+import os, sys
+from reaper.adapters.session_store import Session, SessionStores, _decoder
+def peak():
+    return int(next(it for it in open("/proc/self/status") if it.startswith("VmHWM")).split()[1])
+_decoder()
+fd = os.open(sys.argv[2], os.O_RDONLY)
+before = peak()
+locks = [f"s{number}.jsonl.lock" for number in range(2000)]
+run = SessionStores().run(Session(sys.argv[1], "main", "sid", fd, locks))
+print(run.store.value, peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tree.root), str(path.parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, grown = done.stdout.split()
+    assert status == expected.value
+    assert int(grown) < (path.stat().st_size + 4 * MIB) / 1024
+
+
+def test_a_store_too_large_to_read_is_unknown_and_says_what_helps(tree: Tree) -> None:
+    tree.store({"k": {"sessionId": "sid", "status": "running"}}, agent="$(rm -r x)")
+    path = tree.sessions("$(rm -r x)") / "sessions.json"
+    with path.open("ab") as file:
+        file.truncate(session_store._MOST_BYTES + 1)
+    run, problem = asking(tree, agent="$(rm -r x)")
+    assert run.store is StoreStatus.UNKNOWN
+    assert "larger than 32 MiB" in problem
+    assert shlex.split(problem.split("`")[1])[-1] == "$(rm -r x)"
+
+
+def test_entries_beyond_the_bound_make_it_unknown_and_the_last_one_below_does_not(
+    tree: Tree,
+) -> None:
+    for count, expected in (
+        (MOST_ENTRIES, StoreStatus.ENDED),
+        (MOST_ENTRIES + 1, StoreStatus.UNKNOWN),
+    ):
+        write(tree, entries(count, 0))
+        run, problem = asking(tree, f"s{MOST_ENTRIES - 1}")
+        assert run.store is expected
+        assert ("too many entries" in problem) is (expected is StoreStatus.UNKNOWN)
+
+
+def test_only_what_is_said_of_sessions_with_a_lock_is_kept(tree: Tree) -> None:
+    write(tree, entries(1000, 0))
+    stores = SessionStores()
+    asking(tree, "s1", stores, locks=["s1.jsonl.lock", "s2.jsonl.lock", "none.jsonl.lock"])
+    (store,) = stores._stores.values()
+    assert store.entries.keys() == {"s1", "s2"}
+
+
+# When it changes
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_store_is_read_again_when_it_changed_and_not_before(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = SessionStores()
+    tree.store({"k": {"sessionId": "sid", "status": "running"}})
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    with monkeypatch.context() as patch:
+        patch.setattr(session_store, "open_own_regular", None)  # reading would fail
+        assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": 5}})
+    assert read(tree, stores=stores).store is StoreStatus.ENDED
+    stores.forget_all_but(set())
+    assert stores._stores == {}
+
+
+@pytest.mark.usefixtures("settled")
+def test_locks_that_came_since_are_looked_up_and_all_others_are_remembered(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tree, entries(9, 0))
+    stores = SessionStores()
+    asking(tree, "s1", stores, locks=["s1.jsonl.lock", "s2.jsonl.lock"])
+    assert read(tree, "s3", stores).store is StoreStatus.ENDED
+    monkeypatch.setattr(session_store, "open_own_regular", None)
+    for session in ("s1", "s2", "s3"):
+        assert read(tree, session, stores).store is StoreStatus.ENDED
+
+
+@pytest.mark.usefixtures("settled")
+def test_of_an_unchanged_store_no_more_is_remembered_however_many_locks_come_and_go(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_store, "_MOST_REMEMBERED", 10)
+    write(tree, entries(100, 0))
+    stores = SessionStores()
+    for number in range(100):
+        assert read(tree, f"s{number}", stores).store is StoreStatus.ENDED
+        (store,) = stores._stores.values()
+        assert len(store.entries) <= 11
+
+
+def test_a_write_that_leaves_size_and_time_as_they_were_is_noticed(tree: Tree) -> None:
+    """As one does within the same tick of the file system's clock."""
+    path = write(tree, b'{"k":{"sessionId":"sid","status":"running"}}')
+    found = path.stat()
+    stores = SessionStores()
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    write(tree, b'{"k":{"sessionId":"sid","status":"done"   }}')
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert read(tree, stores=stores).store is StoreStatus.ENDED
+
+
+@pytest.mark.parametrize("meanwhile", [b"{}", b'{"k":{"sessionId":"sid","status":"done"}}', b""])
+@pytest.mark.usefixtures("settled")
+def test_a_store_that_changes_while_it_is_read_is_read_again(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, meanwhile: bytes
+) -> None:
+    whole = b"{" + RUNNING + b"}"
+    path = write(tree, whole[:20])
+    stores, preadv = SessionStores(), os.preadv
+
+    def read_in_the_middle_of_a_write(fd: int, buffers: list[memoryview], offset: int) -> int:
+        path.write_bytes(meanwhile)
+        count = preadv(fd, buffers, offset)
+        path.write_bytes(whole)
+        return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", read_in_the_middle_of_a_write)
+        assert read(tree, stores=stores).store is StoreStatus.UNKNOWN
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_store, "_QUICK", 0.0)
+    monkeypatch.setattr(session_store, "_PUT_OFF", 1e9)
+    stores = SessionStores()
+    path = write(tree, b"{" + RUNNING + b"}")
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    other = path.with_name("other")
+    other.write_bytes(b"{}")
+    for _ in range(2):  # what was read before is not trusted when it comes back, either
+        os.rename(path, path.with_name("spare"))
+        os.rename(other, path)
+        os.rename(path.with_name("spare"), other)
+        run, problem = asking(tree, stores=stores)
+        assert run.store is StoreStatus.UNKNOWN
+        assert "changes faster" in problem
+    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+
+
+# Where it is
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_unknown(tree: Tree, make: Callable[[Path], None]) -> None:
+    make(tree.sessions() / "sessions.json")
+    run, problem = asking(tree)
+    assert run.store is StoreStatus.UNKNOWN
+    assert "regular file" in problem
+
+
+@pytest.fixture
+def linked(tree: Tree, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a symlink in the place of the store, and its target elsewhere."""
+    target = tmp_path / "elsewhere.json"
+    target.write_bytes(b"{" + RUNNING + b"}")
+    link = tree.sessions() / "sessions.json"
+    link.symlink_to(target)
+    return link, target
+
+
+def test_a_symlink_is_followed_where_link_and_target_are_the_state_directorys_owners(
+    tree: Tree, linked: tuple[Path, Path]
+) -> None:
+    _, target = linked
+    stores = SessionStores()
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    target.write_text('{"k": {"sessionId": "sid", "status": "done"}}')
+    assert read(tree, stores=stores).store is StoreStatus.ENDED
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("whose", ["link", "target", "state"])
+def test_a_symlink_of_somebody_else_or_to_what_is_theirs_is_not_followed(
+    tree: Tree, linked: tuple[Path, Path], whose: str, root_only: None
+) -> None:
+    link, target = linked
+    path = {"link": link, "target": target, "state": tree.root}[whose]
+    os.chown(path, ANOTHER_UID, -1, follow_symlinks=False)
+    run, problem = asking(tree)
+    assert run.store is StoreStatus.UNKNOWN
+    assert "which owns the state directory" in problem
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, os.unlink, None])
+def test_a_symlink_to_no_regular_file_is_unknown(
+    tree: Tree, linked: tuple[Path, Path], make: Callable[[Path], Any] | None
+) -> None:
+    link, target = linked
+    target.unlink()
+    if make is None:
+        target.symlink_to(link)
+    elif make is not os.unlink:
+        make(target)
+    assert read(tree).store is StoreStatus.UNKNOWN
+
+
+@pytest.mark.root
+def test_without_the_right_to_read_it_says_who_has_it(public_tree: Tree, root_only: None) -> None:
+    path = public_tree.store({"k": {"sessionId": "sid", "status": "done"}})
+    path.chmod(0o600)
+    program = """
+import os, sys
+from reaper.adapters.session_store import Session, SessionStores
+fd, stores = os.open(sys.argv[2], os.O_RDONLY), SessionStores()
+asked = Session(sys.argv[1], "main", "sid", fd)
+os.setuid(4321)
+print(stores.run(asked).store.value, stores.problem(asked))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(public_tree.root), str(path.parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = "Permission denied: run the reaper as uid 0, as the gateway is run"
+    assert done.stdout == f"unknown {said}\n"
