@@ -36,9 +36,9 @@ _EARLY = "sleep 400"
 """A tool that dies of the first signal: the run's lock is taken again at once, and the run's end is
 recorded only when its clean-up has waited for that lock in vain.
 """
-_LATE = "trap '' TERM; sleep 400; sleep 400"
-"""A tool that is killed three seconds later: the run's end is recorded at once, and its lock is
-taken again when the tool is dead.
+_LATE = "trap 'sleep 1; exit' TERM; sleep 400 & wait"
+"""A tool that dies a second later: the run's end is recorded at once, its clean-up gives up after
+two seconds and releases the lock, and then it is taken again.
 """
 RUN_TIMEOUT = 10
 """Seconds; enough to come to the tool, on most machines. Twice as many for each new attempt."""
