@@ -397,10 +397,11 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
     try:
         eventually(lambda: alone.open)
         other = eventually(lambda: identity(gateway.lock("served")) and gateway.lock("served"))
-        turns = provider.part("turns", Step(until=go))
+        # A run is resumed where its transcript ends with what the model has not answered yet.
+        turns = provider.part("turns", calls("true"), Step(until=go))
         for key in ("agent:main:main", "agent:ops:main"):
             gateway.submit(gateway.chat, key, turns.cue)
-        eventually(lambda: turns.open == 2)
+        eventually(lambda: turns.asked == 4 and turns.open == 2)
         resumable = [
             gateway.lock(gateway.store(agent)[f"agent:{agent}:main"]["sessionId"], agent)
             for agent in ("main", "ops")
@@ -418,7 +419,7 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             gateway.start()
             said = "marked 1 interrupted main session(s) from stale transcript locks"
             eventually(lambda: gateway.log().count(said) == 2, f"twice: {said}")
-            eventually(lambda: turns.asked > 3, "both runs are resumed")
+            eventually(lambda: turns.asked == 6, "both runs are resumed")
             go.set()
             eventually(
                 lambda: not any(identity(it) in noted for it in resumable),
