@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -25,11 +25,15 @@ from reaper.core.policy import Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
 from reaper.reports.records import Seen
 from tests import needs, processes, sidecar
+from tests.model_provider import Provider
 from tests.needs import PACKAGES, missing, not_tested, program
-from tests.openclaw_package import OpenClaw, Unavailable, install
+from tests.openclaw_package import LATER, VERSION, OpenClaw, Unavailable, install
 from tests.processes import kill_family, start
 from tests.sidecar import Sidecar, Watching
 from tests.trajectories import attempt
+
+if TYPE_CHECKING:
+    from tests.gateway import Gateway
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -361,12 +365,51 @@ def root_only() -> None:
 
 @pytest.fixture(scope="session")
 def openclaw() -> OpenClaw:
+    return _installed(VERSION)
+
+
+@pytest.fixture(scope="session")
+def later() -> OpenClaw:
+    return _installed(LATER)
+
+
+def _installed(version: str) -> OpenClaw:
     try:
-        return install()
+        return install(version)
     except Unavailable as why:
         if shutil.which("npm") is None:
             missing("npm", PACKAGES["npm"])
         not_tested(f"with the real gateway: {why}", cure="npm's registry")
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    with Provider() as provider:
+        yield provider
+
+
+StartGateway = Callable[..., "Gateway"]
+
+
+@pytest.fixture
+def gateways(openclaw: OpenClaw, provider: Provider, tmp_path: Path) -> Iterator[StartGateway]:
+    """Start gateways, each with a state directory of its own unless `root` names an older one's."""
+    from tests.gateway import Gateway
+
+    started: list[Gateway] = []
+
+    def start(release: OpenClaw = openclaw, *, root: Path | None = None, **how: Any) -> Gateway:
+        root = root or tmp_path / f"gateway{len(started)}"
+        gateway = Gateway(release, root, provider, **how)
+        started.append(gateway)
+        gateway.start()
+        # The first run of each gateway is slow to begin.
+        gateway.hello("first")
+        return gateway
+
+    yield start
+    for gateway in started:
+        gateway.close()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from websockets.sync.client import connect
 
-from tests.model_provider import Provider
+from tests.model_provider import Provider, Step
 from tests.openclaw_package import OpenClaw
 from tests.sidecar import free_port
 
@@ -52,11 +52,13 @@ class Gateway:
         *,
         wrap: tuple[str, ...] = (),
         acquire_timeout_ms: int = 5000,
+        fallbacks: tuple[str, ...] = (),
     ) -> None:
         self.openclaw = openclaw
         self.root = root
         self.provider = provider
         self.wrap = wrap
+        self.fallbacks = fallbacks
         self.port = free_port()
         self.state = root / "state"
         self.workspace = root / "workspace"
@@ -83,15 +85,18 @@ class Gateway:
         self.process: subprocess.Popen[bytes] | None = None
 
     def _config(self) -> dict[str, Any]:
-        model = {
-            "id": "mock",
-            "name": "mock",
-            "reasoning": False,
-            "input": ["text"],
-            "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
-            "contextWindow": 131072,
-            "maxTokens": 4096,
-        }
+        models = [
+            {
+                "id": name,
+                "name": name,
+                "reasoning": False,
+                "input": ["text"],
+                "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
+                "contextWindow": 131072,
+                "maxTokens": 4096,
+            }
+            for name in ("mock", *self.fallbacks)
+        ]
         provider = {
             "baseUrl": self.provider.url,
             "apiKey": "none",
@@ -120,7 +125,10 @@ class Gateway:
                 "defaults": {
                     "workspace": str(self.workspace),
                     "skipBootstrap": True,
-                    "model": {"primary": "mock/mock"},
+                    "model": {
+                        "primary": "mock/mock",
+                        "fallbacks": [f"mock/{name}" for name in self.fallbacks],
+                    },
                     "timeoutSeconds": 3600,
                     "heartbeat": {"every": "0m"},
                     "maxConcurrent": 100,
@@ -128,7 +136,7 @@ class Gateway:
                 },
                 "list": [{"id": "main", "default": True}, {"id": "ops"}, {"id": "night"}],
             },
-            "models": {"mode": "replace", "providers": {"mock": {**provider, "models": [model]}}},
+            "models": {"mode": "replace", "providers": {"mock": {**provider, "models": models}}},
         }
 
     def start(self) -> None:
@@ -197,8 +205,10 @@ class Gateway:
                         break
             return answer["payload"]
 
-    def run(self, session: str, message: str, *, agent: str = "main", timeout: int = 0) -> Any:
-        """Start a run in a session by its id; `timeout` in seconds. Returns a Future."""
+    def run(
+        self, session: str, message: str, *, agent: str = "main", timeout: int = 0, key: str = ""
+    ) -> "Future[Any]":
+        """Start a run in a session by its id; `timeout` in seconds."""
         timing = {"timeout": timeout} if timeout else {}
         return self._calls.submit(
             self.call,
@@ -206,10 +216,16 @@ class Gateway:
             message=message,
             agentId=agent,
             sessionId=session,
-            sessionKey=f"agent:{agent}:explicit:{session}",
+            sessionKey=key or f"agent:{agent}:explicit:{session}",
             idempotencyKey=uuid.uuid4().hex,
             **timing,
         )
+
+    def hello(self, session: str, *, agent: str = "main") -> None:
+        """Do a turn that goes well. Raises Refused."""
+        part = self.provider.part("hello", Step(text="hello"))
+        answer = self.run(session, part.cue, agent=agent).result()
+        assert answer["status"] == "ok", answer
 
     def submit(self, function: Any, *arguments: Any, **named: Any) -> "Future[Any]":
         """Do something that waits for the gateway in a thread of its own."""
@@ -282,7 +298,32 @@ class Gateway:
         (gateway,) = [it for it in self.family() if _listens(it, self.port)]
         return int(gateway.pid)
 
+    def trajectory(self, session: str, agent: str = "main") -> list[dict[str, Any]]:
+        """Return the records of a session's runs as far as they are written; [] without any."""
+        found: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):
+            text = (self.sessions(agent) / f"{session}.trajectory.jsonl").read_text()
+            with suppress(json.JSONDecodeError):  # a last line that is not whole yet
+                found.extend(json.loads(line) for line in text.splitlines())
+        return found
+
+    def mark_running(self, session: str, agent: str = "main") -> None:
+        """Write into the session store that a session's run goes on; the gateway must be idle."""
+        store = self.store(agent)
+        (entry,) = [it for it in store.values() if it.get("sessionId") == session]
+        entry["status"] = "running"
+        entry.pop("endedAt", None)
+        (self.sessions(agent) / "sessions.json").write_text(json.dumps(store))
+
     # Ending
+
+    def stop(self) -> None:
+        """End the gateway as its service manager would."""
+        gateway = psutil.Process(self.pid)
+        gateway.send_signal(signal.SIGTERM)
+        psutil.wait_procs([gateway], timeout=PATIENCE)
+        assert self.process is not None
+        self.process.wait(timeout=PATIENCE)
 
     def kill(self) -> None:
         """SIGKILL the gateway itself, as the kernel would; what its tools started lives on."""

@@ -1,6 +1,7 @@
 // A holder through the gateway's own lock module. Arguments: MODULE openclaw.
-// Commands on standard input, one a line: `acquire PATH`, `release PATH`, `forget PATH` (release,
-// then put the file back as it was), `date TEXT`. Answers one line each.
+// Commands on standard input, one a line: `acquire PATH`, `wait PATH` (acquire however long
+// that takes; asks ten times as often as the gateway), `release PATH`, `forget PATH` (release, then put the file back as it was), `date TEXT`.
+// Answers one line each.
 import fs from "node:fs";
 import readline from "node:readline";
 
@@ -9,6 +10,14 @@ const held = new Map();
 const commands = {
   async acquire(path) {
     held.set(path, await acquireSessionWriteLock({ sessionFile: path, timeoutMs: 10_000 }));
+    return "held";
+  },
+  async wait(path) {
+    const attempts = Array.from({ length: 10 }, async (_, at) => {
+      await new Promise((resolve) => setTimeout(resolve, 5 * at));
+      held.set(path, await acquireSessionWriteLock({ sessionFile: path, timeoutMs: 3_600_000 }));
+    });
+    await Promise.race(attempts);
     return "held";
   },
   async release(path) {

@@ -64,6 +64,8 @@ class Provider:
     parts: dict[str, Part] = field(default_factory=dict)
     summary: Part = field(default_factory=lambda: Part("summary", (Step(text="In short: all."),)))
     """Played to every request for a summary of a session, cue or not."""
+    down: set[str] = field(default_factory=set)
+    """Models that are refused as unknown."""
     _server: ThreadingHTTPServer | None = None
 
     def part(self, name: str, *steps: Step, again: threading.Event | None = None) -> Part:
@@ -80,6 +82,9 @@ class Provider:
 
         class Handler(_Handler):
             def answer(self, request: dict[str, Any]) -> None:
+                if request["model"] in provider.down:
+                    error = {"message": "The model does not exist", "code": "model_not_found"}
+                    return self._reply(404, {"error": error})
                 part, turn = provider.choose(request["messages"])
                 part.asked += 1
                 part.open += 1
@@ -87,6 +92,7 @@ class Provider:
                     self.play(part.step(turn))
                 finally:
                     part.open -= 1
+                return None
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

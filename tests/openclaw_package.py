@@ -11,6 +11,8 @@ from pathlib import Path
 
 VERSION = "2026.5.22"
 """The release in the seed's bug report."""
+LATER = "2026.6.11"
+"""A release that replaces its trajectory at the end of an attempt instead of appending to it."""
 NODE_VERSION = "24.16.0"
 _INSTALL_SECONDS = 600
 
@@ -40,18 +42,18 @@ def cache() -> Path:
     return root
 
 
-def install() -> OpenClaw:
-    """Return the package, fetched where the cache has none yet. Raises Unavailable."""
+def install(version: str = VERSION) -> OpenClaw:
+    """Return a release, fetched where the cache has none yet. Raises Unavailable."""
     root = cache()
     arch = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     node = f"node-linux-{arch}"
     with (root / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         npm_install(root / "node", f"{node}@{NODE_VERSION}")
-        npm_install(root / VERSION, f"openclaw@{VERSION}")
+        npm_install(root / version, f"openclaw@{version}")
     return OpenClaw(
         node=root / "node" / "node_modules" / node / "bin" / "node",
-        package=root / VERSION / "node_modules" / "openclaw",
+        package=root / version / "node_modules" / "openclaw",
     )
 
 

@@ -30,16 +30,21 @@ _HOLDER = Path(__file__).with_name("lock_module.mjs")
 class NodeHolder:
     """A Node process that takes locks through the gateway's lock module."""
 
-    def __init__(self, openclaw: OpenClaw, wrap: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        openclaw: OpenClaw,
+        wrap: tuple[str, ...] = (),
+        # The word `openclaw` makes the module count this process as one of its own.
+        title: tuple[str, ...] = ("openclaw",),
+    ) -> None:
         self.process = start(
-            # The word `openclaw` makes the module count this process as one of its own.
-            [*wrap, str(openclaw.node), str(_HOLDER), str(openclaw.lock_module), "openclaw"],
+            [*wrap, str(openclaw.node), str(_HOLDER), str(openclaw.lock_module), *title],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self._line() == "ready"
+        assert self.answer() == "ready"
 
-    def _line(self) -> str:
+    def answer(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
@@ -50,7 +55,7 @@ class NodeHolder:
 
     def ask(self, command: str, argument: object) -> str:
         self.tell(command, argument)
-        return self._line()
+        return self.answer()
 
     def kill(self) -> None:
         kill_family(self.process)
