@@ -26,13 +26,13 @@ from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Policy
 from reaper.core.verdict import STUCK, Limits
 from reaper.gateway_health import GatewayHealth
+from reaper.reports.explain import duration
 from reaper.reports.journal import Journal
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import VERDICT_STYLES
 from reaper.reports.page import View
 from reaper.reports.web import WebServer
-from reaper.reports.words import duration
 from reaper.sweep import Reaper
 from reaper.watch import Watch
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from reaper.core.lock import StateDir
 from reaper.core.state_dirs import PROFILE, home_of, named_profile, state_dir_candidates
-from reaper.core.words import printable
+from reaper.core.text import printable
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST: Final = 10 * 365 * 86_400.0

@@ -6,22 +6,16 @@ from collections import Counter, UserDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from enum import Enum
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
-from reaper.adapters import hold_proof, lock_files, openclaw_config, state_database
-from reaper.adapters.lock_files import (
-    SESSION_STORE,
-    Folder,
-    Litter,
-    OpenLock,
-    Removal,
-    Skipped,
-)
-from reaper.adapters.runs import Runs
+from reaper.adapters import hold_proof, openclaw_config, state_database
+from reaper.adapters.locks import names, reading, removal
+from reaper.adapters.locks.reading import Folder, Litter, OpenLock
+from reaper.adapters.locks.removal import Removal
+from reaper.adapters.runs.runs import Runs
+from reaper.adapters.runs.session_store import Session
 from reaper.adapters.session_databases import SessionDatabases
-from reaper.adapters.session_store import Session
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -33,8 +27,9 @@ from reaper.core.evidence import (
     Run,
     StoreStatus,
 )
+from reaper.core.finding import SESSION_STORE, Finding, Mode, Skipped
 from reaper.core.history import EarlierLocks, LockHistory
-from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
+from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.retry import Retry
 from reaper.core.verdict import (
@@ -86,40 +81,6 @@ def _process_table() -> Processes:
     return ProcessTable()
 
 
-class Mode(Enum):
-    """LOOK changes nothing and tells what a sweep would come to; DRY does all but the act."""
-
-    LOOK = "look"
-    DRY = "dry"
-    ACT = "act"
-
-
-class Finding(NamedTuple):
-    """What one lock came to. `outcome` is None for a look; `note` says more where there is more.
-
-    `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
-    False where none was made this time, because it is too early for the next one; outcome and note
-    are those of the last attempt then.
-    """
-
-    lock: Lock
-    evidence: Evidence
-    judgement: Judgement
-    action: Action
-    outcome: Outcome | None
-    note: str = ""
-    retry: Retry | None = None
-    attempted: bool = True
-
-
-class Place(NamedTuple):
-    """Where a lock stands: the one name under which it is remembered between passes."""
-
-    state: StateDir
-    agent: str
-    name: str
-
-
 class Unseen:
     """The paths that one pass could not look at."""
 
@@ -131,10 +92,10 @@ class Unseen:
         if isinstance(found, Skipped) and found.failed and found.reason != TOO_MANY_LOCKS:
             folder, name = os.path.split(found.path)
             with suppress(ValueError):  # what a removal left hides the lock that it was
-                name = lock_files.original_name(name)
+                name = names.original_name(name)
             self._paths.add(os.path.join(folder, name))
 
-    def hides(self, place: Place) -> bool:
+    def hides(self, place: LockKey) -> bool:
         """Whether a lock may be at this place although the pass did not find one there."""
         if not self._paths:
             return False
@@ -180,16 +141,16 @@ class _FolderNames:
             self._first_of[name] = first
         return first == name
 
-    def first_name(self, place: Place) -> Place:
+    def first_name(self, place: LockKey) -> LockKey:
         """Return the place by which the lock is known that is at this one."""
         state, agent = self._first_of.get((place.state, place.agent), place[:2])
-        return Place(state, agent, place.name)
+        return LockKey(state, agent, place.name)
 
 
 class Unlock(NamedTuple):
     """One lock that a person has judged, as they saw it; `force` frees it whatever the verdict."""
 
-    place: Place
+    place: LockKey
     fingerprint: str
     force: bool = False
 
@@ -200,26 +161,26 @@ _MOST_NAMES: Final = 10 * MOST_REMEMBERED
 """Locks of one agent that a sidecar looks at in one pass."""
 
 
-class _Sights(UserDict[Place, LockHistory]):
+class _Sights(UserDict[LockKey, LockHistory]):
     """What is remembered of locks between two looks, and how much of that each agent takes up."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sizes: Counter[tuple[StateDir, str]] = Counter()
 
-    def __setitem__(self, place: Place, sight: LockHistory) -> None:
+    def __setitem__(self, place: LockKey, sight: LockHistory) -> None:
         self.pop(place, None)
         super().__setitem__(place, sight)
         self._sizes[place.state, place.agent] += _size(sight)
 
-    def __delitem__(self, place: Place) -> None:
+    def __delitem__(self, place: LockKey) -> None:
         agent = place.state, place.agent
         self._sizes[agent] -= _size(self[place])
         if not self._sizes[agent]:
             del self._sizes[agent]
         super().__delitem__(place)
 
-    def have_room_for(self, place: Place, most: int) -> bool:
+    def have_room_for(self, place: LockKey, most: int) -> bool:
         """Whether this lock is remembered, or its agent has less than `most` remembered."""
         return place in self or self._sizes[place.state, place.agent] < most
 
@@ -276,7 +237,7 @@ class _StatePass:
 
     def __init__(self, state: StateDir) -> None:
         self.state = state
-        self.identity = lock_files.identity(state)
+        self.identity = reading.identity(state)
 
 
 _LOOK_EVERY: Final = 1.0
@@ -330,7 +291,7 @@ class Reaper:
         self._sights = _Sights()
         self._earlier: dict[tuple[StateDir, str], EarlierLocks] = defaultdict(EarlierLocks)
         self._names = _FolderNames()
-        self._failures: dict[Place, _Failure] = {}
+        self._failures: dict[LockKey, _Failure] = {}
         self._litter: dict[tuple[StateDir, str], Litter] = {}
 
     def look(self) -> Iterator[Finding | Skipped]:
@@ -361,7 +322,7 @@ class Reaper:
         """
         mode = Mode.DRY if dry else Mode.ACT
         longest = max(self.limits.orphan_grace, self.limits.confirm) + _LOOK_EVERY
-        due: dict[Place, Finding] = {}
+        due: dict[LockKey, Finding] = {}
         told: set[Skipped] = set()
         only = None if unlock is None else {unlock.place}
         yield from _untold(self._round(mode, only, due, stop, unlock=unlock), told)
@@ -386,11 +347,11 @@ class Reaper:
     def _round(
         self,
         mode: Mode,
-        only: AbstractSet[Place] | None,
-        due: dict[Place, Finding],
+        only: AbstractSet[LockKey] | None,
+        due: dict[LockKey, Finding],
         stop: Callable[[], bool],
         *,
-        waiting: Mapping[Place, Finding] = MappingProxyType({}),
+        waiting: Mapping[LockKey, Finding] = MappingProxyType({}),
         unlock: Unlock | None = None,
     ) -> Iterator[Finding | Skipped]:
         """One pass, over all or some; what must still be seen for a while goes into `due`, and what
@@ -420,8 +381,8 @@ class Reaper:
                 yield found._replace(outcome=Outcome.VANISHED)
 
     def act(
-        self, only: AbstractSet[Place] | None = None
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        self, only: AbstractSet[LockKey] | None = None
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         """One pass that judges and acts, over all locks or those at some places; for a sidecar,
         which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
         in a folder that could not be read, which is (as Skipped that `failed`, without a place).
@@ -432,7 +393,7 @@ class Reaper:
         TOO_MANY_LOCKS is, without a place. A removal that failed is not tried again before its
         `retry` says so.
         """
-        seen: set[Place] = set()
+        seen: set[LockKey] = set()
         unseen = Unseen()
         for place, found in self._pass(Mode.ACT, only, remembers=True):
             unseen.add(found)
@@ -448,20 +409,20 @@ class Reaper:
             left = seen | self._sights.keys()
             self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in left})
 
-    def forget(self, place: Place) -> None:
+    def forget(self, place: LockKey) -> None:
         """Forget a lock that is announced to be gone, but not that its removal failed: a removal
         that fails and puts the lock back is announced in the same way.
         """
         if place not in self._failures:
             self._sights.pop(place, None)
 
-    def is_held(self, place: Place, file: FileId) -> bool:
+    def is_held(self, place: LockKey, file: FileId) -> bool:
         """Tell whether this very lock is still there and open for writing; the cheapest look."""
         skipped: list[Skipped] = []
         try:
-            for folder in lock_files.folders(place.state, skipped, {place.agent}):
+            for folder in reading.folders(place.state, skipped, {place.agent}):
                 with folder:
-                    opened = lock_files.open_lock(folder, place.name)
+                    opened = reading.open_lock(folder, place.name)
                     if isinstance(opened, OpenLock):
                         with opened:
                             if opened.lock.file != file or not opened.lock.data:
@@ -475,8 +436,8 @@ class Reaper:
         return False
 
     def explain(
-        self, wanted: Callable[[Place], bool]
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        self, wanted: Callable[[LockKey], bool]
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         """Look, as `look` does, at the locks whose place is wanted, with all of their evidence.
 
         What has a lock's name and cannot be read is yielded as a lock too, not skipped.
@@ -486,14 +447,14 @@ class Reaper:
     def _pass(
         self,
         mode: Mode,
-        only: AbstractSet[Place] | None,
+        only: AbstractSet[LockKey] | None,
         *,
         limits: Limits | None = None,
         unlock: Unlock | None = None,
-        wanted: Callable[[Place], bool] = lambda _place: True,
+        wanted: Callable[[LockKey], bool] = lambda _place: True,
         with_unread: bool = False,
         remembers: bool = False,
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
         self._table = None
@@ -514,7 +475,7 @@ class Reaper:
             try:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
-                yield None, lock_files.skip(state.path, error)
+                yield None, reading.skip(state.path, error)
 
     def _processes(self) -> Processes:
         """Return the process table as looked at since the latest pass began; made when first asked
@@ -531,9 +492,9 @@ class Reaper:
         self,
         this: _Pass,
         state: StateDir,
-        only: AbstractSet[Place] | None,
-        wanted: Callable[[Place], bool],
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        only: AbstractSet[LockKey] | None,
+        wanted: Callable[[LockKey], bool],
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         here = _StatePass(state)
         yield from self._pass_over_folders(this, here, only, wanted)
 
@@ -541,16 +502,16 @@ class Reaper:
         self,
         this: _Pass,
         here: _StatePass,
-        only: AbstractSet[Place] | None,
-        wanted: Callable[[Place], bool],
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        only: AbstractSet[LockKey] | None,
+        wanted: Callable[[LockKey], bool],
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         skipped: list[Skipped] = []
         agents = None
         if only is not None:
             only = {place for place in only if place.state == here.state}
             agents = {place.agent for place in only}
         is_empty = True
-        for folder in lock_files.folders(here.state, skipped, agents):
+        for folder in reading.folders(here.state, skipped, agents):
             is_empty = False
             agent = here.state, folder.agent
             folder.litter = self._litter.get(agent)
@@ -586,16 +547,16 @@ class Reaper:
         this: _Pass,
         here: _StatePass,
         folder: Folder,
-        only: AbstractSet[Place] | None,
-        wanted: Callable[[Place], bool],
-    ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
+        only: AbstractSet[LockKey] | None,
+        wanted: Callable[[LockKey], bool],
+    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
         layered = hold_proof.is_below(folder.path, this.layers)
         if only is None:
             most = _MOST_NAMES if this.remembers else None
             try:
                 folder.read_names(most, known=lambda name: self._is_known(here, folder, name))
             except OSError as error:
-                yield None, lock_files.skip(folder.path, error)
+                yield None, reading.skip(folder.path, error)
                 return
             for it in self._settle_asides(this, here, folder, layered=layered):
                 yield None, it
@@ -603,7 +564,7 @@ class Reaper:
             folder.locks = sorted(it.name for it in only if it.agent == folder.agent)
         problem = ""
         for name in folder.locks:
-            place = Place(here.state, folder.agent, name)
+            place = LockKey(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
                 if isinstance(found, Skipped) and found.reason == TOO_MANY_LOCKS:
@@ -618,7 +579,7 @@ class Reaper:
             yield None, Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
 
     def _is_known(self, here: _StatePass, folder: Folder, name: str) -> bool:
-        return self._sights.get(Place(here.state, folder.agent, name)) is not None
+        return self._sights.get(LockKey(here.state, folder.agent, name)) is not None
 
     def _settle_asides(
         self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
@@ -629,7 +590,7 @@ class Reaper:
             if this.mode is not Mode.ACT:
                 yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
                 continue
-            opened = lock_files.open_lock(folder, aside)
+            opened = reading.open_lock(folder, aside)
             if isinstance(opened, Skipped) and opened.reason not in _NO_FILE:
                 yield opened
             if not isinstance(opened, OpenLock):
@@ -646,13 +607,13 @@ class Reaper:
                 )
                 note = ""
                 if not empty or proof is not HoldProof.NOT_OPEN:
-                    back = lock_files.put_back(folder, aside)
+                    back = removal.put_back(folder, aside)
                     if back.outcome is Outcome.RESTORED:
-                        folder.locks.append(lock_files.original_name(aside))
+                        folder.locks.append(names.original_name(aside))
                         continue
                     note = back.note
                 if proof is HoldProof.NOT_OPEN:
-                    dropped = lock_files.drop_aside(opened)
+                    dropped = removal.drop_aside(opened)
                     failed = dropped.outcome is Outcome.FAILED
                     if failed:
                         folder.litter = Litter(aside, opened.lock.file)
@@ -662,11 +623,11 @@ class Reaper:
                     yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=note)
 
     def _handle(
-        self, this: _Pass, here: _StatePass, folder: Folder, place: Place, *, layered: bool
+        self, this: _Pass, here: _StatePass, folder: Folder, place: LockKey, *, layered: bool
     ) -> Finding | Skipped | None:
-        opened = lock_files.open_lock(folder, place.name)
+        opened = reading.open_lock(folder, place.name)
         if isinstance(opened, Skipped) and this.with_unread:
-            opened = lock_files.open_unread(folder, place.name, opened)
+            opened = reading.open_unread(folder, place.name, opened)
         if not isinstance(opened, OpenLock):
             return opened
         with opened:
@@ -687,7 +648,7 @@ class Reaper:
         return found
 
     def _gather(
-        self, this: _Pass, here: _StatePass, opened: OpenLock, place: Place, *, layered: bool
+        self, this: _Pass, here: _StatePass, opened: OpenLock, place: LockKey, *, layered: bool
     ) -> Evidence:
         lock = opened.lock
         # Read for each look: a pass can be slow, and a grace must be seen to pass in full.
@@ -805,7 +766,7 @@ class Reaper:
         self,
         this: _Pass,
         opened: OpenLock,
-        place: Place,
+        place: LockKey,
         evidence: Evidence,
         judgement: Judgement,
     ) -> Finding:
@@ -848,7 +809,7 @@ class Reaper:
         )
 
     def _remove(
-        self, this: _Pass, opened: OpenLock, place: Place
+        self, this: _Pass, opened: OpenLock, place: LockKey
     ) -> tuple[Removal, Retry | None, bool]:
         """Remove the lock, unless it is too early for another attempt; return what became of the
         last attempt, when the next one may be made, and whether one was made now.
@@ -860,16 +821,16 @@ class Reaper:
         if failure is not None and now < failure.retry.at:
             return failure.removal, failure.retry, False
         forced = this.unlock is not None and this.unlock.force
-        removal = lock_files.remove(opened, forced=forced)
-        if not this.remembers or removal.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+        attempt = removal.remove(opened, forced=forced)
+        if not this.remembers or attempt.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             self._failures.pop(place, None)
-            return removal, None, True
+            return attempt, None, True
         before = None if failure is None else failure.retry
-        retry = Retry.after(before, removal.cause, now=now, longest=self._longest_retry)
-        other_lock = removal.outcome in {Outcome.CHANGED, Outcome.RESTORED}
+        retry = Retry.after(before, attempt.cause, now=now, longest=self._longest_retry)
+        other_lock = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
         fingerprint = None if other_lock else opened.lock.fingerprint
-        self._failures[place] = _Failure(fingerprint, removal, retry)
-        return removal, retry, True
+        self._failures[place] = _Failure(fingerprint, attempt, retry)
+        return attempt, retry, True
 
 
 def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:

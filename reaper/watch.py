@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
-from reaper.adapters.lock_files import Skipped
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.finding import Finding, Skipped
 from reaper.core.health import CHURN
-from reaper.core.lock import FileId, Lock, StateDir
+from reaper.core.lock import FileId, Lock, LockKey, StateDir
 from reaper.core.policy import Action, Outcome
 from reaper.core.retry import Retry
 from reaper.core.verdict import TOO_EARLY, Verdict
@@ -30,15 +30,7 @@ from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
-from reaper.sweep import (
-    LEFT_ASIDE,
-    TOO_MANY_LOCKS,
-    Finding,
-    Place,
-    Reaper,
-    Unseen,
-    hides_locks,
-)
+from reaper.sweep import LEFT_ASIDE, TOO_MANY_LOCKS, Reaper, Unseen, hides_locks
 
 _SETTLE: Final = 0.25
 """Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
@@ -116,7 +108,7 @@ def _too_many_note(files: int, most_remembered: int) -> str:
     )
 
 
-class _Places(UserDict[Place, Place]):
+class _Places(UserDict[LockKey, LockKey]):
     """All places that are followed, each by itself: of what is equal only one is kept, for each
     pass has values of its own, and there may be 10,000 locks.
 
@@ -130,11 +122,11 @@ class _Places(UserDict[Place, Place]):
         self._of_agent: Counter[tuple[StateDir, str]] = Counter()
         self.crowded: set[tuple[StateDir, str]] = set()
 
-    def has_room_for(self, place: Place) -> bool:
+    def has_room_for(self, place: LockKey) -> bool:
         """Whether this place is followed already, or may be because of an event."""
         return place in self or self._of_agent[place.state, place.agent] < self._most
 
-    def follow(self, place: Place) -> Place:
+    def follow(self, place: LockKey) -> LockKey:
         """Return the one value by which this place is followed from now on."""
         known = self.get(place)
         if known is None:
@@ -142,7 +134,7 @@ class _Places(UserDict[Place, Place]):
             self._of_agent[place.state, place.agent] += 1
         return known
 
-    def __delitem__(self, place: Place) -> None:
+    def __delitem__(self, place: LockKey) -> None:
         super().__delitem__(place)
         agent = place.state, place.agent
         self._of_agent[agent] -= 1
@@ -150,7 +142,7 @@ class _Places(UserDict[Place, Place]):
             del self._of_agent[agent]
 
 
-_Group = tuple[StateDir, int, int] | Place
+_Group = tuple[StateDir, int, int] | LockKey
 """One holder that cannot be waited for: state directory, pid and start time as recorded; the lock
 itself where its record does not tell."""
 
@@ -194,7 +186,7 @@ class Watch:
         }
         # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
-        self._news: list[tuple[Place, str, float]] = []
+        self._news: list[tuple[LockKey, str, float]] = []
         self._news_of: Counter[tuple[StateDir, str]] = Counter()
         self._news_by = math.inf
         self._wakes_at = 0.0
@@ -204,24 +196,24 @@ class Watch:
         self._stopping = False
         # The worker's own.
         self._places = _Places(reaper.most_remembered)
-        self._announced: set[Place] | None = None
+        self._announced: set[LockKey] | None = None
         """What was announced since the sweep that is under way began."""
-        self._retries: dict[Place, Retry] = {}
+        self._retries: dict[LockKey, Retry] = {}
         """Looks that failed; removals that failed are the Reaper's."""
         self._sweep_retry: Retry | None = None
-        self._due: dict[Place, float] = {}
-        self._heap: list[tuple[float, Place]] = []
-        self._born: dict[Place, float] = {}
+        self._due: dict[LockKey, float] = {}
+        self._heap: list[tuple[float, LockKey]] = []
+        self._born: dict[LockKey, float] = {}
         """When those appeared whose end is not announced yet. Only events change it: a look may
         find the next lock under the same name before the end of the last one is announced.
         """
-        self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
+        self._holders: dict[int, tuple[_Holder, set[LockKey]]] = {}
         self._fd_of: dict[_Holder, int] = {}
         self._most_holders = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
-        self._polled: dict[_Group, dict[Place, FileId]] = {}
-        self._group_of: dict[Place, _Group] = {}
+        self._polled: dict[_Group, dict[LockKey, FileId]] = {}
+        self._group_of: dict[LockKey, _Group] = {}
         self._next_poll = 0.0
-        self._unannounced: dict[Place, float] = {}
+        self._unannounced: dict[LockKey, float] = {}
         self._next_sweep = 0.0
         self._next_check = 0.0
         self._clean_sweeps = 0
@@ -265,7 +257,7 @@ class Watch:
         """Note it, and wake the worker only where it would sleep too long: a turn's short locks
         are gone before they are to be looked at, and nothing but their time is then noted.
         """
-        place, now = Place(state, agent, name), time.monotonic()
+        place, now = LockKey(state, agent, name), time.monotonic()
         self._events_of[what].inc()
         known = what == WENT and self._knowledge.get(place) is not None
         with self._mutex:
@@ -352,10 +344,10 @@ class Watch:
         if self._sweep_retry is not None and self._swept_at >= self._sweep_retry.at:
             self._sweep_retry = None
 
-    def _left_by_the_dead(self, ready: list[tuple[int, int]]) -> dict[Place, float]:
+    def _left_by_the_dead(self, ready: list[tuple[int, int]]) -> dict[LockKey, float]:
         """Return the places of those holders whose pidfd poll(2) gave, and when: now."""
         now = time.monotonic()
-        left: dict[Place, float] = {}
+        left: dict[LockKey, float] = {}
         for fd, _ in ready:
             if fd in self._holders:
                 left |= dict.fromkeys(self._forget_holder(fd), now)
@@ -380,14 +372,14 @@ class Watch:
             wake_at = min(wake_at, min(self._unannounced.values()) + _EVENT_PATIENCE)
         return wake_at
 
-    def _schedule(self, place: Place, at: float) -> None:
+    def _schedule(self, place: LockKey, at: float) -> None:
         if len(self._heap) > 2 * len(self._due) + _HEAP_SLACK:
             self._heap = [(due, it) for it, due in self._due.items()]
             heapq.heapify(self._heap)
         self._due[place] = at
         heapq.heappush(self._heap, (at, place))
 
-    def _take_due(self, now: float) -> dict[Place, float]:
+    def _take_due(self, now: float) -> dict[LockKey, float]:
         due = {}
         while self._heap and self._heap[0][0] <= now:
             at, place = heapq.heappop(self._heap)
@@ -433,7 +425,7 @@ class Watch:
         self._announced = set()
         self._take_events()
         self._follow_all()
-        places: set[Place] = set()
+        places: set[LockKey] = set()
         unseen = Unseen()
         readable = True
         files = _SkippedFiles()
@@ -473,7 +465,7 @@ class Watch:
         self._trust_events_again()
         self._next_sweep = now + self._interval()
 
-    def _forget_all_but(self, places: set[Place], unseen: Unseen, started: float) -> None:
+    def _forget_all_but(self, places: set[LockKey], unseen: Unseen, started: float) -> None:
         """Forget what a full sweep did not meet, but for what appeared since it began and what may
         be where it could not look.
         """
@@ -508,7 +500,7 @@ class Watch:
                 self._missing.add(state)
         self._metrics.observer_up.set(up and not self._degraded)
 
-    def _expect_announced(self, place: Place, found: Finding, started: float) -> None:
+    def _expect_announced(self, place: LockKey, found: Finding, started: float) -> None:
         """Note a lock that a sweep found first and that was created well after its folder was
         followed: its event is late, or was missed. Its age is of when the sweep `started`, which
         can be long ago.
@@ -562,7 +554,7 @@ class Watch:
                     self._metrics.errors.labels("unreadable").inc()
         self._said = now
 
-    def _judge(self, due: dict[Place, float]) -> None:
+    def _judge(self, due: dict[LockKey, float]) -> None:
         """Judge some places anew; `due` tells since when each was to be judged."""
         if not due:
             return
@@ -585,7 +577,7 @@ class Watch:
             else:
                 self._forget(place)
 
-    def _look_again(self, place: Place, why: str) -> None:
+    def _look_again(self, place: LockKey, why: str) -> None:
         """Look again at what could not be looked at, more and more rarely; a sweep does so too."""
         retry = self._after_failure(self._retries.get(place), why)
         place = self._places.follow(place)
@@ -595,7 +587,7 @@ class Watch:
     def _after_failure(self, before: Retry | None, cause: str) -> Retry:
         return Retry.after(before, cause, now=time.monotonic(), longest=self._resync)
 
-    def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
+    def _take(self, place: LockKey, found: Finding, *, due_since: float | None) -> None:
         """Note what a lock came to, tell it, and see to it that its next change wakes us."""
         now = time.monotonic()
         place = self._places.follow(place)
@@ -685,7 +677,7 @@ class Watch:
             tell = self._journal.warn if it.standing.wedged else self._journal.info
             tell("wedged" if it.standing.wedged else "wedged-no-more", **health_record(it, now))
 
-    def _wait_for(self, place: Place, found: Finding, now: float) -> None:
+    def _wait_for(self, place: LockKey, found: Finding, now: float) -> None:
         self._due.pop(place, None)
         if found.retry is not None:
             self._schedule(place, found.retry.at)
@@ -705,14 +697,14 @@ class Watch:
             group = self._group_of[place] = _group_of(place, found)
             self._polled.setdefault(group, {})[place] = found.lock.file
 
-    def _poll_no_more(self, place: Place) -> None:
+    def _poll_no_more(self, place: LockKey) -> None:
         group = self._group_of.pop(place, None)
         if group is not None:
             del self._polled[group][place]
             if not self._polled[group]:
                 del self._polled[group]
 
-    def _wait_for_holder(self, holder: _Holder, place: Place) -> bool:
+    def _wait_for_holder(self, holder: _Holder, place: LockKey) -> bool:
         """See to it that the holder's death wakes us; False where no pidfd is to be had."""
         fd = self._fd_of.get(holder)
         if fd is None:
@@ -737,7 +729,7 @@ class Watch:
         self._holders[fd][1].add(place)
         return True
 
-    def _forget_holder(self, fd: int) -> set[Place]:
+    def _forget_holder(self, fd: int) -> set[LockKey]:
         holder, places = self._holders.pop(fd)
         del self._fd_of[holder]
         self._poll.unregister(fd)
@@ -750,7 +742,7 @@ class Watch:
         """
         if not self._polled or time.monotonic() < self._next_poll:
             return
-        gone: dict[Place, float] = {}
+        gone: dict[LockKey, float] = {}
         for locks in self._polled.values():
             for place, file in locks.items():
                 if self._reaper.is_held(place, file):
@@ -762,7 +754,7 @@ class Watch:
         if gone:
             self._judge(gone)
 
-    def _forget(self, place: Place) -> Seen | None:
+    def _forget(self, place: LockKey) -> Seen | None:
         """Forget what is not there any more, but not when it appeared, where its end is still to be
         announced.
         """
@@ -776,7 +768,7 @@ class Watch:
             self._leave_holder(place, known)
         return known
 
-    def _leave_holder(self, place: Place, known: Seen) -> None:
+    def _leave_holder(self, place: LockKey, known: Seen) -> None:
         """Take a place off its holder's list; the last one leaves the holder a while, for a gateway
         takes its next lock soon.
         """
@@ -800,7 +792,7 @@ def _is_same_lock(before: Lock, now: Lock) -> bool:
     )
 
 
-def _group_of(place: Place, found: Finding) -> _Group:
+def _group_of(place: LockKey, found: Finding) -> _Group:
     pid, starttime = found.lock.record.pid, found.lock.record.starttime
     return place if pid is None or starttime is None else (place.state, pid, starttime)
 

@@ -44,7 +44,7 @@ def run(arguments: list[str], limits: dict[str, float]) -> None:
 
 
 def _inject(given: dict[str, float]) -> None:
-    from reaper.commands import judging
+    from reaper.commands import options as judging
     from reaper.core.verdict import Limits
 
     def limits(**options: Any) -> Limits:

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from reaper.adapters.lock_files import Skipped
+from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
-from reaper.sweep import Finding, Reaper
+from reaper.sweep import Reaper
 from tests.conftest import DEAD, Holder, HoldLock, Tree, record
 from tests.processes import command_of
 from tests.torture.stepped import Stepped

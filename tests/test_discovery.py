@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from reaper.adapters import files, lock_files
-from reaper.adapters.lock_files import Folder, OpenLock, Skipped, folders
+from reaper.adapters import safe_open
+from reaper.adapters.locks import reading
+from reaper.adapters.locks.reading import Folder, OpenLock, folders
+from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
-from reaper.sweep import Finding, Reaper, Unseen
+from reaper.sweep import Reaper, Unseen
 from tests.conftest import Tree, record
 
 DEAD = 2**22 + 1
@@ -242,7 +244,7 @@ def test_a_link_that_is_replaced_while_it_is_followed_leads_nowhere_else(
     root = os.open(tree.root, os.O_RDONLY)
     monkeypatch.setattr(os, "fstat", replace)
     try:
-        fd, _ = files.open_own_folder("agents", dir_fd=root, owner=owner)
+        fd, _ = safe_open.open_own_folder("agents", dir_fd=root, owner=owner)
         assert os.path.samestat(look_inside(fd), os.stat(tmp_path / "data"))
         os.close(fd)
     finally:
@@ -255,7 +257,7 @@ def test_a_target_that_becomes_a_link_at_the_last_moment_is_not_followed(
     tree.lock("one", b"")
     data = tmp_path / "data"
     moved_behind_a_link(tree, "agents", data)
-    opening = files.open_folder
+    opening = safe_open.open_folder
 
     def swap(name: str, *, dir_fd: int | None = None) -> int:
         if name == str(data):
@@ -263,7 +265,7 @@ def test_a_target_that_becomes_a_link_at_the_last_moment_is_not_followed(
             data.symlink_to(tmp_path / "moved")
         return opening(name, dir_fd=dir_fd)
 
-    monkeypatch.setattr(files, "open_folder", swap)
+    monkeypatch.setattr(safe_open, "open_folder", swap)
     found, (skipped,) = discover(tree)
     assert (found, skipped.reason, skipped.failed) == ({}, "symlink", True)
 
@@ -289,15 +291,15 @@ def test_a_regular_file_is_reached_through_the_owners_link_only_where_there_is_o
     owner, dir_fd = os.geteuid(), os.open(tmp_path, os.O_RDONLY)
     try:
         for name, through_symlink in (("store", False), ("link", True)):
-            fd, found, linked = files.open_own_regular(name, dir_fd=dir_fd, owner=owner)
+            fd, found, linked = safe_open.open_own_regular(name, dir_fd=dir_fd, owner=owner)
             os.close(fd)
             assert (found.st_size, linked) == (2, through_symlink)
-        with pytest.raises(files.SymlinkError):
-            files.open_own_regular("bad", dir_fd=dir_fd, owner=owner)
-        with pytest.raises(files.SymlinkError, match="belongs to uid"):
-            files.open_own_regular("link", dir_fd=dir_fd, owner=owner + 1)
+        with pytest.raises(safe_open.SymlinkError):
+            safe_open.open_own_regular("bad", dir_fd=dir_fd, owner=owner)
+        with pytest.raises(safe_open.SymlinkError, match="belongs to uid"):
+            safe_open.open_own_regular("link", dir_fd=dir_fd, owner=owner + 1)
         with pytest.raises(FileNotFoundError):
-            files.open_own_regular("gone", dir_fd=dir_fd, owner=owner)
+            safe_open.open_own_regular("gone", dir_fd=dir_fd, owner=owner)
     finally:
         os.close(dir_fd)
 
@@ -509,7 +511,7 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
 
 def test_every_error_of_the_system_is_a_failure_with_its_code() -> None:
     for code in (errno.EIO, errno.ENFILE, errno.ESTALE, errno.ENOMEM, errno.EXDEV):
-        skipped = lock_files.skip("/x", OSError(code, os.strerror(code)))
+        skipped = reading.skip("/x", OSError(code, os.strerror(code)))
         assert (skipped.reason, skipped.failed) == (f"error-{errno.errorcode[code]}", True)
         assert errno.errorcode[code] in skipped.note
 
@@ -548,13 +550,13 @@ def test_a_shared_folder_counts_as_reached_through_a_symlink(
     (tree.root / "agents" / "zz").mkdir()
     (tree.root / "agents" / "zz" / "sessions").symlink_to("../main/sessions")
     seen: list[bool] = []
-    opening = lock_files.open_lock
+    opening = reading.open_lock
 
     def note(folder: Folder, name: str) -> OpenLock | Skipped | None:
         seen.append(folder.through_symlink)
         return opening(folder, name)
 
-    monkeypatch.setattr(lock_files, "open_lock", note)
+    monkeypatch.setattr(reading, "open_lock", note)
     it = reaper(tree)
     list(it.look())
     (place, _), *_ = it.explain(lambda _: True)

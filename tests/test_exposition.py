@@ -12,8 +12,8 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Holder, HolderState, HoldProof
+from reaper.core.finding import Skipped
 from reaper.reports.exposition import exposition
 from reaper.reports.metrics import Knowledge, Metrics
 from tests.test_metrics import a_lock, made

@@ -17,18 +17,19 @@ from prometheus_client import generate_latest
 
 from reaper import sweep
 from reaper import watch as watch_module
-from reaper.adapters import kernel, lock_files
+from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
-from reaper.adapters.lock_files import Skipped
+from reaper.adapters.locks import names, reading, removal
 from reaper.adapters.processes import use_of
+from reaper.core.finding import Finding, Skipped
 from reaper.core.health import ChurnLimits
-from reaper.core.lock import StateDir
+from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import TOO_MANY_LOCKS, Finding, Place, Reaper
+from reaper.sweep import TOO_MANY_LOCKS, Reaper
 from reaper.watch import Watch
 from tests.conftest import HoldLock, Tree, record
 from tests.test_lock_files import opened, the_folder
@@ -45,7 +46,7 @@ def failing(code: int) -> Callable[..., Any]:
     return fails
 
 
-def names(tree: Tree) -> set[str]:
+def files_in(tree: Tree) -> set[str]:
     return set(os.listdir(tree.sessions()))
 
 
@@ -62,13 +63,13 @@ class Sweeps:
             **how,
         )
         self.attempts: list[float] = []
-        real = lock_files.remove
+        real = removal.remove
 
-        def remove(opened: lock_files.OpenLock, *, forced: bool = False) -> lock_files.Removal:
+        def remove(opened: reading.OpenLock, *, forced: bool = False) -> removal.Removal:
             self.attempts.append(self.clock.mono)
             return real(opened, forced=forced)
 
-        monkeypatch.setattr(lock_files, "remove", remove)
+        monkeypatch.setattr(removal, "remove", remove)
 
     def act(self) -> list[Finding]:
         return [found for _, found in self.reaper.act() if isinstance(found, Finding)]
@@ -98,7 +99,7 @@ def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
     path = tree.lock("dead", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
     with monkeypatch.context() as context:
-        context.setattr(lock_files, step, failing(code))
+        context.setattr(removal, step, failing(code))
         (found,) = sweeps.act_for(200)
     assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
     assert (found.outcome, found.attempted) == (FAILED, False)
@@ -108,14 +109,14 @@ def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
     sweeps.clock.pass_by(60)
     (freed,) = sweeps.act()
     assert (freed.outcome, freed.attempted, freed.retry) == (Outcome.REMOVED, True, None)
-    assert names(tree) == set()
+    assert files_in(tree) == set()
 
 
 def test_a_resync_that_is_shorter_or_longer_bounds_the_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     often = Sweeps(tree, monkeypatch, longest_retry=5.0)
     often.act_for(30)
     assert often.delays() == [1, 2, 4, 5, 5, 5, 5]
@@ -129,7 +130,7 @@ def test_another_cause_is_news_and_leaves_the_delay_as_long_as_it_is(
     causes = [errno.EIO, errno.EIO, errno.EROFS, errno.EIO]
     news = []
     for code in causes:
-        monkeypatch.setattr(lock_files, "exchange", failing(code))
+        monkeypatch.setattr(removal, "exchange", failing(code))
         (found,) = sweeps.act()
         assert found.attempted
         assert found.retry is not None
@@ -144,7 +145,7 @@ def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_attempts_
 ) -> None:
     path = tree.lock("dead", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     for make_another in (
         lambda: None,
         lambda: path.write_bytes(record(DEAD + 1)),
@@ -171,14 +172,14 @@ def test_a_removal_that_fails_midway_does_not_start_over_because_of_the_events_t
         unlink(name, **how)
 
     monkeypatch.setattr(os, "unlink", may_not)
-    place = Place(sweeps.reaper.states[0], "main", path.name)
+    place = LockKey(sweeps.reaper.states[0], "main", path.name)
     for _ in range(200):
         sweeps.act()
         sweeps.reaper.forget(place)  # as the sidecar does when the name is announced to be gone
         sweeps.clock.pass_by(1)
     assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
     assert path.stat().st_ino == inode
-    assert names(tree) == {path.name}
+    assert files_in(tree) == {path.name}
 
 
 def test_a_lock_that_always_turns_out_to_be_another_one_is_not_grabbed_at_full_speed(
@@ -186,14 +187,14 @@ def test_a_lock_that_always_turns_out_to_be_another_one_is_not_grabbed_at_full_s
 ) -> None:
     path = tree.lock("dead", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
-    check = lock_files._check
+    check = removal._check
 
     def replaced_meanwhile(name: str, judged: Any, *, dir_fd: int) -> None:
         path.unlink()
         path.write_bytes(record(DEAD))
         check(name, judged, dir_fd=dir_fd)
 
-    monkeypatch.setattr(lock_files, "_check", replaced_meanwhile)
+    monkeypatch.setattr(removal, "_check", replaced_meanwhile)
     (found,) = sweeps.act()
     assert found.outcome is Outcome.CHANGED
     sweeps.act_for(200)
@@ -205,7 +206,7 @@ def test_a_lock_that_is_held_again_has_no_attempts_behind_it(
 ) -> None:
     path = tree.lock("sid", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     sweeps.act_for(100)
     with path.open("ab"):
         sweeps.act()
@@ -219,7 +220,7 @@ def test_a_lock_that_is_gone_has_no_attempts_behind_it(
 ) -> None:
     path = tree.lock("sid", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     sweeps.act_for(100)
     path.unlink()
     sweeps.act()
@@ -230,7 +231,7 @@ def test_a_lock_that_is_gone_has_no_attempts_behind_it(
 def test_a_person_who_sweeps_always_tries(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.lock("dead", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     sweeps.act_for(100)
     before = len(sweeps.attempts)
     for _ in range(3):
@@ -258,33 +259,33 @@ def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
 ) -> None:
     for number in range(20):
         tree.lock(f"x{number}", b"x")
-    locks = names(tree)
+    locks = files_in(tree)
     sweeps = Sweeps(tree, monkeypatch)
     with attribute(tree.sessions(), "a"):
         found = sweeps.act_for(100)
         assert len(sweeps.attempts) >= 100
-        assert len(names(tree) - locks) == 1
+        assert len(files_in(tree) - locks) == 1
         assert {it.outcome for it in found} == {FAILED}
         # Another process, or a person's: what is left tells it.
-        for name in names(tree) - locks:
+        for name in files_in(tree) - locks:
             tree.age(tree.sessions() / name, 60)
         again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
-        assert len(names(tree) - locks) == 1
+        assert len(files_in(tree) - locks) == 1
         (left,) = (it for it in again if isinstance(it, Skipped))
         assert (left.reason, left.failed) == ("left-aside", True)
         assert "Operation not permitted" in left.note
     sweeps.act_for(60)
-    assert names(tree) == set()
+    assert files_in(tree) == set()
 
 
 def test_in_an_append_only_folder_one_sweep_leaves_one_file_and_says_so(tree: Tree) -> None:
     for number in range(20):
         tree.lock(f"x{number}", b"x")
-    locks = names(tree)
+    locks = files_in(tree)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     with attribute(tree.sessions(), "a"):
         found = [it for it in reaper.sweep(wait=0) if isinstance(it, Finding)]
-        (left,) = names(tree) - locks
+        (left,) = files_in(tree) - locks
     assert {it.outcome for it in found} == {FAILED}
     assert sum("nothing is created here while" in it.note for it in found) == 19
     assert sum(repr(left) in it.note for it in found) >= 19
@@ -299,7 +300,7 @@ def test_an_immutable_lock_fails_and_leaves_nothing(
     with attribute(path, "i"):
         outcomes = {it.lock.session: it.outcome for it in sweeps.act()}
         assert outcomes == {"dead": FAILED, "other": Outcome.REMOVED}
-        assert names(tree) == {path.name}
+        assert files_in(tree) == {path.name}
 
 
 def test_what_is_left_is_removed_first_and_then_removals_go_on(
@@ -313,9 +314,9 @@ def test_what_is_left_is_removed_first_and_then_removals_go_on(
         context.setattr(os, "unlink", failing(errno.EACCES))
         sweeps.act_for(10)
         assert len(sweeps.attempts) > 4
-        assert len(names(tree) - {"one.jsonl.lock", "two.jsonl.lock"}) == 1
+        assert len(files_in(tree) - {"one.jsonl.lock", "two.jsonl.lock"}) == 1
     sweeps.act_for(10)
-    assert names(tree) == set()
+    assert files_in(tree) == set()
     assert sweeps.reaper._litter == {}
 
 
@@ -330,7 +331,7 @@ def test_what_somebody_else_removed_hinders_nothing(
     for path in tree.sessions().glob(".rpr*"):
         path.unlink()
     sweeps.act_for(3)
-    assert names(tree) == set()
+    assert files_in(tree) == set()
 
 
 def test_a_file_that_got_the_name_of_what_was_left_is_not_unlinked(
@@ -340,12 +341,12 @@ def test_a_file_that_got_the_name_of_what_was_left_is_not_unlinked(
     with the_folder(tree) as folder, opened(folder) as lock:
         with monkeypatch.context() as context:
             context.setattr(os, "unlink", failing(errno.EACCES))
-            assert lock_files.remove(lock).outcome is FAILED
+            assert removal.remove(lock).outcome is FAILED
         (left,) = tree.sessions().glob(".rpr*")
         left.rename(tree.root / "kept")
         left.write_bytes(b"somebody's")
-        assert lock_files.remove(lock).outcome is Outcome.REMOVED
-    assert names(tree) == {left.name}
+        assert removal.remove(lock).outcome is Outcome.REMOVED
+    assert files_in(tree) == {left.name}
     assert left.read_bytes() == b"somebody's"
 
 
@@ -355,13 +356,13 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
     """Without renameat2 the way back is tried by a hard link, before anything is moved."""
     for number in range(5):
         tree.lock(f"x{number}", b"x")
-    locks = names(tree)
+    locks = files_in(tree)
     sweeps = Sweeps(tree, monkeypatch)
     unlink = os.unlink
     stand_ins: set[str] = set()
-    stand_in = lock_files._stand_in
+    stand_in = removal._stand_in
 
-    def noted(aside: str, opened: lock_files.OpenLock) -> int | None:
+    def noted(aside: str, opened: reading.OpenLock) -> int | None:
         stand_ins.add(aside)
         return stand_in(aside, opened)
 
@@ -370,15 +371,15 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
             raise PermissionError(errno.EPERM, "Operation not permitted")
         unlink(name, **how)
 
-    monkeypatch.setattr(lock_files, "_stand_in", noted)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EINVAL))
-    monkeypatch.setattr(lock_files, "rename_noreplace", failing(errno.EINVAL))
+    monkeypatch.setattr(removal, "_stand_in", noted)
+    monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
+    monkeypatch.setattr(removal, "rename_noreplace", failing(errno.EINVAL))
     with monkeypatch.context() as context:
         context.setattr(os, "unlink", only_stand_ins)
         sweeps.act_for(20)
-        assert len(names(tree) - locks) == 1
+        assert len(files_in(tree) - locks) == 1
     sweeps.act_for(20)
-    assert names(tree) == set()
+    assert files_in(tree) == set()
 
 
 # No space
@@ -415,11 +416,11 @@ def test_without_space_the_lock_is_moved_where_nobody_else_has_space_either(
         moved.append(names)
         rename(*names, dir_fd=dir_fd)
 
-    monkeypatch.setattr(lock_files, "rename_noreplace", noted)
+    monkeypatch.setattr(removal, "rename_noreplace", noted)
     (found,) = Sweeps(tree, monkeypatch).act()
     assert found.outcome is outcome
     assert len(moved) == (outcome is Outcome.REMOVED)
-    assert names(tree) == ({"dead.jsonl.lock"} if outcome is FAILED else set())
+    assert files_in(tree) == ({"dead.jsonl.lock"} if outcome is FAILED else set())
     if outcome is FAILED:
         assert "run it as the locks' owner" in found.note
 
@@ -469,7 +470,7 @@ def test_locks_with_large_files_count_as_many(tree: Tree, monkeypatch: pytest.Mo
     """A sidecar keeps their bytes, so that it notices other ones."""
     for number in range(4):
         tree.lock(f"x{number}", b"x" * 60_000)
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     sweeps = Sweeps(tree, monkeypatch, most_remembered=100)
     assert len(sweeps.act()) == 2
 
@@ -496,7 +497,7 @@ def test_of_too_many_checkpoints_none_is_called_the_last(
 ) -> None:
     for number in range(4):
         (tree.sessions() / f"sid.checkpoint.{number}.jsonl").touch()
-    monkeypatch.setattr(lock_files, "_MOST_CHECKPOINTS", 3)
+    monkeypatch.setattr(reading, "_MOST_CHECKPOINTS", 3)
     for read_first in (True, False):
         with the_folder(tree) as folder:
             if not read_first:
@@ -554,8 +555,8 @@ class Sidecar:
     def scrape(self) -> str:
         return generate_latest(self.metrics.registry).decode()
 
-    def place(self, session: str, agent: str = "main") -> Place:
-        return Place(self.state, agent, f"{session}.jsonl.lock")
+    def place(self, session: str, agent: str = "main") -> LockKey:
+        return LockKey(self.state, agent, f"{session}.jsonl.lock")
 
 
 @pytest.fixture
@@ -583,7 +584,7 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     it = sidecar()
     for code in (errno.EIO, errno.EIO, errno.EROFS, errno.EROFS, errno.EIO):
         with monkeypatch.context() as context:
-            context.setattr(lock_files, "exchange", failing(code))
+            context.setattr(removal, "exchange", failing(code))
             it.sweep_when_due()
     notes = [line["note"] for line in it.lines("failed")]
     assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
@@ -615,7 +616,7 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
 ) -> None:
     tree.lock("dead", record(DEAD))
     it = sidecar()
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     for _ in range(3):
         it.sweep()
     assert len(it.log.getvalue().splitlines()) == 1
@@ -631,8 +632,8 @@ def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
 ) -> None:
     tree.lock("dead", record(DEAD))
     it = sidecar()
-    monkeypatch.setattr(lock_files, "exchange", failing(errno.EINVAL))
-    monkeypatch.setattr(lock_files, "_move_aside", lambda *_: False)
+    monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
+    monkeypatch.setattr(removal, "_move_aside", lambda *_: False)
     for _ in range(3):
         it.sweep_when_due()
     assert len(it.lines("flagged")) == 1
@@ -654,7 +655,7 @@ def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
     tree.lock("dead", record(DEAD))
     it = sidecar()
     with monkeypatch.context() as context:
-        context.setattr(lock_files, "exchange", failing(errno.EROFS))
+        context.setattr(removal, "exchange", failing(errno.EROFS))
         it.sweep()
     failed = it.lines("failed")
     assert len([line for line in failed if line["agent"] == "hostile"]) == 50
@@ -875,7 +876,7 @@ def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_event
 def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
     tree: Tree, hold: HoldLock, sidecar: MakeSidecar
 ) -> None:
-    aside = tree.sessions() / lock_files._private_name("sid")
+    aside = tree.sessions() / names.private_name("sid")
     hold("sid")
     with aside.open("wb") as file:
         file.write(record(os.getpid()))

@@ -15,7 +15,7 @@ from reaper.adapters import hold_proof
 from reaper.adapters.hold_proof import is_below, overlay_layers, probe
 from reaper.adapters.owners import uid_name
 from reaper.core.evidence import HoldProof
-from reaper.reports.words import no_proof_advice
+from reaper.reports.explain import no_proof_advice
 from tests.conftest import HoldLock, Tree, bindfs, record
 from tests.needs import kernel_lacks
 from tests.processes import start

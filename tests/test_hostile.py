@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from reaper.adapters import kernel
+from reaper.core.finding import Finding
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
-from reaper.sweep import Finding, Reaper
+from reaper.sweep import Reaper
 from tests.conftest import HoldLock, Tree, record
 from tests.torture.attacker import DEAD
 from tests.torture.figures import note_figures
@@ -134,7 +135,7 @@ def test_what_is_swapped_in_just_before_the_move_goes_back_untouched(
         monkeypatch.undo()
         real(name, aside, dir_fd=dir_fd)
 
-    monkeypatch.setattr("reaper.adapters.lock_files.exchange", swap)
+    monkeypatch.setattr("reaper.adapters.locks.removal.exchange", swap)
     it = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     outcomes = [
         found.outcome.value

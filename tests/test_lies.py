@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from reaper.core.finding import Finding
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
-from reaper.sweep import Finding, Reaper
+from reaper.sweep import Reaper
 from tests.conftest import HoldLock, LongUp, Tree, a_run, now_ms, record, start_ticks
 from tests.processes import runs
 from tests.test_sweep import FakeClock

@@ -12,18 +12,12 @@ from typing import Any
 
 import pytest
 
-from reaper.adapters import kernel, lock_files
-from reaper.adapters.lock_files import (
-    Folder,
-    OpenLock,
-    Skipped,
-    drop_aside,
-    folders,
-    open_lock,
-    original_name,
-    put_back,
-    remove,
-)
+from reaper.adapters import kernel
+from reaper.adapters.locks import names, removal
+from reaper.adapters.locks.names import original_name
+from reaper.adapters.locks.reading import Folder, OpenLock, folders, open_lock
+from reaper.adapters.locks.removal import drop_aside, put_back, remove
+from reaper.core.finding import Skipped
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, bindfs, record
@@ -125,7 +119,7 @@ def test_exactly_the_lock_that_was_judged_is_removed(tree: Tree) -> None:
     tree.lock("sid", record(7))
     tree.lock("other", record(7))
     with the_folder(tree) as folder, opened(folder) as it:
-        assert remove(it) == lock_files.Removal(outcome=Outcome.REMOVED)
+        assert remove(it) == removal.Removal(outcome=Outcome.REMOVED)
         assert os.fstat(it.fd).st_nlink == 0
     assert listing(tree) == {"other.jsonl.lock"}
 
@@ -172,7 +166,7 @@ LONGEST = "x" * (255 - len(LOCK_SUFFIX))
 )
 def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
     path = tree.lock(session, record(7))
-    aside = tree.sessions() / lock_files._private_name(session)
+    aside = tree.sessions() / names.private_name(session)
     path.rename(aside)
     with the_folder(tree) as folder:
         assert folder.asides == [aside.name]
@@ -185,7 +179,7 @@ def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
 
 def test_a_private_name_is_none_that_a_gateway_looks_for() -> None:
     for session in ("sid", "x.jsonl", "sessions.json", "a.jsonl.lock", "a.trajectory.jsonl"):
-        name = lock_files._private_name(session)
+        name = names.private_name(session)
         assert name.startswith(".")
         assert not name.endswith((".jsonl", ".lock", ".json"))
         assert len(name.encode()) == len((session + LOCK_SUFFIX).encode())
@@ -193,7 +187,7 @@ def test_a_private_name_is_none_that_a_gateway_looks_for() -> None:
 
 def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    aside = tree.sessions() / lock_files._private_name("sid")
+    aside = tree.sessions() / names.private_name("sid")
     path.rename(aside)
     path.write_bytes(record(8))
     with the_folder(tree) as folder:
@@ -214,7 +208,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], No
     """Force something to happen just before the first call of a function of lock_files."""
 
     def arrange(function: str, happens: Callable[[], None]) -> None:
-        real = getattr(lock_files, function)
+        real = getattr(removal, function)
         left = [happens]
 
         def called(*arguments: Any, **keywords: Any) -> Any:
@@ -222,7 +216,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], No
                 left.pop()()
             return real(*arguments, **keywords)
 
-        monkeypatch.setattr(lock_files, function, called)
+        monkeypatch.setattr(removal, function, called)
 
     return arrange
 
@@ -333,7 +327,7 @@ def test_a_full_disk_keeps_no_lock_from_being_removed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("sid", record(7))
-    monkeypatch.setattr(lock_files, "_stand_in", lambda *_, **__: None)
+    monkeypatch.setattr(removal, "_stand_in", lambda *_, **__: None)
     with the_folder(tree) as folder, opened(folder) as it:
         assert remove(it).outcome is Outcome.REMOVED
     assert listing(tree) == set()
@@ -341,7 +335,7 @@ def test_a_full_disk_keeps_no_lock_from_being_removed(
 
 def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    aside = tree.sessions() / lock_files._private_name("sid")
+    aside = tree.sessions() / names.private_name("sid")
     os.link(path, aside)
     with the_folder(tree) as folder:
         assert put_back(folder, aside.name).outcome is Outcome.RESTORED
@@ -371,7 +365,7 @@ def test_where_rename_can_replace_a_hard_link_is_the_way_back(
                 assert remove(it).outcome is Outcome.REMOVED
             assert listing(here) == set()
             path = tree.lock("sid", record(7))
-            aside = lock_files._private_name("sid")
+            aside = names.private_name("sid")
             path.rename(path.with_name(aside))
             assert put_back(folder, aside).outcome is Outcome.RESTORED
             assert listing(here) == {"sid.jsonl.lock"}

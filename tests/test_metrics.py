@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
+from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock, parse
 from reaper.core.policy import Action, Outcome
 from reaper.core.verdict import Verdict

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reaper.adapters.lock_files import Skipped
+from reaper.core.finding import Skipped
 from reaper.core.openclaw_config import session_store
 from tests.conftest import Tree, record
 from tests.processes import reap

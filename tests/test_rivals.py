@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reaper.adapters.lock_files import Removal, remove
+from reaper.adapters.locks.removal import Removal, remove
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, record
 from tests.test_lock_files import listing, opened, the_folder

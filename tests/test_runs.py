@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from reaper.adapters import runs
-from reaper.adapters.runs import Runs
-from reaper.adapters.session_store import Session
+from reaper.adapters.runs import runs
+from reaper.adapters.runs.runs import Runs
+from reaper.adapters.runs.session_store import Session
 from reaper.core.evidence import Run, RunState, StoreStatus, Unmet
 from reaper.core.trajectory import TAIL
 from tests.conftest import Tree, a_run

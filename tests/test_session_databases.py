@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reaper.adapters.lock_files import Skipped
 from reaper.adapters.session_databases import SessionDatabases
+from reaper.core.finding import Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits

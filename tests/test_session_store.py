@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reaper.adapters import session_store
-from reaper.adapters.session_store import Session, SessionStores
+from reaper.adapters.runs import session_store
+from reaper.adapters.runs.session_store import Session, SessionStores
 from reaper.core.evidence import Run, StoreStatus
 from tests.conftest import Tree
 
@@ -348,7 +348,7 @@ def test_whatever_is_in_it_reading_takes_little_more_memory_than_the_file(
     path = write(tree, make())
     program = """
 import os, sys
-from reaper.adapters.session_store import Session, SessionStores, _decoder
+from reaper.adapters.runs.session_store import Session, SessionStores, _decoder
 def peak():
     return int(next(it for it in open("/proc/self/status") if it.startswith("VmHWM")).split()[1])
 _decoder()
@@ -564,7 +564,7 @@ def test_without_the_right_to_read_it_says_who_has_it(public_tree: Tree, root_on
     path.chmod(0o600)
     program = """
 import os, sys
-from reaper.adapters.session_store import Session, SessionStores
+from reaper.adapters.runs.session_store import Session, SessionStores
 fd, stores = os.open(sys.argv[2], os.O_RDONLY), SessionStores()
 asked = Session(sys.argv[1], "main", "sid", fd)
 os.setuid(4321)

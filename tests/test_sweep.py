@@ -12,15 +12,15 @@ from typing import Any
 import psutil
 import pytest
 
-from reaper.adapters import lock_files
-from reaper.adapters.lock_files import Skipped
+from reaper.adapters.locks import names
 from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
-from reaper.core.lock import FileId, StateDir, iso
+from reaper.core.finding import Finding, Skipped
+from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
-from reaper.sweep import Finding, Place, Reaper, SystemClock, Unlock
+from reaper.sweep import Reaper, SystemClock, Unlock
 from tests.conftest import (
     Holder,
     HoldLock,
@@ -600,10 +600,10 @@ def test_a_store_that_is_not_understood_hides_no_lock_that_went(tree: Tree) -> N
 
 def test_a_lock_left_aside_is_put_back_and_judged_anew(tree: Tree, hold: HoldLock) -> None:
     live = hold("live")
-    aside = live.path.with_name(lock_files._private_name("live"))
+    aside = live.path.with_name(names.private_name("live"))
     live.path.rename(aside)
     dead = tree.lock("dead", record(2**22 + 1))
-    dead.rename(dead.with_name(lock_files._private_name("dead")))
+    dead.rename(dead.with_name(names.private_name("dead")))
     found = ends(reaper(tree, process_table=ProcessTable).sweep())
     assert found == {"live": ("held", (), "kept"), "dead": FREED}
     assert {path.name for path in tree.sessions().iterdir()} == {"live.jsonl.lock"}
@@ -613,7 +613,7 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     tree: Tree, hold: HoldLock
 ) -> None:
     displaced = hold("sid")
-    aside = displaced.path.with_name(lock_files._private_name("sid"))
+    aside = displaced.path.with_name(names.private_name("sid"))
     displaced.path.rename(aside)
     hold("sid")
     it = reaper(tree)
@@ -629,7 +629,7 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
 
 
 def test_a_stand_in_is_left_while_its_removal_may_go_on_and_then_dropped(tree: Tree) -> None:
-    aside = tree.sessions() / lock_files._private_name("sid")
+    aside = tree.sessions() / names.private_name("sid")
     aside.write_bytes(b"")
     assert list(reaper(tree).sweep()) == []
     assert aside.exists()
@@ -641,7 +641,7 @@ def test_a_stand_in_is_left_while_its_removal_may_go_on_and_then_dropped(tree: T
 
 
 def test_an_empty_lock_left_aside_that_is_open_is_somebodys_and_put_back(tree: Tree) -> None:
-    aside = tree.sessions() / lock_files._private_name("sid")
+    aside = tree.sessions() / names.private_name("sid")
     with aside.open("wb"):
         tree.age(aside, 60)
         assert ends(reaper(tree).sweep())["sid"][0] == "held"
@@ -649,7 +649,7 @@ def test_an_empty_lock_left_aside_that_is_open_is_somebodys_and_put_back(tree: T
 
 def test_a_look_leaves_it_where_it_is(tree: Tree) -> None:
     path = tree.lock("dead", record(2**22 + 1))
-    aside = path.with_name(lock_files._private_name("dead"))
+    aside = path.with_name(names.private_name("dead"))
     path.rename(aside)
     (left,) = reaper(tree).look()
     assert isinstance(left, Skipped)
@@ -764,7 +764,7 @@ def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_l
     outer = it.act()
     (first, _) = next(outer)
     assert first is not None
-    other = Place(first.state, first.agent, {"a": "b", "b": "a"}[first.name[0]] + first.name[1:])
+    other = LockKey(first.state, first.agent, {"a": "b", "b": "a"}[first.name[0]] + first.name[1:])
     ((_, nested),) = it.act({other})
     ((_, found),) = outer
     assert isinstance(nested, Finding)
@@ -792,7 +792,7 @@ def test_a_polled_lock_that_was_replaced_is_not_probed(
     probed: list[int] = []
     monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda fd, **_: probed.append(fd))
     it = reaper(tree)
-    place = Place(it.states[0], "main", path.name)
+    place = LockKey(it.states[0], "main", path.name)
     found = path.stat()
     assert not it.is_held(place, FileId(found.st_dev, found.st_ino + 1))
     assert not it.is_held(place, FileId(found.st_dev, found.st_ino))

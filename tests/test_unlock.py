@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from reaper.adapters import kernel
+from reaper.core.finding import Finding
+from reaper.core.lock import LockKey
 from reaper.core.policy import Outcome
-from reaper.sweep import Finding, Place, Unlock
+from reaper.sweep import Unlock
 from tests.conftest import DEAD, HoldLock, Tree, bindfs, record
 from tests.processes import reap
 from tests.test_cli import report
@@ -321,7 +323,7 @@ def test_a_live_lock_that_replaces_an_unread_one_is_left_alone(tree: Tree, hold:
     path.symlink_to("nowhere")
     it = reaper(tree)
     ((place, seen),) = it.explain(lambda _place: True)
-    assert isinstance(place, Place)
+    assert isinstance(place, LockKey)
     assert isinstance(seen, Finding)
     path.unlink()
     hold("s")
@@ -344,10 +346,10 @@ def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
             left.pop()("s")
         kernel.exchange(one, other, dir_fd=dir_fd)
 
-    monkeypatch.setattr("reaper.adapters.lock_files.exchange", replaced_first)
+    monkeypatch.setattr("reaper.adapters.locks.removal.exchange", replaced_first)
     it = reaper(tree)
     ((place, seen),) = it.explain(lambda _place: True)
-    assert isinstance(place, Place)
+    assert isinstance(place, LockKey)
     assert isinstance(seen, Finding)
     (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)

@@ -25,19 +25,20 @@ import pytest
 from prometheus_client import generate_latest
 
 from reaper import watch as watch_module
-from reaper.adapters import kernel, lock_files
+from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, WENT
+from reaper.adapters.locks import removal
 from reaper.adapters.processes import ProcessTable, use_of
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState
 from reaper.core.health import ChurnLimits
-from reaper.core.lock import FileId, StateDir
+from reaper.core.lock import FileId, LockKey, StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Place, Reaper, Unseen
+from reaper.sweep import Reaper, Unseen
 from reaper.watch import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
 from tests.other_uid import as_other_uid
@@ -208,7 +209,7 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     real = watch._reaper.act
     met: list[str] = []
 
-    def act(only: AbstractSet[Place] | None = None) -> Iterator[Any]:
+    def act(only: AbstractSet[LockKey] | None = None) -> Iterator[Any]:
         for place, found in real(only):
             if only is None and place is not None:
                 if not met:
@@ -262,7 +263,7 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     tree: Tree, hold: HoldLock, missed_by: str
 ) -> None:
     watch = watch_of(tree)
-    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    place = LockKey(watch._reaper.states[0], "main", "sid.jsonl.lock")
     holder = hold("sid")
     watch._on_lock(*place, APPEARED)
     watch._take_events()
@@ -290,7 +291,7 @@ def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_
 ) -> None:
     """A gateway takes a lock again at once; in its release a lock is closed before it is gone."""
     watch = watch_of(tree)
-    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    place = LockKey(watch._reaper.states[0], "main", "sid.jsonl.lock")
     path = hold("sid").path
     watch._on_lock(*place, APPEARED)
     watch._take_events()
@@ -584,7 +585,7 @@ def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_fr
         asked: list[str] = []
         is_held = in_process._reaper.is_held
 
-        def counted(place: Place, file: FileId) -> bool:
+        def counted(place: LockKey, file: FileId) -> bool:
             asked.append(place.name)
             return is_held(place, file)
 
@@ -733,7 +734,7 @@ def test_a_removal_that_fails_once_is_tried_again_long_before_the_next_sweep(
             raise failures.pop()
         exchange(*names, dir_fd=dir_fd)
 
-    monkeypatch.setattr(lock_files, "exchange", fails_once)
+    monkeypatch.setattr(removal, "exchange", fails_once)
     path = tree.lock("dead", record(2**22 + 1))
     until(gone(path))
     assert not failures

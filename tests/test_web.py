@@ -23,8 +23,8 @@ import bcrypt
 import psutil
 import pytest
 
-from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
+from reaper.core.finding import Skipped
 from reaper.core.health import Load, Standing
 from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from reaper.adapters.lock_files import Skipped
 from reaper.core.evidence import (
     Evidence,
     Holder,
@@ -30,6 +29,7 @@ from reaper.core.evidence import (
     RunState,
     StoreStatus,
 )
+from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock, iso, parse
 from reaper.core.policy import Outcome
 from reaper.reports.metrics import Knowledge

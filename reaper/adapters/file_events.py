@@ -24,7 +24,7 @@ from watchdog.observers.inotify_c import (
     WatchDescriptor,
 )
 
-from reaper.adapters.files import followed
+from reaper.adapters.safe_open import followed
 from reaper.core.lock import LOCK_SUFFIX, StateDir
 
 _MASK: Final = Mask(

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
-from reaper.adapters.files import open_folder, open_own_regular, read_at_most
+from reaper.adapters.safe_open import open_folder, open_own_regular, read_at_most
 from reaper.core.lock import StateDir
 
 _LIMIT: Final = 256 * 1024

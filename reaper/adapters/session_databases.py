@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from reaper.adapters.files import (
+from reaper.adapters.safe_open import (
     open_folder,
     open_own_folder,
     open_regular,

@@ -4,7 +4,7 @@ import signal
 
 import typer
 
-from reaper.commands.common import EXIT_INTERRUPTED
+from reaper.commands.console import EXIT_INTERRUPTED
 
 
 def command() -> None:

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from reaper.commands.judging import ExitZero, Judging, with_judging
-from reaper.commands.report import NoOutput, Report, told_to_standard_output
+from reaper.commands.options import ExitZero, Judging, with_judging
+from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
 from reaper.core.lock_name import lock_names, session_keys
-from reaper.core.words import printable
-from reaper.reports.words import explain as explain_in_words
+from reaper.core.text import printable
+from reaper.reports.explain import explain as explain_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reaper.adapters.lock_files import Skipped
-    from reaper.sweep import Finding, Place, Reaper
+    from reaper.core.finding import Finding, Skipped
+    from reaper.core.lock import LockKey
+    from reaper.sweep import Reaper
 
 LockArgument = Annotated[
     str,
@@ -35,7 +36,7 @@ class Match(NamedTuple):
     typed: it exists here and is not the lock's.
     """
 
-    place: "Place"
+    place: "LockKey"
     found: "Finding"
     other_folder: str | None
 
@@ -73,9 +74,9 @@ class _Search:
         """Whether the text is a path that ends as the paths of locks do."""
         return any(it.agent for it in self._names)
 
-    def _looked_at(self, *, by_key: bool) -> "Iterator[tuple[Place, Finding]]":
+    def _looked_at(self, *, by_key: bool) -> "Iterator[tuple[LockKey, Finding]]":
         """Look at the locks that may be meant; report what could not be looked at."""
-        from reaper.sweep import Finding  # noqa: PLC0415
+        from reaper.core.finding import Finding  # noqa: PLC0415
 
         for place, found in self._reaper.explain(
             lambda place: by_key or self._rank(place) is not None
@@ -87,7 +88,7 @@ class _Search:
                 self._reported.add(found)
                 self._report.take(found)
 
-    def _rank(self, place: "Place") -> int | None:
+    def _rank(self, place: "LockKey") -> int | None:
         """Return how well a lock fits the text, 0 best; None if it does not."""
         for rank, name in enumerate(self._names):
             if name.fits(place.agent, place.name) and (
@@ -114,7 +115,7 @@ def _working_directory() -> str:
     return "/"
 
 
-def _sessions_folder(place: "Place") -> str:
+def _sessions_folder(place: "LockKey") -> str:
     return f"{place.state.path}/agents/{place.agent}/sessions"
 
 

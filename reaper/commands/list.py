@@ -2,8 +2,8 @@
 
 import typer
 
-from reaper.commands.judging import ExitZero, Judging, with_judging
-from reaper.commands.report import Report, told_to_standard_output
+from reaper.commands.options import ExitZero, Judging, with_judging
+from reaper.commands.reporting import Report, told_to_standard_output
 
 
 @with_judging

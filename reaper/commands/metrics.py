@@ -7,17 +7,17 @@ from prometheus_client import write_to_textfile
 
 from reaper import __version__
 from reaper.adapters.processes import use_of
-from reaper.commands.common import ACQUIRE_TIMEOUT, MAX_AGENTS
-from reaper.commands.judging import Judging
+from reaper.commands.console import ACQUIRE_TIMEOUT, MAX_AGENTS
+from reaper.commands.options import Judging
+from reaper.core.finding import Finding
 from reaper.core.policy import Outcome
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
-from reaper.sweep import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from reaper.adapters.lock_files import Skipped
+    from reaper.core.finding import Skipped
 
 
 def metrics_for(

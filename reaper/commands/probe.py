@@ -5,8 +5,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from reaper.commands.common import EXIT_FAILED, Talk, fail, seconds
-from reaper.core.words import printable
+from reaper.commands.console import EXIT_FAILED, Talk, fail, seconds
+from reaper.core.text import printable
 
 if TYPE_CHECKING:
     import ssl

@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from reaper.commands.common import EXIT_INTERRUPTED, fail, seconds
-from reaper.commands.judging import ExitZero, Judging, with_judging
-from reaper.commands.report import Report, locks, stop_between_locks, told_to_standard_output
-from reaper.core.words import printable
+from reaper.commands.console import EXIT_INTERRUPTED, fail, seconds
+from reaper.commands.options import ExitZero, Judging, with_judging
+from reaper.commands.reporting import Report, locks, stop_between_locks, told_to_standard_output
+from reaper.core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.progress import Progress
 
-    from reaper.adapters.lock_files import Skipped
-    from reaper.sweep import Finding
+    from reaper.core.finding import Finding, Skipped
 
 _PROGRESS_FROM: Final = 3000
 """Locks from which on a progress bar is worth its lines."""

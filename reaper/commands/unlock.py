@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from reaper.commands.common import EXIT_FAILED, EXIT_INTERRUPTED, LogFormat, LogFormatOption
+from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED, LogFormat, LogFormatOption
 from reaper.commands.explain import LockArgument, Match, explain_matches
-from reaper.commands.judging import POLICY_OPTIONS, Judging, with_judging
-from reaper.commands.report import NoOutput, Report, stop_between_locks, told_to_standard_output
+from reaper.commands.options import POLICY_OPTIONS, Judging, with_judging
+from reaper.commands.reporting import NoOutput, Report, stop_between_locks, told_to_standard_output
 from reaper.core.policy import Action, Outcome
-from reaper.core.words import printable
+from reaper.core.text import printable
+from reaper.reports.explain import why_kept
 from reaper.reports.records import lock_record
-from reaper.reports.words import why_kept
 
 if TYPE_CHECKING:
     from reaper.reports.journal import Journal
@@ -90,7 +90,7 @@ def _free(
     stop: Callable[[], bool],
 ) -> str | None:
     """Free the one lock, and write it into the journal; return why it was not freed, if so."""
-    from reaper.sweep import Finding  # noqa: PLC0415
+    from reaper.core.finding import Finding  # noqa: PLC0415
 
     def on_wait(_count: int, seconds: float) -> None:
         judging.talk.info(f"it must be seen unchanged for a while: up to {seconds:.0f} s more")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from reaper import __version__
-from reaper.commands.common import (
+from reaper.commands.console import (
     ACQUIRE_TIMEOUT,
     MAX_AGENTS,
     LogFormat,
@@ -21,9 +21,9 @@ from reaper.commands.common import (
     seconds,
     variable_of,
 )
-from reaper.commands.judging import Judging, with_judging
+from reaper.commands.options import Judging, with_judging
 from reaper.core.health import ChurnLimits, WedgedLimits
-from reaper.core.words import printable
+from reaper.core.text import printable
 from reaper.settings import parse_size
 
 

@@ -56,6 +56,14 @@ class StateDir(NamedTuple):
     path: str
 
 
+class LockKey(NamedTuple):
+    """Identifies a lock file across passes."""
+
+    state: StateDir
+    agent: str
+    name: str
+
+
 class Lock(NamedTuple):
     """One lock file, as read once. Times are since the epoch; `path` is for people."""
 

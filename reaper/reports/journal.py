@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from reaper.core.lock import Lock
-from reaper.core.words import printable
+from reaper.core.text import printable
 
 QUOTE_LIMIT: Final = 300
 """Bytes of a file that one line quotes at most; a gateway's record has 109."""

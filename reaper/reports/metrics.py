@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 
 from reaper.core.health import CHURN
 from reaper.core.policy import Action, Outcome
+from reaper.core.text import printable
 from reaper.core.verdict import Judgement
-from reaper.core.words import printable
 from reaper.reports.exposition import BulkyGauge
 from reaper.reports.records import Act, Seen, SkippedFile
 from reaper.reports.tally import VERDICTS, AgentTally, Tallies

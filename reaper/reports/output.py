@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TextIO
 
+from reaper.core.text import printable
 from reaper.core.verdict import Verdict
-from reaper.core.words import printable
+from reaper.reports.explain import duration
 from reaper.reports.records import SCHEMA, Found, Summary, lock_record
-from reaper.reports.words import duration
 
 _MOST_ROWS: Final = 1000
 """Rows that a table lays out; beyond, lines are written as they come."""

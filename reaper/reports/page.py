@@ -23,12 +23,12 @@ from reaper.core.evidence import DEAD, HoldProof
 from reaper.core.health import CHURN, RESIDENT_MEMORY, STUCK_LOCKS
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Outcome
+from reaper.core.text import printable
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, Limits
-from reaper.core.words import printable
+from reaper.reports.explain import RULES, duration, next_step, no_proof_advice, whose
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
 from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
-from reaper.reports.words import RULES, duration, next_step, no_proof_advice, whose
 
 _HIDDEN_FIELDS: Final = ("path", "session")
 _PLAIN_FIELDS: Final = frozenset(

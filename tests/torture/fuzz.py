@@ -16,8 +16,8 @@ from reaper.core.evidence import Holder, HolderState
 from reaper.core.json_text import NotJsonError, loads
 from reaper.core.lock import StateDir, parse, parse_date
 from reaper.core.policy import Policy
+from reaper.core.text import printable
 from reaper.core.verdict import Limits
-from reaper.core.words import printable
 from reaper.sweep import Reaper
 from tests.torture.attacker import DEAD
 

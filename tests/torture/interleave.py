@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from reaper.adapters import lock_files
+from reaper.adapters.locks import removal
 
 _CALLS: Final = ("open", "stat", "fstat", "unlink", "link", "rename", "scandir")
 _KERNEL: Final = ("exchange", "rename_noreplace")
@@ -82,8 +82,8 @@ def stepped() -> Iterator[SteppedOs]:
     it = SteppedOs()
     with pytest.MonkeyPatch.context() as patch:
         for name in _KERNEL:
-            patch.setattr(lock_files, name, _stepping(name, getattr(lock_files, name)))
-        patch.setattr(lock_files, "os", it)
+            patch.setattr(removal, name, _stepping(name, getattr(removal, name)))
+        patch.setattr(removal, "os", it)
         yield it
 
 

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Final
 from unittest.mock import patch
 
-from reaper.adapters import hold_proof, lock_files
-from reaper.adapters.lock_files import OpenLock, Removal
+from reaper.adapters import hold_proof
+from reaper.adapters.locks import removal
+from reaper.adapters.locks.reading import OpenLock
+from reaper.adapters.locks.removal import Removal
 from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
@@ -40,7 +42,7 @@ def checked(opened: OpenLock, *, forced: bool = False) -> Removal:  # as `remove
 
 
 REMOVERS: Final[dict[str, Callable[..., Removal]]] = {
-    "protocol": lock_files.remove,
+    "protocol": removal.remove,
     "plain": plain,
     "checked": checked,
 }
@@ -50,7 +52,7 @@ def main() -> None:
     how, path = sys.argv[1:]
     hold_proof.prepare()
     reaper = Reaper([StateDir("torture", path)], limits=Limits(), policy=Policy())
-    with patch.object(lock_files, "remove", REMOVERS[how]):
+    with patch.object(removal, "remove", REMOVERS[how]):
         while True:
             for _ in reaper.sweep(wait=0):
                 pass

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING
 import typer
 
 from reaper.adapters.owners import folder_owner, uid_name
-from reaper.commands.common import EXIT_BLIND, EXIT_FAILED, EXIT_STUCK, Talk
-from reaper.commands.judging import Judging
+from reaper.commands.console import EXIT_BLIND, EXIT_FAILED, EXIT_STUCK, Talk
+from reaper.commands.options import Judging
 from reaper.core.lock import Shape
 from reaper.core.policy import Outcome
+from reaper.core.text import printable
 from reaper.core.verdict import NO_HOLD_PROOF
-from reaper.core.words import printable
+from reaper.reports.explain import no_proof_advice
 from reaper.reports.output import Output
 from reaper.reports.records import Found, Summary
-from reaper.reports.words import no_proof_advice
 
 if TYPE_CHECKING:
-    from reaper.adapters.lock_files import Skipped
+    from reaper.core.finding import Finding, Skipped
     from reaper.core.lock import Lock
-    from reaper.sweep import Finding
 
 
 class Report:
@@ -43,7 +42,7 @@ class Report:
         self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
     def take(self, found: "Finding | Skipped") -> None:
-        from reaper.sweep import Finding  # noqa: PLC0415
+        from reaper.core.finding import Finding  # noqa: PLC0415
 
         if not isinstance(found, Finding):
             self.summary.count_skipped(

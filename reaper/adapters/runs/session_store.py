@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from reaper.adapters.files import NotRegularError, SymlinkError, open_own_regular, stamp_of
+from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_regular, stamp_of
 from reaper.core.evidence import Run, StoreStatus
 from reaper.core.json_text import NotJsonError, loads, whole
 from reaper.core.lock import LOCK_SUFFIX

@@ -14,8 +14,8 @@ from reaper.core.evidence import (
 from reaper.core.file_systems import SHARED
 from reaper.core.lock import Lock, Shape, iso
 from reaper.core.policy import Action
+from reaper.core.text import printable
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Limits, Verdict
-from reaper.core.words import printable
 
 
 def duration(seconds: float) -> str:

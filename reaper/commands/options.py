@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from reaper.commands.common import Talk, fail, seconds
+from reaper.commands.console import Talk, fail, seconds
 from reaper.core.policy import Action, Policy
+from reaper.core.text import printable
 from reaper.core.verdict import Limits
-from reaper.core.words import printable
 from reaper.reports.output import JsonOutput, Output, TableOutput
 from reaper.settings import SettingsError, UsageError, state_dirs
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from reaper.adapters.files import open_folder, open_regular, read_at_most, stamp_of
-from reaper.adapters.session_store import Session, SessionStores
+from reaper.adapters.runs.session_store import Session, SessionStores
+from reaper.adapters.safe_open import open_folder, open_regular, read_at_most, stamp_of
 from reaper.core.evidence import Run, Unmet
 from reaper.core.json_text import NotJsonError, loads
 from reaper.core.trajectory import FIRST_TAIL, TAIL, Trajectory, last_attempt, last_record

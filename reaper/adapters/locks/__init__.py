@@ -1,0 +1,1 @@
+"""Lock files: their private names, finding and reading them, and removing them."""

@@ -1,0 +1,29 @@
+"""The private names under which a removal keeps a file: where it put it, and what it was called."""
+
+import os
+import re
+from typing import Final
+
+from reaper.core.lock import LOCK_SUFFIX
+
+# A private name is `.rpr`, five random characters, `-`, the session, `~`: eleven characters besides
+# the session, as many as `.jsonl.lock` has, so it fits wherever the lock's own name did. It ends
+# in nothing that a gateway looks for, and holds the name to put the lock back under.
+PREFIX: Final = ".rpr"
+ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}-(?P<session>.*)~", re.DOTALL)
+RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=-)")
+_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def private_name(session: str) -> str:
+    # As `secrets` does it, which imports what a command that looks at nothing need not pay for.
+    token = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
+    return f"{PREFIX}{token}-{session}~"
+
+
+def original_name(aside: str) -> str:
+    """Return the lock's own name, which its private name holds. Raises ValueError."""
+    match = ASIDE.fullmatch(aside)
+    if match is None:
+        raise ValueError(f"{aside!r} is no private name")
+    return match["session"] + LOCK_SUFFIX

@@ -1,0 +1,1 @@
+"""What trajectory and session store say about a session's last run."""

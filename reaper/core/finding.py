@@ -1,0 +1,53 @@
+"""What a pass over the locks yields: findings, and what was skipped."""
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from reaper.core.evidence import Evidence
+from reaper.core.lock import Lock
+from reaper.core.policy import Action, Outcome
+from reaper.core.retry import Retry
+from reaper.core.verdict import Judgement
+
+SESSION_STORE: Final = "session-store"
+"""The reason for a `sessions.json` that was not understood when a lock was judged by it."""
+
+
+class Skipped(NamedTuple):
+    """Something that was not looked at, why, and what to do about it.
+
+    Not `failed`: nothing is unseen, but a person may want to know. `files` is how many files it
+    stands for.
+    """
+
+    path: str
+    reason: str
+    failed: bool = False
+    note: str = ""
+    files: int = 1
+
+
+class Mode(Enum):
+    """LOOK changes nothing and tells what a sweep would come to; DRY does all but the act."""
+
+    LOOK = "look"
+    DRY = "dry"
+    ACT = "act"
+
+
+class Finding(NamedTuple):
+    """What one lock came to. `outcome` is None for a look; `note` says more where there is more.
+
+    `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
+    False where none was made this time, because it is too early for the next one; outcome and note
+    are those of the last attempt then.
+    """
+
+    lock: Lock
+    evidence: Evidence
+    judgement: Judgement
+    action: Action
+    outcome: Outcome | None
+    note: str = ""
+    retry: Retry | None = None
+    attempted: bool = True
