@@ -298,9 +298,9 @@ class Reaper:
         """Look at every lock once and change nothing. What rests on this one look is marked
         `seen-once`; the action is what a sweep would take once it has seen it twice.
         """
-        for place, found in self._pass(Mode.LOOK, None):
-            if place is not None:
-                self._sights.pop(place, None)
+        for found in self._pass(Mode.LOOK, None):
+            if found.key is not None:
+                self._sights.pop(found.key, None)
             yield found
 
     def sweep(
@@ -341,8 +341,7 @@ class Reaper:
             yield from due.values()
         elif due:
             limits = self.limits._replace(seen_once_suffices=True)
-            for _, found in self._pass(mode, due.keys(), limits=limits, unlock=unlock):
-                yield found
+            yield from self._pass(mode, due.keys(), limits=limits, unlock=unlock)
 
     def _round(
         self,
@@ -360,15 +359,15 @@ class Reaper:
         """
         went = dict(waiting)
         unseen = Unseen()
-        for place, found in self._pass(mode, only, unlock=unlock):
+        for found in self._pass(mode, only, unlock=unlock):
             unseen.add(found)
-            if place is not None:
-                went.pop(place, None)
-            if place is not None and isinstance(found, Finding) and found.judgement.pending:
-                due[place] = found
+            if found.key is not None:
+                went.pop(found.key, None)
+            if isinstance(found, Finding) and found.judgement.pending:
+                due[found.key] = found
             else:
-                if place is not None:
-                    self._sights.pop(place, None)
+                if found.key is not None:
+                    self._sights.pop(found.key, None)
                 yield found
             if stop():
                 due.update(went)
@@ -380,26 +379,24 @@ class Reaper:
                 self._sights.pop(place, None)
                 yield found._replace(outcome=Outcome.VANISHED)
 
-    def act(
-        self, only: AbstractSet[LockKey] | None = None
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    def act(self, only: AbstractSet[LockKey] | None = None) -> Iterator[Finding | Skipped]:
         """One pass that judges and acts, over all locks or those at some places; for a sidecar,
         which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
-        in a folder that could not be read, which is (as Skipped that `failed`, without a place).
-        A lock that has several places is yielded with the one by which it is known.
+        in a folder that could not be read, which is (as Skipped that `failed`, without a key).
+        A lock that has several keys is yielded with the one by which it is known.
 
         Of one agent at most `most_remembered` locks are remembered. Each further one is judged by
         this one look, and removed where that proves enough; else it is not yielded, but Skipped
-        TOO_MANY_LOCKS is, without a place. A removal that failed is not tried again before its
+        TOO_MANY_LOCKS is, without a key. A removal that failed is not tried again before its
         `retry` says so.
         """
         seen: set[LockKey] = set()
         unseen = Unseen()
-        for place, found in self._pass(Mode.ACT, only, remembers=True):
+        for found in self._pass(Mode.ACT, only, remembers=True):
             unseen.add(found)
-            if place is not None:
-                seen.add(place)
-            yield place, found
+            if found.key is not None:
+                seen.add(found.key)
+            yield found
         known = self._sights.keys() | self._failures.keys()
         for place in (known if only is None else only) - seen:
             if not unseen.hides(place):
@@ -435,9 +432,7 @@ class Reaper:
             return False
         return False
 
-    def explain(
-        self, wanted: Callable[[LockKey], bool]
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    def explain(self, wanted: Callable[[LockKey], bool]) -> Iterator[Finding | Skipped]:
         """Look, as `look` does, at the locks whose place is wanted, with all of their evidence.
 
         What has a lock's name and cannot be read is yielded as a lock too, not skipped.
@@ -454,7 +449,7 @@ class Reaper:
         wanted: Callable[[LockKey], bool] = lambda _place: True,
         with_unread: bool = False,
         remembers: bool = False,
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    ) -> Iterator[Finding | Skipped]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
         self._table = None
@@ -475,7 +470,7 @@ class Reaper:
             try:
                 yield from self._pass_over_state(this, state, only, wanted)
             except OSError as error:
-                yield None, reading.skip(state.path, error)
+                yield reading.skip(state.path, error)
 
     def _processes(self) -> Processes:
         """Return the process table as looked at since the latest pass began; made when first asked
@@ -494,7 +489,7 @@ class Reaper:
         state: StateDir,
         only: AbstractSet[LockKey] | None,
         wanted: Callable[[LockKey], bool],
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    ) -> Iterator[Finding | Skipped]:
         here = _StatePass(state)
         yield from self._pass_over_folders(this, here, only, wanted)
 
@@ -504,7 +499,7 @@ class Reaper:
         here: _StatePass,
         only: AbstractSet[LockKey] | None,
         wanted: Callable[[LockKey], bool],
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    ) -> Iterator[Finding | Skipped]:
         skipped: list[Skipped] = []
         agents = None
         if only is not None:
@@ -525,11 +520,9 @@ class Reaper:
                 self._litter.pop(agent, None)
                 if folder.litter is not None:
                     self._litter[agent] = folder.litter
-        yield from ((None, it) for it in skipped if only is None or it.failed)
+        yield from (it for it in skipped if only is None or it.failed)
         if only is None:
-            yield from (
-                (None, it) for it in self._hints(here.state, is_empty=is_empty and not skipped)
-            )
+            yield from self._hints(here.state, is_empty=is_empty and not skipped)
 
     def _hints(self, state: StateDir, *, is_empty: bool) -> Iterator[Skipped]:
         """Say why a state directory may have fewer locks than a person expects."""
@@ -549,17 +542,16 @@ class Reaper:
         folder: Folder,
         only: AbstractSet[LockKey] | None,
         wanted: Callable[[LockKey], bool],
-    ) -> Iterator[tuple[LockKey | None, Finding | Skipped]]:
+    ) -> Iterator[Finding | Skipped]:
         layered = hold_proof.is_below(folder.path, this.layers)
         if only is None:
             most = _MOST_NAMES if this.remembers else None
             try:
                 folder.read_names(most, known=lambda name: self._is_known(here, folder, name))
             except OSError as error:
-                yield None, reading.skip(folder.path, error)
+                yield reading.skip(folder.path, error)
                 return
-            for it in self._settle_asides(this, here, folder, layered=layered):
-                yield None, it
+            yield from self._settle_asides(this, here, folder, layered=layered)
         else:
             folder.locks = sorted(it.name for it in only if it.agent == folder.agent)
         problem = ""
@@ -567,16 +559,14 @@ class Reaper:
             place = LockKey(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
-                if isinstance(found, Skipped) and found.reason == TOO_MANY_LOCKS:
-                    yield None, found
-                elif found is not None:
+                if found is not None:
                     problem = problem or self._store_problem(folder, found)
-                    yield place, found
+                    yield found
         if folder.locks_left_out:
-            yield None, _too_many_locks(folder, folder.locks_left_out)
+            yield _too_many_locks(folder, folder.locks_left_out)
         if problem and only is None:
             path = f"{folder.path}/sessions.json"
-            yield None, Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
+            yield Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
 
     def _is_known(self, here: _StatePass, folder: Folder, name: str) -> bool:
         return self._sights.get(LockKey(here.state, folder.agent, name)) is not None
@@ -628,8 +618,10 @@ class Reaper:
         opened = reading.open_lock(folder, place.name)
         if isinstance(opened, Skipped) and this.with_unread:
             opened = reading.open_unread(folder, place.name, opened)
-        if not isinstance(opened, OpenLock):
-            return opened
+        if isinstance(opened, Skipped):
+            return opened._replace(key=place)
+        if opened is None:
+            return None
         with opened:
             remembered = not this.remembers or self._sights.have_room_for(
                 place, self.most_remembered
@@ -798,6 +790,7 @@ class Reaper:
             if action is not Action.REMOVE:
                 self._failures.pop(place, None)
         return Finding(
+            key=place,
             lock=opened.lock,
             evidence=evidence,
             judgement=judgement,

@@ -430,17 +430,18 @@ class Watch:
         readable = True
         files = _SkippedFiles()
         looked_up = started
-        for place, found in self._reaper.act():
+        for found in self._reaper.act():
             self._expected_by = time.monotonic()
             unseen.add(found)
-            if place is not None:
-                places.add(place)
-            if isinstance(found, Skipped):
-                files.add(found)
-                readable &= place is not None or not hides_locks(found)
-            elif place is not None:
-                self._expect_announced(place, found, started)
-                self._take(place, found, due_since=None)
+            if found.key is not None:
+                places.add(found.key)
+            match found:
+                case Skipped():
+                    files.add(found)
+                    readable &= found.key is not None or not hides_locks(found)
+                case Finding():
+                    self._expect_announced(found.key, found, started)
+                    self._take(found.key, found, due_since=None)
             if self._stopping:
                 return
             if time.monotonic() - looked_up >= _LOOK_UP:
@@ -560,15 +561,16 @@ class Watch:
             return
         waiting = set(due)
         unseen = Unseen()
-        for place, found in self._reaper.act(frozenset(due)):
+        for found in self._reaper.act(frozenset(due)):
             unseen.add(found)
-            if place is None:
+            if found.key is None:
                 continue
-            waiting.discard(place)
-            if isinstance(found, Skipped):
-                self._look_again(place, found.reason)
-            else:
-                self._take(place, found, due_since=due.get(place))
+            waiting.discard(found.key)
+            match found:
+                case Skipped():
+                    self._look_again(found.key, found.reason)
+                case Finding():
+                    self._take(found.key, found, due_since=due.get(found.key))
             if self._stopping:
                 return
         for place in waiting:

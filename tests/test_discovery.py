@@ -559,7 +559,8 @@ def test_a_shared_folder_counts_as_reached_through_a_symlink(
     monkeypatch.setattr(reading, "open_lock", note)
     it = reaper(tree)
     list(it.look())
-    (place, _), *_ = it.explain(lambda _: True)
+    first, *_ = it.explain(lambda _: True)
+    place = first.key
     assert place is not None
     list(it.act({place}))
     assert seen == [False, True, True]
@@ -570,10 +571,10 @@ def test_an_event_by_another_name_has_the_lock_judged_under_the_first_one(tree: 
     (tree.root / "agents" / "zz").mkdir()
     (tree.root / "agents" / "zz" / "sessions").symlink_to("../main/sessions")
     it = reaper(tree)
-    ((place, _),) = it.explain(lambda _: True)
-    assert place is not None
-    ((judged, found),) = it.act({place._replace(agent="zz")})
-    assert judged == place
+    (seen,) = it.explain(lambda _: True)
+    assert seen.key is not None
+    (found,) = it.act({seen.key._replace(agent="zz")})
+    assert found.key == seen.key
     assert isinstance(found, Finding)
     assert os.listdir(tree.sessions()) == []
 
@@ -582,7 +583,7 @@ def test_what_cannot_be_seen_hides_the_locks_below_it_and_no_others(tree: Tree) 
     tree.lock("one", record(os.getpid()))
     tree.lock("two", record(os.getpid()), agent="ops")
     it = reaper(tree)
-    one, two = sorted(place for place, _ in it.explain(lambda _: True) if place is not None)
+    one, two = sorted(found.key for found in it.explain(lambda _: True) if found.key is not None)
     root = str(tree.root)
     for path, hides in (
         (root, (True, True)),
@@ -620,11 +621,11 @@ def test_what_a_link_hid_is_remembered_until_it_is_seen_again(tree: Tree, tmp_pa
     list(it.act())
     (place,) = it._sights
     (tmp_path / "data").rename(tmp_path / "away")
-    ((_, skipped),) = it.act({place})
+    (skipped,) = it.act({place})
     assert isinstance(skipped, Skipped)
     assert list(it._sights) == [place]
     link.unlink()
     link.symlink_to(tmp_path / "away")
-    ((seen_at, found),) = it.act({place})
-    assert seen_at == place
+    (found,) = it.act({place})
+    assert found.key == place
     assert isinstance(found, Finding)

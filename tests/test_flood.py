@@ -72,7 +72,7 @@ class Sweeps:
         monkeypatch.setattr(removal, "remove", remove)
 
     def act(self) -> list[Finding]:
-        return [found for _, found in self.reaper.act() if isinstance(found, Finding)]
+        return [found for found in self.reaper.act() if isinstance(found, Finding)]
 
     def act_for(self, seconds: int) -> list[Finding]:
         """Sweep each second; return the last sweep's findings."""
@@ -438,7 +438,7 @@ def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
     tree.lock("young", record(os.getpid()))
     sweeps = Sweeps(tree, monkeypatch, most_remembered=5)
     passed = list(sweeps.reaper.act())
-    skipped = [it for place, it in passed if isinstance(it, Skipped)]
+    skipped = [it for it in passed if isinstance(it, Skipped)]
     assert {(it.reason, it.failed, Path(it.path)) for it in skipped} == {
         (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
     }
@@ -485,8 +485,8 @@ def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not
         tree.lock(f"x{number}", record(os.getpid()))
     monkeypatch.setattr(sweep, "_MOST_NAMES", 10)
     passed = list(sweeps.reaper.act())
-    met = [place.name for place, _ in passed if place is not None]
-    (skipped,) = (it for _, it in passed if isinstance(it, Skipped))
+    met = [it.key.name for it in passed if it.key is not None]
+    (skipped,) = (it for it in passed if isinstance(it, Skipped))
     assert len(met) + skipped.files == 51
     assert len(met) in {10, 11}
     assert "known.jsonl.lock" in {place.name for place in sweeps.reaper._sights}
@@ -809,16 +809,17 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
     freed: list[bool] = []
 
     def during(only: Any = None) -> Iterator[Any]:
-        for place, found in act(only):
+        for found in act(only):
+            place = found.key
             if only is None and place is not None:
                 if place.name == "x0.jsonl.lock":
                     path = tree.lock("dead", record(DEAD), agent="a-new-one")
                     it.announce("dead", APPEARED, "a-new-one")
-                yield place, found
+                yield found
                 if place.name == "x0.jsonl.lock":
                     freed.append(not path.exists())
             else:
-                yield place, found
+                yield found
 
     monkeypatch.setattr(it.watch._reaper, "act", during)
     it.sweep()
@@ -838,9 +839,9 @@ def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgot
     act = it.watch._reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:
-        for place, found in act(only):
+        for found in act(only):
             it.announce("late", APPEARED, "a")
-            yield place, found
+            yield found
 
     monkeypatch.setattr(it.watch._reaper, "act", during)
     it.sweep()

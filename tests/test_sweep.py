@@ -215,11 +215,11 @@ def test_a_slow_pass_does_not_shorten_a_grace(tree: Tree, hold: HoldLock) -> Non
 
     first: dict[str, float] = {}
     it = reaper(tree, clock=clock, process_table=Slow)
-    for place, found in it.act():
-        if place is not None and isinstance(found, Finding):
+    for found in it.act():
+        if isinstance(found, Finding):
             first[found.lock.session] = clock.mono
     while list(tree.sessions().iterdir()):
-        for _, found in it.act():
+        for found in it.act():
             if isinstance(found, Finding) and found.outcome is Outcome.REMOVED:
                 assert clock.mono - first[found.lock.session] >= 10.0
 
@@ -361,9 +361,7 @@ def test_a_lock_of_the_same_run_that_another_process_held_before_keeps_this_one(
     abandoned.path.rename(away)
     sweeper = reaper(tree)
     tree.lock("stuck", record(2**22 + 1, age=604, starttime=5))
-    assert [one.outcome for _, one in sweeper.act() if isinstance(one, Finding)] == [
-        Outcome.REMOVED
-    ]
+    assert [one.outcome for one in sweeper.act() if isinstance(one, Finding)] == [Outcome.REMOVED]
     away.rename(abandoned.path)
     assert abandoned.path.read_bytes() == data
     found = findings(sweeper.sweep())["stuck"]
@@ -386,7 +384,7 @@ def test_a_holder_that_was_once_seen_as_another_program_keeps_its_lock(
     clock = FakeClock()
     sweeper = reaper(tree, clock=clock, process_table=Disguised)
     for _ in range(4):
-        (found,) = (one for _, one in sweeper.act() if isinstance(one, Finding))
+        (found,) = (one for one in sweeper.act() if isinstance(one, Finding))
         assert found.judgement.unmet is Unmet.OTHER_PROGRAM
         clock.pass_by(60)
 
@@ -397,7 +395,7 @@ def test_an_empty_file_that_gets_the_inode_of_one_that_is_gone_is_a_new_lock(tre
     sweeper = reaper(tree, clock=clock)
     seen_for = []
     for _ in range(3):
-        (found,) = (one for _, one in sweeper.act() if isinstance(one, Finding))
+        (found,) = (one for one in sweeper.act() if isinstance(one, Finding))
         seen_for.append(found.evidence.seen_for)
         clock.pass_by(4)
         if len(seen_for) == 2:
@@ -429,7 +427,7 @@ def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: Hol
     it = reaper(tree, clock=clock)
 
     def verdict() -> Verdict:
-        ((_, found),) = it.act()
+        (found,) = it.act()
         assert isinstance(found, Finding)
         return found.judgement.verdict
 
@@ -483,7 +481,7 @@ def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     for step in (0, 86_400_000, -86_400_000):
         clock.wall += step
         clock.pass_by(1.0)
-        (found,) = (one for _, one in it.act() if isinstance(one, Finding))
+        (found,) = (one for one in it.act() if isinstance(one, Finding))
         assert (found.judgement.verdict, found.outcome) == (Verdict.HELD, Outcome.KEPT)
         assert found.evidence.age < 70
     assert holder.path.exists()
@@ -520,7 +518,7 @@ def test_nothing_counts_as_the_next_gateway_but_that_it_removes_the_lock_itself(
     sweeper = reaper(tree, clock=clock)
     store = tree.sessions() / "sessions.json"
     for _ in range(3):
-        found = [one for place, one in sweeper.act() if place is not None and place.agent == "main"]
+        found = [one for one in sweeper.act() if one.key is not None and one.key.agent == "main"]
         assert [one.outcome for one in found if isinstance(one, Finding)] == [Outcome.KEPT]
         clock.pass_by(1000)
         store.write_text(store.read_text() + "\n")
@@ -561,13 +559,13 @@ def test_a_store_that_is_not_understood_is_reported_once_for_all_locks_judged_by
     broken = [f"{tree.root}/agents/{agent}/sessions/sessions.json" for agent in ("main", "ops")]
     it = reaper(tree, process_table=FakeProcesses)
     assert not_understood(it.sweep(dry=True)) == broken
-    assert not_understood(found for _, found in it.act()) == broken
+    assert not_understood(found for found in it.act()) == broken
     assert not_understood(it.look()) == [
         f"{tree.root}/agents/held/sessions/sessions.json",
         *broken,
     ]
     wanted = it.explain(lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock"))
-    assert not_understood(found for _, found in wanted) == broken[1:]
+    assert not_understood(found for found in wanted) == broken[1:]
     for path in broken:
         Path(path).write_text("{}")
     assert not_understood(it.sweep()) == []
@@ -728,10 +726,10 @@ def test_without_proof_a_bare_pid_was_never_this_very_holder(
     monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
     table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
     it = reaper(tree, process_table=lambda: table)
-    (first,) = (one for _, one in it.act() if isinstance(one, Finding))
+    (first,) = (one for one in it.act() if isinstance(one, Finding))
     assert first.judgement.verdict is Verdict.HELD
     table.holders.clear()
-    (second,) = (one for _, one in it.act() if isinstance(one, Finding))
+    (second,) = (one for one in it.act() if isinstance(one, Finding))
     assert second.judgement.reasons[0] == expected
 
 
@@ -746,7 +744,7 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
     it = reaper(tree, process_table=lambda: table)
     list(it.act())
     del table.holders[7]  # its entry in the table of nested pids is not found this time
-    (found,) = (one for _, one in it.act() if isinstance(one, Finding))
+    (found,) = (one for one in it.act() if isinstance(one, Finding))
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
@@ -762,11 +760,11 @@ def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_l
     tables = iter([FakeProcesses(), alive])
     it = reaper(tree, process_table=lambda: next(tables))
     outer = it.act()
-    (first, _) = next(outer)
+    first = next(outer).key
     assert first is not None
     other = LockKey(first.state, first.agent, {"a": "b", "b": "a"}[first.name[0]] + first.name[1:])
-    ((_, nested),) = it.act({other})
-    ((_, found),) = outer
+    (nested,) = it.act({other})
+    (found,) = outer
     assert isinstance(nested, Finding)
     assert isinstance(found, Finding)
     assert nested.judgement.verdict is found.judgement.verdict is Verdict.HELD
@@ -780,7 +778,7 @@ def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock)
     (place,) = it._sights
     moved = tree.root.with_name("moved")
     tree.root.rename(moved)
-    assert [one.failed for _, one in it.act() if isinstance(one, Skipped)] == [True]
+    assert [one.failed for one in it.act() if isinstance(one, Skipped)] == [True]
     assert list(it._sights) == [place]
     moved.rename(tree.root)
 
@@ -813,7 +811,7 @@ def test_only_wanted_locks_are_explained(tree: Tree) -> None:
     for name in ("one", "two"):
         tree.lock(name, record(2**22 + 1))
     wanted = reaper(tree).explain(lambda place: place.name == "two.jsonl.lock")
-    assert set(findings(found for _, found in wanted)) == {"two"}
+    assert set(findings(found for found in wanted)) == {"two"}
 
 
 def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
@@ -880,11 +878,10 @@ def test_a_stuck_lock_names_its_session_key_whatever_the_verdict_rests_on(
 def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:
     path = tree.lock("sid", record(2**22 + 1))
     it = reaper(tree)
-    ((place, seen),) = it.explain(lambda _place: True)
-    assert place is not None
+    (seen,) = it.explain(lambda _key: True)
     assert isinstance(seen, Finding)
     path.write_bytes(record(2**22 + 2))
-    (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
+    (found,) = it.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.CHANGED
     assert path.exists()

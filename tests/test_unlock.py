@@ -13,7 +13,6 @@ import pytest
 
 from reaper.adapters import kernel
 from reaper.core.finding import Finding
-from reaper.core.lock import LockKey
 from reaper.core.policy import Outcome
 from reaper.sweep import Unlock
 from tests.conftest import DEAD, HoldLock, Tree, bindfs, record
@@ -322,12 +321,11 @@ def test_a_live_lock_that_replaces_an_unread_one_is_left_alone(tree: Tree, hold:
     path = tree.sessions() / "s.jsonl.lock"
     path.symlink_to("nowhere")
     it = reaper(tree)
-    ((place, seen),) = it.explain(lambda _place: True)
-    assert isinstance(place, LockKey)
+    (seen,) = it.explain(lambda _key: True)
     assert isinstance(seen, Finding)
     path.unlink()
     hold("s")
-    (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
+    (found,) = it.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.CHANGED
     assert path.is_file()
@@ -348,10 +346,9 @@ def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
 
     monkeypatch.setattr("reaper.adapters.locks.removal.exchange", replaced_first)
     it = reaper(tree)
-    ((place, seen),) = it.explain(lambda _place: True)
-    assert isinstance(place, LockKey)
+    (seen,) = it.explain(lambda _key: True)
     assert isinstance(seen, Finding)
-    (found,) = it.sweep(unlock=Unlock(place, seen.lock.fingerprint, force=True))
+    (found,) = it.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.RESTORED
     assert [it.name for it in tree.sessions().iterdir()] == ["s.jsonl.lock"]

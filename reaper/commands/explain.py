@@ -36,7 +36,6 @@ class Match(NamedTuple):
     typed: it exists here and is not the lock's.
     """
 
-    place: "LockKey"
     found: "Finding"
     other_folder: str | None
 
@@ -55,18 +54,18 @@ class _Search:
     def matches(self) -> list[Match]:
         """Return the locks that fit best: by name, else by session key."""
         by_rank: dict[int, list[Match]] = defaultdict(list)
-        for place, found in self._looked_at(by_key=False):
-            rank = self._rank(place)
+        for found in self._looked_at(by_key=False):
+            rank = self._rank(found.key)
             if rank is not None:
-                by_rank[rank].append(Match(place, found, self._other_folder(rank)))
+                by_rank[rank].append(Match(found, self._other_folder(rank)))
         if not by_rank and not self.is_lock_path:
             keys = session_keys(self._text)
-            for place, found in self._looked_at(by_key=True):
+            for found in self._looked_at(by_key=True):
                 run = found.evidence.run
                 if run.session_key in keys:
-                    by_rank[keys.index(run.session_key)].append(Match(place, found, None))
+                    by_rank[keys.index(run.session_key)].append(Match(found, None))
                 elif run.store is StoreStatus.UNKNOWN and run.session_key is None:
-                    self.stores_not_understood.add(_sessions_folder(place) + "/sessions.json")
+                    self.stores_not_understood.add(_sessions_folder(found.key) + "/sessions.json")
         return by_rank[min(by_rank)] if by_rank else []
 
     @property
@@ -74,17 +73,14 @@ class _Search:
         """Whether the text is a path that ends as the paths of locks do."""
         return any(it.agent for it in self._names)
 
-    def _looked_at(self, *, by_key: bool) -> "Iterator[tuple[LockKey, Finding]]":
+    def _looked_at(self, *, by_key: bool) -> "Iterator[Finding]":
         """Look at the locks that may be meant; report what could not be looked at."""
         from reaper.core.finding import Finding  # noqa: PLC0415
 
-        for place, found in self._reaper.explain(
-            lambda place: by_key or self._rank(place) is not None
-        ):
+        for found in self._reaper.explain(lambda key: by_key or self._rank(key) is not None):
             if isinstance(found, Finding):
-                if place is not None:
-                    yield place, found
-            elif found not in self._reported and (found.failed or (place and not by_key)):
+                yield found
+            elif found not in self._reported and (found.failed or (found.key and not by_key)):
                 self._reported.add(found)
                 self._report.take(found)
 

@@ -63,8 +63,8 @@ def command(
         shown = explain_matches(judging, reaper, lock, report)
         refusal = _why_not_to_unlock(shown, fingerprint, force=force)
         if shown and refusal is None and not stop():
-            ((place, seen, _),) = shown
-            wanted = Unlock(place, seen.lock.fingerprint, force=force)
+            ((seen, _),) = shown
+            wanted = Unlock(seen.key, seen.lock.fingerprint, force=force)
             refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
         else:
             refusal = refusal or (_INTERRUPTED if shown else None)
@@ -122,7 +122,7 @@ def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bo
         return f"several locks have that name; give the path of one: {paths}"
     if not shown:
         return None
-    ((_, found, other_folder),) = shown
+    ((found, other_folder),) = shown
     path = printable(found.lock.path)
     if other_folder is not None:
         return (

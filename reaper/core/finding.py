@@ -4,7 +4,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from reaper.core.evidence import Evidence
-from reaper.core.lock import Lock
+from reaper.core.lock import Lock, LockKey
 from reaper.core.policy import Action, Outcome
 from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement
@@ -17,7 +17,7 @@ class Skipped(NamedTuple):
     """Something that was not looked at, why, and what to do about it.
 
     Not `failed`: nothing is unseen, but a person may want to know. `files` is how many files it
-    stands for.
+    stands for. `key` is set where it has the name of a lock.
     """
 
     path: str
@@ -25,6 +25,7 @@ class Skipped(NamedTuple):
     failed: bool = False
     note: str = ""
     files: int = 1
+    key: LockKey | None = None
 
 
 class Mode(Enum):
@@ -43,6 +44,7 @@ class Finding(NamedTuple):
     are those of the last attempt then.
     """
 
+    key: LockKey
     lock: Lock
     evidence: Evidence
     judgement: Judgement
