@@ -16,6 +16,7 @@ from reaper.adapters.locks.removal import Removal
 from reaper.adapters.runs.runs import Runs
 from reaper.adapters.runs.session_store import Session
 from reaper.adapters.session_databases import SessionDatabases
+from reaper.core.abandoned import HOLDER_MARGIN_MS
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -29,19 +30,11 @@ from reaper.core.evidence import (
 )
 from reaper.core.finding import SESSION_STORE, Finding, Mode, Skipped
 from reaper.core.history import EarlierLocks, LockHistory
+from reaper.core.judge import judge, wants_run
 from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.retry import Retry
-from reaper.core.verdict import (
-    HOLDER_MARGIN_MS,
-    STUCK,
-    TOO_EARLY,
-    Judgement,
-    Limits,
-    Verdict,
-    judge,
-    wants_run,
-)
+from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, Verdict
 
 
 class Clock(Protocol):

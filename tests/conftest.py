@@ -20,9 +20,11 @@ from hypothesis import settings
 from reaper.adapters import hold_proof
 from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Evidence
-from reaper.core.lock import iso, parse
+from reaper.core.judge import judge
+from reaper.core.lock import iso
 from reaper.core.policy import Outcome, Policy, decide
-from reaper.core.verdict import Limits, judge
+from reaper.core.record import parse
+from reaper.core.verdict import Limits
 from reaper.reports.records import Seen
 from tests import needs, processes, sidecar
 from tests.model_provider import Provider

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from reaper.core.lock import parse_date
+from reaper.core.record import parse_date
 from tests.conftest import StartGateway, now_ms, record
 from tests.gateway import PATIENCE, Gateway, Refused, eventually
 from tests.model_provider import Part, Provider, Step

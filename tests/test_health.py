@@ -7,7 +7,8 @@ import pytest
 
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof, Program
 from reaper.core.health import Churn, ChurnLimits, Load, Standing, WedgedLimits
-from reaper.core.lock import FileId, Lock, parse
+from reaper.core.lock import FileId, Lock
+from reaper.core.record import parse
 from reaper.core.verdict import Verdict
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.records import Seen

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from reaper.core.lock import FileId, Lock, parse
+from reaper.core.lock import FileId, Lock
+from reaper.core.record import parse
 from reaper.reports.journal import Journal
 
 _NOW = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reaper.core.lock import parse_date
+from reaper.core.record import parse_date
 from tests import processes
 from tests.conftest import Tree, now_ms, record, start_ticks
 from tests.openclaw_package import OpenClaw

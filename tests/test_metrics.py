@@ -11,8 +11,9 @@ from prometheus_client import generate_latest
 
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.finding import Skipped
-from reaper.core.lock import FileId, Lock, parse
+from reaper.core.lock import FileId, Lock
 from reaper.core.policy import Action, Outcome
+from reaper.core.record import parse
 from reaper.core.verdict import Verdict
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reaper.core.lock import READ_LIMIT, Record, Shape, parse, parse_date
+from reaper.core.lock import READ_LIMIT, Record, Shape
+from reaper.core.record import parse, parse_date
 
 FULL = b'{\n  "pid": 7,\n  "createdAt": "2026-05-24T10:29:15.171Z",\n  "maxHoldMs": 1020000,\n'
 FULL += b'  "starttime": 76698844\n}\n'

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
-from reaper.core.lock import parse
+from reaper.core.record import parse
 from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen

@@ -6,6 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reaper.core.abandoned import (
+    BIRTH_MARGIN_MS,
+    CHECKPOINT_LIMIT,
+    CHECKPOINT_MARGIN_MS,
+    HOLDER_MARGIN_MS,
+)
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
@@ -21,21 +27,11 @@ from reaper.core.evidence import (
     StoreStatus,
     Unmet,
 )
-from reaper.core.lock import FileId, Lock, Record, Shape, parse
+from reaper.core.judge import TOO_OLD, judge, wants_run
+from reaper.core.lock import FileId, Lock, Record, Shape
 from reaper.core.policy import Action, Policy, decide
-from reaper.core.verdict import (
-    BIRTH_MARGIN_MS,
-    CHECKPOINT_LIMIT,
-    CHECKPOINT_MARGIN_MS,
-    HOLDER_MARGIN_MS,
-    STUCK,
-    TOO_OLD,
-    Judgement,
-    Limits,
-    Verdict,
-    judge,
-    wants_run,
-)
+from reaper.core.record import parse
+from reaper.core.verdict import STUCK, Judgement, Limits, Verdict
 
 LIMITS = Limits()
 NOW = 1_800_000_000_000

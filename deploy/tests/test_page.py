@@ -30,8 +30,9 @@ from reaper.core.evidence import (
     StoreStatus,
 )
 from reaper.core.finding import Skipped
-from reaper.core.lock import FileId, Lock, iso, parse
+from reaper.core.lock import FileId, Lock, iso
 from reaper.core.policy import Outcome
+from reaper.core.record import parse
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
 from tests import needs

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from reaper.core.evidence import Program, RunEnd, RunState, Unmet
-from reaper.core.lock import parse_date
 from reaper.core.programs import program_of
+from reaper.core.record import parse_date
 
 FIRST_TAIL: Final = 8 * 1024
 """Bytes that hold the last record in nearly every file: `session.ended` is some 550 bytes long."""

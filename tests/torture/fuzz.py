@@ -14,8 +14,9 @@ from typing import Final
 
 from reaper.core.evidence import Holder, HolderState
 from reaper.core.json_text import NotJsonError, loads
-from reaper.core.lock import StateDir, parse, parse_date
+from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
+from reaper.core.record import parse, parse_date
 from reaper.core.text import printable
 from reaper.core.verdict import Limits
 from reaper.sweep import Reaper

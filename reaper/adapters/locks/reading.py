@@ -19,7 +19,8 @@ from reaper.adapters.safe_open import (
     read_small,
 )
 from reaper.core.finding import Skipped
-from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir, parse
+from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir
+from reaper.core.record import parse
 
 
 def identity(state: StateDir) -> tuple[int, int] | None:

@@ -1,0 +1,137 @@
+"""Whether a lock that is held belongs to a run that is over: the conditions of the first row."""
+
+from typing import Final
+
+from reaper.core.evidence import (
+    Evidence,
+    Holder,
+    HolderState,
+    Program,
+    Run,
+    StoreStatus,
+    Unmet,
+)
+from reaper.core.lock import Lock
+from reaper.core.verdict import Limits
+
+NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
+"""States of a holder that is elsewhere, in another PID namespace, where its lock is open."""
+CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing tells a compaction's
+lock from one that was left behind; see docs/decisions/0012-late-shape.md.
+"""
+CHECKPOINT_MARGIN_MS: Final = 60_000
+"""A checkpoint may be that much older than the lock and still belong to the compaction that holds
+it: a plugin's context engine writes it before it takes the lock."""
+HOLDER_MARGIN_MS: Final = 5_000
+"""The holder must be older by this than its run. A start time is only as exact as the clock: a
+gateway serves 23 s after its start at the earliest (docs/facts.md)."""
+BIRTH_MARGIN_MS: Final = 5_000
+"""How long after `session.ended` a lock may be created by that run, where the store has no end."""
+STORE_MARGIN_MS: Final = 200
+"""How long after the store's end of the run, where it has one. The run's end and its last locks are
+written within 100 ms, in either order; the next run in the queue needs a second before its first
+lock (docs/facts.md)."""
+
+
+def unmet_condition(evidence: Evidence) -> Unmet | None:
+    """Return the first condition of row 1 that is not met, those about age left out.
+
+    What is not known counts as not met.
+    """
+    return (
+        unmet_by_holder(evidence.lock, evidence.holder)
+        or (Unmet.OTHER_PROGRAM if evidence.seen_as_other_program else None)
+        or evidence.run.unmet
+        or _unmet_by_witness(evidence)
+        or _unmet_by_birth(evidence)
+        or _unmet_by_compaction(evidence)
+    )
+
+
+def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
+    """The holder is a gateway that is seen, or one that is not visible from here; the record says
+    since when both are there.
+    """
+    if holder.state is HolderState.UNNAMED:
+        return Unmet.NO_HOLDER
+    if lock.record.created_at_ms is None:
+        return Unmet.NO_CREATED_AT
+    if lock.record.starttime is None:
+        return Unmet.NO_START_TIME
+    if holder.state is HolderState.SAME:
+        # `openclaw agent --local` leaves the store at `done` while it runs.
+        return None if holder.program is Program.GATEWAY else Unmet.OTHER_PROGRAM
+    return None if holder.state in NOT_VISIBLE else Unmet.HOLDER_UNCLEAR
+
+
+def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
+    """The holder was there before the run, so it is the gateway that wrote the run's records; and
+    it is not one of those that write them only at the end of an attempt.
+    """
+    end, began_ms = evidence.run.end, evidence.holder_began_ms
+    if end is None or end.started_ms is None:
+        return Unmet.ATTEMPT_NOT_WHOLE
+    if began_ms is None or began_ms + HOLDER_MARGIN_MS > end.started_ms:
+        return Unmet.HOLDER_YOUNGER
+    return Unmet.NEWER_GATEWAY if evidence.may_be_newer_gateway else None
+
+
+def _unmet_by_birth(evidence: Evidence) -> Unmet | None:
+    """The lock was created by the run that ended: not before it, by somebody for whom that run only
+    waited, and not after it.
+    """
+    run, created_ms = evidence.run, evidence.lock.record.created_at_ms
+    if run.end is None or run.end.started_ms is None or created_ms is None:
+        return Unmet.ATTEMPT_NOT_WHOLE
+    if run.later_run_goes_on:
+        return Unmet.LATER_RUN  # it may have the lock, and not have written about itself yet
+    until_ms = _latest_birth(run, run.end.at_ms)
+    if until_ms is None:
+        return Unmet.STORE_UNCLEAR
+    if created_ms < run.end.started_ms:
+        return Unmet.CREATED_BEFORE_RUN
+    if created_ms > until_ms:
+        return Unmet.CREATED_AFTER_RUN
+    holder = evidence.lock.record.pid, evidence.lock.record.starttime
+    others = (
+        earlier
+        for earlier in evidence.earlier
+        if run.end.started_ms <= earlier.created_at_ms <= run.end.at_ms
+        and (earlier.pid, earlier.starttime) != holder
+    )
+    return Unmet.ANOTHER_HOLDER if any(others) else None
+
+
+def _latest_birth(run: Run, ended_ms: int) -> int | None:
+    """Return until when (epoch ms) the run that ended can have created a lock; None where that
+    cannot be told. The store's end counts where the store speaks of that run: it is earlier than
+    the trajectory's where a gateway is slow, and a compaction can take the lock between the two.
+    """
+    if run.store is StoreStatus.UNKNOWN:
+        return None
+    if run.store is StoreStatus.ENDED:
+        if run.store_started_ms is None or run.store_ended_ms is None:
+            return None
+        if run.store_end_ms is not None:
+            return run.store_end_ms + STORE_MARGIN_MS
+    return ended_ms + BIRTH_MARGIN_MS
+
+
+def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
+    """No compaction can hold the lock: one is known by its checkpoint only."""
+    run, lock = evidence.run, evidence.lock
+    if run.transcript_bytes is None or run.transcript_bytes > CHECKPOINT_LIMIT:
+        return Unmet.LARGE_TRANSCRIPT
+    born_ms = min(lock.taken_ms, lock.mtime_ms)
+    if run.checkpoint_ms is not None and run.checkpoint_ms >= born_ms - CHECKPOINT_MARGIN_MS:
+        return Unmet.CHECKPOINT
+    if evidence.run_end_age is None or evidence.quiet_for is None:
+        return Unmet.NOT_QUIET
+    return None
+
+
+def abandoned_in(evidence: Evidence, limits: Limits) -> float:
+    """Return the seconds until all of row 1's ages are reached; they are where it is ≤ 0."""
+    ages = evidence.age, evidence.file_age, evidence.run_end_age or 0.0, evidence.quiet_for or 0.0
+    return limits.abandoned_after - min(ages)
