@@ -2,16 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from tests.needs import program
+from tests.processes import start
 
 _HERE: Final = Path(__file__).parent
 _REPO: Final = _HERE.parent.parent
@@ -39,13 +41,17 @@ def _remover(how: str, state: Path) -> Iterator[None]:
         "watch": [sys.executable, "-m", "reaper", "watch", "--listen", "off", *options],
         "sweep": ["sh", "-c", _SWEEPS, sys.executable, str(state)],
     }.get(how, [sys.executable, "-m", "tests.torture.removers", how, str(state)])
-    with subprocess.Popen(
-        command, cwd=_REPO, stderr=subprocess.DEVNULL, process_group=0
-    ) as process:
+    with tempfile.TemporaryFile("w+") as said:
+        process = start(command, cwd=_REPO, stderr=said, process_group=0)
         try:
             yield
         finally:
-            os.killpg(process.pid, 9)
+            ended = process.poll()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            said.seek(0)
+            assert ended is None, f"{how} exits {ended}:\n{said.read()}"
 
 
 def race(
