@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reaper.core.evidence import RunState, Unmet
 from reaper.core.lock import iso
-from reaper.core.trajectory import TAIL, Trajectory, last_attempt, last_record
+from reaper.core.trajectory import Trajectory, last_attempt, last_record
 from tests.trajectories import GATEWAY, attempt, lines, session_ended, step
 
 BEGAN = 1_779_758_429_022
@@ -23,7 +23,7 @@ def read(*records: dict[str, Any]) -> Trajectory:
 def read_bytes(data: bytes) -> Trajectory:
     found = last_record(data, whole=True)
     assert found is not None
-    return last_attempt(found, data[-TAIL:]) if found.unmet is None else found
+    return last_attempt(found, data) if found.unmet is None else found
 
 
 def stuck(run: str = "A", **how: Any) -> list[dict[str, Any]]:
@@ -96,12 +96,48 @@ def test_an_attempt_with_a_gap_is_not_whole(missing: int) -> None:
     assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
-def test_an_attempt_that_begins_before_what_is_read_is_not_whole() -> None:
-    records = stuck()
-    records[2]["data"] = {"prompt": "x" * TAIL}
-    assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
-    records[2]["data"] = {"prompt": "x" * (TAIL - 4096)}
-    assert read(*records).unmet is None
+def test_a_run_that_began_before_and_has_no_end_may_go_on() -> None:
+    """It took the lock again after the other one had been cut short, and waits for its model."""
+    other = attempt("L", BEGAN - 500, ENDED, invocation=["node", "openclaw.mjs", "agent"])
+    found = read(*other[:-1], *stuck())
+    assert (found.unmet, found.other_run_ms) == (None, BEGAN - 500)
+    assert read(*other, *stuck()).other_run_ms is None
+    # The youngest of several counts; a retry has begun again.
+    older = attempt("K", BEGAN - 900, ENDED)[:2]
+    assert read(*older, *other[:-1], *stuck()).other_run_ms == BEGAN - 500
+    retried = attempt("L", BEGAN - 100, ENDED)[:3]
+    assert read(*other, *retried, *stuck()).other_run_ms == BEGAN - 100
+
+
+@pytest.mark.parametrize("how", ["no start", "no date", "next attempt", "no record"])
+def test_a_run_whose_beginning_is_not_known_counts_as_young(how: str) -> None:
+    other = attempt("L", BEGAN - 500, BEGAN - 100)
+    before = {
+        "no start": lines(*other[1:-1]),
+        "no date": lines({**other[0], "ts": "never"}),
+        "next attempt": lines(*other, step("L", 1, "next_fallback")),
+        "no record": b"torn\n",
+    }
+    assert read_bytes(before[how] + lines(*stuck())).other_run_ms == ENDED
+    assert read(*other, step("L", 1, "chain_exhausted"), *stuck()).other_run_ms is None
+
+
+@given(st.data())
+def test_no_byte_anywhere_raises(data: st.DataObject) -> None:
+    """An agent can write its own trajectory, and one bad byte must not end the sidecar."""
+    whole = bytearray(lines(*attempt("L", BEGAN - 500, ENDED), *stuck(), step("A", 1, "succeeded")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    found = last_record(bytes(whole), whole=True)
+    assert found is not None
+    last_attempt(found, bytes(whole))
+
+
+@pytest.mark.parametrize("text", [b'"2026.5.22"', b'"gateway"', b'"succeeded"'])
+def test_invalid_utf_8_within_a_record_is_no_live_witness(text: bytes) -> None:
+    whole = lines(*stuck(), step("A", 1, "succeeded"))
+    assert read_bytes(whole).unmet is None
+    assert read_bytes(whole.replace(text, b'"\xff"')).unmet is not None
 
 
 def test_a_line_that_is_no_record_breaks_the_attempt() -> None:

@@ -191,6 +191,20 @@ def test_the_holder_must_be_older_than_the_run_by_a_margin() -> None:
         held_because(Unmet.HOLDER_YOUNGER, seen)
 
 
+def test_another_run_that_has_no_end_may_be_the_holders() -> None:
+    """Seen: two lanes of one gateway on one session. One that is older than the holder is a dead
+    gateway's, which was killed during it.
+    """
+    began = STARTED - HOLDER_MARGIN_MS
+    for other, expected in (
+        (began - HOLDER_MARGIN_MS - 1, None),
+        (began - HOLDER_MARGIN_MS, Unmet.ANOTHER_RUN),
+        (STARTED + 1000, Unmet.ANOTHER_RUN),
+        (NOW, Unmet.ANOTHER_RUN),
+    ):
+        assert judge(evidence(**stuck(other_run_ms=other)), LIMITS).unmet is expected
+
+
 def test_a_holder_that_may_be_a_newer_gateway_is_not_judged_by_the_trajectory() -> None:
     held_because(Unmet.NEWER_GATEWAY, evidence(**(stuck() | {"may_be_newer_gateway": True})))
 

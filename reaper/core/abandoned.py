@@ -69,11 +69,15 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
     """The holder was there before the run, so it is the gateway that wrote the run's records; and
     it is not one of those that write them only at the end of an attempt.
     """
-    end, began_ms = evidence.run.end, evidence.holder_began_ms
+    run, began_ms = evidence.run, evidence.holder_began_ms
+    end = run.end
     if end is None or end.started_ms is None:
         return Unmet.ATTEMPT_NOT_WHOLE
     if began_ms is None or began_ms + HOLDER_MARGIN_MS > end.started_ms:
         return Unmet.HOLDER_YOUNGER
+    if run.other_run_ms is not None and run.other_run_ms + HOLDER_MARGIN_MS >= began_ms:
+        # It may be this holder's. An older one is a dead gateway's, which was killed during it.
+        return Unmet.ANOTHER_RUN
     return Unmet.NEWER_GATEWAY if evidence.may_be_newer_gateway else None
 
 

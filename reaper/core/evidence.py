@@ -123,7 +123,8 @@ class Run(NamedTuple):
     `trajectory` is RUNNING when its last record is anything but `session.ended`. `unmet` is the
     first condition of a live witness that the trajectory does not meet, None where it meets all
     that the file can show. `last_write_ms` is the last change of transcript and trajectory, None
-    where it is not known. `checkpoint_ms` is the youngest checkpoint file of the session, if any;
+    where it is not known. `other_run_ms` is when the youngest other run began that has no end in
+    the trajectory. `checkpoint_ms` is the youngest checkpoint file of the session, if any;
     a compaction makes one, unless `transcript_bytes`, the transcript's size, is too large for it
     (None where that is not known).
     """
@@ -131,6 +132,7 @@ class Run(NamedTuple):
     trajectory: RunState = RunState.UNKNOWN
     end: RunEnd | None = None
     unmet: Unmet | None = Unmet.NO_TRAJECTORY
+    other_run_ms: int | None = None
     store: StoreStatus = StoreStatus.UNKNOWN
     store_started_ms: int | None = None
     store_ended_ms: int | None = None

@@ -8,8 +8,7 @@ whole last attempt is checked (docs/facts.md, "The trajectory as a live witness"
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,7 +19,7 @@ from reaper.core.record import parse_date
 FIRST_TAIL: Final = 8 * 1024
 """Bytes that hold the last record in nearly every file: `session.ended` is some 550 bytes long."""
 TAIL: Final = 1536 * 1024
-"""Bytes that hold the last attempt: five records of at most 256 KiB, and two short ones."""
+"""Bytes that hold the longest last record, whatever it is."""
 
 _OLDEST_LIVE: Final = (2026, 4, 22)
 _FIRST_BUFFERED: Final = (2026, 5, 28)
@@ -30,12 +29,14 @@ _RELEASE: Final = re.compile(r"([0-9]{4})\.([0-9]{1,2})\.([0-9]{1,2})(?:-[0-9]+)
 class Trajectory(NamedTuple):
     """`state` is RUNNING where the last record is anything but `session.ended`, and UNKNOWN where
     it is missing or malformed. `unmet` is the first condition of a live witness that the file does
-    not meet; None where it meets all that the file alone can show.
+    not meet; None where it meets all that the file alone can show. `other_run_ms` is when the
+    youngest other run began (epoch) that has no end in the file, None where there is none.
     """
 
     state: RunState = RunState.UNKNOWN
     end: RunEnd | None = None
     unmet: Unmet | None = Unmet.NO_TRAJECTORY
+    other_run_ms: int | None = None
 
 
 class _Record(msgspec.Struct, rename="camel"):
@@ -75,6 +76,8 @@ class _Metadata(msgspec.Struct):
     harness: _Harness
 
 
+_Decoded = TypeVar("_Decoded")
+
 _RECORDS: Final = msgspec.json.Decoder(_Record)
 _ENDS: Final = msgspec.json.Decoder(_End)
 _METADATA: Final = msgspec.json.Decoder(_Metadata)
@@ -100,7 +103,7 @@ def last_record(tail: bytes, *, whole: bool) -> Trajectory | None:
         start = tail.rfind(b"\n", 0, end) + 1
         if start == 0 and not whole:
             return None
-        record = _decode(tail[start:end])
+        record = _decoded(_RECORDS, tail[start:end])
         if record is None or run_id not in {None, record.run_id}:
             return Trajectory()
         if start == 0 or not _is_last_step(record):
@@ -115,29 +118,27 @@ def _is_last_step(record: _Record) -> bool:
     """Tell whether the outer loop of a run notes here that it makes no further attempt."""
     if record.type != "model.fallback_step" or record.seq != record.source_seq:
         return False
-    with suppress(msgspec.DecodeError, RecursionError):
-        return _STEPS.decode(record.data).fallback_step_final_outcome in _LAST_STEPS
-    return False
+    step = _decoded(_STEPS, record.data)
+    return step is not None and step.fallback_step_final_outcome in _LAST_STEPS
 
 
 def _ended(record: _Record) -> Trajectory:
     at_ms = parse_date(record.ts)
-    with suppress(msgspec.DecodeError, RecursionError):
-        end = _ENDS.decode(record.data)
-        if at_ms is not None:
-            return Trajectory(
-                state=RunState.ENDED,
-                end=RunEnd(at_ms=at_ms, cut_short=end.cut_short),
-                unmet=None if end.cut_short else Unmet.NOT_CUT_SHORT,
-            )
-    return Trajectory()
+    end = _decoded(_ENDS, record.data)
+    if end is None or at_ms is None:
+        return Trajectory()
+    return Trajectory(
+        state=RunState.ENDED,
+        end=RunEnd(at_ms=at_ms, cut_short=end.cut_short),
+        unmet=None if end.cut_short else Unmet.NOT_CUT_SHORT,
+    )
 
 
-def last_attempt(found: Trajectory, tail: bytes) -> Trajectory:
+def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
     """Add to what the last record says when its attempt started, or why the file is no live
-    witness of that run. `tail` is the end of the same file, TAIL bytes or all of it.
+    witness of that run; and whether another run goes on. `data` is the whole file.
     """
-    attempt = _attempt(tail)
+    attempt = _attempt(data)
     if isinstance(attempt, Unmet):
         return found._replace(unmet=attempt)
     start, metadata = attempt[0], attempt[1]
@@ -145,16 +146,40 @@ def last_attempt(found: Trajectory, tail: bytes) -> Trajectory:
     if started_ms is None or found.end is None:
         return found._replace(unmet=Unmet.ATTEMPT_NOT_WHOLE)
     return found._replace(
-        end=found.end._replace(started_ms=started_ms), unmet=_unmet_by_writer(metadata)
+        end=found.end._replace(started_ms=started_ms),
+        unmet=_unmet_by_writer(metadata),
+        other_run_ms=_youngest_open_run(data, but=start.run_id, until_ms=found.end.at_ms),
     )
 
 
-def _attempt(tail: bytes) -> list[_Record] | Unmet:
+def _youngest_open_run(data: bytes, *, but: str, until_ms: int) -> int | None:
+    """Return when the youngest run began that has records and no end, None where there is none.
+
+    Runs overlap: one that began before the last run can take the lock again after that, and writes
+    nothing while it waits for its model. A run whose start is not there, or has no date, counts as
+    begun at `until_ms`; so does one that announces another attempt, and a line that is no record.
+    """
+    open_runs: dict[str, int] = {}
+    for record in _from_first(data):
+        if record is None:
+            return until_ms
+        if record.run_id == but:
+            continue
+        if record.type == "session.ended" or _is_last_step(record):
+            open_runs.pop(record.run_id, None)
+            continue
+        began_ms = parse_date(record.ts) if record.type == "session.started" else None
+        if began_ms is not None or record.run_id not in open_runs:
+            open_runs[record.run_id] = until_ms if began_ms is None else began_ms
+    return max(open_runs.values(), default=None)
+
+
+def _attempt(data: bytes) -> list[_Record] | Unmet:
     """Return the records of the last attempt, from its `session.started` on; or the condition that
     they do not meet: only records of that run, `seq` without a gap, `sourceSeq` equal to it.
     """
     found: list[_Record] = []
-    for record in _from_last(tail):
+    for record in _from_last(data):
         if record is None:
             return Unmet.ATTEMPT_NOT_WHOLE
         if not record.run_id or (found and record.run_id != found[0].run_id):
@@ -173,18 +198,31 @@ def _attempt(tail: bytes) -> list[_Record] | Unmet:
     return found
 
 
-def _from_last(tail: bytes) -> Iterator[_Record | None]:
+def _from_last(data: bytes) -> Iterator[_Record | None]:
     """Yield the records, the last first; None for a line that is no record."""
-    end = len(tail) - 1 if tail.endswith(b"\n") else len(tail)
+    end = len(data) - 1 if data.endswith(b"\n") else len(data)
     while end >= 0:
-        start = tail.rfind(b"\n", 0, end) + 1
-        yield _decode(tail[start:end])
+        start = data.rfind(b"\n", 0, end) + 1
+        yield _decoded(_RECORDS, data[start:end])
         end = start - 1
 
 
-def _decode(line: bytes) -> _Record | None:
+def _from_first(data: bytes) -> Iterator[_Record | None]:
+    """Yield the records in their order; None for a line that is no record."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        yield _decoded(_RECORDS, data[start:end])
+        start = end + 1
+
+
+def _decoded(
+    decoder: "msgspec.json.Decoder[_Decoded]", data: bytes | msgspec.Raw
+) -> _Decoded | None:
+    """Return the value; None for bytes that are not what the decoder expects, whatever they are."""
     try:
-        return _RECORDS.decode(line)
+        return decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
 
@@ -193,10 +231,10 @@ def _unmet_by_writer(record: _Record) -> Unmet | None:
     """Return what speaks against a gateway that appends live having written the attempt."""
     if record.type != "trace.metadata":
         return Unmet.VERSION
-    try:
-        harness = _METADATA.decode(record.data).harness
-    except (msgspec.DecodeError, RecursionError):
+    metadata = _decoded(_METADATA, record.data)
+    if metadata is None:
         return Unmet.VERSION
+    harness = metadata.harness
     release = _RELEASE.fullmatch(harness.version)
     if release is None:
         return Unmet.VERSION

@@ -272,7 +272,8 @@ _UNMET: Final = {
     Unmet.UNUSUAL_FILE: "the trajectory is full, has several names or is reached through a "
     "symlink: a gateway then writes nothing more to it",
     Unmet.ATTEMPT_NOT_WHOLE: "the trajectory does not show the whole run that ended",
-    Unmet.ANOTHER_RUN: "another run has written to the trajectory since that run began",
+    Unmet.ANOTHER_RUN: "another run has written to the trajectory since that run began, or has not "
+    "ended",
     Unmet.BUFFERED: "the trajectory is written only at the end of a run (OpenClaw 2026.5.28 or "
     "newer), so a newer run would not be visible",
     Unmet.VERSION: "the run that ended is not known to be of OpenClaw 2026.4.22 to 2026.5.27, "

@@ -55,6 +55,7 @@ class Runs:
             trajectory=trajectory.state,
             end=end,
             unmet=trajectory.unmet,
+            other_run_ms=trajectory.other_run_ms,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
             checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
             transcript_bytes=transcript_bytes,
@@ -98,7 +99,7 @@ class Runs:
         key, stamp = session[:3], stamp_of(found)
         known = self._attempts.pop(key, None)
         if known is None or known[0] != stamp:
-            known = stamp, last_attempt(shown, _tail(fd, found.st_size, TAIL))
+            known = stamp, last_attempt(shown, read_at_most(fd, _FULL))
             if len(self._attempts) >= _REMEMBERED:
                 del self._attempts[next(iter(self._attempts))]
         self._attempts[key] = known
