@@ -454,7 +454,7 @@ def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_mes
     sessions = {"dead", *left}
     for session in sessions:
         gateway.hello(session)
-        gateway.mark_running(session)
+    gateway.mark_running(*sessions)
     with closing(NodeHolder(release)) as holder:
         assert holder.ask("acquire", gateway.sessions() / "dead.jsonl") == "held"
         holder.kill()
