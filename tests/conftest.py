@@ -8,15 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
+from hypothesis import settings
 
 from reaper.adapters import hold_proof
 from reaper.adapters.processes import ProcessTable
@@ -25,14 +24,33 @@ from reaper.core.lock import iso, parse
 from reaper.core.policy import Outcome, Policy, decide
 from reaper.core.verdict import Limits, judge
 from reaper.reports.records import Seen
+from tests import needs, processes, sidecar
 from tests.model_provider import Provider
+from tests.needs import PACKAGES, missing, not_tested, program
 from tests.openclaw_package import LATER, VERSION, OpenClaw, Unavailable, install
+from tests.processes import kill_family, start
+from tests.sidecar import Sidecar, Watching
 from tests.trajectories import attempt
 
 if TYPE_CHECKING:
     from tests.gateway import Gateway
 
 TICKS = os.sysconf("SC_CLK_TCK")
+
+DEAD = 2**22 + 1
+"""A pid past the kernel's limit for pids: surely nobody's."""
+
+_OUTSIDE = ("REAPER_", "OPENCLAW_")
+_OUTSIDE_NAMES = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "GITHUB_ACTIONS", "FORCE_COLOR"}
+"""What would change what children do: how fast Python starts, and whether output has colours."""
+
+
+# Nothing here is timed: a deadline would tell how busy the machine is. `make test` tries the same
+# examples each time; CI and `make torture` draw new ones.
+settings.register_profile("test", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("ci", deadline=None, max_examples=300, print_blob=True)
+settings.register_profile("torture", deadline=None, max_examples=5000, print_blob=True)
+settings.load_profile("test")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,8 +61,58 @@ def _sigio_ignored() -> None:
 @pytest.fixture(autouse=True)
 def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("REAPER_", "OPENCLAW_")):
+        if name.startswith(_OUTSIDE) or name in _OUTSIDE_NAMES:
             monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start what takes longest first, so that no worker is left alone with it at the end."""
+
+    def seconds(item: pytest.Item) -> float:
+        long = item.get_closest_marker("long")
+        return long.kwargs["seconds"] if long else 0.0
+
+    items.sort(key=seconds, reverse=True)
+
+
+# Processes: what a test starts ends with it, also where a fixture fails, and before any fixture
+# takes back a mount or a folder that they use.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    processes.begin_test()
+    sidecar.journals.clear()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    processes.end_test()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server_ends() -> Iterator[None]:
+    yield
+    processes.end_server()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    needs.summarize(terminalreporter)
+    if "not gateway" in terminalreporter.config.option.markexpr:
+        terminalreporter.write_line(
+            "Not run: the tests with the real gateway; `make test-gateway` runs them (npm, 700 MB)."
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the journals of a failed test's sidecars."""
+    report = needs.failed_if_skipped((yield))
+    if report.failed:
+        for path in sidecar.journals:
+            with suppress(OSError):
+                report.sections.append((f"sidecar's {path.name}", path.read_text()[-20_000:]))
+    return report
 
 
 def now_ms() -> int:
@@ -170,16 +238,6 @@ def public_tree() -> Iterator[Tree]:
         yield tree
 
 
-def kill_family(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL a process and all below it; return when the kernel has closed their files."""
-    leader = psutil.Process(process.pid)
-    family = [*leader.children(recursive=True), leader]
-    for member in family:
-        member.send_signal(signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(family, timeout=10)
-
-
 _HOLDER = """
 import json, os, sys, time
 path, age, max_hold, starttime = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -227,9 +285,8 @@ class Holder:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         program = (sys.executable, "-c", _HOLDER, str(path), str(age), str(max_hold_ms), starttime)
-        self.process = subprocess.Popen(
-            [*wrap, *program, *title], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [*wrap, *program, *title]
+        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._answer("held")
         if age:
             then = time.time() - age
@@ -286,17 +343,24 @@ def hold(tree: Tree) -> Iterator[HoldLock]:
 
 
 @pytest.fixture
+def watching(tree: Tree) -> Watching:
+    """Start a sidecar, of the tree unless another `root` is given."""
+
+    def start(*options: str, root: Path | None = None, **how: Any) -> Sidecar:
+        return Sidecar(root or tree.root, *options, **how)
+
+    return start
+
+
+@pytest.fixture
 def dead_pid() -> int:
-    """Return a pid that was a process a moment ago and is none now."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+    return DEAD
 
 
 @pytest.fixture
 def root_only() -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        not_tested("not root", cure="run as root")
 
 
 @pytest.fixture(scope="session")
@@ -313,8 +377,9 @@ def _installed(version: str) -> OpenClaw:
     try:
         return install(version)
     except Unavailable as why:
-        warnings.warn(f"NOT TESTED with the real gateway: {why}", stacklevel=2)
-        pytest.skip(f"openclaw {version} cannot be installed: {why}")
+        if shutil.which("npm") is None:
+            missing("npm", PACKAGES["npm"])
+        not_tested(f"with the real gateway: {why}", cure="npm's registry")
 
 
 @pytest.fixture(scope="module")
@@ -350,10 +415,9 @@ def gateways(openclaw: OpenClaw, provider: Provider, tmp_path: Path) -> Iterator
 @contextmanager
 def bindfs(source: Path, target: Path) -> Iterator[Path]:
     """Show a directory through a FUSE layer."""
-    if shutil.which("bindfs") is None:
-        pytest.skip("bindfs is not here")
+    command = [program("bindfs"), str(source), str(target)]
     target.mkdir()
-    subprocess.run(["bindfs", source, target], check=True)
+    subprocess.run(command, check=True)
     try:
         yield target
     finally:

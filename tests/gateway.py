@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from tests.model_provider import Provider, Step
 from tests.openclaw_package import OpenClaw
-from tests.test_watch import free_port
+from tests.sidecar import free_port
 
 _TOKEN = "loopback-only"
 PATIENCE = 600.0

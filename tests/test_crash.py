@@ -1,7 +1,6 @@
 """The reaper killed, or stopped, after each system call of a removal, by strace."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,10 +11,9 @@ from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.sweep import Finding, Reaper
-from tests.conftest import Holder, HoldLock, Tree, record
+from tests.conftest import DEAD, Holder, HoldLock, Tree, record
+from tests.processes import command_of
 from tests.torture.stepped import Stepped
-
-DEAD = 2**22 + 1
 
 
 def some(steps: int, *always: int) -> pytest.MarkDecorator:
@@ -38,8 +36,7 @@ is gone (7)."""
 def stopped_after(tree: Tree, steps: int) -> Iterator[Stepped]:
     """Sweep for real, and stop after so many calls of the removal of the lock `dead`."""
     path = tree.lock("dead", record(DEAD))
-    command = [sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--json"]
-    command += ["--state-dir", str(tree.root)]
+    command = command_of("sweep", "--wait", "0", "--json", "--state-dir", tree.root)
     with Stepped(command, [path.parent, path]) as it:
         it.go_to("openat(", ".rpr")
         for _ in range(steps - 1):
@@ -160,8 +157,8 @@ def test_stopped_in_a_probe_it_hinders_no_gateway(tree: Tree, call: str) -> None
     reading, taking over and creating go on.
     """
     path = tree.lock("dead", record(DEAD))
-    command = [sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--state-dir"]
-    with Stepped([*command, str(tree.root)], [path.parent, path]) as it:
+    command = command_of("sweep", "--wait", "0", "--state-dir", tree.root)
+    with Stepped(command, [path.parent, path]) as it:
         it.go_to(call)
         with pytest.raises(FileExistsError):
             os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

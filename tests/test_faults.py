@@ -4,22 +4,20 @@ What is tested elsewhere: docs/reliability.md names it.
 """
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Holder, HoldLock, Tree, record
+from tests.conftest import DEAD, Holder, HoldLock, Tree, record
+from tests.needs import kernel_lacks, missing
+from tests.processes import reap
+from tests.sidecar import Sidecar, gone, until
 from tests.test_cli import report
-from tests.test_watch import Sidecar, gone, until
 from tests.torture.stepped import strace
-
-DEAD = 2**22 + 1
 
 CALLS = {
     "openat": ("EACCES", "EMFILE", "ENFILE", "ESTALE", "EIO", "ENOMEM", "ENOSPC", "EROFS"),
@@ -51,9 +49,7 @@ def _faults() -> Iterator[Any]:
 
 
 def _sweep(tree: Tree, *wrap: str, wait: str = "0") -> subprocess.CompletedProcess[str]:
-    command = [*wrap, sys.executable, "-m", "reaper", "sweep", "--wait", wait, "--json"]
-    command += ["--state-dir", str(tree.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return reap("sweep", "--wait", wait, "--json", "--state-dir", tree.root, wrap=wrap)
 
 
 @pytest.mark.parametrize(("call", "error", "when"), [*_faults()])
@@ -81,16 +77,6 @@ def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
             tree.age(dead.parent / name, 60)
     again = _sweep(tree)
     assert os.listdir(dead.parent) == [live.path.name], again.stdout
-
-
-@contextmanager
-def watching(root: Path, *options: str, wrap: tuple[str, ...] = ()) -> Iterator[Sidecar]:
-    sidecar = Sidecar(root, *options, wrap=wrap)
-    try:
-        yield sidecar
-    finally:
-        sidecar.process.kill()
-        sidecar.process.wait()
 
 
 @pytest.fixture
@@ -124,17 +110,15 @@ def test_with_hardly_a_descriptor_left_nothing_is_lost_and_it_goes_on(
     tree: Tree, hold: HoldLock
 ) -> None:
     """RLIMIT_NOFILE of 24, soft and hard: most pidfds are refused, so holders are polled."""
-    if shutil.which("prlimit") is None:
-        pytest.skip("prlimit is not here")
     holders = [hold(f"live{number}") for number in range(16)]
-    with watching(tree.root, wrap=("prlimit", "--nofile=24:24")) as sidecar:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
-        holders[0].kill()
-        holders[-1].kill()
-        until(gone(holders[0].path))
-        until(gone(holders[-1].path))
-        assert all(holder.path.exists() for holder in holders[1:-1])
-        assert sidecar.stop() == 0
+    sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=24:24"))
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
+    holders[0].kill()
+    holders[-1].kill()
+    until(gone(holders[0].path))
+    until(gone(holders[-1].path))
+    assert all(holder.path.exists() for holder in holders[1:-1])
+    assert sidecar.stop() == 0
 
 
 @pytest.mark.root
@@ -146,16 +130,16 @@ def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
     sidecar_of = f'echo 0 > /proc/sys/user/{limit} && exec "$0" "$@"'
     wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", sidecar_of)
     if subprocess.run([*wrap, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no user namespace with a limit of its own here")
+        kernel_lacks("user namespaces", "or forbids them")
     live, dying = hold("live"), hold("dying")
-    with watching(tree.root, wrap=wrap) as sidecar:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
-        assert sidecar.metric("reaper_observer_up") == 0
-        dying.kill()
-        until(gone(dying.path))
-        assert live.path.exists()
-        (missing,) = sidecar.journal("events-missing")
-        assert "file events are missing" in missing["why"]
+    sidecar = Sidecar(tree.root, wrap=wrap)
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+    assert sidecar.metric("reaper_observer_up") == 0
+    dying.kill()
+    until(gone(dying.path))
+    assert live.path.exists()
+    (missing,) = sidecar.journal("events-missing")
+    assert "file events are missing" in missing["why"]
 
 
 @pytest.mark.root
@@ -165,24 +149,24 @@ def test_a_state_directory_that_is_unmounted_and_mounted_again_is_followed_on(
     place = tmp_path / "mounted"
     place.mkdir()
     sessions = place / "state/agents/main/sessions"
-    with watching(place / "state", "--resync", "1s") as sidecar:
-        for _ in range(2):
-            subprocess.run(["mount", "-t", "tmpfs", "reaper-test", place], check=True)
-            try:
-                live, dying = (
-                    Holder(sessions / "live.jsonl.lock"),
-                    Holder(sessions / "d.jsonl.lock"),
-                )
-                until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
-                dying.kill()
-                until(gone(dying.path))
-                assert live.path.exists()
-                live.close()
-                dying.close()
-            finally:
-                subprocess.run(["umount", "-l", place], check=True)
-            until(lambda: sidecar.status("/-/ready") == 503)
-        assert sidecar.stop() == 0
+    sidecar = Sidecar(place / "state", "--resync", "1s")
+    for _ in range(2):
+        subprocess.run(["mount", "-t", "tmpfs", "reaper-test", place], check=True)
+        try:
+            live, dying = (
+                Holder(sessions / "live.jsonl.lock"),
+                Holder(sessions / "d.jsonl.lock"),
+            )
+            until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+            dying.kill()
+            until(gone(dying.path))
+            assert live.path.exists()
+            live.close()
+            dying.close()
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+        until(lambda: sidecar.status("/-/ready") == 503)
+    assert sidecar.stop() == 0
 
 
 @pytest.mark.root
@@ -193,7 +177,7 @@ def test_in_a_time_namespace_with_another_uptime_no_held_lock_is_taken(
     """There each start time is shifted: every record seems to name another process."""
     wrap = ("unshare", "--time", "--boottime", str(seconds), "--monotonic", str(seconds))
     if subprocess.run([*wrap, "--fork", "true"], capture_output=True).returncode != 0:
-        pytest.skip("no time namespaces here")
+        kernel_lacks("time namespaces", "Linux 5.6 and newer have them")
     live = hold("live")
     dead = tree.lock("dead", record(DEAD, starttime=5))
     done = _sweep(tree, *wrap, "--fork")
@@ -208,7 +192,7 @@ def test_a_wall_clock_that_is_hours_off_takes_no_held_lock(tree: Tree, hold: Hol
     """As libfaketime would have it, by a clock of the test's: ten hours forward and back."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
-        pytest.skip("NOT TESTED with libfaketime: it is not here")
+        missing("libfaketime", "libfaketime")
     live = hold("live")
     for offset in ("+10h", "-10h"):
         wrap = ("env", f"LD_PRELOAD={library}", f"FAKETIME={offset}")

@@ -25,8 +25,8 @@ from tests.conftest import StartGateway, now_ms, record
 from tests.gateway import PATIENCE, Gateway, Refused, eventually
 from tests.model_provider import Part, Provider, Step
 from tests.openclaw_package import LATER, VERSION, OpenClaw
+from tests.sidecar import Sidecar
 from tests.test_lock_module import NodeHolder
-from tests.test_watch import Sidecar
 
 pytestmark = pytest.mark.gateway
 

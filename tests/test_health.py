@@ -34,6 +34,17 @@ def test_one_lock_counts_once_however_often_its_verdict_changes() -> None:
     assert [churn.note("h", "s", "same", at) for at in (0.0, 1.0, 2.0)] == [0, 0, 0]
 
 
+def test_any_number_of_sessions_takes_bounded_memory_and_the_latest_count() -> None:
+    """Who may write locks can make up a new name for each."""
+    churn = Churn(ChurnLimits(count=2))
+    churn.note("h", "old", "first", 0.0)
+    for number in range(10_000):
+        churn.note("h", f"s{number}", "first", 1.0)
+    assert len(churn._stuck) == 10_000
+    assert churn.note("h", "s0", "second", 2.0) == 2
+    assert churn.note("h", "old", "second", 2.0) == 0
+
+
 def test_another_session_or_another_holder_starts_anew() -> None:
     churn = Churn(ChurnLimits(count=2))
     for holder in ("h", "successor"):

@@ -17,6 +17,8 @@ from reaper.adapters.owners import uid_name
 from reaper.core.evidence import HoldProof
 from reaper.reports.words import no_proof_advice
 from tests.conftest import HoldLock, Tree, bindfs, record
+from tests.needs import kernel_lacks
+from tests.processes import start
 
 OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
 
@@ -68,7 +70,7 @@ def test_a_hard_link_shows_the_same(tree: Tree, hold: HoldLock) -> None:
 def test_a_child_that_inherited_the_descriptor_holds_too(tree: Tree) -> None:
     path = tree.sessions() / "sid.jsonl.lock"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    child = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
+    child = start(["sleep", "600"], pass_fds=[fd])
     os.close(fd)
     assert proof(path) == (OPEN, "")
     child.kill()
@@ -114,9 +116,12 @@ def test_another_uid_without_cap_lease_has_no_proof_and_is_told_why(
     fd = os.open(path, os.O_RDONLY)
     pid = os.fork()
     if pid == 0:
-        os.setuid(4321)
-        known = probe(fd, same_mount=lambda: False, layered=False) == (NONE, "no-rights")
-        os._exit(0 if known else 1)
+        known = False
+        try:
+            os.setuid(4321)
+            known = probe(fd, same_mount=lambda: False, layered=False) == (NONE, "no-rights")
+        finally:
+            os._exit(0 if known else 1)
     os.close(fd)
     assert os.waitpid(pid, 0)[1] == 0
 
@@ -142,7 +147,7 @@ def overlay(lower: Path, tmp_path: Path) -> Iterator[Path]:
     command = ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"no overlay here: {done.stderr}")
+        kernel_lacks("overlay", done.stderr.strip())
     try:
         yield merged
     finally:

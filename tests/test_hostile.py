@@ -69,6 +69,7 @@ def test_the_trace_sees_what_is_written_and_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.long(seconds=6)
 @pytest.mark.parametrize("how", ["sweep", pytest.param("watch", marks=pytest.mark.torture)])
 def test_whatever_is_swapped_in_nothing_but_locks_of_the_tree_is_ever_touched(
     tree: Tree, tmp_path: Path, hold: HoldLock, root_only: None, how: str

@@ -6,6 +6,9 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+from reaper.core.lock import FileId, Lock, parse
 from reaper.reports.journal import Journal
 
 _NOW = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
@@ -78,3 +81,68 @@ def test_the_sidecar_loads_neither_rich_nor_asyncio() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n")
+
+
+def lock(data: bytes) -> Lock:
+    return Lock(
+        state_dir="s",
+        agent="main",
+        session="sid",
+        path="/s/agents/main/sessions/sid.jsonl.lock",
+        file=FileId(1, 2),
+        uid=0,
+        mtime_ms=0,
+        ctime_ns=0,
+        data=data,
+        record=parse(data),
+    )
+
+
+RECORD = b"""{
+  "pid": 4194303,
+  "createdAt": "2026-05-24T10:29:15.171Z",
+  "maxHoldMs": 1020000,
+  "starttime": 99999999999
+}
+"""
+
+
+@pytest.mark.parametrize("for_programs", [True, False])
+@pytest.mark.parametrize(
+    ("data", "quoted"),
+    [
+        (RECORD, " ".join(RECORD.decode().split())),
+        (b"x" * 300, "x" * 300),
+        (b"x" * 301, "x" * 300 + "..."),
+        (b"x" * 65_537, "x" * 300 + "..."),
+        (b"\xff" * 400, r"\xff" * 300 + "..."),
+        ("é".encode() * 200, "é" * 150 + "..."),
+    ],
+    ids=["gateway", "just fits", "too long", "oversized", "binary", "multibyte"],
+)
+def test_a_line_quotes_at_most_300_bytes_of_a_lock_file(
+    data: bytes, quoted: str, for_programs: bool
+) -> None:
+    stream = io.StringIO()
+    names = (
+        "state_dir agent session session_key pid age_seconds verdict reasons action outcome note"
+    )
+    fields = dict.fromkeys(names.split())
+    Journal(stream, json=for_programs).lock("failed", fields, lock(data))
+    line = stream.getvalue()
+    if for_programs:
+        assert json.loads(line)["record"] == quoted
+    else:
+        assert quoted[:300] in line.replace("\\\\", "\\")
+    assert len(line) < 300 * 5 + 400
+
+
+def test_a_line_quotes_at_most_300_bytes_of_a_session_key() -> None:
+    """A key comes from `sessions.json`, so an agent can make it as long as that file."""
+    stream = io.StringIO()
+    journal = Journal(stream, json=True)
+    journal.warn("churn", session_key="k" * 100_000)
+    journal.warn("churn", session_key="agent:main:a  b")
+    long, short = map(json.loads, stream.getvalue().splitlines())
+    assert long["session_key"] == "k" * 300 + "..."
+    assert short["session_key"] == "agent:main:a  b"

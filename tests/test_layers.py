@@ -5,19 +5,19 @@ test_sweep.py; a read-only mount: test_cli.py.
 """
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Holder, Tree, record
+from tests.conftest import DEAD, Holder, Tree, record
+from tests.needs import kernel_lacks, missing, program
+from tests.other_uid import as_other_uid
+from tests.processes import reap
 from tests.test_cli import report
 
-DEAD = 2**22 + 1
 GATEWAY, REAPER, GROUP = 4321, 4322, 4323
 
 pytestmark = pytest.mark.root
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.root
 
 def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """Sweep for real; return exit code and standard error as text, and the locks by session."""
-    command = [*wrap, sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--json"]
-    done = subprocess.run(
-        [*command, "--state-dir", str(root)], capture_output=True, text=True, timeout=60
-    )
+    done = reap("sweep", "--wait", "0", "--json", "--state-dir", root, wrap=wrap)
     said = f"{done.returncode} {done.stderr}".strip()
     return said, {lock["session"]: lock for lock in report(done)["locks"]}
 
@@ -36,9 +33,7 @@ def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
 @pytest.fixture(params=["ext4", "xfs", "btrfs", "f2fs"])
 def file_system(request: pytest.FixtureRequest, tmp_path: Path, root_only: None) -> Iterator[Path]:
     """Mount a file system of its own from a file."""
-    make = f"mkfs.{request.param}"
-    if shutil.which(make) is None:
-        pytest.skip(f"{make} is not here")
+    make = program(f"mkfs.{request.param}")
     image, place = tmp_path / "image", tmp_path / "mounted"
     place.mkdir()
     with image.open("wb") as file:
@@ -46,7 +41,7 @@ def file_system(request: pytest.FixtureRequest, tmp_path: Path, root_only: None)
     subprocess.run([make, image], check=True, capture_output=True)
     done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
     if done.returncode != 0:
-        pytest.skip(f"NOT TESTED on {request.param}: {done.stderr.strip()}")
+        kernel_lacks(request.param, done.stderr.splitlines()[0].split(": ")[-1])
     yield place
     subprocess.run(["umount", place], check=True)
 
@@ -56,8 +51,9 @@ SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 
 def test_through_sshfs_nothing_is_proven_and_nothing_done(tmp_path: Path, root_only: None) -> None:
     """The real sshfs and sftp server, with a pipe in the place of ssh."""
-    if shutil.which("sshfs") is None or not SFTP_SERVER.exists():
-        pytest.skip("sshfs, or its server, is not here")
+    program("sshfs")
+    if not SFTP_SERVER.exists():
+        missing(str(SFTP_SERVER), "openssh-sftp-server")
     tree = Tree(tmp_path / "state")
     dead = tree.lock("dead", record(DEAD))
     live = Holder(tree.sessions() / "live.jsonl.lock")
@@ -104,15 +100,13 @@ def _shared(tree: Tree, mode: int) -> Holder:
         if path.is_dir():
             path.chmod(0o2775)
     tree.sessions().chmod(mode)
-    as_gateway = ("setpriv", f"--reuid={GATEWAY}", f"--regid={GROUP}", "--clear-groups")
+    as_gateway = as_other_uid(f"--reuid={GATEWAY}", f"--regid={GROUP}", "--clear-groups")
     return Holder(tree.sessions() / "live.jsonl.lock", wrap=as_gateway)
 
 
-WITH_LEASE = (
-    *("setpriv", f"--reuid={REAPER}", f"--regid={GROUP}", "--clear-groups"),
-    *("--inh-caps=+lease", "--ambient-caps=+lease"),
-)
-AS_REAPER = ("setpriv", f"--reuid={REAPER}", f"--regid={GROUP}", "--clear-groups", "--no-new-privs")
+AS_REAPER = (f"--reuid={REAPER}", f"--regid={GROUP}", "--clear-groups")
+WITH_LEASE = (*AS_REAPER, "--inh-caps=+lease", "--ambient-caps=+lease")
+WITHOUT_RIGHTS = (*AS_REAPER, "--no-new-privs")
 
 
 @pytest.mark.parametrize("mode", [0o2775, 0o3775], ids=["group-writable", "sticky"])
@@ -122,7 +116,7 @@ def test_in_a_folder_of_anothers_without_rights_to_a_lease_nothing_is_touched(
     live = _shared(public_tree, mode)
     try:
         before = sorted(os.listdir(public_tree.sessions()))
-        said, found = sweep(public_tree.root, *AS_REAPER)
+        said, found = sweep(public_tree.root, *as_other_uid(*WITHOUT_RIGHTS))
         assert said.startswith("4 "), said
         assert found["dead"]["reasons"] == ["no-hold-proof", "no-rights"]
         assert {lock["outcome"] for lock in found.values()} == {"kept"}
@@ -140,7 +134,7 @@ def test_with_a_lease_but_no_right_to_rename_a_lock_is_told_as_failed_and_left(
     """
     live = _shared(public_tree, mode)
     try:
-        _, found = sweep(public_tree.root, *WITH_LEASE)
+        _, found = sweep(public_tree.root, *as_other_uid(*WITH_LEASE))
         assert (found["live"]["hold_proof"], found["live"]["outcome"]) == ("open", "kept")
         names = set(os.listdir(public_tree.sessions()))
         if mode & 0o1000:

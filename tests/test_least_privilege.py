@@ -4,20 +4,20 @@ Another uid, and root without capabilities: test_cli.py.
 """
 
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import Holder, Tree, record
+from tests.conftest import DEAD, Holder, Tree, record
+from tests.other_uid import as_other_uid, way_of
+from tests.processes import reap
+from tests.sidecar import Sidecar, gone, until
 from tests.test_cli import report
-from tests.test_watch import Sidecar, gone, until
 
 UID = 4321
-DEAD = 2**22 + 1
+AS_GATEWAY = (f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
 
 pytestmark = pytest.mark.root
 
@@ -29,9 +29,8 @@ mount -o remount,bind,ro /
 for place in $(findmnt -rno TARGET --submounts /); do
   case "$place" in "$1"|/proc*|/dev*|/sys*) ;; *) mount -o remount,bind,ro "$place" || true;; esac
 done
-uid="$2"; shift 2
-exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --bounding-set=-all --inh-caps=-all \
-  --ambient-caps=-all --no-new-privs -- "$@"
+shift
+exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs "$@"
 """
 """In a mount namespace of its own: all read-only but the state directory; then another uid, all
 capabilities dropped for good, no new privileges."""
@@ -40,13 +39,11 @@ capabilities dropped for good, no new privileges."""
 @pytest.fixture
 def confined(public_tree: Tree, root_only: None) -> tuple[str, ...]:
     """Return what to put before a command, so that it runs confined."""
-    for tool in ("unshare", "setpriv", "findmnt"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not here")
     tree = public_tree
     for path in [tree.root, *tree.root.rglob("*")]:
         os.chown(path, UID, UID)
-    return ("unshare", "--mount", "sh", "-c", CONFINED, "confined", str(tree.root), str(UID))
+    confine = ("unshare", "--mount", "sh", "-c", CONFINED, "confined", str(tree.root))
+    return (*way_of(*AS_GATEWAY), *confine, *AS_GATEWAY, "--")
 
 
 def status_of(process: psutil.Process) -> dict[str, str]:
@@ -58,7 +55,7 @@ def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
     public_tree: Tree, confined: tuple[str, ...]
 ) -> None:
     tree = public_tree
-    as_gateway = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
+    as_gateway = as_other_uid(*AS_GATEWAY)
     live = Holder(tree.sessions() / "live.jsonl.lock", wrap=as_gateway)
     dying = Holder(tree.sessions() / "dying.jsonl.lock", wrap=as_gateway)
     os.chown(tree.lock("dead", record(DEAD)), UID, UID)
@@ -77,8 +74,6 @@ def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
         assert sidecar.metric("reaper_observer_up") == 1
         assert sidecar.stop() == 0
     finally:
-        sidecar.process.kill()
-        sidecar.process.wait()
         live.close()
         dying.close()
 
@@ -96,8 +91,7 @@ def test_a_read_only_state_directory_is_enough_to_look(tree: Tree, root_only: No
     subprocess.run(["mount", "--bind", tree.root, tree.root], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", tree.root], check=True)
-        command = [sys.executable, "-m", "reaper", "list", "--json", "--state-dir", str(tree.root)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = reap("list", "--json", "--state-dir", tree.root)
     finally:
         subprocess.run(["umount", tree.root], check=True)
         holder.close()

@@ -16,6 +16,7 @@ from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.sweep import Finding, Reaper
 from tests.conftest import HoldLock, LongUp, Tree, a_run, now_ms, record, start_ticks
+from tests.processes import runs
 from tests.test_sweep import FakeClock
 
 
@@ -172,7 +173,7 @@ def test_a_record_that_names_somebody_alive_protects_no_lock_that_nobody_has_ope
     )
     found = {one.lock.session: one for one in it.sweep() if isinstance(one, Finding)}
     assert found["sid"].judgement.reasons == ("orphan-self-pid",)
-    os.kill(pid, 0)  # nobody was harmed
+    assert runs(pid), "nobody was harmed"
 
 
 def test_a_holder_that_pretends_to_be_dead_by_its_title_is_held(tree: Tree, hold: HoldLock) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from reaper.adapters.lock_files import (
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, bindfs, record
+from tests.processes import PATIENCE, start
 
 
 @contextmanager
@@ -395,7 +395,7 @@ def test_a_foreign_lock_is_left_where_no_way_back_is_assured(
 
 _GATEWAY = """
 import json, os, random, sys, time
-path, seconds = sys.argv[1], float(sys.argv[2])
+path, seconds, patience = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 DEAD, LIVE = b'{"pid": 1073741823}', b'{"pid": 7}'
 end = time.monotonic() + seconds
 cycles = stolen = away = 0
@@ -435,14 +435,14 @@ while time.monotonic() < end:
         except FileNotFoundError:
             pass
         away += 1
-        patience = time.monotonic() + 2
+        given_up = time.monotonic() + patience
         while True:
             try:
                 if os.stat(path).st_ino == mine:
                     break
             except FileNotFoundError:
                 pass
-            if time.monotonic() > patience:
+            if time.monotonic() > given_up:
                 stolen += 1
                 break
         break
@@ -455,13 +455,13 @@ print(json.dumps({"cycles": cycles, "stolen": stolen, "away": away}))
 """
 
 
-def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, seconds: float) -> Counter[str]:
-    """Let a process reclaim dead locks as a gateway does, while `remover` removes them here."""
+def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, patience: float) -> Counter[str]:
+    """Let a process reclaim dead locks as a gateway does, while `remover` removes them here, for a
+    second. A live lock that is away for longer than `patience`, in seconds, is stolen.
+    """
     path = tree.sessions() / "sid.jsonl.lock"
-    gateway = subprocess.Popen(
-        [sys.executable, "-c", _GATEWAY, str(path), str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
+    gateway = start(
+        [sys.executable, "-c", _GATEWAY, str(path), "1", str(patience)], stdout=subprocess.PIPE
     )
     counts: Counter[str] = Counter()
     with the_folder(tree) as folder:
@@ -478,6 +478,9 @@ def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, seconds: float)
     return counts
 
 
+_MOST_RACES = 60
+
+
 def _unlink_plainly(it: OpenLock) -> Outcome:
     try:
         os.unlink(it.name, dir_fd=it.folder.fd)
@@ -486,14 +489,20 @@ def _unlink_plainly(it: OpenLock) -> Outcome:
     return Outcome.REMOVED
 
 
+@pytest.mark.long(seconds=3)
 def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree) -> None:
     plain: Counter[str] = Counter()
-    deadline = time.monotonic() + 60
-    while plain["stolen"] == 0 and time.monotonic() < deadline:
-        plain += _race(tree, _unlink_plainly, seconds=3)
+    for _ in range(_MOST_RACES):
+        plain += _race(tree, _unlink_plainly, patience=0.5)
+        if plain["stolen"]:
+            break
     assert plain["stolen"] > 0, f"the check could not fail here: {plain}"
 
-    ours = _race(tree, lambda it: remove(it).outcome, seconds=8)
+    ours: Counter[str] = Counter()
+    for _ in range(_MOST_RACES):
+        ours += _race(tree, lambda it: remove(it).outcome, patience=PATIENCE)
+        if ours["removed"] > 200:
+            break
     assert ours["stolen"] == 0, ours
     assert ours["removed"] > 100, ours
     # A lock taken by mistake stays aside only where its holder released it meanwhile and another

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 import pytest
 
 from reaper.core.lock import parse_date
-from tests.conftest import Tree, kill_family, now_ms, record, start_ticks
+from tests import processes
+from tests.conftest import Tree, now_ms, record, start_ticks
 from tests.openclaw_package import OpenClaw
+from tests.processes import kill_family, start
+from tests.sidecar import Sidecar, gone, until
 from tests.test_parse import DATES
-from tests.test_watch import Sidecar, gone, until
 from tests.torture.figures import note_figures
 from tests.torture.stepped import Stepped
 
@@ -36,11 +37,10 @@ class NodeHolder:
         # The word `openclaw` makes the module count this process as one of its own.
         title: tuple[str, ...] = ("openclaw",),
     ) -> None:
-        self.process = subprocess.Popen(
+        self.process = start(
             [*wrap, str(openclaw.node), str(_HOLDER), str(openclaw.lock_module), *title],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         assert self.answer() == "ready"
 
@@ -84,10 +84,13 @@ def node(openclaw: OpenClaw) -> Iterator[StartHolder]:
         holder.close()
 
 
-def reap(tree: Tree, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+def reap(
+    tree: Tree, *arguments: str, wrap: tuple[str, ...] = (), limits: dict[str, float] | None = None
+) -> tuple[int, dict[str, dict[str, Any]]]:
     """Run `reaper ... --json` for real; return its exit code and its locks by session."""
-    command = [sys.executable, "-m", "reaper", *arguments, "--json", "--state-dir", str(tree.root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = processes.reap(
+        *(*arguments, "--json", "--state-dir", tree.root), wrap=wrap, limits=limits
+    )
     report = json.loads(done.stdout)
     assert report["schema"] == 1
     return done.returncode, {lock["session"]: lock for lock in report["locks"]}
@@ -166,7 +169,7 @@ def test_a_forgotten_lock_is_orphaned_after_the_grace(tree: Tree, node: StartHol
     code, locks = reap(tree, "sweep", "--wait", "0")
     assert ends(locks) == {"sid": ("orphaned", ["orphan-self-pid", "seen-once"], "flagged")}
     assert code == 3
-    code, locks = reap(tree, "sweep", "--orphan-grace", "2s")
+    code, locks = reap(tree, "sweep", limits={"orphan_grace": 2.0})
     assert (code, ends(locks)) == (0, {"sid": ("orphaned", ["orphan-self-pid"], "removed")})
     assert holder.ask("acquire", transcript(tree, "sid")) == "held"
 
@@ -195,11 +198,9 @@ def test_the_reaper_itself_in_another_pid_namespace_touches_no_held_lock(
 ) -> None:
     holder = node()
     holder.ask("acquire", transcript(tree, "sid"))
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "reaper"]
-    command = [*inside, "sweep", "--json", "--state-dir", str(tree.root)]
+    inside = ("unshare", "--pid", "--fork", "--mount-proc")
     for verdict, outcome in (("held", "kept"), ("stale", "removed")):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        (lock,) = json.loads(done.stdout)["locks"]
+        (lock,) = reap(tree, "sweep", wrap=inside)[1].values()
         assert (lock["verdict"], lock["outcome"]) == (verdict, outcome), lock
         if verdict == "held":
             assert lock["reasons"] == ["other-pid-namespace"]
@@ -269,16 +270,14 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
             "disturbed 0",
         )
         until(gone(tree.sessions() / "dying.jsonl.lock"))
-        counted = []
-
-        def all_counted() -> bool:
-            counted.append(sidecar.metric("reaper_lock_hold_seconds_count"))
-            return counted[-1] == 3000
-
+        count = "reaper_lock_hold_seconds_count"
         try:
-            until(all_counted)
-        finally:
-            assert counted[-1] == 3000
+            until(lambda: sidecar.metric(count) == 3000, "all 3,000 holds are counted")
+        except AssertionError as error:
+            # Were their events lost, or their times?
+            lines = sidecar.get("/metrics").splitlines()
+            error.add_note("\n".join(it for it in lines if "event" in it or count in it))
+            raise
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 3000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
         acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "verdict"}]
@@ -328,8 +327,8 @@ def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_rem
     """
     path = tree.lock("sid", record(2**22 + 1))
     holder = node()
-    command = [sys.executable, "-m", "reaper", "sweep", "--wait", "0", "--state-dir"]
-    with Stepped([*command, str(tree.root)], [path.parent, path]) as it:
+    command = processes.command_of("sweep", "--wait", "0", "--state-dir", tree.root)
+    with Stepped(command, [path.parent, path]) as it:
         it.go_to("openat(", ".rpr")
         if exchanged:
             it.go_to("RENAME_EXCHANGE")

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.conftest import Tree
-from tests.test_watch import Sidecar, until
+from tests.sidecar import Sidecar, until
 from tests.torture import theft
 from tests.torture.figures import note_figures
 
@@ -33,32 +33,28 @@ def _size(sidecar: Sidecar) -> dict[str, int]:
 def test_a_million_lock_cycles_leave_the_sidecar_as_it_was(tree: Tree, tmp_path: Path) -> None:
     program = theft.compiled(tmp_path, "churn")
     sidecar = Sidecar(tree.root, "--resync", "5s")
-    try:
-        warm = str(CYCLES // 10)
-        subprocess.run([program, tree.root, warm, str(PER_SECOND)], check=True)
-        sizes = [_size(sidecar)]
-        with subprocess.Popen(
-            [program, tree.root, str(CYCLES), str(PER_SECOND)], stdout=subprocess.PIPE, text=True
-        ) as churn:
-            while churn.poll() is None:
-                try:
-                    churn.wait(5)
-                except subprocess.TimeoutExpired:
-                    sizes.append(_size(sidecar))
-            assert churn.stdout is not None
-            counts = json.loads(churn.stdout.read())
-        until(lambda: not list(tree.root.rglob("*.lock")))
-        sizes.append(_size(sidecar))
-        assert (counts["cycles"], counts["lost"]) == (CYCLES, 0)
-        removed = len(sidecar.journal("removed"))
-        note_figures("long run", **counts, removed=removed, first=sizes[0], last=sizes[-1])
-        note_figures("long run", resident_kib=[it["resident_kib"] for it in sizes])
-        half = len(sizes) // 2
-        for name, least in {"resident_kib": 4096, "descriptors": 8, "threads": 2}.items():
-            early, late = (max(it[name] for it in part) for part in (sizes[:half], sizes[half:]))
-            assert late <= early + least, (name, [it[name] for it in sizes])
-        assert sizes[-1]["series"] <= sizes[0]["series"] + 60, "two series an agent at most"
-        assert sidecar.stop() == 0
-    finally:
-        sidecar.process.kill()
-        sidecar.process.wait()
+    warm = str(CYCLES // 10)
+    subprocess.run([program, tree.root, warm, str(PER_SECOND)], check=True)
+    sizes = [_size(sidecar)]
+    with subprocess.Popen(
+        [program, tree.root, str(CYCLES), str(PER_SECOND)], stdout=subprocess.PIPE, text=True
+    ) as churn:
+        while churn.poll() is None:
+            try:
+                churn.wait(5)
+            except subprocess.TimeoutExpired:
+                sizes.append(_size(sidecar))
+        assert churn.stdout is not None
+        counts = json.loads(churn.stdout.read())
+    until(lambda: not list(tree.root.rglob("*.lock")))
+    sizes.append(_size(sidecar))
+    assert (counts["cycles"], counts["lost"]) == (CYCLES, 0)
+    removed = len(sidecar.journal("removed"))
+    note_figures("long run", **counts, removed=removed, first=sizes[0], last=sizes[-1])
+    note_figures("long run", resident_kib=[it["resident_kib"] for it in sizes])
+    half = len(sizes) // 2
+    for name, least in {"resident_kib": 4096, "descriptors": 8, "threads": 2}.items():
+        early, late = (max(it[name] for it in part) for part in (sizes[:half], sizes[half:]))
+        assert late <= early + least, (name, [it[name] for it in sizes])
+    assert sizes[-1]["series"] <= sizes[0]["series"] + 60, "two series an agent at most"
+    assert sidecar.stop() == 0

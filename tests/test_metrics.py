@@ -2,10 +2,7 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,9 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
 from reaper.reports.web import parse_address
 from tests.conftest import HoldLock, Tree, judged, record
+from tests.needs import program
+from tests.processes import reap, start
+from tests.sidecar import Sidecar, gone, port_of, until
 
 
 class Use:
@@ -239,10 +239,8 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
 
 
 def promtool(text: str) -> str:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool (Debian: prometheus) is not here")
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+        [program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True
     )
     return done.stdout + done.stderr
 
@@ -258,8 +256,7 @@ def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Pa
     target = tmp_path / "reaper.prom"
 
     def sweep(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reaper", "sweep", "--state-dir", str(tree.root)]
-        return subprocess.run([*command, *options], capture_output=True, text=True)
+        return reap("sweep", "--state-dir", tree.root, *options)
 
     assert sweep("--dry-run", "--textfile", str(target)).returncode == 3
     text = target.read_text()
@@ -300,34 +297,28 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[Any]:
+def prometheus(tmp_path: Path) -> Any:
     """A Prometheus on loopback that scrapes one target each second."""
-    from tests.test_watch import free_port, until
+    command = program("prometheus")
 
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus (Debian's package) is not here")
-    processes = []
-
-    def start(target: str) -> Any:
-        port = free_port()
+    def scraping(target: str) -> Any:
         configuration = tmp_path / "prometheus.yml"
         configuration.write_text(
             "global: {scrape_interval: 1s}\n"
             "scrape_configs:\n- job_name: reaper\n  static_configs:\n"
             f"  - targets: ['{target}']\n"
         )
-        processes.append(
-            subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={configuration}",
-                    f"--storage.tsdb.path={tmp_path}/tsdb",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        process = start(
+            [
+                command,
+                f"--config.file={configuration}",
+                f"--storage.tsdb.path={tmp_path}/tsdb",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
+        port = until(lambda: port_of(process.pid), "a Prometheus that listens")
 
         def query(expression: str) -> list[dict[str, Any]]:
             import json
@@ -346,33 +337,26 @@ def prometheus(tmp_path: Path) -> Iterator[Any]:
         until(lambda: query("up == 1"), "a target that is up")
         return query
 
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait()
+    return scraping
 
 
+@pytest.mark.long(seconds=6)
 def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
-    from tests.test_watch import Sidecar, gone, until
-
     tree.lock("cut", record(2**22 + 1, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     hold("healthy")
     dying = hold("dying")
     sidecar = Sidecar(tree.root)
-    try:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
-        dying.kill()
-        until(gone(dying.path))
-        query = prometheus(f"127.0.0.1:{sidecar.port}")
-        (held,) = until(lambda: query('reaper_locks{verdict="held"} == 1'))
-        assert held["metric"]["state"] == "state"
-        assert until(lambda: query('reaper_actions_total{outcome="removed"} == 1'))
-        assert query("time() - reaper_last_sweep_timestamp_seconds < 600")
-        assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")
-        assert not query("reaper_stuck_locks > 0")
-        assert not query("reaper_hold_proof_available != 1")
-        names = {it["metric"]["__name__"] for it in query('{__name__=~"reaper_.*"}')}
-        assert len(names) > 20
-    finally:
-        sidecar.stop()
+    until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
+    dying.kill()
+    until(gone(dying.path))
+    query = prometheus(f"127.0.0.1:{sidecar.port}")
+    (held,) = until(lambda: query('reaper_locks{verdict="held"} == 1'))
+    assert held["metric"]["state"] == "state"
+    assert until(lambda: query('reaper_actions_total{outcome="removed"} == 1'))
+    assert query("time() - reaper_last_sweep_timestamp_seconds < 600")
+    assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")
+    assert not query("reaper_stuck_locks > 0")
+    assert not query("reaper_hold_proof_available != 1")
+    names = {it["metric"]["__name__"] for it in query('{__name__=~"reaper_.*"}')}
+    assert len(names) > 20

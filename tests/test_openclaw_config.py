@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from reaper.adapters.lock_files import Skipped
 from reaper.core.openclaw_config import session_store
 from tests.conftest import Tree, record
-from tests.test_cli import reap, report
+from tests.processes import reap
+from tests.test_cli import report
 from tests.test_discovery import free_for_something_else, reaper
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +17,20 @@ from reaper.core.evidence import HolderState, Program
 from reaper.core.programs import program_of
 from reaper.core.state_dirs import state_dir_candidates
 from tests.conftest import HoldLock, now_ms, start_ticks
+from tests.needs import kernel_lacks
+from tests.processes import start
 
 
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
+def sleeper() -> subprocess.Popen[str]:
+    return start(["sleep", "600"])
 
 
 def state(pid: int | None, starttime: int | None) -> HolderState:
     return ProcessTable().holder(pid, starttime).state
 
 
-def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[str]) -> None:
     ticks = start_ticks(sleeper.pid)
     assert state(sleeper.pid, ticks) is HolderState.SAME
     assert state(sleeper.pid, ticks + 1) is HolderState.REUSED
@@ -54,7 +54,7 @@ def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
 
 
 def test_the_start_time_survives_a_step_of_the_clock(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    sleeper: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Psutil reads the boot time anew; a step between its reads and ours is noticed."""
     ticks = start_ticks(sleeper.pid)
@@ -65,10 +65,59 @@ def test_the_start_time_survives_a_step_of_the_clock(
 
 
 def test_without_a_start_time_a_foreign_program_is_told(
-    sleeper: subprocess.Popen[bytes], hold: HoldLock
+    sleeper: subprocess.Popen[str], hold: HoldLock
 ) -> None:
     assert state(sleeper.pid, None) is HolderState.FOREIGN_PROGRAM
     assert state(hold("sid").pid, None) is HolderState.SAME
+
+
+@pytest.fixture
+def thread_id() -> Iterator[int]:
+    """Return the id of a thread of this process that is not its first thread."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    assert thread.native_id is not None
+    yield thread.native_id
+    end.set()
+    thread.join()
+
+
+def test_a_pid_that_is_only_a_thread_id_belongs_to_nobody(thread_id: int) -> None:
+    """`kill(tid, 0)` succeeds and /proc/<tid> exists, though no process has that pid."""
+    os.kill(thread_id, 0)
+    ticks = start_ticks(thread_id)
+    assert state(thread_id, ticks) is HolderState.REUSED  # not SAME: a gateway records its pid
+    assert state(thread_id, ticks + 1) is HolderState.REUSED
+    assert state(thread_id, None) is HolderState.REUSED
+    assert ProcessTable().holder(thread_id, ticks).pid is None
+    assert state(os.getpid(), start_ticks(os.getpid())) is HolderState.SAME
+    with pytest.raises(OSError, match=r"\[Errno (2|22)\]"):  # ENOENT since Linux 6.15, or EINVAL
+        os.pidfd_open(thread_id)
+
+
+@pytest.mark.parametrize("text", [b"Name:\tx\n", b""])
+def test_where_proc_does_not_say_whether_a_pid_is_a_thread_the_holder_is_unknown(
+    sleeper: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: bytes,
+) -> None:
+    ticks = start_ticks(sleeper.pid)
+    (tmp_path / str(sleeper.pid)).mkdir()
+    status = tmp_path / str(sleeper.pid) / "status"
+    status.write_bytes(text)
+    real = processes._is_thread_of_another
+
+    def asked_elsewhere(pid: int) -> bool:
+        with monkeypatch.context() as context:
+            context.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+            return real(pid)
+
+    monkeypatch.setattr(processes, "_is_thread_of_another", asked_elsewhere)
+    assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
+    status.unlink()
+    assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
 
 
 def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dead_pid: int) -> None:
@@ -99,7 +148,7 @@ def test_nobody_is_unnamed_and_impossible_pids_are_unknown() -> None:
     assert state(2**53, None) is HolderState.UNKNOWN
 
 
-def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[bytes]) -> None:
+def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[str]) -> None:
     table = ProcessTable()
     ticks = start_ticks(sleeper.pid)
     assert table.holder(sleeper.pid, ticks).state is HolderState.SAME
@@ -111,7 +160,7 @@ def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.root
 def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
-    sleeper: subprocess.Popen[bytes], root_only: None
+    sleeper: subprocess.Popen[str], root_only: None
 ) -> None:
     script = (
         "import os; from reaper.adapters.processes import ProcessTable;"
@@ -127,7 +176,7 @@ def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
         env=environment,
     )
     if "mount" in done.stderr or "unshare" in done.stderr:
-        pytest.skip(f"no mount namespace here: {done.stderr}")
+        kernel_lacks("mount namespaces", done.stderr.strip())
     assert done.stdout.strip() == "unknown", done.stderr
 
 
@@ -219,7 +268,7 @@ def test_whether_a_process_has_a_file_open_is_read_from_its_descriptors(tmp_path
 
 
 def test_up_for_counts_from_the_start_ticks() -> None:
-    assert 0 <= up_for(start_ticks(os.getpid())) < 7200
+    assert 0 <= up_for(start_ticks(os.getpid())) < 24 * 3600
     assert up_for(10**15) == 0.0
 
 

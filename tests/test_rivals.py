@@ -54,6 +54,7 @@ def told(orders: int) -> None:
     assert orders > 10
 
 
+@pytest.mark.long(seconds=5)
 @switches(3, 5)
 def test_two_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int) -> None:
     """Each may take the other's stand-in for the lock, and puts that back."""
@@ -113,6 +114,7 @@ class Gateway:
                 return
 
 
+@pytest.mark.long(seconds=5)
 @pytest.mark.parametrize("removals", [1, 2])
 @switches(2, 3)
 def test_a_lock_that_a_gateway_takes_meanwhile_keeps_its_name(

@@ -1,8 +1,6 @@
 """State directories of OpenClaw 2026.8 and newer, whose sessions live in SQLite."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +14,7 @@ from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.sweep import Reaper
 from tests.conftest import Tree, record
+from tests.processes import reap
 
 
 @pytest.fixture
@@ -119,12 +118,8 @@ def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
     assert len(found) == 2
 
 
-def test_a_look_says_that_there_is_nothing_to_do(
-    tree: Tree, database: sqlite3.Connection, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_look_says_that_there_is_nothing_to_do(tree: Tree, database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
-    command = [sys.executable, "-m", "reaper", "list", "--state-dir", str(tree.root)]
-    assert subprocess.run(command).returncode == 0
-    out, err = capfd.readouterr()
-    assert out == "no locks\n"
-    assert err.count("sessions live in SQLite here") == 1
+    done = reap("list", "--state-dir", tree.root)
+    assert (done.returncode, done.stdout) == (0, "no locks\n")
+    assert done.stderr.count("sessions live in SQLite here") == 1

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from reaper.settings import SettingsError, state_dirs
-from tests.conftest import Tree, record
-from tests.test_cli import DEAD, reap, report
+from tests.conftest import DEAD, Tree, record
+from tests.processes import reap
+from tests.test_cli import report
 from tests.test_discovery import acting_as
 
 

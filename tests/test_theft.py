@@ -9,6 +9,9 @@ import pytest
 from tests.torture import theft
 from tests.torture.figures import note_figures
 
+# Where it may, the harness runs at real-time priority: only one at a time.
+pytestmark = [pytest.mark.xdist_group("theft"), pytest.mark.long(seconds=8)]
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,8 +21,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _until_stolen(program: Path, how: str) -> Counter[str]:
     """Race for as long as nothing is stolen, within patience."""
     counts: Counter[str] = Counter()
-    for _ in range(30):
-        counts += theft.race(program, how, seconds=4)
+    for _ in range(120):
+        counts += theft.race(program, how, seconds=1)
         if counts["stolen"]:
             break
     return counts
@@ -34,7 +37,7 @@ def test_a_tool_that_unlinks_what_it_looked_at_is_caught_stealing(program: Path,
 
 def _races() -> list[Any]:
     """A few hundred removals in `make test`, ten thousand of each in `make torture`."""
-    quick = [("watch", False, 400), ("sweep", True, 400)]
+    quick = [("watch", False, 200), ("sweep", True, 200)]
     long = [(how, rival, 10_000) for how in ("watch", "sweep") for rival in (False, True)]
     return [*quick, *(pytest.param(*it, marks=pytest.mark.torture) for it in long)]
 

@@ -14,8 +14,9 @@ import pytest
 from reaper.adapters import kernel
 from reaper.core.policy import Outcome
 from reaper.sweep import Finding, Place, Unlock
-from tests.conftest import HoldLock, Tree, bindfs, record
-from tests.test_cli import DEAD, reap, report
+from tests.conftest import DEAD, HoldLock, Tree, bindfs, record
+from tests.processes import reap
+from tests.test_cli import report
 from tests.test_sweep import reaper
 
 KEY = "agent:main:telegram:group:-100"

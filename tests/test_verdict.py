@@ -216,9 +216,9 @@ def test_an_earlier_lock_of_the_same_run_must_name_the_same_holder() -> None:
         assert judgement.verdict is (Verdict.ABANDONED if expected is None else Verdict.HELD)
 
 
-def test_a_lock_born_after_the_end_that_the_store_records_is_held_without_tolerance() -> None:
-    assert verdict(evidence(**stuck(end_after_birth=0.0)))[0] is Verdict.ABANDONED
-    assert verdict(evidence(**stuck(end_after_birth=-0.001))) == HELD
+def test_a_lock_may_be_born_as_long_after_the_stores_end_as_no_next_run_can_have_one() -> None:
+    assert verdict(evidence(**stuck(end_after_birth=-0.2)))[0] is Verdict.ABANDONED
+    assert verdict(evidence(**stuck(end_after_birth=-0.201))) == HELD
 
 
 @pytest.mark.parametrize("store", [StoreStatus.NONE, StoreStatus.RUNNING])

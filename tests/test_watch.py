@@ -1,5 +1,6 @@
 """The sidecar as a real process, with real holders, signals and events."""
 
+import errno
 import json
 import math
 import os
@@ -7,15 +8,15 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ import pytest
 from prometheus_client import generate_latest
 
 from reaper import watch as watch_module
+from reaper.adapters import kernel, lock_files
 from reaper.adapters.file_events import APPEARED, WENT
-from reaper.adapters.processes import use_of
+from reaper.adapters.processes import ProcessTable, use_of
+from reaper.core.evidence import Holder as HolderSeen
+from reaper.core.evidence import HolderState
 from reaper.core.health import ChurnLimits
 from reaper.core.lock import FileId, StateDir
 from reaper.core.policy import Policy
@@ -35,106 +39,12 @@ from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Place, Reaper, Unseen
 from reaper.watch import Watch
-from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record
+from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
+from tests.other_uid import as_other_uid
+from tests.processes import PATIENCE, command_of, reap, start, start_reaper
+from tests.sidecar import Watching, gone, port_of, until
 from tests.test_file_events import overflow_the_queue
 from tests.trajectories import attempt
-
-_PATIENCE = 20.0
-"""Seconds that anything may take before it counts as never; no bound on how fast it must be."""
-
-
-def until(condition: Callable[[], Any], what: str = "") -> Any:
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"never came true: {what or condition}")
-
-
-def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        port: int = it.getsockname()[1]
-        return port
-
-
-class Sidecar:
-    """A `reaper watch` process."""
-
-    def __init__(self, root: Path, *options: str, wrap: tuple[str, ...] = ()) -> None:
-        self.port = free_port()
-        self.log = root.parent / f"journal-{self.port}"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    *wrap, sys.executable, "-m", "reaper", "watch", "--state-dir", str(root),
-                    "--listen", f"127.0.0.1:{self.port}", "--log-format", "json", *options,
-                ],
-                stderr=log,
-            )  # fmt: skip
-        try:
-            until(lambda: self.status("/-/healthy") == 200, "a sidecar that answers")
-        except AssertionError:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as it:
-            text: str = it.read().decode()
-            return text
-
-    def status(self, path: str) -> int | None:
-        try:
-            self.get(path)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code
-        except OSError:
-            return None
-        return 200
-
-    def metric(self, name: str, **labels: str) -> float | None:
-        for line in self.get("/metrics").splitlines():
-            match = re.fullmatch(rf"{name}(?:\{{(?P<labels>.*)\}})? (?P<value>\S+)", line)
-            if match:
-                found = dict(re.findall(r'(\w+)="([^"]*)"', match["labels"] or ""))
-                if labels.items() <= found.items():
-                    return float(match["value"])
-        return None
-
-    def journal(self, event: str | None = None) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [line for line in lines if event in {None, line["event"]}]
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=_PATIENCE)
-
-
-Watching = Callable[..., Sidecar]
-
-
-@pytest.fixture
-def watching(tree: Tree) -> Iterator[Watching]:
-    sidecars: list[Sidecar] = []
-
-    def start(*options: str, root: Path | None = None, **how: Any) -> Sidecar:
-        sidecars.append(Sidecar(root or tree.root, *options, **how))
-        return sidecars[-1]
-
-    yield start
-    for sidecar in sidecars:
-        if sidecar.process.poll() is None:
-            sidecar.process.kill()
-        sidecar.process.wait()
-
-
-def gone(path: Path) -> Callable[[], bool]:
-    return lambda: not path.exists()
-
 
 # Waking
 
@@ -176,8 +86,6 @@ def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
     outside.kill()
     until(gone(nested.path), "the sidecar sees neither holder, and frees both locks")
     until(gone(outside.path))
-    for child in psutil.Process(blind.process.pid).children(recursive=True):
-        child.kill()
 
 
 def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
@@ -259,6 +167,10 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
     watch.close()
 
 
+def asleep(watch: Watch) -> bool:
+    return watch._wakes_at > time.monotonic() + 60
+
+
 def test_appends_to_transcripts_wake_nobody(
     tree: Tree, hold: HoldLock, in_process: CountingWatch
 ) -> None:
@@ -266,7 +178,7 @@ def test_appends_to_transcripts_wake_nobody(
     transcript.write_text("")
     hold("sid")
     until(lambda: in_process._fd_of, "the holder is waited for")
-    time.sleep(0.5)
+    until(lambda: asleep(in_process))
     before = in_process.steps
     for _ in range(2000):
         with transcript.open("a") as file:
@@ -278,9 +190,9 @@ def test_appends_to_transcripts_wake_nobody(
 
 
 def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
-    time.sleep(0.5)
+    until(lambda: asleep(in_process))
     before = in_process.steps
-    time.sleep(2)
+    time.sleep(1)
     assert in_process.steps == before
 
 
@@ -311,7 +223,8 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
     assert len(alive) in {1, 2}
     assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
-    assert sorted(place.name for place in watch._places) == sorted(met)
+    known = watch._knowledge.all()
+    assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(met)
     watch.close()
 
 
@@ -354,9 +267,8 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     watch._on_lock(*place, APPEARED)
     watch._take_events()
     watch._judge({place: time.monotonic()})
-    (seen,) = watch._knowledge.all()
-    assert seen.born is not None
-    assert watch._born == {}
+    assert len(watch._knowledge.all()) == 1
+    assert watch._born.keys() == {place}
     holder.path.unlink()
     if missed_by == "look":
         watch._judge({place: time.monotonic()})
@@ -366,8 +278,34 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     watch._on_lock(*place, WENT)
     watch._take_events()
     assert watch._born == {}
+    assert not watch._places
     metrics = generate_latest(watch._metrics.registry).decode()
     assert "reaper_lock_hold_seconds_count 1.0" in metrics
+    watch.close()
+
+
+@pytest.mark.parametrize("next_one", ["held", "closed"])
+def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_is_announced(
+    tree: Tree, hold: HoldLock, next_one: str
+) -> None:
+    """A gateway takes a lock again at once; in its release a lock is closed before it is gone."""
+    watch = watch_of(tree)
+    place = Place(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    path = hold("sid").path
+    watch._on_lock(*place, APPEARED)
+    watch._take_events()
+    watch._judge({place: time.monotonic()})
+    path.unlink()
+    follower = hold("sid")
+    if next_one == "closed":
+        follower.ask("close")
+    watch._judge({place: time.monotonic()})
+    for what in (WENT, APPEARED, WENT):
+        watch._on_lock(*place, what)
+    watch._take_events()
+    metrics = generate_latest(watch._metrics.registry).decode()
+    assert "reaper_lock_hold_seconds_count 2.0" in metrics
+    assert watch._born == {}
     watch.close()
 
 
@@ -421,7 +359,7 @@ def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_lo
             made.append(tree.lock("dead", record(2**22 + 1)))
             until(lambda: in_process._news)
 
-    until(lambda: in_process._wakes_at > time.monotonic() + 60, "asleep, and the folder followed")
+    until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(in_process, "_check_health", appear)
     in_process._ring()
@@ -435,7 +373,7 @@ def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
     holder = hold("sid")
     holder.path.rename(holder.path.with_name(".rprabcde-sid~"))
     holder.path.touch()
-    sidecar = watching("--resync", "1h", "--orphan-grace", "2s")
+    sidecar = watching("--resync", "1h", limits={"orphan_grace": 2.0})
     until(lambda: holder.path.exists() and holder.path.read_bytes())
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 1)
     assert os.listdir(tree.sessions()) == [holder.path.name]
@@ -445,8 +383,8 @@ def test_due_locks_are_freed_without_any_event(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     """An orphan's grace and an ended run's quiet pass by time alone."""
-    options = ("--orphan-grace", "1s", "--abandoned-after", "2s", "--confirm", "500ms")
-    sidecar = watching("--resync", "1h", *options)
+    limits = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
+    sidecar = watching("--resync", "1h", limits=limits)
     # The holder must be older than the run, by five seconds: the story lies a bit ahead.
     forgotten, stuck = hold("forgotten"), hold("stuck", age=-8)
     created = created_ms(stuck.path)
@@ -601,7 +539,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
     folder = tree.sessions("foreign")
     os.chown(folder, 1234, 1234)
     folder.chmod(0o700)
-    wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+    wrap = as_other_uid("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
     sidecar = watching("--resync", "1s", wrap=wrap)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     (said,) = sidecar.journal("skipped")
@@ -658,19 +596,147 @@ def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_fr
     until(gone(other))
 
 
+def _pidfds(pid: int) -> int:
+    count = 0
+    for it in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of a request just served
+            count += "pidfd" in os.readlink(it)
+    return count
+
+
 def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     sidecar = watching(wrap=("bash", "-c", 'ulimit -n 140; exec "$@"', "bash"))
     holders = [hold(f"sid{number}") for number in range(16)]
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
-    fds = [os.readlink(it) for it in Path(f"/proc/{sidecar.process.pid}/fd").iterdir()]
-    assert sum("pidfd" in it for it in fds) == 12
+    until(lambda: _pidfds(sidecar.process.pid) == 12)
     for it in holders:
         it.kill()
     for it in holders:
         until(gone(it.path))
     assert sidecar.journal("sweep-failed") == []
+
+
+class HolderSeenAsAnother(ProcessTable):
+    """A process table that was looked at just before the holder died and its pid was reused."""
+
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> HolderSeen:
+        return HolderSeen(state=HolderState.SAME, pid=pid, up_for=60)
+
+
+def test_a_holder_whose_pid_is_reused_before_it_is_waited_for_is_not_waited_for(tree: Tree) -> None:
+    """Its lock would stay until a stranger's death, or the next full sweep."""
+    path = tree.lock("sid", record(os.getpid(), starttime=5))
+    watch = watch_of(tree)
+    watch._reaper._make_table = HolderSeenAsAnother
+    watch._full_sweep()
+    assert watch._holders == {}
+    watch._reaper._make_table = ProcessTable
+    watch._judge(watch._take_due(time.monotonic() + 2))
+    assert not path.exists()
+    watch._events.stop()
+    watch.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EINVAL, errno.EPERM, errno.ENOSYS])
+def test_a_pid_that_has_no_pidfd_is_no_dead_one(
+    tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """ENOENT, before Linux 6.15 EINVAL: it is only a thread id now."""
+    holder = hold("sid")
+    watch = watch_of(tree)
+
+    def refused(_pid: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "pidfd_open", refused)
+        watch._full_sweep()
+    assert watch._holders == {}
+    assert len(watch._polled) == 1
+    assert (
+        watch._take_due(time.monotonic() + 5) == {}
+    )  # nothing to be done soon, nor again and again
+    holder.kill()
+    watch._next_poll = 0.0
+    watch._check_polled()
+    assert not holder.path.exists()
+    watch._events.stop()
+    watch.close()
+
+
+@pytest.mark.parametrize("look", ["sweep", "judge"])
+def test_what_cannot_be_read_for_a_while_is_not_forgotten(
+    tree: Tree, hold: HoldLock, look: str
+) -> None:
+    holder = hold("sid")
+    watch = watch_of(tree)
+    watch._full_sweep()
+    known, holders, (place,) = watch._knowledge.all(), dict(watch._holders), watch._places
+    away = tree.root.with_name("away")
+    tree.root.rename(away)
+    if look == "sweep":
+        watch._full_sweep()
+    else:
+        watch._judge({place: time.monotonic()})
+        assert place in watch._due
+    assert watch._knowledge.all() == known
+    assert watch._holders == holders
+    away.rename(tree.root)
+    watch._judge({place: time.monotonic()})
+    assert holder.path.exists()
+    assert len(watch._knowledge.all()) == 1
+    watch._events.stop()
+    watch.close()
+
+
+def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> None:
+    watch = watch_of(tree)
+    watch._full_sweep()
+    before = psutil.Process().num_fds()
+    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(10)]
+    try:
+        paths = [
+            tree.lock(f"sid{it.pid}", record(it.pid, starttime=start_ticks(it.pid)))
+            for it in sleepers
+        ]
+        watch._full_sweep()
+        assert psutil.Process().num_fds() == before + 10
+        for path in paths:
+            path.unlink()
+
+        def closed() -> bool:
+            watch._full_sweep()  # those whose event comes during a sweep are left to the next one
+            return psutil.Process().num_fds() == before
+
+        until(closed)
+        assert watch._fd_of == {}
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+        watch._events.stop()
+        watch.close()
+
+
+def test_a_removal_that_fails_once_is_tried_again_long_before_the_next_sweep(
+    tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = kernel.exchange
+    failures = [OSError(errno.EIO, "Input/output error")]
+
+    def fails_once(*names: str, dir_fd: int) -> None:
+        if failures:
+            raise failures.pop()
+        exchange(*names, dir_fd=dir_fd)
+
+    monkeypatch.setattr(lock_files, "exchange", fails_once)
+    path = tree.lock("dead", record(2**22 + 1))
+    until(gone(path))
+    assert not failures
 
 
 def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_sweep_is(
@@ -702,7 +768,7 @@ def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     watch = watch_of(tree)
     watch._full_sweep()
     other = Tree(tmp_path / "other")
-    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0)
+    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0.002)
     (other.root / "agents/new").rename(tree.root / "agents/new")
     state = watch._reaper.states[0]
     until(lambda: watch._events.followed_since(state, "new"))
@@ -729,25 +795,21 @@ def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
 
 
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
     with open("/dev/full", "w") as full:
-        process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"], stderr=full)
-    try:
-        tree.lock("dead", record(2**22 + 1))
-        until(lambda: not list(tree.sessions().iterdir()))
+        listen = ("--listen", "127.0.0.1:0")
+        process = start_reaper("watch", "--state-dir", tree.root, *listen, stderr=full)
+    port = until(lambda: port_of(process.pid))
+    tree.lock("dead", record(2**22 + 1))
+    until(lambda: not list(tree.sessions().iterdir()))
 
-        def lines_lost() -> float:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                text = answer.read().decode()
-            return float(re.findall(r'errors_total{kind="journal"} (\S+)', text)[0])
+    def lines_lost() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+        return float(re.findall(r'errors_total{kind="journal"} (\S+)', text)[0])
 
-        until(lambda: lines_lost() >= 2)
-        process.terminate()
-        assert process.wait(timeout=_PATIENCE) == 0
-    finally:
-        process.kill()
-        process.wait()
+    until(lambda: lines_lost() >= 2)
+    process.terminate()
+    assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_locks_behind_the_owners_symlink_are_freed(
@@ -817,7 +879,8 @@ def test_a_second_sidecar_on_the_same_directory_does_no_harm(
     until(lambda: len(one.journal("removed") + other.journal("removed")) == 10)
     removed = [it["session"] for sidecar in (one, other) for it in sidecar.journal("removed")]
     assert sorted(removed) == sorted(f"dying{number}" for number in range(10))
-    assert [it for it in tree.sessions().iterdir() if it.name.startswith(".rpr")] == []
+    # The one that came too late to the last lock may be about to remove its placeholder.
+    until(lambda: os.listdir(tree.sessions()) == [healthy.path.name])
 
 
 # HTTP
@@ -840,8 +903,7 @@ def test_probe_asks_a_sidecar_and_answers_by_exit_code(tree: Tree, watching: Wat
     sidecar = watching()
 
     def probe(*options: str) -> int:
-        command = [sys.executable, "-m", "reaper", "probe", *options]
-        return subprocess.run(command, capture_output=True).returncode
+        return reap("probe", *options).returncode
 
     url = f"http://127.0.0.1:{sidecar.port}"
     assert probe("--url", f"{url}/-/healthy") == 0
@@ -863,33 +925,28 @@ def test_a_loop_that_hangs_is_not_healthy(in_process: CountingWatch) -> None:
 def test_several_addresses_and_ipv6_work_and_a_taken_port_is_told(
     tree: Tree, watching: Watching
 ) -> None:
-    port = free_port()
-    sidecar = watching("--listen", f"[::1]:{port}")
+    sidecar = watching("--listen", "[::1]:0")
+    _, port = sidecar.ports
     with urllib.request.urlopen(f"http://[::1]:{port}/metrics") as answer:
         assert answer.status == 200
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
-    taken = [*command, "--listen", f"127.0.0.1:{sidecar.port}"]
-    done = subprocess.run(taken, capture_output=True, text=True, timeout=60)
+    command = ("watch", "--state-dir", tree.root, "--listen")
+    done = reap(*command, f"127.0.0.1:{sidecar.port}")
     assert done.returncode == 1
     assert "cannot listen on" in done.stderr
     assert "is a reaper running already? choose another address with --listen" in done.stderr
     assert "Traceback" not in done.stderr
     for wrong in ("9789", "127.0.0.1:x", "::1:9789", "127.0.0.1:99999"):
-        done = subprocess.run(
-            [*command, "--listen", wrong], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 2, wrong
+        assert reap(*command, wrong).returncode == 2, wrong
 
 
 def test_listening_can_be_off(tree: Tree) -> None:
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
-    process = subprocess.Popen([*command, "--listen", "off"], stderr=subprocess.PIPE)
-    until(lambda: (psutil.Process(process.pid).num_threads()) >= 2)
+    process = start_reaper(
+        "watch", "--state-dir", tree.root, "--listen", "off", stderr=subprocess.DEVNULL
+    )
+    until(lambda: psutil.Process(process.pid).num_threads() >= 2)
     assert psutil.Process(process.pid).net_connections(kind="inet") == []
     process.terminate()
-    assert process.wait(timeout=_PATIENCE) == 0
-    assert process.stderr is not None
-    process.stderr.close()
+    assert process.wait(timeout=PATIENCE) == 0
 
 
 # Journal
@@ -911,13 +968,15 @@ def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching)
     assert sessions == {"a\\n\\x1b[31m", "b", "\\udcff"}
 
 
-def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree) -> None:
+def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree, tmp_path: Path) -> None:
     tree.lock("a\nb", record(2**22 + 1))
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
-    process = subprocess.Popen([*command, "--listen", "off"], stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "journal"
+    with journal.open("w") as file:
+        process = start_reaper("watch", "--state-dir", tree.root, "--listen", "off", stderr=file)
     until(lambda: not list(tree.sessions().glob("*.lock")))
     process.terminate()
-    _, shown = process.communicate(timeout=_PATIENCE)
+    assert process.wait(timeout=PATIENCE) == 0
+    shown = journal.read_text()
     assert len(shown.splitlines()) == 3
     assert "a\\\\nb" in shown or "a\\nb" in shown
 
@@ -925,27 +984,25 @@ def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree) -> None:
 # Demo
 
 
+@pytest.mark.long(seconds=30)
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
     tmp_path: Path, interrupted: bool
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reaper", "demo"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
+    process = start(
+        command_of("demo"), env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE
     )
     until(lambda: list(tmp_path.glob("reaper-demo-*/demo/agents/main/sessions/healthy*")))
     if interrupted:
         until(lambda: psutil.Process(process.pid).children())
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=_PATIENCE)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
-        psutil.wait_procs(children, timeout=5)
-        assert not any(child.is_running() for child in children)
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+        assert alive == []
     else:
-        shown, _ = process.communicate(timeout=90)
+        shown, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
         for session in ("killed", "forgotten", "run-timed-out"):
             assert re.search(rf"removed .*session={session} ", shown), shown
@@ -966,18 +1023,17 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     assert sidecar.metric("reaper_holder_wedged", pid=pid) == 1
     (line,) = sidecar.journal("wedged")
     assert (line["level"], line["pid"], line["why"]) == ("warning", holder.pid, "stuck-locks")
-    url = f"http://127.0.0.1:{sidecar.port}/-/healthy"
-    probe = [sys.executable, "-m", "reaper", "probe", "--gateway", "--url", url]
-    done = subprocess.run(probe, capture_output=True, text=True, timeout=60)
+    probe = ("probe", "--gateway", "--url", f"http://127.0.0.1:{sidecar.port}/-/healthy")
+    done = reap(*probe)
     assert done.returncode == 1
     assert '"stuck_locks": 1' in done.stderr
     assert "overdue" not in done.stderr  # no session, and no path
     holder.kill()
     until(lambda: sidecar.status("/-/gateway") == 200)
     assert sidecar.metric("reaper_holder_wedged", pid=pid) is None
-    assert subprocess.run(probe, capture_output=True, timeout=60).returncode == 0
+    assert reap(*probe).returncode == 0
     sidecar.stop()
-    done = subprocess.run(probe, capture_output=True, text=True, timeout=60)
+    done = reap(*probe)
     assert done.returncode == 0
     assert "nothing is known about the gateway" in done.stderr
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import socket
 import ssl
 import subprocess
@@ -46,8 +45,10 @@ from reaper.reports.web_config import (
     WebConfigFile,
 )
 from tests.conftest import HoldLock, Tree, record
+from tests.needs import not_tested, program
+from tests.processes import PATIENCE, reap
+from tests.sidecar import Sidecar, until
 from tests.test_metrics import a_lock, made
-from tests.test_watch import Sidecar, free_port, until
 
 SECRET = "secret-session"
 """A name that must not reach those who may not see it."""
@@ -89,7 +90,7 @@ class Served:
 
     def ask(self, path: str = "/", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """Return the answer, all of it read (as `.text`)."""
-        it = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        it = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         it.request(method, path, headers=named)
         answer = it.getresponse()
@@ -105,7 +106,7 @@ class Served:
         return self.ask(path, method, **headers).status
 
     def raw(self, sent: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as it:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as it:
             it.sendall(sent)
             return b"".join(iter(lambda: it.recv(65536), b""))
 
@@ -195,7 +196,7 @@ def test_metrics_go_compressed_and_by_name_where_asked_for(serving: Serving) -> 
     assert [line for line in one.splitlines() if not line.startswith("#")] == [
         'reaper_build_info{version="1"} 1.0'
     ]
-    it = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    it = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
     it.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
     assert it.getresponse().read()[:2] == b"\x1f\x8b"
     it.close()
@@ -301,7 +302,7 @@ def test_a_full_house_makes_room_by_cutting_off_the_eldest_that_still_asks(
             until(lambda wanted=number + 1: len(served.listener._visits) == wanted)  # type: ignore[misc]
         served.listener.answering(served.listener._visits[0])  # as if its answer went on
         assert served.status("/-/healthy") == 200
-        slow[1].settimeout(20)
+        slow[1].settimeout(PATIENCE)
         assert slow[1].recv(1) == b""
         until(lambda: len(served.listener._visits) == 2)
         for it in (slow[0], slow[2]):
@@ -317,7 +318,7 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
     """Also where the sidecar has few descriptors: 1,000 clients never need them all."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1500:
-        pytest.skip(f"needs 1,500 descriptors for 1,000 clients, and {hard} are to be had")
+        not_tested(f"1,000 clients with {hard} descriptors", cure="ulimit -Hn 1500")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
     hold("held")
     sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=80:80") if limited else ())
@@ -329,7 +330,7 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
         most = process.num_threads() + 64
         most_fds = process.num_fds() + 64
         for _ in range(1000):
-            it = socket.create_connection(("127.0.0.1", sidecar.port), timeout=20)
+            it = socket.create_connection(("127.0.0.1", sidecar.port), timeout=PATIENCE)
             it.sendall(b"GET / HTTP/1.1\r\n")
             slow.append(it)
             if len(slow) % 50 == 0:
@@ -342,8 +343,6 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
     finally:
         for it in slow:
             it.close()
-        sidecar.process.kill()
-        sidecar.process.wait()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -471,13 +470,9 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
     tree.lock("pending", record(2**22 + 1))
     tree.store({"k": {"sessionId": "pending", "status": "running"}})
     sidecar = Sidecar(tree.root)
-    try:
-        until(lambda: sidecar.status("/-/ready") == 200)
-        served = json.loads(sidecar.get("/api/v1/locks"))
-        command = [sys.executable, "-m", "reaper", "list", "--json", "--state-dir", str(tree.root)]
-        listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    finally:
-        sidecar.stop()
+    until(lambda: sidecar.status("/-/ready") == 200)
+    served = json.loads(sidecar.get("/api/v1/locks"))
+    listed = json.loads(reap("list", "--json", "--state-dir", tree.root).stdout)
     assert served.keys() == listed.keys()
     assert served["summary"].keys() == listed["summary"].keys()
     assert served["summary"]["verdicts"] == listed["summary"]["verdicts"]
@@ -488,7 +483,7 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
         assert list(same) == list(lock)
         for key in lock.keys() - changing:
             assert same[key] == lock[key], key
-        assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=20)
+        assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=PATIENCE)
 
 
 def test_hidden_json_keeps_every_field_and_what_names_no_session(serving: Serving) -> None:
@@ -990,8 +985,7 @@ class Certificates:
     """A CA, and certificates that it signed for the names of this machine, by openssl."""
 
     def __init__(self, folder: Path) -> None:
-        if shutil.which("openssl") is None:
-            pytest.skip("openssl is not here")
+        program("openssl")
         self.folder = folder
         self.ca = folder / "ca.pem"
         self._openssl(
@@ -1034,14 +1028,14 @@ def certificates(tmp_path: Path) -> Certificates:
 
 def https(port: int, context: ssl.SSLContext, path: str = "/-/healthy", **headers: str) -> str:
     request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", headers=headers)
-    with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+    with urllib.request.urlopen(request, context=context, timeout=PATIENCE) as answer:
         text: str = answer.read().decode()
         return text
 
 
 def served_certificate(port: int, context: ssl.SSLContext) -> bytes:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as it,
     ):
         return it.getpeercert(binary_form=True) or b""
@@ -1075,7 +1069,7 @@ def test_a_handshake_that_never_ends_is_cut_off(
     path = tls_config(certificates.folder)
     config = WebConfigFile(str(path), on_trouble=lambda _: None)
     served = serving(config=config.current, bounds=Bounds(head_seconds=0.5))
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as it:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as it:
         assert it.recv(1) == b""
     until(lambda: not served.listener._visits)
 
@@ -1088,7 +1082,7 @@ def test_an_answer_over_tls_ends_with_a_goodbye(
     path = tls_config(certificates.folder)
     served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
     with (
-        socket.create_connection(("127.0.0.1", served.port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as plain,
         certificates.client().wrap_socket(
             plain, server_hostname="localhost", suppress_ragged_eofs=False
         ) as it,
@@ -1144,68 +1138,49 @@ def test_changed_files_are_followed_and_broken_ones_keep_what_was(
     certificates.make("web")
     path = tls_config(certificates.folder)
     client = certificates.client()
-    environment = {**os.environ, "REAPER_WEB_CONFIG": str(path)}
-    port, log = free_port(), tree.root.parent / "journal"
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
-    command += ["--listen", f"127.0.0.1:{port}", "--log-format", "json"]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, env=environment)
-
-    def journal(event: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        return [line for line in lines if line["event"] == event]
+    sidecar = Sidecar(tree.root, env={"REAPER_WEB_CONFIG": str(path)})
+    port, journal = sidecar.port, sidecar.journal
 
     def errors() -> str:
         (line,) = re.findall(r'errors_total\{kind="web"\} (\S+)', https(port, client, "/metrics"))
         return str(line)
 
-    try:
-
-        def is_up() -> bool:
-            with contextlib.suppress(OSError):
-                return bool(served_certificate(port, client))
-            return False
-
-        until(is_up)
-        before = served_certificate(port, client)
-        # The certificate is renewed in place.
-        certificates.make("web")
-        after = served_certificate(port, client)
-        assert after != before
-        assert after == ssl.PEM_cert_to_DER_cert((certificates.folder / "web.pem").read_text())
-        assert len(journal("web-config-read")) == 1
-        # The file breaks: all stays, and is said and counted once.
-        path.write_text("tls_server_config: {cert: x}")
-        assert [https(port, client) for _ in range(5)] == ["OK\n"] * 5
-        (kept,) = journal("web-config-kept")
-        assert "cert is not supported" in kept["why"]
-        assert errors() == "1.0"
-        # It goes away, as in the middle of being replaced: another trouble.
-        path.unlink()
-        assert https(port, client) == "OK\n"
-        assert len(journal("web-config-kept")) == 2
-        # Its key does not fit: the files that it names are followed too.
-        tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
-        certificate = (certificates.folder / "web.pem").read_text()
-        (certificates.folder / "web.pem").write_text("")
-        assert https(port, client, "/metrics")
-        assert errors() == "3.0"
-        (certificates.folder / "web.pem").write_text(certificate)
-        with pytest.raises(OSError, match="401"):
-            https(port, client, "/metrics")
-        assert https(port, client, "/metrics", Authorization=basic())
-        assert len(journal("web-config-read")) == 2
-    finally:
-        process.terminate()
-        assert process.wait(timeout=20) == 0
+    before = served_certificate(port, client)
+    # The certificate is renewed in place.
+    certificates.make("web")
+    after = served_certificate(port, client)
+    assert after != before
+    assert after == ssl.PEM_cert_to_DER_cert((certificates.folder / "web.pem").read_text())
+    assert len(journal("web-config-read")) == 1
+    # The file breaks: all stays, and is said and counted once.
+    path.write_text("tls_server_config: {cert: x}")
+    assert [https(port, client) for _ in range(5)] == ["OK\n"] * 5
+    (kept,) = journal("web-config-kept")
+    assert "cert is not supported" in kept["why"]
+    assert errors() == "1.0"
+    # It goes away, as in the middle of being replaced: another trouble.
+    path.unlink()
+    assert https(port, client) == "OK\n"
+    assert len(journal("web-config-kept")) == 2
+    # Its key does not fit: the files that it names are followed too.
+    tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
+    certificate = (certificates.folder / "web.pem").read_text()
+    (certificates.folder / "web.pem").write_text("")
+    assert https(port, client, "/metrics")
+    assert errors() == "3.0"
+    (certificates.folder / "web.pem").write_text(certificate)
+    with pytest.raises(OSError, match="401"):
+        https(port, client, "/metrics")
+    assert https(port, client, "/metrics", Authorization=basic())
+    assert len(journal("web-config-read")) == 2
+    assert sidecar.stop() == 0
 
 
 def test_a_wrong_configuration_is_exit_1_in_one_line(tree: Tree, tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text("rate_limit: {burst: 1}")
-    command = [sys.executable, "-m", "reaper", "watch", "--state-dir", str(tree.root)]
-    command += ["--listen", "127.0.0.1:0", "--web-config", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    listen = ("--listen", "127.0.0.1:0", "--web-config", path)
+    done = reap("watch", "--state-dir", tree.root, *listen)
     assert done.returncode == 1
     assert done.stderr.startswith(f"reaper: --web-config {path}: the file: rate_limit is not")
     assert len(done.stderr.splitlines()) == 1
@@ -1223,9 +1198,7 @@ def test_yaml_and_bcrypt_are_loaded_only_where_there_is_a_web_configuration() ->
 
 
 def probe(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "reaper", "probe", *options]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    return reap("probe", *options, env=environment)
 
 
 def test_probe_asks_over_tls_and_with_a_password(

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import needs
+from tests.needs import missing, not_tested
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -22,7 +25,7 @@ def tool(name: str) -> str:
     """Return where a tool is: beside this Python, or on PATH; skips, loudly, where it is not."""
     path = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if path is None:
-        pytest.skip(f"{name} is not here")
+        missing(name, name)
     return path
 
 
@@ -38,7 +41,7 @@ def run(*command: str | Path, **how: Any) -> "subprocess.CompletedProcess[str]":
 def node(script: str, *arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]":
     """Run a script that may import what npm installed for these tests."""
     if not NPM.is_dir():
-        pytest.skip("no .venv/npm: make .venv/.deploy makes it")
+        not_tested("what npm brings", cure="make .venv/.deploy")
     return run(tool("node"), "-e", script, *arguments, cwd=NPM, **how)
 
 
@@ -56,6 +59,15 @@ _OUTCOMES: dict[str, tuple[str, str, float]] = {}
 def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Note a figure or a finding of this test for the record."""
     return lambda text: _NOTES.append((request.node.nodeid, text))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return needs.failed_if_skipped((yield))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    needs.summarize(terminalreporter)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

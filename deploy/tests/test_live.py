@@ -29,6 +29,8 @@ import yaml
 from conftest import ROOT, run, tool
 from test_files import DEPLOY, queries
 
+from tests.needs import not_tested
+
 Note = Callable[[str], None]
 BASE = "localhost/reaper-test-base:trixie"
 DISTRIBUTION = "trixie"
@@ -38,7 +40,7 @@ STAND_IN = Path(__file__).parent / "stand_in.py"
 HARDENED = (
     "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=160m",
 )  # fmt: skip
-SOON = ("--abandoned-after", "2s", "--confirm", "500ms")
+SOON = ("--abandoned-after", "2s")
 
 
 def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
@@ -84,7 +86,7 @@ class Podman:
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0:
-            pytest.skip("needs root, for podman and debootstrap")
+            not_tested("podman and debootstrap", cure="run as root")
         self.program, self._folder = tool("podman"), folder
         conf = folder / "containers.conf"
         conf.write_text(

@@ -34,9 +34,10 @@ from reaper.core.lock import FileId, Lock, iso, parse
 from reaper.core.policy import Outcome
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
+from tests import needs
 from tests.conftest import judged
 from tests.openclaw_package import Unavailable, cache, npm_install
-from tests.test_watch import free_port, until
+from tests.sidecar import port_of, until
 from tests.test_web import Served
 
 AXE = "axe-core@4.10.3"
@@ -49,12 +50,9 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         for program in ("chromium", "chromedriver"):
-            if shutil.which(program) is None:
-                pytest.skip(f"{program} (Debian: chromium, chromium-driver) is not here")
-        self._port = free_port()
-        self._process = subprocess.Popen(
-            ["chromedriver", f"--port={self._port}"], stdout=subprocess.DEVNULL
-        )
+            needs.program(program)
+        self._process = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.DEVNULL)
+        self._port: int = until(lambda: port_of(self._process.pid))
         arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         arguments += ["--hide-scrollbars", f"--user-data-dir={folder}"]
         arguments += ["--host-resolver-rules=MAP *.example 127.0.0.1"]
@@ -130,7 +128,7 @@ def axe() -> str:
     try:
         npm_install(folder, AXE)
     except Unavailable as why:
-        pytest.skip(str(why))
+        needs.not_tested(f"with axe: {why}", cure="npm's registry")
     return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 

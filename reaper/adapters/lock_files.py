@@ -6,6 +6,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final, NamedTuple, Self
 
 from reaper.adapters import kernel
@@ -29,13 +30,15 @@ SESSION_STORE: Final = "session-store"
 class Skipped(NamedTuple):
     """Something that was not looked at, why, and what to do about it.
 
-    Not `failed`: nothing is unseen, but a person may want to know.
+    Not `failed`: nothing is unseen, but a person may want to know. `files` is how many files it
+    stands for.
     """
 
     path: str
     reason: str
     failed: bool = False
     note: str = ""
+    files: int = 1
 
 
 def identity(state: StateDir) -> tuple[int, int] | None:
@@ -46,11 +49,23 @@ def identity(state: StateDir) -> tuple[int, int] | None:
     return None
 
 
+_MOST_CHECKPOINTS: Final = 100_000
+"""Names of checkpoint files that are kept of one folder."""
+
+
+class Litter(NamedTuple):
+    """A file that a removal created under a private name and could not remove again."""
+
+    name: str
+    file: FileId
+
+
 class Folder:
     """One agent's `sessions` folder, open: everything in it is named relative to it.
 
     `locks` are the names of its lock files, `asides` the private names that a removal left.
     `through_symlink`: a symlink led to it, or one is known to, as its `agents` folder or itself.
+    While `litter` is there and cannot be removed, `remove` creates nothing in this folder.
     """
 
     def __init__(self, state: StateDir, agent: str, fd: int, *, through_symlink: bool) -> None:
@@ -61,6 +76,8 @@ class Folder:
         self.path = f"{state.path}/agents/{agent}/sessions"
         self.locks: list[str] = []
         self.asides: list[str] = []
+        self.locks_left_out = 0
+        self.litter: Litter | None = None
         self._checkpoints: list[str] | None = None
 
     def identity(self) -> tuple[int, int]:
@@ -68,27 +85,39 @@ class Folder:
         found = os.fstat(self.fd)
         return found.st_dev, found.st_ino
 
-    def read_names(self) -> None:
-        """Read the folder's names; raises OSError."""
+    def read_names(
+        self, most: int | None = None, *, known: Callable[[str], bool] = lambda _name: False
+    ) -> None:
+        """Read the folder's names, of each kind at most as many as given, and the locks that are
+        known; `locks_left_out` counts the other locks. Raises OSError.
+        """
         checkpoints: list[str] = []
         with os.scandir(self.fd) as entries:
             for entry in entries:
                 name = entry.name
                 if name.endswith(LOCK_SUFFIX):
-                    self.locks.append(name)
+                    if most is None or len(self.locks) < most or known(name):
+                        self.locks.append(name)
+                    else:
+                        self.locks_left_out += 1
                 elif name.startswith(_PREFIX) and _ASIDE.fullmatch(name):
-                    self.asides.append(name)
-                elif ".checkpoint." in name:
+                    if most is None or len(self.asides) < most:
+                        self.asides.append(name)
+                elif ".checkpoint." in name and len(checkpoints) <= _MOST_CHECKPOINTS:
                     checkpoints.append(name)
         self._checkpoints = checkpoints
 
     def checkpoints(self) -> list[str]:
         """Return the names that may be checkpoint files; reads the folder only where nobody did.
 
-        Raises OSError.
+        Raises OSError, also where there are too many to look at.
         """
         if self._checkpoints is None:
-            self._checkpoints = [name for name in os.listdir(self.fd) if ".checkpoint." in name]
+            with os.scandir(self.fd) as entries:
+                names = (entry.name for entry in entries if ".checkpoint." in entry.name)
+                self._checkpoints = list(islice(names, _MOST_CHECKPOINTS + 1))
+        if len(self._checkpoints) > _MOST_CHECKPOINTS:
+            raise OSError(errno.EOVERFLOW, "too many checkpoint files")
         return self._checkpoints
 
     def __enter__(self) -> Self:
@@ -327,12 +356,20 @@ class Removal(NamedTuple):
     outcome: Outcome
     note: str = ""
 
+    @property
+    def cause(self) -> str:
+        """Outcome and note, without the random part of private names: the same for each attempt
+        that fails for the same reason.
+        """
+        return f"{self.outcome.value}: {_RANDOM.sub(_PREFIX, self.note)}"
+
 
 # A private name is `.rpr`, five random characters, `-`, the session, `~`: eleven characters besides
 # the session, as many as `.jsonl.lock` has, so it fits wherever the lock's own name did. It ends
 # in nothing that a gateway looks for, and holds the name to put the lock back under.
 _PREFIX: Final = ".rpr"
 _ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}-(?P<session>.*)~", re.DOTALL)
+_RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=-)")
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -356,24 +393,63 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     `forced`: a person takes the risk. Where the file system offers no way to put a lock back, the
     name is then unlinked at once, as `rm` does; a lock that takes its place in that instant is
     unlinked too.
+    Nothing is created in a folder where the last file that a removal created is left and cannot be
+    removed: each attempt would leave one more.
     """
     kernel.load()  # not between the steps below
+    refused = _remove_litter(opened.folder)
+    if refused:
+        return Removal(outcome=Outcome.FAILED, note=refused)
     aside = _private_name(opened.lock.session)
     try:
-        stand_in = _stand_in(aside, dir_fd=opened.folder.fd)
+        stand_in = _stand_in(aside, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
         removal = _remove_by_way_of(aside, stand_in, opened, forced=forced)
-        if stand_in is None or removal.outcome is Outcome.FAILED:
+        if stand_in is None:
             return removal
-        left = _withdraw(opened, stand_in)
-        if left:
-            return Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
+        if removal.outcome is not Outcome.FAILED:
+            left = _withdraw(opened, stand_in)
+            if not left:
+                return removal
+            removal = Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
+        _note_litter(stand_in, opened)
         return removal
     finally:
         if stand_in is not None:
             os.close(stand_in)
+
+
+def _remove_litter(folder: Folder) -> str:
+    """Remove what an earlier removal left in the folder; return why that is impossible, empty where
+    nothing is left.
+
+    Only ever unlinks the very file that was left. Nobody puts a file under that private name.
+    """
+    litter = folder.litter
+    if litter is None:
+        return ""
+    try:
+        if _file_at(litter.name, dir_fd=folder.fd) == litter.file:
+            os.unlink(litter.name, dir_fd=folder.fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"nothing is created here while {litter.name!r} cannot be removed: {_advice(error)}"
+    folder.litter = None
+    return ""
+
+
+def _note_litter(stand_in: int, opened: OpenLock) -> None:
+    """Note a stand-in that is left under a private name. One that has the lock's own name is no
+    litter: it is judged and removed like any empty lock.
+    """
+    with suppress(OSError):
+        found = os.fstat(stand_in)
+        name = _name_of(stand_in, opened) if found.st_nlink else None
+        if name is not None and name != opened.name:
+            opened.folder.litter = Litter(name, FileId(found.st_dev, found.st_ino))
 
 
 def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
@@ -425,16 +501,19 @@ def _file_at(name: str, *, dir_fd: int) -> FileId:
     return FileId(found.st_dev, found.st_ino)
 
 
-def _stand_in(aside: str, *, dir_fd: int) -> int | None:
+def _stand_in(aside: str, opened: OpenLock) -> int | None:
     """Create an empty file under a private name; return it open, so that its inode number is not
-    reused either. None where the disk is full: that shall not keep locks from being freed.
+    reused either. None where the lock's owner has no space left: that shall not keep locks from
+    being freed, and whoever shares that space cannot create a lock under the free name either.
+    Raises OSError, also for a quota that is the reaper's own: others may have space.
     """
     # For reading: to another reaper it is a lock that nobody holds, should we be stopped for long.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(aside, flags, 0o644, dir_fd=dir_fd)
+        fd = os.open(aside, flags, 0o644, dir_fd=opened.folder.fd)
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        shared_quota = error.errno == errno.EDQUOT and opened.lock.uid == os.geteuid()
+        if error.errno == errno.ENOSPC or shared_quota:
             return None
         raise
     with suppress(OSError):
@@ -572,10 +651,16 @@ def _move_aside(aside: str, opened: OpenLock) -> bool:
     trial = _private_name(opened.lock.session)
     try:
         os.link(name, trial, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    try:
         os.unlink(trial, dir_fd=dir_fd)
     except FileNotFoundError:
         raise
     except OSError:
+        opened.folder.litter = Litter(trial, opened.lock.file)
         return False
     os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     return True
@@ -662,6 +747,10 @@ def _advice(error: OSError, opened: OpenLock | None = None) -> str:
             return (
                 f"{_what(error)}: the mount is read-only; "
                 "mount the sessions folder writable for the reaper"
+            )
+        case errno.EDQUOT:
+            return (
+                f"{_what(error)}: give the reaper's uid space there, or run it as the locks' owner"
             )
         case _:
             return _what(error)

@@ -45,7 +45,8 @@ class ProcessTable:
         """Return who the record's holder is now.
 
         Death is told only when the kernel says ESRCH or the process is a zombie; another start
-        time is REUSED; trouble with rights is UNKNOWN. Without a recorded start time, a live
+        time is REUSED, and so is a pid that is only the id of another process's thread; trouble
+        with rights is UNKNOWN. Without a recorded start time, a live
         process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
         is found by the last pid of its NSpid line and its start time; not looked for where the
         holder is known to be (`seen_as`) the process that had the recorded pid here.
@@ -203,11 +204,12 @@ def _look(pid: int) -> _Seen:
         process = psutil.Process(pid)
         if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
             return _Seen(state=HolderState.ZOMBIE, starttime=starttime)
-    except psutil.NoSuchProcess:
+        state = HolderState.REUSED if _is_thread_of_another(pid) else HolderState.SAME
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
     except (psutil.Error, OSError, ValueError):
         return _Seen(state=HolderState.UNKNOWN)
-    return _Seen(state=HolderState.SAME, starttime=starttime, program=_program(pid))
+    return _Seen(state=state, starttime=starttime, program=_program(pid))
 
 
 def _kernel_says_gone(pid: int) -> bool:
@@ -217,6 +219,18 @@ def _kernel_says_gone(pid: int) -> bool:
     except OSError as error:
         return error.errno == errno.ESRCH
     return False
+
+
+def _is_thread_of_another(pid: int) -> bool:
+    """Whether the pid is only a thread id: the process that once had it as its pid is gone.
+
+    Raises OSError where /proc does not show it, and ValueError where it does not say.
+    """
+    with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:
+        leader = re.search(rb"^Tgid:\s+([0-9]+)$", status.read(64 * 1024), re.MULTILINE)
+    if leader is None:
+        raise ValueError("no Tgid in the status file")
+    return int(leader[1]) != pid
 
 
 def _start_ticks(pid: int) -> int:

@@ -132,13 +132,15 @@ class Judging(NamedTuple):
     as_json: bool
     talk: Talk
 
-    def reaper(self) -> "Reaper":
+    def reaper(self, *, longest_retry: float = 60.0) -> "Reaper":
         """Build the Reaper; imported here, so that `--help` need not pay for it."""
         from reaper.adapters import hold_proof  # noqa: PLC0415
         from reaper.sweep import Reaper  # noqa: PLC0415
 
         hold_proof.prepare()
-        return Reaper(self.states, limits=self.limits, policy=self.policy)
+        return Reaper(
+            self.states, limits=self.limits, policy=self.policy, longest_retry=longest_retry
+        )
 
     def output(self, *last: str, only_notable: bool = False) -> Output:
         if self.as_json:

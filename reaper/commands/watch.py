@@ -197,7 +197,7 @@ def command(
         on_error=metrics.errors.labels("journal").inc,
     )
     it = Watch(
-        judging.reaper(),
+        judging.reaper(longest_retry=resync),
         resync=resync,
         knowledge=knowledge,
         health=health,

@@ -34,6 +34,10 @@ class ChurnLimits:
     within: float = 600.0
 
 
+_MOST_SESSIONS: Final = 10_000
+"""Sessions that are remembered as stuck; a lock's name is no session's for sure."""
+
+
 @dataclass(slots=True)
 class _Stickings:
     last: str
@@ -52,9 +56,10 @@ class Churn:
         """Note that a session is stuck under a holder; return how often within the limit's time,
         this time included, where that is churn, else 0. The same lock counts once.
         """
-        known = self._stuck.get((holder, session))
-        if known is None:
-            known = self._stuck[holder, session] = _Stickings("", deque())
+        known = self._stuck.pop((holder, session), None) or _Stickings("", deque())
+        self._stuck[holder, session] = known  # the latest one last
+        if len(self._stuck) > _MOST_SESSIONS:
+            del self._stuck[next(iter(self._stuck))]
         if known.last == fingerprint:
             return 0
         known.last = fingerprint

@@ -43,6 +43,11 @@ class LockHistory:
         """
         return self._identity == lock.identity
 
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of the file are remembered with it."""
+        return len(self._identity[-1])
+
     def age(self, kind: str, instant_ms: int, age: float, now: float) -> float:
         """Return an age in seconds; `age` is what the wall clock gives for `instant_ms`."""
         first = self.ages.get(kind)

@@ -57,6 +57,10 @@ HOLDER_MARGIN_MS: Final = 5_000
 gateway serves 23 s after its start at the earliest (docs/facts.md)."""
 BIRTH_MARGIN_MS: Final = 5_000
 """How long after `session.ended` a lock may be created by that run, where the store has no end."""
+STORE_MARGIN_MS: Final = 200
+"""How long after the store's end of the run, where it has one. The run's end and its last locks are
+written within 100 ms, in either order; the next run in the queue needs a second before its first
+lock (docs/facts.md)."""
 TOO_OLD: Final = 1800.0
 """Seconds. Upstream's own limit for a lock whose record has no maxHoldMs (up to 2026.5.20)."""
 
@@ -273,7 +277,7 @@ def _latest_birth(run: Run, ended_ms: int) -> int | None:
         if run.store_started_ms is None or run.store_ended_ms is None:
             return None
         if run.store_end_ms is not None:
-            return run.store_end_ms
+            return run.store_end_ms + STORE_MARGIN_MS
     return ended_ms + BIRTH_MARGIN_MS
 
 

@@ -1,7 +1,8 @@
 """The journal on standard error: one line for each act and each change of verdict.
 
-A removal's line holds the whole record that was removed and its evidence, so that nothing is lost
-by it. Names are made printable, so that none can forge a line.
+A removal's line holds the record that was removed and its evidence, so that nothing is lost by it:
+a gateway's own record is always complete, of other content only the beginning is quoted. Names are
+made printable, so that none can forge a line.
 """
 
 import json
@@ -12,6 +13,8 @@ from typing import Any, Final, TextIO
 from reaper.core.lock import Lock
 from reaper.core.words import printable
 
+QUOTE_LIMIT: Final = 300
+"""Bytes of a file that one line quotes at most; a gateway's record has 109."""
 _SHORT: Final = (
     "state_dir",
     "agent",
@@ -42,12 +45,12 @@ class Journal:
         self._on_error = on_error
 
     def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
-        """Write what became of one lock; with the file's bytes, as far as they were read."""
+        """Write what became of one lock; with the first QUOTE_LIMIT bytes of the file."""
         shown = dict(record) if self._json else {key: record[key] for key in _SHORT}
         shown |= {key: record[key] for key in _SHORT_WHERE_THERE if key in record}
         if record["note"]:
             shown["note"] = record["note"]
-        shown["record"] = " ".join(lock.data.decode("utf-8", "backslashreplace").split())
+        shown["record"] = " ".join(_quote(lock.data).split())
         self._write(event, shown, warn=warn)
 
     def info(self, event: str, **fields: Any) -> None:  # noqa: ANN401  # any field
@@ -58,6 +61,8 @@ class Journal:
 
     def _write(self, event: str, fields: dict[str, Any], *, warn: bool) -> None:
         told = {key: _safe(value) for key, value in fields.items()}
+        if isinstance(told.get("session_key"), str):
+            told["session_key"] = _quote(told["session_key"].encode())
         level = "warning" if warn else "info"
         now = f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
         if self._json:
@@ -84,6 +89,12 @@ class Journal:
             f"{in_colour('36', key)}={in_colour('35', _word(it))}" for key, it in told.items()
         ]
         return " ".join(words).rstrip()
+
+
+def _quote(data: bytes) -> str:
+    """Return the beginning of what a file says: an agent can make it long."""
+    text = data[:QUOTE_LIMIT].decode("utf-8", "backslashreplace")
+    return text if len(data) <= QUOTE_LIMIT else f"{text}..."
 
 
 _encode: Final = json.JSONEncoder().encode

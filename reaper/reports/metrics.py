@@ -295,7 +295,7 @@ class _LockCollector(Collector):
             counts = dict.fromkeys(_SKIP_REASONS, 0)
             for skipped in self._knowledge.skipped():
                 if skipped.failed:
-                    counts[skipped.reason if skipped.reason in counts else _ERROR] += 1
+                    counts[skipped.reason if skipped.reason in counts else _ERROR] += skipped.files
             for reason, count in counts.items():
                 family.add_metric([reason], count)
         return family

@@ -65,9 +65,7 @@ def lock_record(found: Found) -> dict[str, Any]:
 
 
 class Seen(NamedTuple):
-    """The latest that is known of one lock; `at` is when, `born` when it was seen to appear, if it
-    was (monotonic seconds).
-    """
+    """The latest that is known of one lock; `at` is when (monotonic seconds)."""
 
     lock: Lock
     evidence: Evidence
@@ -76,22 +74,18 @@ class Seen(NamedTuple):
     outcome: Outcome | None
     at: float
     note: str = ""
-    born: float | None = None
 
     def age_at(self, now: float) -> float:
         """Return the lock's age at a later moment (monotonic seconds)."""
         return self.evidence.age + now - self.at
 
     @classmethod
-    def of(
-        cls, found: Found, at: float, before: Self | None = None, *, born: float | None = None
-    ) -> Self:
+    def of(cls, found: Found, at: float, before: Self | None = None) -> Self:
         """Make it from what was found now. What equals what was known `before` is taken from there:
         each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
         """
         lock, evidence = found.lock, found.evidence
         if before is not None and before.lock.identity == lock.identity:
-            born = before.born if born is None else born
             lock = before.lock if before.lock == lock else lock
             run = before.evidence.run if before.evidence.run == evidence.run else evidence.run
             evidence = evidence._replace(lock=lock, run=run)
@@ -103,7 +97,6 @@ class Seen(NamedTuple):
             outcome=found.outcome,
             at=at,
             note=found.note,
-            born=born,
         )
 
 
@@ -118,6 +111,8 @@ class SkippedFile(Protocol):
     def failed(self) -> bool: ...
     @property
     def note(self) -> str: ...
+    @property
+    def files(self) -> int: ...
 
 
 class Act(NamedTuple):

@@ -22,29 +22,28 @@ _here: Final = threading.local()
 
 
 class _Task:
-    """One function in a thread of its own, that goes on only when it is told to."""
+    """One function in a thread of its own, which runs only while it is this task's turn."""
 
-    def __init__(self, run: Callable[[], object]) -> None:
+    def __init__(self, run: Callable[[], object], play: "_Play") -> None:
         self._run = run
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
-        self.next_call = ""
+        self.play = play
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.next_call = "start"
         self.result: object = None
         self.error: BaseException | None = None
         self.done = False
-        self._thread = threading.Thread(target=self._whole, daemon=True)
-        self._thread.start()
-        self._stopped.acquire()
+        threading.Thread(target=self._whole, daemon=True).start()
 
     def _whole(self) -> None:
+        self.turn.acquire()
         _here.task = self
-        self.before("start")
         try:
             self.result = self._run()
-        except BaseException as error:  # told by the one who looks at the result
+        except BaseException as error:  # raised again by `outcome`
             self.error = error
         self.done = True
-        self._stopped.release()
+        self.play.hand_over(self)
 
     def outcome(self) -> object:
         if self.error is not None:
@@ -53,12 +52,7 @@ class _Task:
 
     def before(self, call: str) -> None:
         self.next_call = call
-        self._stopped.release()
-        self._go.acquire()
-
-    def step(self) -> None:
-        self._go.release()
-        self._stopped.acquire()
+        self.play.hand_over(self)
 
 
 def _stepping(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,19 +96,49 @@ class Schedule:
     calls: list[str] = field(default_factory=list)
 
 
-def _play(tasks: list[_Task], prefix: list[int]) -> Schedule:
-    it = Schedule()
-    current = 0
-    while enabled := [at for at, task in enumerate(tasks) if not task.done]:
+class _Play:
+    """One schedule: the choices of `prefix`, then each task for as long as it can go on.
+
+    Whichever task runs makes the next choice itself, so threads change only where tasks do.
+    """
+
+    def __init__(self, runs: list[Callable[[], object]], prefix: list[int]) -> None:
+        self.schedule = Schedule()
+        self._prefix = prefix
+        self._current = 0
+        self._over = threading.Lock()
+        self._over.acquire()
+        self.tasks = [_Task(run, self) for run in runs]
+
+    def run(self) -> list[object]:
+        """Play to the end; return what each task returned. Raises what a task raised."""
+        self.hand_over(None)
+        self._over.acquire()
+        assert len(self.schedule.choices) < _MOST_STEPS, "it never ends"
+        return [task.outcome() for task in self.tasks]
+
+    def hand_over(self, runs: _Task | None) -> None:
+        """Choose whose turn is next; return when it is the turn of the task that runs again."""
+        chosen = self._choose()
+        if chosen is runs:
+            return
+        (self._over if chosen is None else chosen.turn).release()
+        if runs is not None and not runs.done:
+            runs.turn.acquire()
+
+    def _choose(self) -> _Task | None:
+        it = self.schedule
+        enabled = [at for at, task in enumerate(self.tasks) if not task.done]
         at = len(it.choices)
-        assert at < _MOST_STEPS, "it never ends"
-        chosen = prefix[at] if at < len(prefix) else current
-        current = chosen if chosen in enabled else enabled[0]
-        it.choices.append(current)
+        if not enabled or at == _MOST_STEPS:
+            return None
+        chosen = self._prefix[at] if at < len(self._prefix) else self._current
+        self._current = chosen if chosen in enabled else enabled[0]
+        task = self.tasks[self._current]
+        it.choices.append(self._current)
         it.enabled.append(enabled)
-        it.calls.append(f"{current}: {tasks[current].next_call}")
-        tasks[current].step()
-    return it
+        it.calls.append(f"{self._current}: {task.next_call}")
+        return task
 
 
 def explore(
@@ -130,11 +154,11 @@ def explore(
     left: list[tuple[list[int], int]] = [([], 0)]
     while left:
         prefix, spent = left.pop()
-        tasks = [_Task(run) for run in make()]
-        played = _play(tasks, prefix)
+        play = _Play(make(), prefix)
+        played = play.schedule
         count += 1
         try:
-            check([task.outcome() for task in tasks])
+            check(play.run())
         except BaseException as error:
             error.add_note("\n".join(played.calls))
             raise

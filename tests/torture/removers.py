@@ -20,7 +20,7 @@ from reaper.core.verdict import Limits
 from reaper.sweep import Reaper
 
 
-def plain(opened: OpenLock) -> Removal:
+def plain(opened: OpenLock, *, forced: bool = False) -> Removal:  # as `remove`
     try:
         os.unlink(opened.name, dir_fd=opened.folder.fd)
     except FileNotFoundError:
@@ -28,7 +28,7 @@ def plain(opened: OpenLock) -> Removal:
     return Removal(outcome=Outcome.REMOVED)
 
 
-def checked(opened: OpenLock) -> Removal:
+def checked(opened: OpenLock, *, forced: bool = False) -> Removal:  # as `remove`
     try:
         found = os.stat(opened.name, dir_fd=opened.folder.fd, follow_symlinks=False)
         if FileId(found.st_dev, found.st_ino) != opened.lock.file:
@@ -39,7 +39,7 @@ def checked(opened: OpenLock) -> Removal:
     return Removal(outcome=Outcome.REMOVED)
 
 
-REMOVERS: Final[dict[str, Callable[[OpenLock], Removal]]] = {
+REMOVERS: Final[dict[str, Callable[..., Removal]]] = {
     "protocol": lock_files.remove,
     "plain": plain,
     "checked": checked,

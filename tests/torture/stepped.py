@@ -4,7 +4,6 @@ What the test does while it is stopped happens between two steps of the command,
 """
 
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,18 +13,16 @@ from pathlib import Path
 from typing import Final, Self
 
 import psutil
-import pytest
 
-_PATIENCE: Final = 60.0
+from tests.needs import program
+from tests.processes import PATIENCE, start
+
 _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
 
 
 def strace() -> str:
     """Return strace's path; skips the test where it is not to be had."""
-    found = shutil.which("strace")
-    if found is None:
-        pytest.skip("NOT TESTED: strace is not here")
-    return found
+    return program("strace")
 
 
 class Stepped:
@@ -36,14 +33,12 @@ class Stepped:
     """
 
     def __init__(self, command: Iterable[str], paths: Iterable[Path]) -> None:
+        tracer = strace()  # which may skip the test: nothing must be open by then
         self._log = tempfile.NamedTemporaryFile(mode="r", prefix="reaper-strace-")  # noqa: SIM115
         watched = [it for path in paths for it in ("-P", str(path))]
         options = ["-q", "-o", self._log.name, *watched, "-e", "inject=all:signal=SIGSTOP"]
-        self.process = subprocess.Popen(
-            [strace(), *options, *command],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        self.process = start(
+            [tracer, *options, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self._stops = 0
 
@@ -67,7 +62,7 @@ class Stepped:
             tracee = self._tracee()
             assert tracee is not None
             tracee.send_signal(signal.SIGCONT)
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             done = self.process.poll() is not None
             parts = self._text().split("--- stopped by SIGSTOP ---")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import pytest
+from tests.needs import program
 
 _HERE: Final = Path(__file__).parent
 _REPO: Final = _HERE.parent.parent
@@ -26,13 +25,11 @@ process, the reaper's own removal, plain unlink, and unlink after a look (remove
 
 def compiled(folder: Path, name: str = "theft") -> Path:
     """Return a C program of this folder, built; skips the test where there is no C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip(f"NOT TESTED with {name}.c: no C compiler (gcc, libc6-dev) is here")
-    program = folder / name
+    compiler = program("cc")
+    built = folder / name
     flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", program, _HERE / f"{name}.c"], check=True)
-    return program
+    subprocess.run([compiler, *flags, "-o", built, _HERE / f"{name}.c"], check=True)
+    return built
 
 
 @contextmanager
@@ -52,7 +49,7 @@ def _remover(how: str, state: Path) -> Iterator[None]:
 
 
 def race(
-    program: Path, how: str, *, seconds: float, removals: int = 10**9, rival: bool = False
+    harness: Path, how: str, *, seconds: float, removals: int = 10**9, rival: bool = False
 ) -> Counter[str]:
     """Let the harness and a remover at one folder, until one of the bounds is reached; return
     what theft.c counted, and how many private names were `left_aside`.
@@ -64,8 +61,12 @@ def race(
         sessions.mkdir(parents=True)
         with _remover(how, state):
             arguments = [str(seconds), str(removals), "500", order, str(int(rival))]
+            # Without a remover that lives the harness would wait for a removal for ever.
             done = subprocess.run(
-                [program, sessions, *arguments], stdout=subprocess.PIPE, check=True
+                [harness, sessions, *arguments],
+                stdout=subprocess.PIPE,
+                check=True,
+                timeout=seconds + 120,
             )
         counts: Counter[str] = Counter(json.loads(done.stdout))
         counts["left_aside"] = sum(name.startswith(".rpr") for name in os.listdir(sessions))

@@ -1,0 +1,74 @@
+"""How another uid runs the interpreter and the package that are under test.
+
+Where one of them lies below a folder that is closed to others, as a home of mode 0700 is, another
+uid cannot reach it; or it finds another Python on the way, and tests that. It then runs in a mount
+namespace of its own, where an open folder covers the closed one and has in it what Python needs.
+"""
+
+import functools
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import reaper
+from tests.needs import not_tested
+
+_ASK: Final = "import sys, psutil, reaper; print(sys.version, psutil.__file__, reaper.__file__)"
+_REPO: Final = Path(reaper.__file__).parents[1]
+
+
+def as_other_uid(*setpriv: str) -> tuple[str, ...]:
+    """Return what to put before a command, so that setpriv runs it with these options.
+
+    The test skips where these options leave no way to this interpreter and package.
+    """
+    return (*way_of(*setpriv), "setpriv", *setpriv)
+
+
+@functools.cache
+def way_of(*setpriv: str) -> tuple[str, ...]:
+    """Return what must come before setpriv with these options: nothing, or a mount namespace."""
+    ways: tuple[tuple[str, ...], ...] = ((), _opened())
+    for way in ways:
+        if _said((*way, "setpriv", *setpriv)) == _said(()):
+            return way
+    return not_tested(
+        f"as another uid, which cannot read {sys.executable} or {_REPO}",
+        cure="a Python and a checkout that others may read",
+    )
+
+
+def _said(wrap: tuple[str, ...]) -> str:
+    command = [*wrap, sys.executable, "-c", _ASK]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def _opened() -> tuple[str, ...]:
+    """Return what runs a command where no closed folder is above what Python needs."""
+    needed = _needed()
+    closed = {it for path in needed for it in path.parents if not it.stat().st_mode & 0o001}
+    tops = [it for it in closed if not closed & set(it.parents)]
+    covered = [path for path in needed if set(tops) & set(path.parents)]
+    above = {it for path in needed for it in path.parents}
+    stash = next(it for it in ("/mnt", "/media", "/srv") if Path(it) not in above)
+    lines = ["set -e", "mount --make-rprivate /", f"mount -t tmpfs reaper-test {stash}"]
+    for number, path in enumerate(covered):
+        lines += [f"mkdir {stash}/{number}", f"mount --bind {_quoted(path)} {stash}/{number}"]
+    lines += [f"mount -t tmpfs -o mode=755 reaper-test {_quoted(top)}" for top in tops]
+    for number, path in enumerate(covered):
+        lines += [f"mkdir -p {_quoted(path)}", f"mount --bind {stash}/{number} {_quoted(path)}"]
+    lines += [f"umount --lazy {stash}", f"cd {_quoted(_REPO)}", 'exec "$@"']
+    return ("unshare", "--mount", "sh", "-c", "\n".join(lines), "opened")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _needed() -> list[Path]:
+    """Return the folders that Python needs, without those that lie in another one of them."""
+    found = {_REPO, *map(Path, (sys.base_prefix, sys.prefix, *sys.path))}
+    folders = {it for path in found for it in (path, path.resolve()) if it.is_dir()}
+    return sorted(it for it in folders if not folders & set(it.parents))

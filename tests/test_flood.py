@@ -1,0 +1,890 @@
+"""One agent among others: attempts become rare, and lines, files and memory are bounded."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from reaper import sweep
+from reaper import watch as watch_module
+from reaper.adapters import kernel, lock_files
+from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.lock_files import Skipped
+from reaper.adapters.processes import use_of
+from reaper.core.health import ChurnLimits
+from reaper.core.lock import StateDir
+from reaper.core.policy import Outcome, Policy
+from reaper.core.verdict import Limits
+from reaper.gateway_health import GatewayHealth
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.sweep import TOO_MANY_LOCKS, Finding, Place, Reaper
+from reaper.watch import Watch
+from tests.conftest import HoldLock, Tree, record
+from tests.test_lock_files import opened, the_folder
+from tests.test_sweep import FakeClock
+
+DEAD = 2**22 + 1
+FAILED = Outcome.FAILED
+
+
+def failing(code: int) -> Callable[..., Any]:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fails
+
+
+def names(tree: Tree) -> set[str]:
+    return set(os.listdir(tree.sessions()))
+
+
+class Sweeps:
+    """A reaper with a clock of its own, and the attempts that it makes."""
+
+    def __init__(self, tree: Tree, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
+        self.clock = FakeClock()
+        self.reaper = Reaper(
+            [StateDir("s", str(tree.root))],
+            limits=Limits(),
+            policy=Policy(),
+            clock=self.clock,
+            **how,
+        )
+        self.attempts: list[float] = []
+        real = lock_files.remove
+
+        def remove(opened: lock_files.OpenLock, *, forced: bool = False) -> lock_files.Removal:
+            self.attempts.append(self.clock.mono)
+            return real(opened, forced=forced)
+
+        monkeypatch.setattr(lock_files, "remove", remove)
+
+    def act(self) -> list[Finding]:
+        return [found for _, found in self.reaper.act() if isinstance(found, Finding)]
+
+    def act_for(self, seconds: int) -> list[Finding]:
+        """Sweep each second; return the last sweep's findings."""
+        found: list[Finding] = []
+        for _ in range(seconds):
+            found = self.act()
+            self.clock.pass_by(1)
+        return found
+
+    def delays(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.attempts)]
+
+
+ERRORS = [
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EBUSY,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["_stand_in", "exchange"])
+@pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
+def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, code: int, step: str
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    with monkeypatch.context() as context:
+        context.setattr(lock_files, step, failing(code))
+        (found,) = sweeps.act_for(200)
+    assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert (found.outcome, found.attempted) == (FAILED, False)
+    assert os.strerror(code) in found.note
+    assert found.judgement.wants_freeing
+    assert path.exists()
+    sweeps.clock.pass_by(60)
+    (freed,) = sweeps.act()
+    assert (freed.outcome, freed.attempted, freed.retry) == (Outcome.REMOVED, True, None)
+    assert names(tree) == set()
+
+
+def test_a_resync_that_is_shorter_or_longer_bounds_the_delay(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("dead", record(DEAD))
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    often = Sweeps(tree, monkeypatch, longest_retry=5.0)
+    often.act_for(30)
+    assert often.delays() == [1, 2, 4, 5, 5, 5, 5]
+
+
+def test_another_cause_is_news_and_leaves_the_delay_as_long_as_it_is(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("dead", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    causes = [errno.EIO, errno.EIO, errno.EROFS, errno.EIO]
+    news = []
+    for code in causes:
+        monkeypatch.setattr(lock_files, "exchange", failing(code))
+        (found,) = sweeps.act()
+        assert found.attempted
+        assert found.retry is not None
+        news.append(found.retry.is_news)
+        sweeps.clock.mono = found.retry.at
+    assert news == [True, False, True, True]
+    assert sweeps.delays() == [1, 2, 4]
+
+
+def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_attempts_of_its_own(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    for make_another in (
+        lambda: None,
+        lambda: path.write_bytes(record(DEAD + 1)),
+        lambda: path.rename(path.with_name("kept")) and path.write_bytes(record(DEAD + 1)),
+    ):
+        make_another()
+        assert [it.attempted for it in sweeps.act()] == [True]
+        os.chmod(path, 0o600)  # another ctime alone is no other lock
+        assert [it.attempted for it in sweeps.act()] == [False]
+
+
+def test_a_removal_that_fails_midway_does_not_start_over_because_of_the_events_that_it_causes(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exchanges the lock and gives it back: the name goes and returns, and so does its ctime."""
+    path = tree.lock("dead", record(DEAD))
+    inode = path.stat().st_ino
+    sweeps = Sweeps(tree, monkeypatch)
+    unlink = os.unlink
+
+    def may_not(name: str, **how: Any) -> None:
+        if os.stat(name, dir_fd=how["dir_fd"]).st_ino == inode:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(name, **how)
+
+    monkeypatch.setattr(os, "unlink", may_not)
+    place = Place(sweeps.reaper.states[0], "main", path.name)
+    for _ in range(200):
+        sweeps.act()
+        sweeps.reaper.forget(place)  # as the sidecar does when the name is announced to be gone
+        sweeps.clock.pass_by(1)
+    assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert path.stat().st_ino == inode
+    assert names(tree) == {path.name}
+
+
+def test_a_lock_that_always_turns_out_to_be_another_one_is_not_grabbed_at_full_speed(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    check = lock_files._check
+
+    def replaced_meanwhile(name: str, judged: Any, *, dir_fd: int) -> None:
+        path.unlink()
+        path.write_bytes(record(DEAD))
+        check(name, judged, dir_fd=dir_fd)
+
+    monkeypatch.setattr(lock_files, "_check", replaced_meanwhile)
+    (found,) = sweeps.act()
+    assert found.outcome is Outcome.CHANGED
+    sweeps.act_for(200)
+    assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_lock_that_is_held_again_has_no_attempts_behind_it(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("sid", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    sweeps.act_for(100)
+    with path.open("ab"):
+        sweeps.act()
+    before = len(sweeps.attempts)
+    sweeps.act_for(2)
+    assert len(sweeps.attempts) == before + 2
+
+
+def test_a_lock_that_is_gone_has_no_attempts_behind_it(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("sid", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    sweeps.act_for(100)
+    path.unlink()
+    sweeps.act()
+    assert sweeps.reaper._failures == {}
+    assert sweeps.reaper._sights == {}
+
+
+def test_a_person_who_sweeps_always_tries(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.lock("dead", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    sweeps.act_for(100)
+    before = len(sweeps.attempts)
+    for _ in range(3):
+        list(sweeps.reaper.sweep(wait=0))
+    assert len(sweeps.attempts) == before + 3
+
+
+# Nothing is created where it cannot be removed again
+
+
+@contextmanager
+def attribute(path: Path, letter: str) -> Iterator[None]:
+    """Set one of chattr's attributes, which holds for root too."""
+    done = subprocess.run(["chattr", f"+{letter}", path], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip(f"no chattr +{letter} here")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", f"-{letter}", path], check=True)
+
+
+def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        tree.lock(f"x{number}", b"x")
+    locks = names(tree)
+    sweeps = Sweeps(tree, monkeypatch)
+    with attribute(tree.sessions(), "a"):
+        found = sweeps.act_for(100)
+        assert len(sweeps.attempts) >= 100
+        assert len(names(tree) - locks) == 1
+        assert {it.outcome for it in found} == {FAILED}
+        # Another process, or a person's: what is left tells it.
+        for name in names(tree) - locks:
+            tree.age(tree.sessions() / name, 60)
+        again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
+        assert len(names(tree) - locks) == 1
+        (left,) = (it for it in again if isinstance(it, Skipped))
+        assert (left.reason, left.failed) == ("left-aside", True)
+        assert "Operation not permitted" in left.note
+    sweeps.act_for(60)
+    assert names(tree) == set()
+
+
+def test_in_an_append_only_folder_one_sweep_leaves_one_file_and_says_so(tree: Tree) -> None:
+    for number in range(20):
+        tree.lock(f"x{number}", b"x")
+    locks = names(tree)
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    with attribute(tree.sessions(), "a"):
+        found = [it for it in reaper.sweep(wait=0) if isinstance(it, Finding)]
+        (left,) = names(tree) - locks
+    assert {it.outcome for it in found} == {FAILED}
+    assert sum("nothing is created here while" in it.note for it in found) == 19
+    assert sum(repr(left) in it.note for it in found) >= 19
+
+
+def test_an_immutable_lock_fails_and_leaves_nothing(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    tree.lock("other", record(DEAD))
+    sweeps = Sweeps(tree, monkeypatch)
+    with attribute(path, "i"):
+        outcomes = {it.lock.session: it.outcome for it in sweeps.act()}
+        assert outcomes == {"dead": FAILED, "other": Outcome.REMOVED}
+        assert names(tree) == {path.name}
+
+
+def test_what_is_left_is_removed_first_and_then_removals_go_on(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever refuses to unlink: an ACL, a security module, a server."""
+    tree.lock("one", b"x")
+    tree.lock("two", b"x")
+    sweeps = Sweeps(tree, monkeypatch)
+    with monkeypatch.context() as context:
+        context.setattr(os, "unlink", failing(errno.EACCES))
+        sweeps.act_for(10)
+        assert len(sweeps.attempts) > 4
+        assert len(names(tree) - {"one.jsonl.lock", "two.jsonl.lock"}) == 1
+    sweeps.act_for(10)
+    assert names(tree) == set()
+    assert sweeps.reaper._litter == {}
+
+
+def test_what_somebody_else_removed_hinders_nothing(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("one", b"x")
+    sweeps = Sweeps(tree, monkeypatch)
+    with monkeypatch.context() as context:
+        context.setattr(os, "unlink", failing(errno.EACCES))
+        sweeps.act()
+    for path in tree.sessions().glob(".rpr*"):
+        path.unlink()
+    sweeps.act_for(3)
+    assert names(tree) == set()
+
+
+def test_a_file_that_got_the_name_of_what_was_left_is_not_unlinked(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("sid", b"x")
+    with the_folder(tree) as folder, opened(folder) as lock:
+        with monkeypatch.context() as context:
+            context.setattr(os, "unlink", failing(errno.EACCES))
+            assert lock_files.remove(lock).outcome is FAILED
+        (left,) = tree.sessions().glob(".rpr*")
+        left.rename(tree.root / "kept")
+        left.write_bytes(b"somebody's")
+        assert lock_files.remove(lock).outcome is Outcome.REMOVED
+    assert names(tree) == {left.name}
+    assert left.read_bytes() == b"somebody's"
+
+
+def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without renameat2 the way back is tried by a hard link, before anything is moved."""
+    for number in range(5):
+        tree.lock(f"x{number}", b"x")
+    locks = names(tree)
+    sweeps = Sweeps(tree, monkeypatch)
+    unlink = os.unlink
+    stand_ins: set[str] = set()
+    stand_in = lock_files._stand_in
+
+    def noted(aside: str, opened: lock_files.OpenLock) -> int | None:
+        stand_ins.add(aside)
+        return stand_in(aside, opened)
+
+    def only_stand_ins(name: str, **how: Any) -> None:
+        if name not in stand_ins:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(name, **how)
+
+    monkeypatch.setattr(lock_files, "_stand_in", noted)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EINVAL))
+    monkeypatch.setattr(lock_files, "rename_noreplace", failing(errno.EINVAL))
+    with monkeypatch.context() as context:
+        context.setattr(os, "unlink", only_stand_ins)
+        sweeps.act_for(20)
+        assert len(names(tree) - locks) == 1
+    sweeps.act_for(20)
+    assert names(tree) == set()
+
+
+# No space
+
+
+@pytest.mark.parametrize(
+    ("code", "owner", "outcome"),
+    [
+        (errno.ENOSPC, "ours", Outcome.REMOVED),
+        (errno.ENOSPC, "another", Outcome.REMOVED),
+        (errno.EDQUOT, "ours", Outcome.REMOVED),
+        (errno.EDQUOT, "another", FAILED),
+    ],
+)
+def test_without_space_the_lock_is_moved_where_nobody_else_has_space_either(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, code: int, owner: str, outcome: Outcome
+) -> None:
+    """A quota that only the reaper has used up hinders no gateway to take the free name."""
+    tree.lock("dead", record(DEAD))
+    if owner == "another":
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    open_ = os.open
+
+    def full(path: Any, flags: int, *rest: Any, **how: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code))
+        return open_(path, flags, *rest, **how)
+
+    monkeypatch.setattr(os, "open", full)
+    moved = []
+    rename = kernel.rename_noreplace
+
+    def noted(*names: str, dir_fd: int) -> None:
+        moved.append(names)
+        rename(*names, dir_fd=dir_fd)
+
+    monkeypatch.setattr(lock_files, "rename_noreplace", noted)
+    (found,) = Sweeps(tree, monkeypatch).act()
+    assert found.outcome is outcome
+    assert len(moved) == (outcome is Outcome.REMOVED)
+    assert names(tree) == ({"dead.jsonl.lock"} if outcome is FAILED else set())
+    if outcome is FAILED:
+        assert "run it as the locks' owner" in found.note
+
+
+# The bound of what is remembered
+
+
+def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        with (tree.sessions("hostile") / f"x{number}.jsonl.lock").open("wb") as file:
+            file.write(record(os.getpid()))  # not open and not dead: must be seen for a while
+    holders = [tree.lock(f"dead{number}", record(DEAD), agent="hostile") for number in range(3)]
+    tree.lock("young", record(os.getpid()))
+    sweeps = Sweeps(tree, monkeypatch, most_remembered=5)
+    passed = list(sweeps.reaper.act())
+    skipped = [it for place, it in passed if isinstance(it, Skipped)]
+    assert {(it.reason, it.failed, Path(it.path)) for it in skipped} == {
+        (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
+    }
+    assert not any(path.exists() for path in holders)  # one look proves it
+    remembered = [place for place in sweeps.reaper._sights if place.agent == "hostile"]
+    assert len(remembered) == 5
+    assert sum(it.files for it in skipped) == 9 - 5 + sum(
+        place.name.startswith("dead") for place in remembered
+    )
+    sweeps.clock.pass_by(60)
+    (other,) = (it for it in sweeps.act() if it.lock.agent == "main")
+    assert other.outcome is Outcome.REMOVED  # the other agent's lock was seen for long enough
+
+
+def test_a_lock_that_goes_makes_room_for_another(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tree.lock(f"x{number}", record(os.getpid())) for number in range(4)]
+    sweeps = Sweeps(tree, monkeypatch, most_remembered=3)
+    assert len(sweeps.act()) == 3
+    (left,) = {path.name for path in paths} - {place.name for place in sweeps.reaper._sights}
+    next(path for path in paths if path.name != left).unlink()
+    sweeps.act()
+    assert len(sweeps.act()) == 3
+    assert left in {place.name for place in sweeps.reaper._sights}
+
+
+def test_locks_with_large_files_count_as_many(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar keeps their bytes, so that it notices other ones."""
+    for number in range(4):
+        tree.lock(f"x{number}", b"x" * 60_000)
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    sweeps = Sweeps(tree, monkeypatch, most_remembered=100)
+    assert len(sweeps.act()) == 2
+
+
+def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not_forgotten(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("known", record(os.getpid()))
+    sweeps = Sweeps(tree, monkeypatch)
+    sweeps.act()
+    for number in range(50):
+        tree.lock(f"x{number}", record(os.getpid()))
+    monkeypatch.setattr(sweep, "_MOST_NAMES", 10)
+    passed = list(sweeps.reaper.act())
+    met = [place.name for place, _ in passed if place is not None]
+    (skipped,) = (it for _, it in passed if isinstance(it, Skipped))
+    assert len(met) + skipped.files == 51
+    assert len(met) in {10, 11}
+    assert "known.jsonl.lock" in {place.name for place in sweeps.reaper._sights}
+
+
+def test_of_too_many_checkpoints_none_is_called_the_last(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        (tree.sessions() / f"sid.checkpoint.{number}.jsonl").touch()
+    monkeypatch.setattr(lock_files, "_MOST_CHECKPOINTS", 3)
+    for read_first in (True, False):
+        with the_folder(tree) as folder:
+            if not read_first:
+                folder._checkpoints = None
+            with pytest.raises(OSError, match="too many"):
+                folder.checkpoints()
+
+
+# The sidecar
+
+
+class Sidecar:
+    """A Watch whose steps the test makes, with what it writes and counts."""
+
+    def __init__(self, tree: Tree, **how: Any) -> None:
+        self.log = io.StringIO()
+        self.knowledge = Knowledge()
+        self.metrics = Metrics(
+            self.knowledge,
+            version="test",
+            states=["s"],
+            acquire_timeout=60,
+            max_agents=10,
+            now=time.monotonic,
+            holder_use=use_of,
+        )
+        reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
+        self.watch = Watch(
+            reaper,
+            resync=60,
+            knowledge=self.knowledge,
+            health=GatewayHealth(churn=ChurnLimits(), limits=None),
+            metrics=self.metrics,
+            journal=Journal(self.log, json=True),
+        )
+        self.state = reaper.states[0]
+
+    def sweep(self) -> None:
+        self.watch._full_sweep()
+
+    def sweep_when_due(self) -> None:
+        """Sweep as if the delay before the next attempt were over."""
+        failures = self.watch._reaper._failures
+        for place, failure in failures.items():
+            failures[place] = failure._replace(retry=failure.retry._replace(at=0.0))
+        self.sweep()
+
+    def announce(self, session: str, what: str, agent: str = "main") -> None:
+        self.watch._on_lock(self.state, agent, f"{session}.jsonl.lock", what)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def scrape(self) -> str:
+        return generate_latest(self.metrics.registry).decode()
+
+    def place(self, session: str, agent: str = "main") -> Place:
+        return Place(self.state, agent, f"{session}.jsonl.lock")
+
+
+@pytest.fixture
+def sidecar(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sidecar]]:
+    """Make sidecars that get no events but those that the test announces."""
+    monkeypatch.setattr(EventSource, "follow", lambda *_: True)
+    made: list[Sidecar] = []
+
+    def make(**how: Any) -> Sidecar:
+        made.append(Sidecar(tree, **how))
+        return made[-1]
+
+    yield make
+    for it in made:
+        it.watch.close()
+
+
+MakeSidecar = Callable[..., Sidecar]
+
+
+def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("dead", record(DEAD))
+    it = sidecar()
+    for code in (errno.EIO, errno.EIO, errno.EROFS, errno.EROFS, errno.EIO):
+        with monkeypatch.context() as context:
+            context.setattr(lock_files, "exchange", failing(code))
+            it.sweep_when_due()
+    notes = [line["note"] for line in it.lines("failed")]
+    assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
+    assert 'reaper_errors_total{kind="removal"} 5.0' in it.scrape()
+    (act,) = it.knowledge.acts()
+    assert act.times == 5
+    it.sweep_when_due()
+    assert [line["session"] for line in it.lines("removed")] == ["dead"]
+
+
+def test_a_cause_that_holds_a_random_name_is_the_same_cause(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("dead", record(DEAD))
+    it = sidecar()
+    monkeypatch.setattr(os, "unlink", failing(errno.EACCES))
+    for _ in range(3):
+        it.sweep_when_due()
+        for left in tree.sessions().glob(".rpr*"):
+            left.rename(tree.root / left.name)  # each attempt leaves another one
+    assert path.exists()
+    assert len(list(tree.root.glob(".rpr*"))) == 3
+    (line,) = it.lines("failed")
+    assert "left at" in line["note"]
+
+
+def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as_stuck(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("dead", record(DEAD))
+    it = sidecar()
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EIO))
+    for _ in range(3):
+        it.sweep()
+    assert len(it.log.getvalue().splitlines()) == 1
+    assert 'reaper_errors_total{kind="removal"} 1.0' in it.scrape()
+    assert 'reaper_stuck_locks{agent="main",state="s"} 1.0' in it.scrape()
+    (seen,) = it.knowledge.all()
+    assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
+    assert it.watch._due[it.place("dead")] > time.monotonic() + 0.1
+
+
+def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("dead", record(DEAD))
+    it = sidecar()
+    monkeypatch.setattr(lock_files, "exchange", failing(errno.EINVAL))
+    monkeypatch.setattr(lock_files, "_move_aside", lambda *_: False)
+    for _ in range(3):
+        it.sweep_when_due()
+    assert len(it.lines("flagged")) == 1
+
+
+def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: MakeSidecar) -> None:
+    hold("overdue", age=7200)
+    it = sidecar()
+    for _ in range(3):
+        it.sweep()
+    assert [line["verdict"] for line in it.lines("verdict")] == ["overdue"]
+
+
+def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        tree.lock(f"x{number}", b"x", agent="hostile")
+    tree.lock("dead", record(DEAD))
+    it = sidecar()
+    with monkeypatch.context() as context:
+        context.setattr(lock_files, "exchange", failing(errno.EROFS))
+        it.sweep()
+    failed = it.lines("failed")
+    assert len([line for line in failed if line["agent"] == "hostile"]) == 50
+    assert len([line for line in failed if line["agent"] == "main"]) == 1
+    (left_out,) = it.lines("lines-left-out")
+    assert (left_out["agent"], left_out["lines"]) == ("hostile", 150)
+    before = len(it.lines("removed"))
+    it.sweep_when_due()
+    assert len(it.lines("removed")) - before == 201  # each holds a record that is nowhere else
+
+
+def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    watch = it.watch
+    codes = iter([errno.EMFILE, errno.EMFILE, errno.EMFILE, errno.ENOMEM])
+    delays = []
+
+    def refused() -> None:
+        code = next(codes, None)
+        if code is None:
+            watch._stopping = True
+            return
+        raise OSError(code, os.strerror(code))
+
+    def no_wait(_seconds: float) -> list[tuple[int, int]]:
+        assert watch._sweep_retry is not None
+        delays.append(watch._sweep_retry.attempts)
+        return []
+
+    monkeypatch.setattr(watch, "_step", refused)
+    monkeypatch.setattr(watch, "_poll", type("Poll", (), {"poll": staticmethod(no_wait)}))
+    watch.run()
+    assert [line["why"] for line in it.lines("sweep-failed")] == [
+        os.strerror(errno.EMFILE).join(["[Errno 24] ", ""]),
+        os.strerror(errno.ENOMEM).join(["[Errno 12] ", ""]),
+    ]
+    assert delays == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_looked_at_is_looked_at_more_and_more_rarely(
+    tree: Tree, sidecar: MakeSidecar
+) -> None:
+    (tree.sessions() / "sid.jsonl.lock").symlink_to("nowhere")
+    it = sidecar()
+    place = it.place("sid")
+    delays = []
+    for _ in range(9):
+        started = time.monotonic()
+        it.watch._judge({place: started})
+        delays.append(round(it.watch._due[place] - started))
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    (tree.sessions() / "sid.jsonl.lock").unlink()
+    it.watch._judge({place: time.monotonic()})
+    assert it.watch._retries == {}
+    assert not it.watch._places
+
+
+def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_full(
+    tree: Tree, sidecar: MakeSidecar
+) -> None:
+    for number in range(250):
+        (tree.sessions("hostile") / f"x{number}.jsonl.lock").mkdir()
+    (tree.sessions() / "one.jsonl.lock").mkdir()
+    it = sidecar()
+    for _ in range(2):
+        it.sweep()
+    lines = it.lines("skipped")
+    assert len(lines) == 102
+    (rest,) = (line for line in lines if line["note"] == "further files in this folder")
+    assert rest["path"] == str(tree.sessions("hostile"))
+    assert 'reaper_skipped_files{reason="not-regular"} 251.0' in it.scrape()
+    assert len(it.knowledge.skipped()) == 102
+
+
+def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_as_ever(
+    tree: Tree, hold: HoldLock, sidecar: MakeSidecar
+) -> None:
+    for number in range(40):
+        tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
+    dying = hold("dying")
+    it = sidecar(most_remembered=10)
+    it.sweep()
+    assert 'reaper_skipped_files{reason="too-many-locks"} 30.0' in it.scrape()
+    (line,) = it.lines("skipped")
+    assert (line["reason"], line["path"]) == ("too-many-locks", str(tree.sessions("hostile")))
+    assert line["note"].startswith("30 locks")
+    assert line["level"] == "warning"
+    assert it.watch.ready()
+    assert len(it.watch._places) == 11
+    assert len(it.knowledge.all()) == 11
+    # A held lock of another agent is waited for by its pidfd, and freed when that is ready.
+    dying.kill()
+    it.watch._judge(it.watch._left_by_the_dead(it.watch._poll.poll(0)))
+    assert not dying.path.exists()
+
+
+def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_as_missed(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar(most_remembered=10)
+    it.sweep()
+    monkeypatch.setattr(EventSource, "followed_since", lambda *_: time.monotonic() - 3600)
+    for number in range(100):
+        tree.lock(f"x{number}", record(os.getpid()), agent="hostile", mtime_age=60)
+        it.announce(f"x{number}", APPEARED, "hostile")
+    tree.lock("other", record(os.getpid()), mtime_age=0)
+    it.announce("other", APPEARED)
+    assert len(it.watch._news) == 21
+    it.watch._take_events()
+    assert len(it.watch._places) == len(it.watch._born) == len(it.watch._due) == 11
+    assert it.place("other") in it.watch._due
+    it.sweep()
+    assert it.watch._unannounced == {}
+    for number in range(100):
+        it.announce(f"x{number}", WENT, "hostile")
+        (tree.sessions("hostile") / f"x{number}.jsonl.lock").unlink()
+        it.watch._take_events()
+    it.sweep()
+    assert list(it.watch._places) == [it.place("other")]
+    assert list(it.watch._reaper._sights) == [it.place("other")]
+
+
+def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSidecar) -> None:
+    it = sidecar()
+    it.sweep()
+    for number in range(300):
+        it.announce(f"x{number}", APPEARED)
+        it.announce(f"x{number}", WENT)
+        it.announce(f"y{number}", RETURNED)
+        it.announce(f"y{number}", WENT)
+    it.watch._take_events()
+    watch = it.watch
+    assert not watch._places
+    assert not watch._places._of_agent
+    assert (watch._born, watch._due, watch._retries) == ({}, {}, {})
+    assert not watch._news_of
+
+
+def test_events_are_taken_in_the_midst_of_a_long_sweep(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent with very many locks must not keep a new lock of another one waiting."""
+    for number in range(3):
+        tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
+    it = sidecar()
+    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(watch_module, "_SETTLE", 0.0)
+    act = it.watch._reaper.act
+    freed: list[bool] = []
+
+    def during(only: Any = None) -> Iterator[Any]:
+        for place, found in act(only):
+            if only is None and place is not None:
+                if place.name == "x0.jsonl.lock":
+                    path = tree.lock("dead", record(DEAD), agent="a-new-one")
+                    it.announce("dead", APPEARED, "a-new-one")
+                yield place, found
+                if place.name == "x0.jsonl.lock":
+                    freed.append(not path.exists())
+            else:
+                yield place, found
+
+    monkeypatch.setattr(it.watch._reaper, "act", during)
+    it.sweep()
+    assert freed == [True]
+    assert it.place("dead", "a-new-one") not in it.watch._places
+    it.announce("dead", WENT, "a-new-one")
+    it.watch._take_events()
+    assert "reaper_lock_hold_seconds_count 0.0" in it.scrape()
+
+
+def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgotten(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("x", record(os.getpid()), agent="z")
+    it = sidecar()
+    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
+    act = it.watch._reaper.act
+
+    def during(only: Any = None) -> Iterator[Any]:
+        for place, found in act(only):
+            it.announce("late", APPEARED, "a")
+            yield place, found
+
+    monkeypatch.setattr(it.watch._reaper, "act", during)
+    it.sweep()
+    assert it.place("late", "a") in it.watch._due
+    assert it.place("late", "a") in it.watch._born
+
+
+@pytest.mark.parametrize("successor", [b"", record(os.getpid())], ids=["empty", "closed"])
+def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_events(
+    tree: Tree, sidecar: MakeSidecar, successor: bytes
+) -> None:
+    """A gateway takes the same lock again and again. Two looks without events between them meet
+    one lock and then the next, which is just being created, or just being released.
+    """
+    path = tree.sessions() / "sid.jsonl.lock"
+    it = sidecar()
+    path.write_bytes(record(os.getpid()))
+    it.announce("sid", APPEARED)
+    it.watch._take_events()
+    it.watch._judge({it.place("sid"): time.monotonic()})
+    path.unlink()
+    it.announce("sid", WENT)
+    path.write_bytes(successor)
+    it.announce("sid", APPEARED)
+    it.watch._judge({it.place("sid"): time.monotonic()})
+    path.unlink()
+    it.announce("sid", WENT)
+    it.watch._take_events()
+    assert "reaper_lock_hold_seconds_count 2.0" in it.scrape()
+    assert not it.watch._places
+
+
+def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
+    tree: Tree, hold: HoldLock, sidecar: MakeSidecar
+) -> None:
+    aside = tree.sessions() / lock_files._private_name("sid")
+    hold("sid")
+    with aside.open("wb") as file:
+        file.write(record(os.getpid()))
+        file.flush()
+        it = sidecar()
+        intervals = []
+        for _ in range(20):
+            it.sweep()
+            intervals.append(it.watch._interval())
+        assert intervals == [5.0] * 12 + [60] * 8
+        assert len(it.lines("skipped")) == 1
+        assert it.watch.ready()
