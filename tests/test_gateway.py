@@ -535,33 +535,35 @@ def test_the_lock_of_a_run_that_waited_for_another_to_time_out_is_kept(
     gateway = gateways(acquire_timeout_ms=30_000)
     go = threading.Event()
     waits = provider.part("waits", Step(until=go))
-    waiting: list[Future[Any] | subprocess.Popen[str]] = []
+    local: list[subprocess.Popen[str]] = []
 
     def begin(session: str) -> None:
+        """Let several runs wait, so that most often one is before the clean-up of the first."""
         if where == "in the same gateway":
             # Two keys of one session: the gateway does not put their runs into one queue.
-            key = f"agent:main:explicit:other-{session}"
-            waiting.append(gateway.run(session, waits.cue, key=key))
+            for number in range(3):
+                gateway.run(session, waits.cue, key=f"agent:main:explicit:{session}-{number}")
         else:
-            waiting.append(gateway.local(session, waits.cue))
+            local.extend(gateway.local(session, waits.cue) for _ in range(2))
 
     try:
         session = overlapping(gateway, waits, begin)
         with watching(gateway, *SHORT) as sidecar:
             assert look(gateway, "--abandoned-after", "2s")[session]["verdict"] == "held"
             keeps(gateway, session)
-            assert session not in {it["session"] for it in sidecar.journal("removed")}
+            assert session not in {line["session"] for line in sidecar.journal("removed")}
         go.set()
-        succeeds(waiting[-1])
+        lock = gateway.lock(session)
+        eventually(lambda: not lock.exists(), "its run ends well")
+        assert transcript_is_intact(gateway.sessions() / f"{session}.jsonl")
     finally:
         go.set()
-        for run in waiting:
-            if not isinstance(run, Future):
-                put_down(run)
+        for run in local:
+            put_down(run)
 
 
 def overlapping(gateway: Gateway, waits: Part, begin: Callable[[str], None]) -> str:
-    """Return a session whose last record is the end of a run that timed out in its tool, while the
+    """Return a session whose last record is the end of a run that timed out in its tool, while a
     run that `begin` has begun holds the lock. Which of the two is first is the gateway's own race.
     """
     for attempt in range(_ATTEMPTS):
@@ -571,6 +573,14 @@ def overlapping(gateway: Gateway, waits: Part, begin: Callable[[str], None]) -> 
         eventually(lambda before=attempt: waits.open > before, "the run that waits has the lock")
         with suppress(Refused):
             over.result()
+        first = gateway.trajectory(session)[0]["runId"]
+        ended = {"type": "session.ended", "runId": first}
+        eventually(
+            lambda name=session, ended=ended: any(
+                ended.items() <= record.items() for record in gateway.trajectory(name)
+            ),
+            "the end of the first run",
+        )
         if cut_short_in_a_tool(gateway, session):
             return session
     raise AssertionError("no run ended while the one that waited for it went on")
