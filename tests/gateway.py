@@ -23,6 +23,9 @@ _TOKEN = "loopback-only"
 PATIENCE = 600.0
 """Seconds that anything of the gateway's may take before it counts as never."""
 
+_QUIET = 3.0
+"""Seconds for which an idle gateway has written nothing."""
+
 
 def eventually(
     condition: Any, what: str = "", *, patience: float = PATIENCE, every: float = 0.1
@@ -307,13 +310,17 @@ class Gateway:
                 found.extend(json.loads(line) for line in text.splitlines())
         return found
 
-    def mark_running(self, session: str, agent: str = "main") -> None:
-        """Write into the session store that a session's run goes on; the gateway must be idle."""
+    def mark_running(self, *sessions: str, agent: str = "main") -> None:
+        """Write into the session store that these sessions' runs go on."""
+        path = self.sessions(agent) / "sessions.json"
+        # Some releases write once more after the answer to a message.
+        eventually(lambda: time.time() - path.stat().st_mtime > _QUIET, "a store at rest")
         store = self.store(agent)
-        (entry,) = [it for it in store.values() if it.get("sessionId") == session]
-        entry["status"] = "running"
-        entry.pop("endedAt", None)
-        (self.sessions(agent) / "sessions.json").write_text(json.dumps(store))
+        for entry in store.values():
+            if entry.get("sessionId") in sessions:
+                entry["status"] = "running"
+                entry.pop("endedAt", None)
+        path.write_text(json.dumps(store))
 
     # Ending
 

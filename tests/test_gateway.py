@@ -454,7 +454,7 @@ def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_mes
     sessions = {"dead", *left}
     for session in sessions:
         gateway.hello(session)
-        gateway.mark_running(session)
+    gateway.mark_running(*sessions)
     with closing(NodeHolder(release)) as holder:
         assert holder.ask("acquire", gateway.sessions() / "dead.jsonl") == "held"
         holder.kill()
@@ -528,52 +528,49 @@ def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
     raise AssertionError("no run ended while the process that waited for it had the lock")
 
 
-@pytest.mark.parametrize("where", ["in the same gateway", "in a process of its own"])
-def test_the_lock_of_a_run_that_waited_for_another_to_time_out_is_kept(
-    gateways: StartGateway, provider: Provider, where: str
+def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
+    gateways: StartGateway, provider: Provider
 ) -> None:
     gateway = gateways(acquire_timeout_ms=30_000)
     go = threading.Event()
     waits = provider.part("waits", Step(until=go))
-    waiting: list[Future[Any] | subprocess.Popen[str]] = []
-
-    def begin(session: str) -> None:
-        if where == "in the same gateway":
-            # Two keys of one session: the gateway does not put their runs into one queue.
-            key = f"agent:main:explicit:other-{session}"
-            waiting.append(gateway.run(session, waits.cue, key=key))
-        else:
-            waiting.append(gateway.local(session, waits.cue))
-
     try:
-        session = overlapping(gateway, waits, begin)
+        session = overlapping(gateway, waits)
         with watching(gateway, *SHORT) as sidecar:
             assert look(gateway, "--abandoned-after", "2s")[session]["verdict"] == "held"
             keeps(gateway, session)
-            assert session not in {it["session"] for it in sidecar.journal("removed")}
+            assert session not in {line["session"] for line in sidecar.journal("removed")}
         go.set()
-        succeeds(waiting[-1])
+        lock = gateway.lock(session)
+        eventually(lambda: not lock.exists(), "its run ends well")
+        assert transcript_is_intact(gateway.sessions() / f"{session}.jsonl")
     finally:
         go.set()
-        for run in waiting:
-            if not isinstance(run, Future):
-                put_down(run)
 
 
-def overlapping(gateway: Gateway, waits: Part, begin: Callable[[str], None]) -> str:
-    """Return a session whose last record is the end of a run that timed out in its tool, while the
-    run that `begin` has begun holds the lock. Which of the two is first is the gateway's own race.
+def overlapping(gateway: Gateway, waits: Part) -> str:
+    """Return a session whose last record is the end of a run that timed out in its tool, while
+    another run holds the lock. Which of the two is first is the gateway's own race.
     """
     for attempt in range(_ATTEMPTS):
         session = f"shared-{attempt}"
+        before = waits.open
         over = begin_in_tool(gateway, session, 2 * RUN_TIMEOUT)
-        begin(session)
-        eventually(lambda before=attempt: waits.open > before, "the run that waits has the lock")
+        # Several keys of one session: the gateway does not put their runs into one queue.
+        for number in range(3):
+            gateway.run(session, waits.cue, key=f"agent:main:explicit:{session}-{number}")
         with suppress(Refused):
             over.result()
-        if cut_short_in_a_tool(gateway, session):
+        eventually(lambda name=session: first_has_ended(gateway, name), "the first run's end")
+        if waits.open > before and cut_short_in_a_tool(gateway, session):
             return session
     raise AssertionError("no run ended while the one that waited for it went on")
+
+
+def first_has_ended(gateway: Gateway, session: str) -> bool:
+    records = gateway.trajectory(session)
+    ended = {"type": "session.ended", "runId": records[0]["runId"]}
+    return any(ended.items() <= record.items() for record in records)
 
 
 def succeeds(run: "Future[Any] | subprocess.Popen[str]") -> None:
