@@ -22,16 +22,14 @@ from reaper.core.evidence import (
     NOT_READ,
     Evidence,
     Holder,
-    HolderState,
     HoldProof,
-    Program,
     Run,
     StoreStatus,
 )
 from reaper.core.finding import SESSION_STORE, Finding, Mode, Skipped
-from reaper.core.history import EarlierLocks, LockHistory
+from reaper.core.history import EarlierLocks, Facts, LockHistory, Times
 from reaper.core.judge import judge, wants_run
-from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age, wall_age
+from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.retry import Retry
 from reaper.core.verdict import STUCK, TOO_EARLY, Judgement, Limits, Verdict
@@ -636,65 +634,46 @@ class Reaper:
         self, this: _Pass, here: _StatePass, opened: OpenLock, place: LockKey, *, layered: bool
     ) -> Evidence:
         lock = opened.lock
-        # Read for each look: a pass can be slow, and a grace must be seen to pass in full.
-        now = self.clock.monotonic()
+        times = Times(this.wall_ms, this.now, self.clock.monotonic())
         history = self._sights.get(place)
         if history is None or not history.is_of(lock):
-            history = self._sights[place] = LockHistory(lock, since=now)
-        age = history.age("created", *wall_age(lock, this.wall_ms), this.now)
-        age_of_file = history.age("file", *file_age(lock, this.wall_ms), this.now)
+            history = self._sights[place] = LockHistory(lock, since=times.now)
+        ages = history.ages(lock, times)
         holder = this.processes.holder(
             lock.record.pid, lock.record.starttime, seen_as=history.seen_alive_as
         )
-        known_for = max(age_of_file, now - history.since)
         proof, note = self._probe(
-            this, here, opened, holder=holder, known_for=known_for, layered=layered
+            this, here, opened, holder=holder, known_for=ages.known_for, layered=layered
         )
-        if lock.record.starttime is not None:  # a bare pid is nobody in particular
-            if holder.state is HolderState.SAME:
-                history.seen_alive_as = holder.pid
-            elif (
-                proof is HoldProof.UNAVAILABLE  # else what was seen alive counts for nothing
-                and holder.state in DEAD
-                and not self._is_dead(this, lock, history.seen_alive_as)
-            ):
-                history.seen_alive_as = None
-        if holder.state is HolderState.SAME:
-            history.seen_as_other_program |= holder.program in {Program.AGENT, Program.OTHER}
-        seen_alive = history.seen_alive_as is not None
+        died_here = (
+            proof is HoldProof.UNAVAILABLE
+            and holder.state in DEAD
+            and self._is_dead(this, lock, history.seen_alive_as)
+        )
         run = NOT_READ
         if this.mode is Mode.LOOK or wants_run(
-            lock, proof, holder, age=age, holder_seen_alive=seen_alive, limits=this.limits
+            lock, proof, holder, age=ages.lock, holder_seen_alive=died_here, limits=this.limits
         ):
             # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
             store_is_all = this.mode is not Mode.LOOK and proof is not HoldProof.OPEN
             run = self._run_by_store(opened) if store_is_all else self._run(opened)
-        unchanged = (proof, holder.state, holder.program, run)
-        if history.unchanged != unchanged:
-            history.unchanged, history.since = unchanged, now
-        run_end_age, quiet_for = _run_ages(run, history, this)
         began_ms = None
         may_be_newer = True
         if run.is_live_witness and lock.record.starttime is not None:
             began_ms = this.processes.began_ms(lock.record.starttime)
             may_be_newer = _may_be_newer_gateway(this.processes, here.state, holder, began_ms)
-        return Evidence(
+        facts = Facts(
             lock=lock,
             proof=proof,
             proof_note=note,
             holder=holder,
             run=run,
-            age=age,
-            file_age=age_of_file,
-            run_end_age=run_end_age,
-            quiet_for=quiet_for,
-            seen_for=now - history.since,
-            holder_seen_alive=seen_alive,
-            seen_as_other_program=history.seen_as_other_program,
+            died_here=died_here,
             holder_began_ms=began_ms,
             may_be_newer_gateway=may_be_newer,
             earlier=self._earlier[here.state, place.agent].with_this(lock),
         )
+        return history.evidence(facts, ages, times)
 
     @staticmethod
     def _is_dead(this: _Pass, lock: Lock, pid: int | None) -> bool:
@@ -831,20 +810,6 @@ def hides_locks(skipped: Skipped) -> bool:
 def _session(folder: Folder, lock: Lock) -> Session:
     linked = folder.through_symlink or os.path.islink(folder.state.path)
     return Session(folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked)
-
-
-def _run_ages(run: Run, history: LockHistory, this: _Pass) -> tuple[float | None, float | None]:
-    """How long ago the run ended, and the last write was; None where that is not known."""
-
-    def age(kind: str, instant_ms: int) -> float:
-        wall = max(0, this.wall_ms - instant_ms) / 1000
-        return history.age(kind, instant_ms, wall, this.now)
-
-    ended = None if run.end is None else max(run.end.at_ms, run.store_end_ms or 0)
-    return (
-        None if ended is None else age("end", ended),
-        None if run.last_write_ms is None else age("write", run.last_write_ms),
-    )
 
 
 def _may_be_newer_gateway(
