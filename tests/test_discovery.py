@@ -608,10 +608,10 @@ def test_a_link_that_nobody_follows_does_not_keep_what_is_gone(tree: Tree) -> No
     (tree.root / "agents" / "hostile").symlink_to("/")
     it = reaper(tree)
     list(it.act())
-    assert len(it._sights) == 1
+    assert len(it.memory.histories) == 1
     path.unlink()
     list(it.act())
-    assert len(it._sights) == 0
+    assert len(it.memory.histories) == 0
 
 
 def test_what_a_link_hid_is_remembered_until_it_is_seen_again(tree: Tree, tmp_path: Path) -> None:
@@ -619,11 +619,11 @@ def test_what_a_link_hid_is_remembered_until_it_is_seen_again(tree: Tree, tmp_pa
     link = moved_behind_a_link(tree, "agents", tmp_path / "data")
     it = reaper(tree)
     list(it.act())
-    (place,) = it._sights
+    (place,) = it.memory.histories
     (tmp_path / "data").rename(tmp_path / "away")
     (skipped,) = it.act({place})
     assert isinstance(skipped, Skipped)
-    assert list(it._sights) == [place]
+    assert list(it.memory.histories) == [place]
     link.unlink()
     link.symlink_to(tmp_path / "away")
     (found,) = it.act({place})

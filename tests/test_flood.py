@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from reaper import sweep
 from reaper import watch as watch_module
 from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
@@ -29,7 +28,7 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import TOO_MANY_LOCKS, Reaper
+from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
 from reaper.watch import Watch
 from tests.conftest import HoldLock, Tree, record
 from tests.test_lock_files import opened, the_folder
@@ -224,8 +223,8 @@ def test_a_lock_that_is_gone_has_no_attempts_behind_it(
     sweeps.act_for(100)
     path.unlink()
     sweeps.act()
-    assert sweeps.reaper._failures == {}
-    assert sweeps.reaper._sights == {}
+    assert sweeps.reaper.memory.failures == {}
+    assert sweeps.reaper.memory.histories == {}
 
 
 def test_a_person_who_sweeps_always_tries(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +316,7 @@ def test_what_is_left_is_removed_first_and_then_removals_go_on(
         assert len(files_in(tree) - {"one.jsonl.lock", "two.jsonl.lock"}) == 1
     sweeps.act_for(10)
     assert files_in(tree) == set()
-    assert sweeps.reaper._litter == {}
+    assert sweeps.reaper.memory.litter == {}
 
 
 def test_what_somebody_else_removed_hinders_nothing(
@@ -443,7 +442,7 @@ def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
         (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
     }
     assert not any(path.exists() for path in holders)  # one look proves it
-    remembered = [place for place in sweeps.reaper._sights if place.agent == "hostile"]
+    remembered = [place for place in sweeps.reaper.memory.histories if place.agent == "hostile"]
     assert len(remembered) == 5
     assert sum(it.files for it in skipped) == 9 - 5 + sum(
         place.name.startswith("dead") for place in remembered
@@ -459,11 +458,12 @@ def test_a_lock_that_goes_makes_room_for_another(
     paths = [tree.lock(f"x{number}", record(os.getpid())) for number in range(4)]
     sweeps = Sweeps(tree, monkeypatch, most_remembered=3)
     assert len(sweeps.act()) == 3
-    (left,) = {path.name for path in paths} - {place.name for place in sweeps.reaper._sights}
+    histories = sweeps.reaper.memory.histories
+    (left,) = {path.name for path in paths} - {place.name for place in histories}
     next(path for path in paths if path.name != left).unlink()
     sweeps.act()
     assert len(sweeps.act()) == 3
-    assert left in {place.name for place in sweeps.reaper._sights}
+    assert left in {place.name for place in histories}
 
 
 def test_locks_with_large_files_count_as_many(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,13 +483,13 @@ def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not
     sweeps.act()
     for number in range(50):
         tree.lock(f"x{number}", record(os.getpid()))
-    monkeypatch.setattr(sweep, "_MOST_NAMES", 10)
+    monkeypatch.setattr(scanner, "MOST_NAMES", 10)
     passed = list(sweeps.reaper.act())
     met = [it.key.name for it in passed if it.key is not None]
     (skipped,) = (it for it in passed if isinstance(it, Skipped))
     assert len(met) + skipped.files == 51
     assert len(met) in {10, 11}
-    assert "known.jsonl.lock" in {place.name for place in sweeps.reaper._sights}
+    assert "known.jsonl.lock" in {place.name for place in sweeps.reaper.memory.histories}
 
 
 def test_of_too_many_checkpoints_none_is_called_the_last(
@@ -540,7 +540,7 @@ class Sidecar:
 
     def sweep_when_due(self) -> None:
         """Sweep as if the delay before the next attempt were over."""
-        failures = self.watch._reaper._failures
+        failures = self.watch._reaper.memory.failures
         for place, failure in failures.items():
             failures[place] = failure._replace(retry=failure.retry._replace(at=0.0))
         self.sweep()
@@ -777,7 +777,7 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
         it.watch._take_events()
     it.sweep()
     assert list(it.watch._places) == [it.place("other")]
-    assert list(it.watch._reaper._sights) == [it.place("other")]
+    assert list(it.watch._reaper.memory.histories) == [it.place("other")]
 
 
 def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSidecar) -> None:

@@ -21,6 +21,7 @@ from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Reaper, SystemClock, Unlock
+from reaper.sweep.sources import Probe
 from tests.conftest import (
     Holder,
     HoldLock,
@@ -79,6 +80,21 @@ class FakeProcesses:
 
     def shares_state_dir(self, holder: HolderSeen, state_dir: tuple[int, int]) -> bool:
         return False
+
+
+def no_proof(_fd: int, **_: object) -> tuple[HoldProof, str]:
+    """Probe as on a file system where "not open" is not believed."""
+    return HoldProof.UNAVAILABLE, "file-system"
+
+
+def noting_probe(probed: list[int]) -> Probe:
+    """Return a probe that only notes which descriptors it is called for."""
+
+    def probe(fd: int, **_: object) -> tuple[HoldProof, str]:
+        probed.append(fd)
+        return no_proof(fd)
+
+    return probe
 
 
 def reaper(tree: Tree, **how: Any) -> Reaper:
@@ -255,12 +271,11 @@ def test_a_sweep_without_such_locks_does_not_wait(tree: Tree, hold: HoldLock) ->
     assert clock.slept == []
 
 
-def test_a_young_empty_file_is_not_even_probed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_young_empty_file_is_not_even_probed(tree: Tree) -> None:
     """It is visible before its creator has it open, and a lease would make that creator wait."""
     tree.lock("new", b"", mtime_age=1.0)
     probed: list[int] = []
-    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda fd, **_: probed.append(fd))
-    (found,) = findings(reaper(tree).look()).values()
+    (found,) = findings(reaper(tree, probe=noting_probe(probed)).look()).values()
     assert probed == []
     assert found.judgement.reasons == ("too-early",)
 
@@ -590,7 +605,7 @@ def test_a_store_that_is_not_understood_hides_no_lock_that_went(tree: Tree) -> N
     assert len(list(it.act())) == 3
     went.unlink()
     assert len(list(it.act())) == 2
-    assert [place.name for place in it._sights] == ["kept.jsonl.lock"]
+    assert [place.name for place in it.memory.histories] == ["kept.jsonl.lock"]
 
 
 # What a killed removal left behind
@@ -718,14 +733,12 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_told(
 
 @pytest.mark.parametrize(("starttime", "expected"), [(None, "no-hold-proof"), (5, "dead-pid")])
 def test_without_proof_a_bare_pid_was_never_this_very_holder(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch, starttime: int | None, expected: str
+    tree: Tree, starttime: int | None, expected: str
 ) -> None:
     """A record without a start time names whatever process has that pid here."""
     tree.lock("sid", record(77, starttime=starttime))
-    no_proof = (HoldProof.UNAVAILABLE, "file-system")
-    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
     table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
-    it = reaper(tree, process_table=lambda: table)
+    it = reaper(tree, process_table=lambda: table, probe=no_proof)
     (first,) = (one for one in it.act() if isinstance(one, Finding))
     assert first.judgement.verdict is Verdict.HELD
     table.holders.clear()
@@ -734,14 +747,12 @@ def test_without_proof_a_bare_pid_was_never_this_very_holder(
 
 
 def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_too(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
+    tree: Tree,
 ) -> None:
     tree.lock("sid", record(7, starttime=5))
-    no_proof = (HoldProof.UNAVAILABLE, "file-system")
-    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
     nested = HolderSeen(state=HolderState.SAME, pid=9000)
     table = FakeProcesses({7: nested, 9000: nested})
-    it = reaper(tree, process_table=lambda: table)
+    it = reaper(tree, process_table=lambda: table, probe=no_proof)
     list(it.act())
     del table.holders[7]  # its entry in the table of nested pids is not found this time
     (found,) = (one for one in it.act() if isinstance(one, Finding))
@@ -749,16 +760,14 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
 
 
 def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_look(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
+    tree: Tree,
 ) -> None:
     """A pid that was nobody's when the first pass began is a holder's before its end."""
     for session in ("a", "b"):
         tree.lock(session, record(77, starttime=5))
-    no_proof = (HoldProof.UNAVAILABLE, "file-system")
-    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda *_, **__: no_proof)
     alive = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
     tables = iter([FakeProcesses(), alive])
-    it = reaper(tree, process_table=lambda: next(tables))
+    it = reaper(tree, process_table=lambda: next(tables), probe=no_proof)
     outer = it.act()
     first = next(outer).key
     assert first is not None
@@ -775,21 +784,18 @@ def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock)
     hold("sid")
     it = reaper(tree)
     list(it.act())
-    (place,) = it._sights
+    (place,) = it.memory.histories
     moved = tree.root.with_name("moved")
     tree.root.rename(moved)
     assert [one.failed for one in it.act() if isinstance(one, Skipped)] == [True]
-    assert list(it._sights) == [place]
+    assert list(it.memory.histories) == [place]
     moved.rename(tree.root)
 
 
-def test_a_polled_lock_that_was_replaced_is_not_probed(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_polled_lock_that_was_replaced_is_not_probed(tree: Tree) -> None:
     path = tree.lock("sid", b"")
     probed: list[int] = []
-    monkeypatch.setattr("reaper.adapters.hold_proof.probe", lambda fd, **_: probed.append(fd))
-    it = reaper(tree)
+    it = reaper(tree, probe=noting_probe(probed))
     place = LockKey(it.states[0], "main", path.name)
     found = path.stat()
     assert not it.is_held(place, FileId(found.st_dev, found.st_ino + 1))
@@ -821,7 +827,7 @@ def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
     it = reaper(tree)
     list(it.sweep())
     list(it.look())
-    assert it._sights == {}
+    assert it.memory.histories == {}
 
 
 @pytest.mark.root

@@ -132,7 +132,7 @@ class CountingWatch(Watch):
         super()._step()
 
 
-def watch_of(tree: Tree) -> CountingWatch:
+def watch_of(tree: Tree, **how: Any) -> CountingWatch:
     knowledge = Knowledge()
     metrics = Metrics(
         knowledge,
@@ -143,7 +143,7 @@ def watch_of(tree: Tree) -> CountingWatch:
         now=time.monotonic,
         holder_use=use_of,
     )
-    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
     journal = Journal(sys.stderr, json=True)
     return CountingWatch(
         reaper,
@@ -632,11 +632,10 @@ class HolderSeenAsAnother(ProcessTable):
 def test_a_holder_whose_pid_is_reused_before_it_is_waited_for_is_not_waited_for(tree: Tree) -> None:
     """Its lock would stay until a stranger's death, or the next full sweep."""
     path = tree.lock("sid", record(os.getpid(), starttime=5))
-    watch = watch_of(tree)
-    watch._reaper._make_table = HolderSeenAsAnother
+    tables = iter([HolderSeenAsAnother(), ProcessTable()])
+    watch = watch_of(tree, process_table=lambda: next(tables))
     watch._full_sweep()
     assert watch._holders == {}
-    watch._reaper._make_table = ProcessTable
     watch._judge(watch._take_due(time.monotonic() + 2))
     assert not path.exists()
     watch._events.stop()

@@ -1,10 +1,20 @@
-"""What is remembered about locks between two looks."""
+"""What is remembered about locks between two looks, and what it adds to the evidence."""
 
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
-from reaper.core.evidence import EarlierLock
-from reaper.core.lock import Lock
+from reaper.core.evidence import (
+    DEAD,
+    NOT_READ,
+    EarlierLock,
+    Evidence,
+    Holder,
+    HolderState,
+    HoldProof,
+    Program,
+    Run,
+)
+from reaper.core.lock import Lock, file_age, wall_age
 
 _EARLIER_LOCKS: Final = 8
 """Locks of one session that are remembered; the newest count."""
@@ -12,30 +22,70 @@ _SESSIONS: Final = 1000
 """Sessions of one agent whose earlier locks are remembered; those that were locked last count."""
 
 
-class LockHistory:
-    """What is remembered about one lock: it ends with the file.
+class Times(NamedTuple):
+    """When a lock is looked at.
 
-    `ages` holds, for each kind of age, the instant it counts from (epoch ms), the age at the first
-    look and the monotonic time then. Later ages grow from these, so a step of the wall clock ages
-    nothing. `since` is since when `unchanged`, all that was seen, is the same (monotonic seconds).
+    `wall_ms` (epoch ms) and `began` (monotonic seconds) are both clocks as read when the pass
+    began. `now` is the monotonic clock as read for this lock: a pass can be slow, and each grace
+    must be seen to pass in full.
+    """
+
+    wall_ms: int
+    began: float
+    now: float
+
+
+class Ages(NamedTuple):
+    """How old a lock is, in seconds: since `createdAt`, and by the file's own times. `known_for` is
+    the age of the file, or how long nothing about the lock has changed, whichever is longer.
+    """
+
+    lock: float
+    file: float
+    known_for: float
+
+
+class Facts(NamedTuple):
+    """What was found out about one lock in one look, before what is remembered of it counts.
+
+    `died_here`: the process that was seen alive here as the holder is dead by the pid that it then
+    had; asked only where there is no hold proof. The other fields are those of `Evidence`.
+    """
+
+    lock: Lock
+    proof: HoldProof
+    holder: Holder
+    proof_note: str = ""
+    run: Run = NOT_READ
+    died_here: bool = False
+    holder_began_ms: int | None = None
+    may_be_newer_gateway: bool = True
+    earlier: tuple[EarlierLock, ...] = ()
+
+
+class LockHistory:
+    """What is remembered about one lock; it ends with the file.
+
+    `since` (monotonic seconds) is when what is known about the lock last changed. `seen_alive_as`
+    is the pid, as seen from here, under which this very holder was seen alive.
     """
 
     __slots__ = (
+        "_ages",
         "_identity",
-        "ages",
+        "_seen_as_other_program",
+        "_unchanged",
         "seen_alive_as",
-        "seen_as_other_program",
         "since",
-        "unchanged",
     )
 
     def __init__(self, lock: Lock, *, since: float) -> None:
         self._identity = lock.identity
-        self.since = since
-        self.unchanged: object = None
-        self.ages: dict[str, tuple[int, float, float]] = {}
+        self._ages: dict[str, tuple[int, float, float]] = {}
+        self._seen_as_other_program = False
+        self._unchanged: object = None
         self.seen_alive_as: int | None = None
-        self.seen_as_other_program = False
+        self.since = since
 
     def is_of(self, lock: Lock) -> bool:
         """Tell whether this is the same lock: the same file, unchanged. An empty file that gets the
@@ -48,14 +98,70 @@ class LockHistory:
         """How many bytes of the file are remembered with it."""
         return len(self._identity[-1])
 
-    def age(self, kind: str, instant_ms: int, age: float, now: float) -> float:
-        """Return an age in seconds; `age` is what the wall clock gives for `instant_ms`."""
-        first = self.ages.get(kind)
+    def ages(self, lock: Lock, times: Times) -> Ages:
+        """Return how old the lock is. What was seen before ages with the monotonic clock, so that
+        a step of the wall clock ages nothing.
+        """
+        of_lock = self._age("created", *wall_age(lock, times.wall_ms), times)
+        of_file = self._age("file", *file_age(lock, times.wall_ms), times)
+        return Ages(of_lock, of_file, max(of_file, times.now - self.since))
+
+    def evidence(self, facts: Facts, ages: Ages, times: Times) -> Evidence:
+        """Remember the facts, and combine them with what earlier looks showed."""
+        lock, proof, holder, run = facts.lock, facts.proof, facts.holder, facts.run
+        self._remember_holder(facts)
+        unchanged = (proof, holder.state, holder.program, run)
+        if self._unchanged != unchanged:
+            self._unchanged, self.since = unchanged, times.now
+        ended_ms = None if run.end is None else max(run.end.at_ms, run.store_end_ms or 0)
+        return Evidence(
+            lock=lock,
+            proof=proof,
+            proof_note=facts.proof_note,
+            holder=holder,
+            run=run,
+            age=ages.lock,
+            file_age=ages.file,
+            run_end_age=self._age_of_instant("end", ended_ms, times),
+            quiet_for=self._age_of_instant("write", run.last_write_ms, times),
+            seen_for=times.now - self.since,
+            holder_seen_alive=self.seen_alive_as is not None,
+            seen_as_other_program=self._seen_as_other_program,
+            holder_began_ms=facts.holder_began_ms,
+            may_be_newer_gateway=facts.may_be_newer_gateway,
+            earlier=facts.earlier,
+        )
+
+    def _remember_holder(self, facts: Facts) -> None:
+        holder = facts.holder
+        if holder.state is HolderState.SAME:
+            self._seen_as_other_program |= holder.program in {Program.AGENT, Program.OTHER}
+        if facts.lock.record.starttime is None:
+            return  # a bare pid identifies nobody
+        if holder.state is HolderState.SAME:
+            self.seen_alive_as = holder.pid
+        elif (
+            facts.proof is HoldProof.UNAVAILABLE  # with a proof it does not count who was alive
+            and holder.state in DEAD
+            and not facts.died_here
+        ):
+            self.seen_alive_as = None
+
+    def _age_of_instant(self, kind: str, instant_ms: int | None, times: Times) -> float | None:
+        if instant_ms is None:
+            return None
+        return self._age(kind, instant_ms, max(0, times.wall_ms - instant_ms) / 1000, times)
+
+    def _age(self, kind: str, instant_ms: int, by_wall: float, times: Times) -> float:
+        """Return the age of an instant, seconds; `by_wall` is its age by the wall clock. It is
+        remembered with the monotonic time, from which later ages of the same instant grow.
+        """
+        first = self._ages.get(kind)
         if first is None or first[0] != instant_ms:
-            self.ages[kind] = (instant_ms, age, now)
-            return age
-        # Passes can nest. The outer one reads the clock as it was when that pass began.
-        return first[1] + max(0.0, now - first[2])
+            self._ages[kind] = (instant_ms, by_wall, times.began)
+            return by_wall
+        # Passes can nest: the outer one began before the inner one, which may have set this.
+        return first[1] + max(0.0, times.began - first[2])
 
 
 class EarlierLocks:

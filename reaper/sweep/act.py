@@ -1,0 +1,104 @@
+"""Acts on a judgement."""
+
+from typing import Final, NamedTuple
+
+from reaper.adapters.locks import removal
+from reaper.adapters.locks.reading import OpenLock
+from reaper.core.evidence import Evidence, HoldProof
+from reaper.core.finding import Finding, Mode
+from reaper.core.lock import LockKey
+from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.retry import Retry
+from reaper.core.verdict import Judgement, Verdict
+from reaper.sweep.memory import FailedRemoval
+from reaper.sweep.plan import Plan
+from reaper.sweep.sources import Clock
+
+
+class _Done(NamedTuple):
+    """What became of an action; the fields are those of a Finding."""
+
+    outcome: Outcome | None
+    note: str = ""
+    retry: Retry | None = None
+    attempted: bool = True
+
+
+class Actor(NamedTuple):
+    """Acts for one pass.
+
+    `failures` are the removals that failed in earlier passes; it waits at most `longest_retry`
+    seconds before it tries one again.
+    """
+
+    plan: Plan
+    policy: Policy
+    clock: Clock
+    failures: dict[LockKey, FailedRemoval]
+    longest_retry: float
+
+    @property
+    def _is_forced(self) -> bool:
+        return self.plan.unlock is not None and self.plan.unlock.force
+
+    def act(
+        self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement
+    ) -> Finding:
+        unlock = self.plan.unlock
+        note = "" if opened.unread is None else opened.unread.note
+        if self.plan.mode is Mode.LOOK:
+            action = decide(judgement._replace(confirmed=True), self.policy)
+            done = _Done(None, note)
+        elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
+            judgement = judgement._replace(pending=False)
+            action = Action.KEEP
+            done = _Done(Outcome.CHANGED, "another lock stands there now")
+        else:
+            action = decide(judgement, self.policy)
+            if self._is_forced:
+                judgement = judgement._replace(pending=False)
+                action = Action.REMOVE
+            done = self._do(action, opened, key, note)
+            if done.outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
+                notes = filter(None, (done.note, _RELEASE_BY_PATH))
+                done = done._replace(note="; ".join(notes))
+        return Finding(key, opened.lock, evidence, judgement, action, *done)
+
+    def _do(self, action: Action, opened: OpenLock, key: LockKey, note: str) -> _Done:
+        if action is Action.REMOVE:
+            if self.plan.mode is Mode.DRY:
+                return _Done(Outcome.WOULD_REMOVE, note)
+            return self._remove(opened, key)
+        self.failures.pop(key, None)
+        return _Done(Outcome.KEPT if action is Action.KEEP else Outcome.FLAGGED, note)
+
+    def _remove(self, opened: OpenLock, key: LockKey) -> _Done:
+        """Remove the lock, unless it is too early for another attempt."""
+        now = self.clock.monotonic()
+        failure = self.failures.get(key) if self.plan.remembers else None
+        if failure is not None and failure.fingerprint not in {None, opened.lock.fingerprint}:
+            failure = None
+        if failure is not None and now < failure.retry.at:
+            return _Done(failure.outcome, failure.note, failure.retry, attempted=False)
+        attempt = removal.remove(opened, forced=self._is_forced)
+        if not self.plan.remembers or attempt.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+            self.failures.pop(key, None)
+            return _Done(*attempt)
+        before = None if failure is None else failure.retry
+        retry = Retry.after(before, attempt.cause, now=now, longest=self.longest_retry)
+        other_lock = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
+        fingerprint = None if other_lock else opened.lock.fingerprint
+        self.failures[key] = FailedRemoval(fingerprint, *attempt, retry)
+        return _Done(*attempt, retry)
+
+
+def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
+    """Whether a lock that was removed may have a holder that will release it."""
+    judged_over = judgement.wants_freeing and judgement.verdict is not Verdict.OVERDUE
+    return evidence.proof is not HoldProof.NOT_OPEN and not judged_over
+
+
+_RELEASE_BY_PATH: Final = (
+    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the lock of whoever "
+    "takes it next"
+)

@@ -1,0 +1,194 @@
+"""Collects the evidence for one lock: asks the process table, the kernel and the run's files."""
+
+import os
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+from reaper.adapters import hold_proof, state_database
+from reaper.adapters.locks import reading
+from reaper.adapters.locks.reading import Folder, OpenLock
+from reaper.adapters.runs.session_store import Session
+from reaper.core.abandoned import HOLDER_MARGIN_MS
+from reaper.core.evidence import DEAD, NOT_READ, Evidence, Holder, HoldProof, Run, StoreStatus
+from reaper.core.finding import Finding, Mode, Skipped
+from reaper.core.history import Facts, LockHistory, Times
+from reaper.core.judge import wants_run
+from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age
+from reaper.core.verdict import TOO_EARLY
+from reaper.sweep.memory import Memory
+from reaper.sweep.plan import Plan
+from reaper.sweep.sources import Clock, Probe, Sources
+
+
+class PassStart(NamedTuple):
+    """What is read once for a whole pass: both clocks, and the folders that overlays are made of
+    (None: not known).
+    """
+
+    wall_ms: int
+    monotonic: float
+    layers: frozenset[tuple[int, int]] | None
+
+    @classmethod
+    def now(cls, clock: Clock) -> Self:
+        return cls(clock.wall_ms(), clock.monotonic(), hold_proof.overlay_layers())
+
+
+class EvidenceCollector:
+    """Collects the evidence for the locks of one state directory in one pass.
+
+    Call `enter` for each folder before you ask for a lock in it.
+    """
+
+    def __init__(
+        self, state: StateDir, plan: Plan, start: PassStart, sources: Sources, memory: Memory
+    ) -> None:
+        self._state = state
+        self._plan = plan
+        self._start = start
+        self._sources = sources
+        self._memory = memory
+        self._state_identity = reading.identity(state)
+        self._layered = True
+
+    def enter(self, folder: Folder) -> None:
+        self._layered = hold_proof.is_below(folder.path, self._start.layers)
+
+    def collect(self, opened: OpenLock, key: LockKey) -> Evidence:
+        """Ask each source once, each with what the one before it said."""
+        lock, record = opened.lock, opened.lock.record
+        wall_ms, began, _ = self._start
+        # The clock is read for each lock: a pass can be slow, and a grace must pass in full.
+        times = Times(wall_ms, began, self._sources.clock.monotonic())
+        history = self._memory.history(key, lock, times.now)
+        ages = history.ages(lock, times)
+        holder = self._sources.processes.holder(
+            record.pid, record.starttime, seen_as=history.seen_alive_as
+        )
+        proof, proof_note = self._probe(opened, holder, known_for=ages.known_for)
+        died_here = self._died_here(lock, proof, holder, history)
+        run = NOT_READ
+        if self._plan.mode is Mode.LOOK or wants_run(
+            lock,
+            proof,
+            holder,
+            age=ages.lock,
+            holder_seen_alive=died_here,
+            limits=self._plan.limits,
+        ):
+            run = self._run(opened, proof)
+        began_ms, may_be_newer = self._gateway(lock, holder, run)
+        facts = Facts(
+            lock=lock,
+            proof=proof,
+            proof_note=proof_note,
+            holder=holder,
+            run=run,
+            died_here=died_here,
+            holder_began_ms=began_ms,
+            may_be_newer_gateway=may_be_newer,
+            earlier=self._memory.earlier[key.state, key.agent].with_this(lock),
+        )
+        return history.evidence(facts, ages, times)
+
+    def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
+        """Return the hold proof of a file that a removal left; None for a young empty one, which is
+        not probed: the removal that created it may still be under way.
+        """
+        record = opened.lock.record
+        _, age = file_age(opened.lock, self._start.wall_ms)
+        if record.shape is Shape.EMPTY and age < self._plan.limits.orphan_grace:
+            return None
+        holder = self._sources.processes.holder(record.pid, record.starttime)
+        proof, _ = self._probe(opened, holder, known_for=age)
+        return proof
+
+    def run_by_store(self, opened: OpenLock) -> Run:
+        """Return what the session store alone says of the session's last run."""
+        return self._sources.runs.by_store(_session(opened.folder, opened.lock))
+
+    def store_problem(self, folder: Folder, found: Finding | Skipped) -> str:
+        """Return why the session store was not understood when this lock was judged by it."""
+        if isinstance(found, Skipped) or found.evidence.run is NOT_READ:
+            return ""
+        if found.evidence.run.store is not StoreStatus.UNKNOWN:
+            return ""
+        return self._sources.runs.store_problem(_session(folder, found.lock))
+
+    def _probe(
+        self, opened: OpenLock, holder: Holder, *, known_for: float
+    ) -> tuple[HoldProof, str]:
+        """Probe, but never a young empty file: it is visible before its creator has it open, and
+        our lease would make that creator wait.
+        """
+        if opened.unread is not None:
+            return HoldProof.UNAVAILABLE, opened.unread.reason
+        is_empty = opened.lock.record.shape is Shape.EMPTY
+        if is_empty and known_for < self._plan.limits.orphan_grace:
+            return HoldProof.UNAVAILABLE, TOO_EARLY
+
+        def same_mount() -> bool:
+            # What a link leads to need not be on the state directory's mount.
+            return (
+                self._state_identity is not None
+                and not opened.folder.through_symlink
+                and self._sources.processes.shares_state_dir(holder, self._state_identity)
+            )
+
+        return self._sources.probe(opened.fd, same_mount=same_mount, layered=self._layered)
+
+    def _died_here(
+        self, lock: Lock, proof: HoldProof, holder: Holder, history: LockHistory
+    ) -> bool:
+        """Whether the process that was seen alive as this holder is dead by the pid that it then
+        had, too; asked only without a hold proof.
+        """
+        pid = history.seen_alive_as
+        if proof is not HoldProof.UNAVAILABLE or holder.state not in DEAD or pid is None:
+            return False
+        return self._sources.processes.holder(pid, lock.record.starttime).state in DEAD
+
+    def _run(self, opened: OpenLock, proof: HoldProof) -> Run:
+        if self._plan.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
+            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            return self.run_by_store(opened)
+        session = _session(opened.folder, opened.lock)
+        return self._sources.runs.run(session, opened.folder.checkpoints)
+
+    def _gateway(self, lock: Lock, holder: Holder, run: Run) -> tuple[int | None, bool]:
+        """Return when the holder began (epoch ms), and whether it may be a gateway from 2026.6.1
+        on, which has the state's database open; None and True where the run does not need it.
+
+        By its descriptors, where it is visible and they can be read; else by whether the database
+        has changed since the holder began: such a gateway opens it before it serves.
+        """
+        if not run.is_live_witness or lock.record.starttime is None:
+            return None, True
+        processes = self._sources.processes
+        began_ms = processes.began_ms(lock.record.starttime)
+        if holder.pid is not None:
+            has_open = processes.has_open(holder.pid, state_database.PATH_END)
+            if has_open is not None:
+                return began_ms, has_open
+        since_ms = began_ms - HOLDER_MARGIN_MS
+        return began_ms, state_database.may_have_changed_since(self._state, since_ms)
+
+
+def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
+    """Tell whether this very lock is still there and open for writing; the cheapest look."""
+    with suppress(OSError):
+        for folder in reading.folders(key.state, [], {key.agent}):
+            with folder:
+                opened = reading.open_lock(folder, key.name)
+                if isinstance(opened, OpenLock):
+                    with opened:
+                        if opened.lock.file != file or not opened.lock.data:
+                            return False  # never probed: somebody may be creating it just now
+                        proof, _ = probe(opened.fd, same_mount=lambda: False, layered=True)
+                        return proof is HoldProof.OPEN
+    return False
+
+
+def _session(folder: Folder, lock: Lock) -> Session:
+    linked = folder.through_symlink or os.path.islink(folder.state.path)
+    return Session(folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked)

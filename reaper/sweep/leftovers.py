@@ -1,0 +1,60 @@
+"""Puts right what a removal left behind that was interrupted."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from reaper.adapters.locks import names, reading, removal
+from reaper.adapters.locks.reading import Folder, Litter, OpenLock
+from reaper.core.evidence import HoldProof
+from reaper.core.finding import Mode, Skipped
+from reaper.core.lock import Shape
+from reaper.core.policy import Outcome
+from reaper.sweep.evidence import EvidenceCollector
+from reaper.sweep.unseen import LEFT_ASIDE
+
+_NO_FILE: Final = frozenset({"not-regular", "symlink"})
+"""Reasons of what no removal ever left."""
+_ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
+
+
+def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:
+    """Give each lock under a private name its own name back, and add that to `folder.locks`; drop
+    one whose name is taken once nobody has it open, and an empty file. Yields what is left, and
+    what was dropped.
+    """
+    for name in folder.asides:
+        if mode is not Mode.ACT:
+            path = f"{folder.path}/{name}"
+            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
+            continue
+        opened = reading.open_lock(folder, name)
+        if isinstance(opened, Skipped) and opened.reason not in _NO_FILE:
+            yield opened
+        elif isinstance(opened, OpenLock):
+            with opened:
+                left = _settle(opened, collector)
+            if left is not None:
+                yield left
+
+
+def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
+    """Return what is to be reported about one leftover, None where its lock is back."""
+    folder, name = opened.folder, opened.name
+    proof = collector.proof_of_leftover(opened)
+    if proof is None:
+        return None
+    note = ""
+    if opened.lock.record.shape is not Shape.EMPTY or proof is not HoldProof.NOT_OPEN:
+        back = removal.put_back(folder, name)
+        if back.outcome is Outcome.RESTORED:
+            folder.locks.append(names.original_name(name))
+            return None
+        note = back.note
+    failed = True
+    if proof is HoldProof.NOT_OPEN:
+        dropped = removal.drop_aside(opened)
+        failed = dropped.outcome is Outcome.FAILED
+        if failed:
+            folder.litter = Litter(name, opened.lock.file)
+        note = f"dropped: {dropped.note if failed else dropped.outcome.value}"
+    return Skipped(path=opened.lock.path, reason=LEFT_ASIDE, failed=failed, note=note)

@@ -1,0 +1,135 @@
+"""What is remembered between two looks at a lock, within bounds."""
+
+from collections import Counter, UserDict, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from reaper.adapters.locks.reading import Folder, Litter
+from reaper.core.history import EarlierLocks, LockHistory
+from reaper.core.lock import Lock, LockKey, StateDir
+from reaper.core.policy import Outcome
+from reaper.core.retry import Retry
+
+MOST_REMEMBERED: Final = 10_000
+"""Locks of one agent that a sidecar remembers."""
+
+_Agent = tuple[StateDir, str]
+
+
+class FailedRemoval(NamedTuple):
+    """A removal that failed: how, and when it may be tried again. `fingerprint` is that of the
+    lock; None where another lock got the name, so that the next attempt concerns that one.
+    """
+
+    fingerprint: str | None
+    outcome: Outcome
+    note: str
+    retry: Retry
+
+
+class Histories(UserDict[LockKey, LockHistory]):
+    """The history of each lock. `most` is how many locks of one agent a sidecar remembers."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._sizes: Counter[_Agent] = Counter()
+
+    def __setitem__(self, key: LockKey, history: LockHistory) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, history)
+        self._sizes[key.state, key.agent] += _size(history)
+
+    def __delitem__(self, key: LockKey) -> None:
+        agent = key.state, key.agent
+        self._sizes[agent] -= _size(self[key])
+        if not self._sizes[agent]:
+            del self._sizes[agent]
+        super().__delitem__(key)
+
+    def have_room_for(self, key: LockKey) -> bool:
+        """Whether this lock is remembered, or its agent has fewer remembered than it may."""
+        return key in self or self._sizes[key.state, key.agent] < self._most
+
+
+def _size(history: LockHistory) -> int:
+    """Count a lock with a large file as several: a gateway's own has 109 bytes."""
+    return 1 + history.data_bytes // 1024
+
+
+class FolderNames:
+    """Gives each `sessions` folder one name, state directory and agent, however many lead to it.
+
+    Full passes learn the names: the first one met counts. A pass that is nested in a full one uses
+    what is known by then.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[int, int], _Agent] = {}
+        self._first_of: dict[_Agent, _Agent] = {}
+        self._linked: set[tuple[int, int]] = set()
+        self._linked_before: set[tuple[int, int]] = set()
+
+    def start_full_pass(self) -> None:
+        self._first, self._first_of = {}, {}
+        self._linked, self._linked_before = set(), self._linked
+
+    def mark_linked(self, folder: Folder) -> None:
+        """Let a folder that also has a name through a symlink, as far as is known, count as reached
+        through it: a gateway may use either name.
+        """
+        if self._linked or self._linked_before:
+            identity = folder.identity()
+            folder.through_symlink |= identity in self._linked or identity in self._linked_before
+
+    def is_first(self, folder: Folder) -> bool:
+        """Learn one more name of a folder; whether it is the first."""
+        identity, name = folder.identity(), (folder.state, folder.agent)
+        if folder.through_symlink:
+            self._linked.add(identity)
+        first = self._first.setdefault(identity, name)
+        if first != name:
+            self._first_of[name] = first
+        return first == name
+
+    def first_name(self, key: LockKey) -> LockKey:
+        """Return the key under which the lock is remembered that has this one."""
+        state, agent = self._first_of.get((key.state, key.agent), key[:2])
+        return LockKey(state, agent, key.name)
+
+
+class Memory:
+    """What one Reaper remembers. `litter` is what removals left in each agent's folder."""
+
+    def __init__(self, most_remembered: int) -> None:
+        self.histories = Histories(most_remembered)
+        self.failures: dict[LockKey, FailedRemoval] = {}
+        self.earlier: dict[_Agent, EarlierLocks] = defaultdict(EarlierLocks)
+        self.folder_names = FolderNames()
+        self.litter: dict[_Agent, Litter] = {}
+
+    def history(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
+        """Return what is remembered of this very lock; it begins `now` if it is another one."""
+        history = self.histories.get(key)
+        if history is None or not history.is_of(lock):
+            history = self.histories[key] = LockHistory(lock, since=now)
+        return history
+
+    def forget(self, key: LockKey) -> None:
+        self.histories.pop(key, None)
+        self.failures.pop(key, None)
+
+    @contextmanager
+    def with_litter(self, folder: Folder) -> Iterator[None]:
+        """Hand a folder the litter that it had at the end of the last pass; remember what it has
+        at the end of this one.
+        """
+        agent = folder.state, folder.agent
+        folder.litter = self.litter.get(agent)
+        try:
+            yield
+        finally:
+            self.litter.pop(agent, None)
+            if folder.litter is not None:
+                self.litter[agent] = folder.litter

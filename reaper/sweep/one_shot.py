@@ -1,0 +1,99 @@
+"""Passes that a command makes once; a sweep waits for graces that must be seen to pass."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from reaper.core.finding import Finding, Skipped
+from reaper.core.lock import LockKey
+from reaper.core.policy import Outcome
+from reaper.sweep.memory import Histories
+from reaper.sweep.plan import Plan
+from reaper.sweep.sources import Clock
+from reaper.sweep.unseen import Unseen
+
+Scan = Callable[[Plan], Iterator[Finding | Skipped]]
+
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks while a grace is being waited for."""
+_LOOK_AT_MOST_EVERY: Final = 0.01
+
+
+class OneShot:
+    """One sweep of all locks, or of the one to unlock, with all the passes that it needs.
+
+    `stop` is asked between two locks and while waiting.
+    """
+
+    def __init__(
+        self, scan: Scan, histories: Histories, plan: Plan, stop: Callable[[], bool]
+    ) -> None:
+        self._scan = scan
+        self._histories = histories
+        self._plan = plan
+        self._stop = stop
+        self._pending: dict[LockKey, Finding] = {}
+        """What must still be seen for a while."""
+        self._reported: set[Skipped] = set()
+
+    def sweep(
+        self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
+    ) -> Iterator[Finding | Skipped]:
+        """Judge and act; wait up to `wait` seconds for what is pending, and flag the rest."""
+        limits = self._plan.limits
+        yield from self._round(self._plan.only)
+        longest = max(limits.orphan_grace, limits.confirm) + _LOOK_EVERY
+        left = longest if wait is None else wait
+        end = clock.monotonic() + left
+        if self._pending and left > 0 and not self._stop():
+            on_wait(len(self._pending), min(left, max(self._due_in())))
+        while self._pending and left > 0 and not self._stop():
+            soonest = min(self._due_in())
+            clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
+            yield from self._round(frozenset(self._pending))
+            left = end - clock.monotonic()
+        if self._stop():
+            yield from self._pending.values()
+        elif self._pending:
+            limits = limits._replace(seen_once_suffices=True)
+            yield from self._scan(self._plan._replace(limits=limits, only=self._pending.keys()))
+
+    def _due_in(self) -> Iterator[float]:
+        return (found.judgement.due_in or 0.0 for found in self._pending.values())
+
+    def _round(self, only: AbstractSet[LockKey] | None) -> Iterator[Finding | Skipped]:
+        """Make one pass. Yield what is not pending, and as vanished what went while it was waited
+        for, unless its folder could not be read.
+        """
+        waited_for, self._pending = self._pending, {}
+        unseen = Unseen()
+        for found in self._scan(self._plan._replace(only=only)):
+            unseen.add(found)
+            if found.key is not None:
+                waited_for.pop(found.key, None)
+            match found:
+                case Finding(judgement=judgement) if judgement.pending:
+                    self._pending[found.key] = found
+                case _ if self._forget(found):
+                    yield found
+            if self._stop():
+                self._pending.update(waited_for)
+                return
+        for key, found in waited_for.items():
+            if unseen.hides(key):
+                self._pending[key] = found
+            else:
+                self._forget(found)
+                yield found._replace(outcome=Outcome.VANISHED)
+
+    def _forget(self, found: Finding | Skipped) -> bool:
+        """Forget a lock that is not waited for. Return whether this is news: what is skipped is
+        skipped in each round, and reported once.
+        """
+        if found.key is not None:
+            self._histories.pop(found.key, None)
+        if isinstance(found, Finding):
+            return True
+        is_news = found not in self._reported
+        self._reported.add(found)
+        return is_news

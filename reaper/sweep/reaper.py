@@ -1,0 +1,138 @@
+"""The Reaper: all passes over the locks of some state directories, and the memory they share."""
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+
+from reaper.adapters import hold_proof
+from reaper.core.finding import Finding, Mode, Skipped
+from reaper.core.lock import FileId, LockKey, StateDir
+from reaper.core.policy import Policy
+from reaper.core.verdict import Limits
+from reaper.sweep.act import Actor
+from reaper.sweep.evidence import is_held
+from reaper.sweep.memory import MOST_REMEMBERED, Memory
+from reaper.sweep.one_shot import OneShot
+from reaper.sweep.plan import Plan, Unlock
+from reaper.sweep.scanner import Scanner
+from reaper.sweep.sources import Clock, Probe, Processes, Sources, SystemClock, process_table
+from reaper.sweep.unseen import Unseen
+
+
+class Reaper:
+    """Judges the locks of some state directories, and acts.
+
+    It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
+    worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
+    `longest_retry` how many seconds it waits at most before it tries again to remove a lock.
+    """
+
+    def __init__(
+        self,
+        states: Iterable[StateDir],
+        *,
+        limits: Limits,
+        policy: Policy,
+        clock: Clock | None = None,
+        process_table: Callable[[], Processes] = process_table,
+        probe: Probe = hold_proof.probe,
+        most_remembered: int = MOST_REMEMBERED,
+        longest_retry: float = 60.0,
+    ) -> None:
+        self.states = list(states)
+        self.most_remembered = most_remembered
+        self.memory = Memory(most_remembered)
+        self._limits = limits
+        self._looking = Plan(Mode.LOOK, limits._replace(seen_once_suffices=True))
+        self._policy = policy
+        self._longest_retry = longest_retry
+        clock = clock or SystemClock()
+        self._sources = Sources(clock=clock, probe=probe, process_table=process_table)
+
+    def look(self) -> Iterator[Finding | Skipped]:
+        """Look at every lock once and change nothing. What rests on this one look is marked
+        `seen-once`; the action is what a sweep would take once it has seen it twice.
+        """
+        for found in self._scan(self._looking):
+            if found.key is not None:
+                self.memory.histories.pop(found.key, None)
+            yield found
+
+    def explain(self, wanted: Callable[[LockKey], bool]) -> Iterator[Finding | Skipped]:
+        """Look, as `look` does, at the locks whose key is wanted, with all of their evidence.
+
+        What has a lock's name and cannot be read is yielded as a lock too, not skipped.
+        """
+        return self._scan(self._looking._replace(wanted=wanted, with_unread=True))
+
+    def sweep(
+        self,
+        *,
+        dry: bool = False,
+        unlock: Unlock | None = None,
+        wait: float | None = None,
+        on_wait: Callable[[int, float], None] = lambda _count, _seconds: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Finding | Skipped]:
+        """Judge and act, once; yields each lock as soon as its outcome is known.
+
+        Locks that are due only after a grace that must be seen to pass are waited for, up to
+        `wait` seconds (None: as long as the graces need), after a call of `on_wait` with their
+        number and the seconds; those that are still not due then are flagged. `stop` is asked
+        between two locks and while waiting. With `unlock`, only that lock is looked at, and left
+        alone (`changed`) when another one stands there.
+        """
+        plan = Plan(
+            Mode.DRY if dry else Mode.ACT,
+            self._limits,
+            only=None if unlock is None else {unlock.key},
+            unlock=unlock,
+            with_unread=unlock is not None,
+        )
+        one_shot = OneShot(self._scan, self.memory.histories, plan, stop)
+        return one_shot.sweep(self._sources.clock, wait, on_wait)
+
+    def act(self, only: AbstractSet[LockKey] | None = None) -> Iterator[Finding | Skipped]:
+        """One pass that judges and acts, over all locks or those with some keys; for a sidecar,
+        which remembers. Nothing waits in it; a lock that is gone is not yielded, nor is one in a
+        folder that could not be read, which is (as Skipped that `failed`, without a key). A lock
+        that has several keys is yielded with the one by which it is known.
+
+        Of one agent at most `most_remembered` locks are remembered. Each further one is judged by
+        this one look, and removed where that proves enough; else it is not yielded, but Skipped
+        TOO_MANY_LOCKS is, without a key. A removal that failed is not tried again before its
+        `retry` says so.
+        """
+        seen: set[LockKey] = set()
+        unseen = Unseen()
+        for found in self._scan(Plan(Mode.ACT, self._limits, only=only, remembers=True)):
+            unseen.add(found)
+            if found.key is not None:
+                seen.add(found.key)
+            yield found
+        histories = self.memory.histories
+        known = histories.keys() | self.memory.failures.keys() if only is None else only
+        for key in known - seen:
+            if not unseen.hides(key):
+                self.memory.forget(key)
+        if only is None:
+            agents = {key[:2] for key in seen | histories.keys()}
+            self._sources.runs.forget_all_but(
+                {f"{state.path}/agents/{agent}" for state, agent in agents}
+            )
+
+    def forget(self, key: LockKey) -> None:
+        """Forget a lock that is announced to be gone, but not that its removal failed: a removal
+        that fails and puts the lock back is announced in the same way.
+        """
+        if key not in self.memory.failures:
+            self.memory.forget(key)
+
+    def is_held(self, key: LockKey, file: FileId) -> bool:
+        """Tell whether this very lock is still there and open for writing; the cheapest look."""
+        return is_held(key, file, self._sources.probe)
+
+    def _scan(self, plan: Plan) -> Iterator[Finding | Skipped]:
+        actor = Actor(
+            plan, self._policy, self._sources.clock, self.memory.failures, self._longest_retry
+        )
+        return Scanner(self.states, plan, self._sources, self.memory, actor).scan()

@@ -1,0 +1,181 @@
+"""One pass over the locks of some state directories: look at each, judge, act."""
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import Final, NamedTuple
+
+from reaper.adapters import openclaw_config
+from reaper.adapters.locks import reading
+from reaper.adapters.locks.reading import Folder, OpenLock
+from reaper.core.evidence import NOT_READ
+from reaper.core.finding import SESSION_STORE, Finding, Skipped
+from reaper.core.judge import judge
+from reaper.core.lock import LockKey, StateDir
+from reaper.core.policy import Outcome
+from reaper.core.verdict import STUCK
+from reaper.sweep.act import Actor
+from reaper.sweep.evidence import EvidenceCollector, PassStart
+from reaper.sweep.leftovers import settle_leftovers
+from reaper.sweep.memory import MOST_REMEMBERED, Memory
+from reaper.sweep.plan import Plan
+from reaper.sweep.sources import Sources
+from reaper.sweep.unseen import TOO_MANY_LOCKS
+
+MOST_NAMES: Final = 10 * MOST_REMEMBERED
+"""Locks of one agent that a sidecar looks at in one pass."""
+
+
+class Scanner(NamedTuple):
+    """Goes over the locks of some state directories once."""
+
+    states: Iterable[StateDir]
+    plan: Plan
+    sources: Sources
+    memory: Memory
+    actor: Actor
+
+    def scan(self) -> Iterator[Finding | Skipped]:
+        """Yield each lock as soon as its outcome is known, and what was skipped."""
+        self.sources.start_pass()
+        start = PassStart.now(self.sources.clock)
+        only = self.plan.only
+        if only is None:
+            self.memory.folder_names.start_full_pass()
+        else:
+            only = set(map(self.memory.folder_names.first_name, only))
+        for state in self.states:
+            collector = EvidenceCollector(state, self.plan, start, self.sources, self.memory)
+            try:
+                if only is None:
+                    yield from self._scan_state(state, collector)
+                else:
+                    yield from self._scan_some(state, only, collector)
+            except OSError as error:
+                yield reading.skip(state.path, error)
+
+    def _scan_state(
+        self, state: StateDir, collector: EvidenceCollector
+    ) -> Iterator[Finding | Skipped]:
+        skipped: list[Skipped] = []
+        is_empty = True
+        for folder in reading.folders(state, skipped, None):
+            is_empty = False
+            with self.memory.with_litter(folder), folder:
+                if self.memory.folder_names.is_first(folder):
+                    self.memory.folder_names.mark_linked(folder)
+                    collector.enter(folder)
+                    yield from self._scan_folder(folder, collector)
+        yield from skipped
+        yield from self._hints(state, is_empty=is_empty and not skipped)
+
+    def _scan_some(
+        self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
+    ) -> Iterator[Finding | Skipped]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for key in only:
+            if key.state == state:
+                names[key.agent].append(key.name)
+        skipped: list[Skipped] = []
+        for folder in reading.folders(state, skipped, set(names)):
+            with self.memory.with_litter(folder), folder:
+                self.memory.folder_names.mark_linked(folder)
+                collector.enter(folder)
+                folder.locks = sorted(names[folder.agent])
+                yield from self._scan_locks(folder, collector)
+        yield from (one for one in skipped if one.failed)
+
+    def _scan_folder(
+        self, folder: Folder, collector: EvidenceCollector
+    ) -> Iterator[Finding | Skipped]:
+        histories = self.memory.histories
+        most = MOST_NAMES if self.plan.remembers else None
+        try:
+            folder.read_names(most, known=lambda name: _key(folder, name) in histories)
+        except OSError as error:
+            yield reading.skip(folder.path, error)
+            return
+        yield from settle_leftovers(folder, self.plan.mode, collector)
+        problem = yield from self._scan_locks(folder, collector)
+        if folder.locks_left_out:
+            yield _too_many_locks(folder, folder.locks_left_out)
+        if problem:
+            path = f"{folder.path}/sessions.json"
+            yield Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
+
+    def _scan_locks(
+        self, folder: Folder, collector: EvidenceCollector
+    ) -> Generator[Finding | Skipped, None, str]:
+        """Go over `folder.locks`; return why the session store was not understood, if so."""
+        problem = ""
+        for name in folder.locks:
+            key = _key(folder, name)
+            if self.plan.wanted(key):
+                found = self._look_at(key, folder, collector)
+                if found is not None:
+                    problem = problem or collector.store_problem(folder, found)
+                    yield found
+        return problem
+
+    def _look_at(
+        self, key: LockKey, folder: Folder, collector: EvidenceCollector
+    ) -> Finding | Skipped | None:
+        """Look at one lock, judge and act; None where it is gone."""
+        opened = reading.open_lock(folder, key.name)
+        if isinstance(opened, Skipped) and self.plan.with_unread:
+            opened = reading.open_unread(folder, key.name, opened)
+        match opened:
+            case None:
+                return None
+            case Skipped():
+                return opened._replace(key=key)
+            case OpenLock():
+                with opened:
+                    return self._judge(opened, key, collector)
+
+    def _judge(
+        self, opened: OpenLock, key: LockKey, collector: EvidenceCollector
+    ) -> Finding | Skipped:
+        has_room = not self.plan.remembers or self.memory.histories.have_room_for(key)
+        evidence = collector.collect(opened, key)
+        judgement = judge(evidence, self.plan.limits)
+        if judgement.verdict in STUCK and evidence.run is NOT_READ:
+            # No part of the verdict: it shows a person whose session is stuck.
+            evidence = evidence._replace(run=collector.run_by_store(opened))
+        found = self.actor.act(opened, key, evidence, judgement)
+        if not has_room:
+            self.memory.forget(key)
+            if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+                return _too_many_locks(opened.folder)
+        return found
+
+    def _hints(self, state: StateDir, *, is_empty: bool) -> Iterator[Skipped]:
+        """Say why a state directory may have fewer locks than a person expects."""
+        if self.sources.databases.hold_sessions_of(state):
+            yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
+        elif is_empty:
+            yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
+        store = openclaw_config.store_elsewhere(state)
+        if store is not None:
+            note = f"openclaw.json sets session.store to {store[:_STORE_SHOWN]!r}: {_STORE_NOTE}"
+            yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
+
+
+def _key(folder: Folder, name: str) -> LockKey:
+    return LockKey(folder.state, folder.agent, name)
+
+
+def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
+    return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
+
+
+_SQLITE_NOTE: Final = (
+    "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
+    "do but for what an older gateway left"
+)
+_EMPTY_NOTE: Final = (
+    "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
+    "with --state-dir"
+)
+_STORE_NOTE: Final = "locks beside it are not looked at"
+_STORE_SHOWN: Final = 200

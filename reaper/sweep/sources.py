@@ -1,0 +1,86 @@
+"""What evidence comes from: the clocks, the kernel, the process table and the files of runs."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from reaper.adapters.runs.runs import Runs
+from reaper.adapters.session_databases import SessionDatabases
+from reaper.core.evidence import Holder, HoldProof
+
+
+class Clock(Protocol):
+    """The two clocks that a sweep reads, and waiting."""
+
+    def wall_ms(self) -> int: ...
+    def monotonic(self) -> float: ...
+    def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Seconds that stand still in suspend: whoever holds a lock cannot go on then either."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Processes(Protocol):
+    """The process table as the sweep uses it."""
+
+    def holder(
+        self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
+    ) -> Holder: ...
+    def began_ms(self, starttime: int) -> int: ...
+    def has_open(self, pid: int, path_end: str) -> bool | None: ...
+    def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool: ...
+
+
+class Probe(Protocol):
+    """How a lock is probed; see `hold_proof.probe`."""
+
+    def __call__(
+        self, fd: int, /, *, same_mount: Callable[[], bool], layered: bool
+    ) -> tuple[HoldProof, str]: ...
+
+
+def process_table() -> Processes:
+    from reaper.adapters.processes import ProcessTable  # noqa: PLC0415  # psutil: 19 ms
+
+    return ProcessTable()
+
+
+class Sources:
+    """All that a Reaper asks. The adapters remember what they read, from one pass to the next; the
+    process table is that of the latest pass.
+    """
+
+    def __init__(
+        self, *, clock: Clock, probe: Probe, process_table: Callable[[], Processes]
+    ) -> None:
+        self.clock = clock
+        self.probe = probe
+        self.runs = Runs()
+        self.databases = SessionDatabases()
+        self._make_table = process_table
+        self._table: Processes | None = None
+
+    def start_pass(self) -> None:
+        """Have the process table read again."""
+        self._table = None
+
+    @property
+    def processes(self) -> Processes:
+        """The process table as read since the latest pass began. It is made when somebody asks for
+        it: where there are no locks, it would cost more than all else.
+
+        Passes can nest. The inner pass replaces the table, so that the outer pass cannot call a
+        process dead that the inner one saw alive. So ask for it each time, and do not keep it.
+        """
+        if self._table is None:
+            self._table = self._make_table()
+        return self._table
