@@ -30,7 +30,7 @@ from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import TOO_MANY_LOCKS, Reaper
-from reaper.watch import loop
+from reaper.watch import loop, tracker
 from reaper.watch.inbox import Event
 from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
@@ -806,7 +806,7 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
     it = sidecar()
     monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
-    monkeypatch.setattr(loop, "SETTLE", 0.0)
+    monkeypatch.setattr(tracker, "SETTLE", 0.0)
     act = it.watch.reaper.act
     freed: list[bool] = []
 

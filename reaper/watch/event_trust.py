@@ -60,12 +60,6 @@ class EventTrust:
 
     # Called by the worker
 
-    def start(self) -> None:
-        self.source.start()
-
-    def stop(self) -> None:
-        self.source.stop()
-
     def follow(self, states: Iterable[StateDir]) -> None:
         """Follow the folders that exist now."""
         self._is_missing = False

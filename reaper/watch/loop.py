@@ -4,14 +4,11 @@ One worker judges and acts, so that no two acts race. It sleeps until a file eve
 holder (its pidfd), the moment a lock is due, or the next full sweep.
 """
 
-import math
 import time
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from typing import Final
 
 from reaper.adapters.file_events import APPEARED, WENT
-from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey
 from reaper.gateway_health import GatewayHealth
@@ -21,19 +18,17 @@ from reaper.sweep import Reaper, Unseen
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.event_trust import EventTrust
 from reaper.watch.health_checks import HealthChecks
-from reaper.watch.holders import HolderWatch, Watched
-from reaper.watch.inbox import SETTLE, Inbox, Notice
+from reaper.watch.holders import HolderWatch
+from reaper.watch.inbox import Inbox, Notice
 from reaper.watch.reporter import Reporter
 from reaper.watch.sweeps import SkippedFiles, Sweeps
 from reaper.watch.tracker import Tracker
 from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
-"""Seconds after which something that did not work out is tried again."""
+"""Seconds to wait after the system refused something."""
 _LOOK_UP: Final = 0.005
 """Seconds of a full sweep between two looks for what cannot wait for its end."""
-_SOONEST: Final = 0.01
-"""Seconds at least until the same lock is due again."""
 _LATE: Final = 10.0
 """Seconds by which something that was due may be late before the loop counts as dead."""
 
@@ -64,7 +59,15 @@ class Watch:
         self.trust = EventTrust(self.inbox, reporter, resync=resync)
         self.sweeps = Sweeps(self.trust, reporter, longest_retry=resync)
         self.health = HealthChecks(health, reporter)
-        self.tracker = Tracker(reporter, self.health, most_of_agent=most, longest_retry=resync)
+        self.tracker = Tracker(
+            reporter,
+            self.health,
+            self.deadlines,
+            self.holders,
+            self.unseen,
+            most_of_agent=most,
+            longest_retry=resync,
+        )
         self._expected_by = time.monotonic()
 
     # Called from other threads and from signal handlers
@@ -96,7 +99,7 @@ class Watch:
 
     def run(self) -> None:
         """Watch until `stop`; everything else about it happens in this thread."""
-        self.trust.start()
+        self.trust.source.start()
         while not self.inbox.has(Notice.STOP):
             try:
                 self._step()
@@ -111,7 +114,7 @@ class Watch:
         """Stop following events and close all descriptors; after `run` has returned, and nothing
         uses `wake_fd`.
         """
-        self.trust.stop()
+        self.trust.source.stop()
         self.holders.close()
         self.inbox.close()
 
@@ -150,12 +153,8 @@ class Watch:
             self.trust.announced(key)
             if what == WENT:
                 self.tracker.ended(key, at)
-                self._forget(key)
                 self.reaper.forget(key)
-            elif self.tracker.has_room_for(key):
-                followed = self.tracker.appeared(key, at, is_new=what == APPEARED)
-                self.deadlines.set(followed, at + SETTLE)
-            else:
+            elif not self.tracker.appeared(key, at, is_new=what == APPEARED):
                 self.trust.dropped({(key.state, key.agent)})
 
     def sweep(self) -> None:
@@ -176,13 +175,14 @@ class Watch:
                 case Finding():
                     if found.key not in self.tracker:
                         self.trust.expect(found, started, time.monotonic())
-                    self._update(found)
+                    self.tracker.update(found, time.monotonic())
             if self.inbox.has(Notice.STOP):
                 return
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._handle_urgent()
                 looked_up = time.monotonic()
-        self._forget_all_but(met, unseen, started)
+        self.handle_events()
+        self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
@@ -195,16 +195,6 @@ class Watch:
         ready, now = self.holders.wait(0), time.monotonic()
         self.judge(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
 
-    def _forget_all_but(self, met: AbstractSet[LockKey], unseen: Unseen, started: float) -> None:
-        """Forget what a full sweep did not meet, except what appeared since it began and what may
-        be where it could not look.
-        """
-        self.handle_events()
-        for key in self.tracker.unmet(met, started):
-            if not unseen.hides(key):
-                # The event of an end may still be on its way; after a while it was lost.
-                self._forget(key, lost_before=started - _LATE)
-
     def judge(self, due: Mapping[LockKey, float]) -> None:
         """Judge some locks again; `due` has the time since when each was to be judged."""
         if not due:
@@ -215,50 +205,16 @@ class Watch:
             unseen.add(found)
             if found.key is not None:
                 gone.discard(found.key)
+                now = time.monotonic()
                 match found:
                     case Skipped():
-                        self._retry(found.key, found.reason)
+                        self.tracker.look_again(found.key, found.reason, now)
                     case Finding():
-                        self._update(found, due_since=due.get(found.key))
+                        self.tracker.update(found, now, due_since=due.get(found.key))
             if self.inbox.has(Notice.STOP):
                 return
         for key in gone:
             if unseen.hides(key):
-                self._retry(key, "blind")
+                self.tracker.look_again(key, "blind", time.monotonic())
             else:
-                self._forget(key)
-
-    def _update(self, found: Finding, *, due_since: float | None = None) -> None:
-        now = time.monotonic()
-        key = self.tracker.update(found, now, due_since=due_since)
-        if key is None:
-            self._forget(found.key)
-        else:
-            self._wait_for(key, found, now)
-
-    def _wait_for(self, key: LockKey, found: Finding, now: float) -> None:
-        """See to it that the lock's next change wakes the worker."""
-        holder = found.evidence.holder
-        pid = holder.pid if holder.state is HolderState.SAME else None
-        watched = self.holders.watch(key, pid, found.lock.record.starttime)
-        at = math.inf
-        if watched is Watched.EXITED:
-            at = now + _RETRY
-        elif found.retry is not None:
-            at = found.retry.at
-        elif found.judgement.due_in is not None:
-            at = now + max(_SOONEST, found.judgement.due_in)
-        self.deadlines.set(key, at)
-        self.unseen.discard(key)
-        if watched is not Watched.YES and found.evidence.proof is HoldProof.OPEN:
-            self.unseen.add(key, found.lock, now)
-
-    def _retry(self, key: LockKey, why: str) -> None:
-        key, at = self.tracker.retry(key, why, time.monotonic())
-        self.deadlines.set(key, at)
-
-    def _forget(self, key: LockKey, *, lost_before: float = -math.inf) -> None:
-        self.deadlines.set(key, math.inf)
-        self.unseen.discard(key)
-        self.holders.release(key)
-        self.tracker.forget(key, lost_before=lost_before)
+                self.tracker.forget(key)
