@@ -34,7 +34,7 @@ from reaper.reports.output import VERDICT_STYLES
 from reaper.reports.page import View
 from reaper.reports.web import WebServer
 from reaper.sweep import Reaper
-from reaper.watch import Watch
+from reaper.watch.loop import Watch
 
 _HOLDER: Final = """
 import datetime, json, os, sys

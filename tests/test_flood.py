@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import subprocess
 import time
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from reaper import watch as watch_module
 from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.locks import names, reading, removal
@@ -29,12 +29,15 @@ from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
-from reaper.watch import Watch
+from reaper.watch import loop, tracker
+from reaper.watch.inbox import Event
+from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
 from tests.test_lock_files import opened, the_folder
 from tests.test_sweep import FakeClock
 
 DEAD = 2**22 + 1
+FOREVER = 1e12
 FAILED = Outcome.FAILED
 
 
@@ -536,17 +539,17 @@ class Sidecar:
         self.state = reaper.states[0]
 
     def sweep(self) -> None:
-        self.watch._full_sweep()
+        self.watch.sweep()
 
     def sweep_when_due(self) -> None:
         """Sweep as if the delay before the next attempt were over."""
-        failures = self.watch._reaper.memory.failures
+        failures = self.watch.reaper.memory.failures
         for place, failure in failures.items():
             failures[place] = failure._replace(retry=failure.retry._replace(at=0.0))
         self.sweep()
 
     def announce(self, session: str, what: str, agent: str = "main") -> None:
-        self.watch._on_lock(self.state, agent, f"{session}.jsonl.lock", what)
+        self.watch.inbox.put(Event(self.place(session, agent), what, time.monotonic()))
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.getvalue().splitlines()]
@@ -624,7 +627,7 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
     assert 'reaper_stuck_locks{agent="main",state="s"} 1.0' in it.scrape()
     (seen,) = it.knowledge.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
-    assert it.watch._due[it.place("dead")] > time.monotonic() + 0.1
+    assert it.watch.deadlines.pop_due(FOREVER)[it.place("dead")] > time.monotonic() + 0.1
 
 
 def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
@@ -678,23 +681,22 @@ def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
     def refused() -> None:
         code = next(codes, None)
         if code is None:
-            watch._stopping = True
+            watch.stop()
             return
         raise OSError(code, os.strerror(code))
 
     def no_wait(_seconds: float) -> list[tuple[int, int]]:
-        assert watch._sweep_retry is not None
-        delays.append(watch._sweep_retry.attempts)
+        delays.append(round(watch.sweeps.next() - time.monotonic()))
         return []
 
     monkeypatch.setattr(watch, "_step", refused)
-    monkeypatch.setattr(watch, "_poll", type("Poll", (), {"poll": staticmethod(no_wait)}))
+    monkeypatch.setattr(watch.holders, "wait", no_wait)
     watch.run()
     assert [line["why"] for line in it.lines("sweep-failed")] == [
         os.strerror(errno.EMFILE).join(["[Errno 24] ", ""]),
         os.strerror(errno.ENOMEM).join(["[Errno 12] ", ""]),
     ]
-    assert delays == [1, 2, 3, 4]
+    assert delays == [1, 2, 4, 8]
 
 
 def test_what_cannot_be_looked_at_is_looked_at_more_and_more_rarely(
@@ -706,13 +708,12 @@ def test_what_cannot_be_looked_at_is_looked_at_more_and_more_rarely(
     delays = []
     for _ in range(9):
         started = time.monotonic()
-        it.watch._judge({place: started})
-        delays.append(round(it.watch._due[place] - started))
+        it.watch.judge({place: started})
+        delays.append(round(it.watch.deadlines.pop_due(FOREVER)[place] - started))
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     (tree.sessions() / "sid.jsonl.lock").unlink()
-    it.watch._judge({place: time.monotonic()})
-    assert it.watch._retries == {}
-    assert not it.watch._places
+    it.watch.judge({place: time.monotonic()})
+    assert not it.watch.tracker.keys()
 
 
 def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_full(
@@ -746,11 +747,11 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     assert line["note"].startswith("30 locks")
     assert line["level"] == "warning"
     assert it.watch.ready()
-    assert len(it.watch._places) == 11
+    assert len(it.watch.tracker.keys()) == 11
     assert len(it.knowledge.all()) == 11
     # A held lock of another agent is waited for by its pidfd, and freed when that is ready.
     dying.kill()
-    it.watch._judge(it.watch._left_by_the_dead(it.watch._poll.poll(0)))
+    it.watch.judge(it.watch.holders.exited(it.watch.holders.wait(0), time.monotonic()))
     assert not dying.path.exists()
 
 
@@ -765,19 +766,20 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
         it.announce(f"x{number}", APPEARED, "hostile")
     tree.lock("other", record(os.getpid()), mtime_age=0)
     it.announce("other", APPEARED)
-    assert len(it.watch._news) == 21
-    it.watch._take_events()
-    assert len(it.watch._places) == len(it.watch._born) == len(it.watch._due) == 11
-    assert it.place("other") in it.watch._due
+    assert len(it.watch.inbox) == 21
+    it.watch.handle_events()
+    due = it.watch.deadlines.pop_due(FOREVER)
+    assert len(it.watch.tracker.keys()) == len(due) == 11
+    assert it.place("other") in due
     it.sweep()
-    assert it.watch._unannounced == {}
+    assert it.watch.trust.next() == math.inf
     for number in range(100):
         it.announce(f"x{number}", WENT, "hostile")
         (tree.sessions("hostile") / f"x{number}.jsonl.lock").unlink()
-        it.watch._take_events()
+        it.watch.handle_events()
     it.sweep()
-    assert list(it.watch._places) == [it.place("other")]
-    assert list(it.watch._reaper.memory.histories) == [it.place("other")]
+    assert list(it.watch.tracker.keys()) == [it.place("other")]
+    assert list(it.watch.reaper.memory.histories) == [it.place("other")]
 
 
 def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSidecar) -> None:
@@ -788,12 +790,12 @@ def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSi
         it.announce(f"x{number}", WENT)
         it.announce(f"y{number}", RETURNED)
         it.announce(f"y{number}", WENT)
-    it.watch._take_events()
-    watch = it.watch
-    assert not watch._places
-    assert not watch._places._of_agent
-    assert (watch._born, watch._due, watch._retries) == ({}, {}, {})
-    assert not watch._news_of
+    it.watch.handle_events()
+    assert not it.watch.tracker.keys()
+    assert it.watch.deadlines.next() == math.inf
+    # Nor the names of agents.
+    assert not it.watch.tracker._number_of
+    assert not it.watch.inbox._number_of
 
 
 def test_events_are_taken_in_the_midst_of_a_long_sweep(
@@ -803,9 +805,9 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
     for number in range(3):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
     it = sidecar()
-    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
-    monkeypatch.setattr(watch_module, "_SETTLE", 0.0)
-    act = it.watch._reaper.act
+    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(tracker, "SETTLE", 0.0)
+    act = it.watch.reaper.act
     freed: list[bool] = []
 
     def during(only: Any = None) -> Iterator[Any]:
@@ -821,12 +823,12 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
             else:
                 yield found
 
-    monkeypatch.setattr(it.watch._reaper, "act", during)
+    monkeypatch.setattr(it.watch.reaper, "act", during)
     it.sweep()
     assert freed == [True]
-    assert it.place("dead", "a-new-one") not in it.watch._places
+    assert it.place("dead", "a-new-one") not in it.watch.tracker
     it.announce("dead", WENT, "a-new-one")
-    it.watch._take_events()
+    it.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 0.0" in it.scrape()
 
 
@@ -835,18 +837,21 @@ def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgot
 ) -> None:
     tree.lock("x", record(os.getpid()), agent="z")
     it = sidecar()
-    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
-    act = it.watch._reaper.act
+    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
+    act = it.watch.reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:
         for found in act(only):
             it.announce("late", APPEARED, "a")
             yield found
 
-    monkeypatch.setattr(it.watch._reaper, "act", during)
+    monkeypatch.setattr(it.watch.reaper, "act", during)
     it.sweep()
-    assert it.place("late", "a") in it.watch._due
-    assert it.place("late", "a") in it.watch._born
+    assert it.place("late", "a") in it.watch.deadlines.pop_due(FOREVER)
+    assert it.place("late", "a") in it.watch.tracker
+    it.announce("late", WENT, "a")
+    it.watch.handle_events()
+    assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
 
 
 @pytest.mark.parametrize("successor", [b"", record(os.getpid())], ids=["empty", "closed"])
@@ -860,18 +865,18 @@ def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_event
     it = sidecar()
     path.write_bytes(record(os.getpid()))
     it.announce("sid", APPEARED)
-    it.watch._take_events()
-    it.watch._judge({it.place("sid"): time.monotonic()})
+    it.watch.handle_events()
+    it.watch.judge({it.place("sid"): time.monotonic()})
     path.unlink()
     it.announce("sid", WENT)
     path.write_bytes(successor)
     it.announce("sid", APPEARED)
-    it.watch._judge({it.place("sid"): time.monotonic()})
+    it.watch.judge({it.place("sid"): time.monotonic()})
     path.unlink()
     it.announce("sid", WENT)
-    it.watch._take_events()
+    it.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 2.0" in it.scrape()
-    assert not it.watch._places
+    assert not it.watch.tracker.keys()
 
 
 def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
@@ -886,7 +891,7 @@ def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
         intervals = []
         for _ in range(20):
             it.sweep()
-            intervals.append(it.watch._interval())
+            intervals.append(it.watch.sweeps.interval)
         assert intervals == [5.0] * 12 + [60] * 8
         assert len(it.lines("skipped")) == 1
         assert it.watch.ready()

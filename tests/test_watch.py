@@ -24,7 +24,6 @@ import psutil
 import pytest
 from prometheus_client import generate_latest
 
-from reaper import watch as watch_module
 from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, WENT
 from reaper.adapters.locks import removal
@@ -38,8 +37,10 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
-from reaper.sweep import Reaper, Unseen
-from reaper.watch import Watch
+from reaper.sweep import Reaper
+from reaper.watch import event_trust, loop
+from reaper.watch.inbox import SETTLE, Event, Notice
+from reaper.watch.loop import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
 from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
@@ -124,8 +125,15 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
     assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
 
 
+FOREVER = 1e12
+
+
 class CountingWatch(Watch):
+    """Counts its steps, and shows what it reports to."""
+
     steps = 0
+    knowledge: Knowledge
+    metrics: Metrics
 
     def _step(self) -> None:
         self.steps += 1
@@ -145,7 +153,7 @@ def watch_of(tree: Tree, **how: Any) -> CountingWatch:
     )
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
     journal = Journal(sys.stderr, json=True)
-    return CountingWatch(
+    watch = CountingWatch(
         reaper,
         resync=3600,
         knowledge=knowledge,
@@ -153,6 +161,15 @@ def watch_of(tree: Tree, **how: Any) -> CountingWatch:
         metrics=metrics,
         journal=journal,
     )
+    watch.knowledge, watch.metrics = knowledge, metrics
+    return watch
+
+
+def announce(watch: Watch, key: LockKey, what: str) -> Event:
+    """Announce a lock as watchdog does, to a worker that does not run."""
+    event = Event(key, what, time.monotonic())
+    watch.inbox.put(event)
+    return event
 
 
 @pytest.fixture
@@ -169,7 +186,7 @@ def in_process(tree: Tree) -> Iterator[CountingWatch]:
 
 
 def asleep(watch: Watch) -> bool:
-    return watch._wakes_at > time.monotonic() + 60
+    return watch.inbox.wakes_at > time.monotonic() + 60
 
 
 def test_appends_to_transcripts_wake_nobody(
@@ -178,7 +195,7 @@ def test_appends_to_transcripts_wake_nobody(
     transcript = tree.sessions() / "sid.jsonl"
     transcript.write_text("")
     hold("sid")
-    until(lambda: in_process._fd_of, "the holder is waited for")
+    until(lambda: len(in_process.holders), "the holder is waited for")
     until(lambda: asleep(in_process))
     before = in_process.steps
     for _ in range(2000):
@@ -200,13 +217,13 @@ def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
 def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
     names = [f"lock{number}" for number in range(4)]
     dying = {name: hold(name) for name in names[1:]}
     hold(names[0])
     watch = watch_of(tree)
-    watch._full_sweep()
-    real = watch._reaper.act
+    watch.sweep()
+    real = watch.reaper.act
     met: list[str] = []
 
     def act(only: AbstractSet[LockKey] | None = None) -> Iterator[Any]:
@@ -219,43 +236,46 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
                 met.append(place.name)
             yield found
 
-    monkeypatch.setattr(watch._reaper, "act", act)
-    watch._full_sweep()
+    monkeypatch.setattr(watch.reaper, "act", act)
+    watch.sweep()
     # What died at the first look was gone before the sweep came to it.
     alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
     assert len(alive) in {1, 2}
     assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
-    known = watch._knowledge.all()
+    known = watch.knowledge.all()
     assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(met)
     watch.close()
 
 
-def rung(watch: Watch) -> bool:
-    """Whether something rang for the worker since the last time that this was asked."""
+def woken(watch: Watch) -> bool:
+    """Whether something woke the worker since the last time that this was asked."""
     poll = select.poll()
-    poll.register(watch._wake, select.POLLIN)
-    return bool(poll.poll(0)) and bool(os.read(watch._wake, 65536))
+    poll.register(watch.inbox.fd, select.POLLIN)
+    ready = bool(poll.poll(0))
+    watch.inbox.clear_wakes()
+    return ready
 
 
 def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_noted(
     tree: Tree,
 ) -> None:
     watch = watch_of(tree)
-    state = watch._reaper.states[0]
-    watch._wakes_at = math.inf  # as if it slept
-    watch._on_lock(state, "main", "one.jsonl.lock", APPEARED)
-    assert rung(watch)
-    assert watch._news[0][2] < watch._wakes_at < watch._news[0][2] + 1  # when it is looked at
+    state = watch.reaper.states[0]
+    one = LockKey(state, "main", "one.jsonl.lock")
+    watch.inbox.sleep_until(math.inf)
+    event = announce(watch, one, APPEARED)
+    assert woken(watch)
+    assert watch.inbox.wakes_at == event.at + SETTLE  # when it is judged
     for number in range(50):
-        watch._on_lock(state, "main", f"x{number}.jsonl.lock", APPEARED)
-        watch._on_lock(state, "main", f"x{number}.jsonl.lock", WENT)
-    watch._on_lock(state, "main", "one.jsonl.lock", WENT)
-    assert not rung(watch)
-    watch._take_events()
-    metrics = generate_latest(watch._metrics.registry).decode()
+        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), APPEARED)
+        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), WENT)
+    announce(watch, one, WENT)
+    assert not woken(watch)
+    watch.handle_events()
+    metrics = generate_latest(watch.metrics.registry).decode()
     assert "reaper_lock_hold_seconds_count 51.0" in metrics
-    assert watch._born == {}
-    assert watch._due == {}
+    assert not watch.tracker.keys()
+    assert watch.deadlines.next() == math.inf
     watch.close()
 
 
@@ -264,24 +284,23 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     tree: Tree, hold: HoldLock, missed_by: str
 ) -> None:
     watch = watch_of(tree)
-    place = LockKey(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     holder = hold("sid")
-    watch._on_lock(*place, APPEARED)
-    watch._take_events()
-    watch._judge({place: time.monotonic()})
-    assert len(watch._knowledge.all()) == 1
-    assert watch._born.keys() == {place}
+    announce(watch, place, APPEARED)
+    watch.handle_events()
+    watch.judge({place: time.monotonic()})
+    assert len(watch.knowledge.all()) == 1
     holder.path.unlink()
     if missed_by == "look":
-        watch._judge({place: time.monotonic()})
+        watch.judge({place: time.monotonic()})
     else:
-        watch._forget_all_but(set(), Unseen(), time.monotonic())
-    assert watch._knowledge.all() == []
-    watch._on_lock(*place, WENT)
-    watch._take_events()
-    assert watch._born == {}
-    assert not watch._places
-    metrics = generate_latest(watch._metrics.registry).decode()
+        watch.sweep()
+    assert watch.knowledge.all() == []
+    assert watch.tracker.keys() == {place}  # its end is still to be announced
+    announce(watch, place, WENT)
+    watch.handle_events()
+    assert not watch.tracker.keys()
+    metrics = generate_latest(watch.metrics.registry).decode()
     assert "reaper_lock_hold_seconds_count 1.0" in metrics
     watch.close()
 
@@ -292,23 +311,27 @@ def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_
 ) -> None:
     """A gateway takes a lock again at once; in its release a lock is closed before it is gone."""
     watch = watch_of(tree)
-    place = LockKey(watch._reaper.states[0], "main", "sid.jsonl.lock")
+    place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     path = hold("sid").path
-    watch._on_lock(*place, APPEARED)
-    watch._take_events()
-    watch._judge({place: time.monotonic()})
+    announce(watch, place, APPEARED)
+    watch.handle_events()
+    watch.judge({place: time.monotonic()})
     path.unlink()
     follower = hold("sid")
     if next_one == "closed":
         follower.ask("close")
-    watch._judge({place: time.monotonic()})
+    watch.judge({place: time.monotonic()})
     for what in (WENT, APPEARED, WENT):
-        watch._on_lock(*place, what)
-    watch._take_events()
-    metrics = generate_latest(watch._metrics.registry).decode()
+        announce(watch, place, what)
+    watch.handle_events()
+    metrics = generate_latest(watch.metrics.registry).decode()
     assert "reaper_lock_hold_seconds_count 2.0" in metrics
-    assert watch._born == {}
+    assert not watch.tracker.keys()
     watch.close()
+
+
+def known_followed_and_due(watch: CountingWatch) -> tuple[list[Any], list[LockKey], list[LockKey]]:
+    return watch.knowledge.all(), [*watch.tracker.keys()], [*watch.deadlines.pop_due(FOREVER)]
 
 
 def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
@@ -316,55 +339,53 @@ def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
 ) -> None:
     holder = hold("sid")
     watch = watch_of(tree)
-    watch._full_sweep()
-    (first,), (place,), (due,) = watch._knowledge.all(), watch._places, watch._due
-    watch._full_sweep()
-    (again,), (same,), (due_again,) = watch._knowledge.all(), watch._places, watch._due
+    watch.sweep()
+    (first,), (place,), (due,) = known_followed_and_due(watch)
+    watch.sweep()
+    (again,), (same,), (due_again,) = known_followed_and_due(watch)
     assert again.at > first.at
     assert again.evidence.age > first.evidence.age
     assert again.lock is again.evidence.lock is first.lock
     assert place is same is due is due_again
     holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
-    watch._full_sweep()
-    (changed,) = watch._knowledge.all()
+    watch.sweep()
+    (changed,) = watch.knowledge.all()
     assert changed.lock.ctime_ns > first.lock.ctime_ns
     assert changed.evidence.lock is changed.lock
-    watch._events.stop()
     watch.close()
 
 
 def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: HoldLock) -> None:
     hold("sid")
     watch = watch_of(tree)
-    watch._full_sweep()
-    state = watch._reaper.states[0]
-    watch._wakes_at = time.monotonic() + 0.1  # asleep, but not for long
-    watch._on_lock(state, "main", "other.jsonl.lock", WENT)
-    assert not rung(watch)
-    watch._wakes_at = time.monotonic() + 0.1
-    watch._on_lock(state, "main", "sid.jsonl.lock", WENT)
-    assert rung(watch)
-    watch._events.stop()
+    watch.sweep()
+    state = watch.reaper.states[0]
+    watch.inbox.sleep_until(time.monotonic() + 0.1)  # asleep, but not for long
+    announce(watch, LockKey(state, "main", "other.jsonl.lock"), WENT)
+    assert not woken(watch)
+    watch.inbox.sleep_until(time.monotonic() + 0.1)
+    announce(watch, LockKey(state, "main", "sid.jsonl.lock"), WENT)
+    assert woken(watch)
     watch.close()
 
 
 def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_long(
     tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, check = tree.sessions(), in_process._check_health
+    folder, check = tree.sessions(), in_process.health.check
     made: list[Path] = []
 
-    def appear() -> None:
+    def appear(now: float) -> None:
         """Just before it goes to sleep, for an hour if nothing tells it otherwise."""
-        check()
+        check(now)
         if not made:
             made.append(tree.lock("dead", record(2**22 + 1)))
-            until(lambda: in_process._news)
+            until(lambda: len(in_process.inbox))
 
     until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
-    monkeypatch.setattr(in_process, "_check_health", appear)
-    in_process._ring()
+    monkeypatch.setattr(in_process.health, "check", appear)
+    in_process.inbox.wake()
     until(lambda: made and gone(made[0])())
 
 
@@ -567,8 +588,8 @@ def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
 
     monkeypatch.setattr(os, "pidfd_open", refused)
     holder = hold("sid")
-    until(lambda: in_process._polled)
-    assert in_process._holders == {}
+    until(lambda: len(in_process.unseen))
+    assert not len(in_process.holders)
     monkeypatch.undo()
     holder.kill()
     until(gone(holder.path))
@@ -577,20 +598,21 @@ def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
 def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_freed(
     tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_process, "_most_holders", 0)
+    monkeypatch.setattr(in_process.holders, "most", 0)
     holder = hold("one")
     other = tree.sessions() / "other.jsonl.lock"
     with other.open("xb", buffering=0) as file:  # held by us, in that holder's name
         file.write(holder.path.read_bytes())
-        until(lambda: sorted(map(len, in_process._polled.values())) == [2])
+        until(lambda: len(in_process.knowledge.all()) == 2)
+        assert len(in_process.unseen) == 1
         asked: list[str] = []
-        is_held = in_process._reaper.is_held
+        is_held = in_process.unseen.is_held
 
         def counted(place: LockKey, file: FileId) -> bool:
             asked.append(place.name)
             return is_held(place, file)
 
-        monkeypatch.setattr(in_process._reaper, "is_held", counted)
+        monkeypatch.setattr(in_process.unseen, "is_held", counted)
         until(lambda: len(asked) >= 3)
         assert len(set(asked)) == 1
     holder.kill()
@@ -634,11 +656,10 @@ def test_a_holder_whose_pid_is_reused_before_it_is_waited_for_is_not_waited_for(
     path = tree.lock("sid", record(os.getpid(), starttime=5))
     tables = iter([HolderSeenAsAnother(), ProcessTable()])
     watch = watch_of(tree, process_table=lambda: next(tables))
-    watch._full_sweep()
-    assert watch._holders == {}
-    watch._judge(watch._take_due(time.monotonic() + 2))
+    watch.sweep()
+    assert not len(watch.holders)
+    watch.judge(watch.deadlines.pop_due(time.monotonic() + 2))
     assert not path.exists()
-    watch._events.stop()
     watch.close()
 
 
@@ -655,17 +676,14 @@ def test_a_pid_that_has_no_pidfd_is_no_dead_one(
 
     with monkeypatch.context() as context:
         context.setattr(os, "pidfd_open", refused)
-        watch._full_sweep()
-    assert watch._holders == {}
-    assert len(watch._polled) == 1
-    assert (
-        watch._take_due(time.monotonic() + 5) == {}
-    )  # nothing to be done soon, nor again and again
+        watch.sweep()
+    assert not len(watch.holders)
+    assert len(watch.unseen) == 1
+    # Nothing to be done soon, nor again and again.
+    assert watch.deadlines.next() > time.monotonic() + 5
     holder.kill()
-    watch._next_poll = 0.0
-    watch._check_polled()
+    watch.judge(watch.unseen.no_longer_held(watch.unseen.next()))
     assert not holder.path.exists()
-    watch._events.stop()
     watch.close()
 
 
@@ -675,28 +693,27 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(
 ) -> None:
     holder = hold("sid")
     watch = watch_of(tree)
-    watch._full_sweep()
-    known, holders, (place,) = watch._knowledge.all(), dict(watch._holders), watch._places
+    watch.sweep()
+    known, holders, (place,) = watch.knowledge.all(), len(watch.holders), watch.tracker.keys()
     away = tree.root.with_name("away")
     tree.root.rename(away)
     if look == "sweep":
-        watch._full_sweep()
+        watch.sweep()
     else:
-        watch._judge({place: time.monotonic()})
-        assert place in watch._due
-    assert watch._knowledge.all() == known
-    assert watch._holders == holders
+        watch.judge({place: time.monotonic()})
+        assert place in watch.deadlines.pop_due(FOREVER)
+    assert watch.knowledge.all() == known
+    assert len(watch.holders) == holders
     away.rename(tree.root)
-    watch._judge({place: time.monotonic()})
+    watch.judge({place: time.monotonic()})
     assert holder.path.exists()
-    assert len(watch._knowledge.all()) == 1
-    watch._events.stop()
+    assert len(watch.knowledge.all()) == 1
     watch.close()
 
 
 def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> None:
     watch = watch_of(tree)
-    watch._full_sweep()
+    watch.sweep()
     before = psutil.Process().num_fds()
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(10)]
     try:
@@ -704,22 +721,21 @@ def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> Non
             tree.lock(f"sid{it.pid}", record(it.pid, starttime=start_ticks(it.pid)))
             for it in sleepers
         ]
-        watch._full_sweep()
+        watch.sweep()
         assert psutil.Process().num_fds() == before + 10
         for path in paths:
             path.unlink()
 
         def closed() -> bool:
-            watch._full_sweep()  # those whose event comes during a sweep are left to the next one
+            watch.sweep()  # those whose event comes during a sweep are left to the next one
             return psutil.Process().num_fds() == before
 
         until(closed)
-        assert watch._fd_of == {}
+        assert not len(watch.holders)
     finally:
         for sleeper in sleepers:
             sleeper.kill()
             sleeper.wait()
-        watch._events.stop()
         watch.close()
 
 
@@ -746,18 +762,17 @@ def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_
     hold("one")
     hold("two")
     watch = watch_of(tree)
-    act = watch._reaper.act
+    act = watch.reaper.act
 
     def slowly() -> Iterator[Any]:
         for found in act():
             time.sleep(2.0)
             yield found
 
-    monkeypatch.setattr(watch._reaper, "act", slowly)
-    watch._full_sweep()
-    assert len(watch._places) == 2
-    assert watch._unannounced == {}
-    watch._events.stop()
+    monkeypatch.setattr(watch.reaper, "act", slowly)
+    watch.sweep()
+    assert len(watch.tracker.keys()) == 2
+    assert watch.trust.next() == math.inf
     watch.close()
 
 
@@ -765,18 +780,17 @@ def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New agents come with locks that were made before their folder could be followed."""
-    monkeypatch.setattr(watch_module, "_EVENT_PATIENCE", 0.0)
+    monkeypatch.setattr(event_trust, "PATIENCE", 0.0)
     watch = watch_of(tree)
-    watch._full_sweep()
+    watch.sweep()
     other = Tree(tmp_path / "other")
     other.lock("early", record(2**22 + 1), agent="new", mtime_age=0.002)
     (other.root / "agents/new").rename(tree.root / "agents/new")
-    state = watch._reaper.states[0]
-    until(lambda: watch._events.followed_since(state, "new"))
-    watch._full_sweep()
+    state = watch.reaper.states[0]
+    until(lambda: watch.trust.source.followed_since(state, "new"))
+    watch.sweep()
     assert not (tree.sessions("new") / "early.jsonl.lock").exists()
-    assert watch._unannounced == {}
-    watch._events.stop()
+    assert watch.trust.next() == math.inf
     watch.close()
 
 
@@ -847,14 +861,14 @@ def test_nothing_grows_with_locks_that_came_and_went(
         path = tree.sessions() / f"x{number}.jsonl.lock"
         path.write_bytes(record(os.getpid(), starttime=5, max_hold_ms=10**12))
         path.unlink()
-    until(lambda: not in_process._news and len(in_process._places) == 1)
+    until(lambda: not len(in_process.inbox) and len(in_process.tracker.keys()) == 1)
     for _ in range(300):
         in_process.sweep_soon()
-        in_process._metrics.last_sweep.set(0)
-    until(lambda: not in_process._sweep_wanted)
-    assert len(in_process._born) <= 1  # each end was announced
-    assert len(in_process._heap) <= 2 * len(in_process._due) + 65
-    assert len(in_process._holders) == 1
+        in_process.metrics.last_sweep.set(0)
+    until(lambda: not in_process.inbox.has(Notice.SWEEP))
+    assert len(in_process.tracker.keys()) == 1  # each end was announced
+    assert len(in_process.deadlines._heap) <= 2 + 65
+    assert len(in_process.holders) == 1
 
 
 def test_a_hangup_makes_it_sweep_now(tree: Tree, watching: Watching) -> None:

@@ -171,7 +171,8 @@ def command(
     from reaper.reports.page import View  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
-    from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
+    from reaper.watch.holders import raise_descriptor_limit  # noqa: PLC0415
+    from reaper.watch.loop import Watch  # noqa: PLC0415
 
     if resync < 1:
         raise typer.BadParameter("--resync: at least 1s")

@@ -1,0 +1,126 @@
+"""What other threads and signal handlers tell the worker."""
+
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from reaper.adapters.file_events import WENT
+from reaper.core.lock import LockKey, StateDir
+
+SETTLE: Final = 0.25
+"""Seconds after its creation that a new lock is judged: a turn's short locks are held 2 to 180 ms
+(docs/facts.md) and need not be judged at all."""
+
+
+class Notice(Enum):
+    """What the worker must know besides file events."""
+
+    STOP = auto()
+    SWEEP = auto()
+    FOLDERS_CHANGED = auto()
+    EVENTS_LOST = auto()
+
+
+class Event(NamedTuple):
+    """A file event of one lock: APPEARED, RETURNED or WENT, and when (monotonic seconds)."""
+
+    key: LockKey
+    what: str
+    at: float
+
+
+class Inbox:
+    """Queues events and notices, and wakes the worker.
+
+    `fd` is readable once the worker is to wake; `wake_fd` is for signal.set_wakeup_fd: a signal may
+    be delivered to any thread, and must wake the one that waits. At most `most_of_agent` events of
+    one agent's locks are queued. `is_known` tells, in any thread, whether a lock was judged.
+    """
+
+    def __init__(self, most_of_agent: int, is_known: Callable[[LockKey], bool]) -> None:
+        self.fd, self.wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._most_of_agent = most_of_agent
+        self._is_known = is_known
+        self._notices = {Notice.SWEEP}
+        # Of events alone: a signal handler may run while the worker has it.
+        self._mutex = threading.Lock()
+        self._events: list[Event] = []
+        self._number_of: Counter[tuple[StateDir, str]] = Counter()
+        self._due_by = math.inf
+        self.wakes_at = 0.0
+        """Until when the worker sleeps; 0 while it is awake."""
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    # Called from other threads; `send` and `wake` from signal handlers too
+
+    def send(self, notice: Notice) -> None:
+        self._notices.add(notice)
+        self.wake()
+
+    def wake(self) -> None:
+        with suppress(BlockingIOError):  # full: it will wake all the same
+            os.write(self.wake_fd, b"\0")
+
+    def put(self, event: Event) -> None:
+        """Queue an event. Wake the worker only if it would sleep too long: a turn's short locks are
+        gone before they are due to be judged, and only their time is recorded then.
+        """
+        agent = event.key.state, event.key.agent
+        is_urgent = event.what == WENT and self._is_known(event.key)
+        with self._mutex:
+            # What is dropped is found by the next sweep, and no event is missed because of it.
+            if self._number_of[agent] < self._most_of_agent:
+                self._events.append(event)
+            self._number_of[agent] += 1
+            self._due_by = min(self._due_by, event.at if is_urgent else event.at + SETTLE)
+            wake = self._due_by < self.wakes_at
+            if wake:
+                self.wakes_at = self._due_by
+        if wake:
+            self.wake()
+
+    # Called by the worker
+
+    def has(self, notice: Notice) -> bool:
+        return notice in self._notices
+
+    def take(self, notice: Notice) -> bool:
+        """Return whether there is such a notice, and forget it."""
+        found = notice in self._notices
+        self._notices.discard(notice)
+        return found
+
+    def drain(self) -> tuple[list[Event], set[tuple[StateDir, str]]]:
+        """Return what is queued, and the agents some of whose events were dropped. The worker is
+        awake, and drains again before it sleeps.
+        """
+        with self._mutex:
+            queued, self._events = self._events, []
+            most = self._most_of_agent
+            crowded = {agent for agent, number in self._number_of.items() if number > most}
+            self._number_of.clear()
+            self._due_by = math.inf
+            self.wakes_at = 0.0
+        return queued, crowded
+
+    def sleep_until(self, at: float) -> float:
+        """Return until when the worker may sleep, at most `at`; what is due sooner wakes it."""
+        with self._mutex:
+            self.wakes_at = min(at, self._due_by)
+            return self.wakes_at
+
+    def clear_wakes(self) -> None:
+        """Make `fd` unreadable, after a sleep and before notices and events are looked at."""
+        with suppress(BlockingIOError):
+            os.read(self.fd, 65536)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.wake_fd)

@@ -1,0 +1,220 @@
+"""The loop: waits for what may change a verdict, judges what is due, stops cleanly.
+
+One worker judges and acts, so that no two acts race. It sleeps until a file event, the death of a
+holder (its pidfd), the moment a lock is due, or the next full sweep.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from reaper.adapters.file_events import APPEARED, WENT
+from reaper.core.finding import Finding, Skipped
+from reaper.core.lock import LockKey
+from reaper.gateway_health import GatewayHealth
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.sweep import Reaper, Unseen
+from reaper.watch.deadlines import Deadlines
+from reaper.watch.event_trust import EventTrust
+from reaper.watch.health_checks import HealthChecks
+from reaper.watch.holders import HolderWatch
+from reaper.watch.inbox import Inbox, Notice
+from reaper.watch.reporter import Reporter
+from reaper.watch.sweeps import SkippedFiles, Sweeps
+from reaper.watch.tracker import Tracker
+from reaper.watch.unseen_holders import UnseenHolders
+
+_RETRY: Final = 1.0
+"""Seconds to wait after the system refused something."""
+_LOOK_UP: Final = 0.005
+"""Seconds of a full sweep between two looks for what cannot wait for its end."""
+_LATE: Final = 10.0
+"""Seconds by which something that was due may be late before the loop counts as dead."""
+
+
+class Watch:
+    """Watches, judges and acts until it is stopped. The parts and all methods are the worker's,
+    except where it is said.
+    """
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        *,
+        resync: float,
+        knowledge: Knowledge,
+        health: GatewayHealth,
+        metrics: Metrics,
+        journal: Journal,
+    ) -> None:
+        self.reaper = reaper
+        reporter = Reporter(knowledge, metrics, journal)
+        most = reaper.most_remembered
+        # A beginning and an end of each lock.
+        self.inbox = Inbox(2 * most, is_known=lambda key: knowledge.get(key) is not None)
+        self.deadlines = Deadlines()
+        self.holders = HolderWatch(self.inbox.fd)
+        self.unseen = UnseenHolders(reaper.is_held)
+        self.trust = EventTrust(self.inbox, reporter, resync=resync)
+        self.sweeps = Sweeps(self.trust, reporter, longest_retry=resync)
+        self.health = HealthChecks(health, reporter)
+        self.tracker = Tracker(
+            reporter,
+            self.health,
+            self.deadlines,
+            self.holders,
+            self.unseen,
+            most_of_agent=most,
+            longest_retry=resync,
+        )
+        self._expected_by = time.monotonic()
+
+    # Called from other threads and from signal handlers
+
+    @property
+    def wake_fd(self) -> int:
+        """The descriptor for signal.set_wakeup_fd."""
+        return self.inbox.wake_fd
+
+    def stop(self) -> None:
+        """End the loop after the act under way."""
+        self.inbox.send(Notice.STOP)
+
+    def sweep_soon(self) -> None:
+        """Have a full sweep made now."""
+        self.inbox.send(Notice.SWEEP)
+
+    def healthy(self) -> bool:
+        """Whether the loop is alive: nothing that was due is more than 10 s late."""
+        return time.monotonic() < self._expected_by + _LATE
+
+    def ready(self) -> bool:
+        """Whether every folder could be read in the last full sweep; a single file does not count:
+        any agent can make one that nobody can read.
+        """
+        return self.sweeps.readable
+
+    # The worker
+
+    def run(self) -> None:
+        """Watch until `stop`; everything else about it happens in this thread."""
+        self.trust.source.start()
+        while not self.inbox.has(Notice.STOP):
+            try:
+                self._step()
+                self.sweeps.step_ended()
+            except OSError as error:
+                # Nothing that the system refuses for a moment may end the watch.
+                self.inbox.take(Notice.SWEEP)
+                self.sweeps.failed(error, time.monotonic())
+                self.holders.wait(_RETRY)
+
+    def close(self) -> None:
+        """Stop following events and close all descriptors; after `run` has returned, and nothing
+        uses `wake_fd`.
+        """
+        self.trust.source.stop()
+        self.holders.close()
+        self.inbox.close()
+
+    def _step(self) -> None:
+        if self._sweep_is_due():
+            self.sweep()
+        now = time.monotonic()
+        self.judge(self.deadlines.pop_due(now))
+        self.judge(self.unseen.no_longer_held(now))
+        self.trust.check(now)
+        self.health.check(now)
+        parts = (self.sweeps, self.deadlines, self.unseen, self.trust, self.health)
+        ready = self._sleep(until=min(part.next() for part in parts))
+        self.judge(self.holders.exited(ready, time.monotonic()))
+        self.handle_events()
+
+    def _sweep_is_due(self) -> bool:
+        if self.inbox.take(Notice.EVENTS_LOST):
+            self.trust.lost("file events were lost: the kernel's queue overflowed")
+        if self.inbox.take(Notice.FOLDERS_CHANGED):
+            self.sweeps.folders_changed()
+        return self.inbox.take(Notice.SWEEP) or time.monotonic() >= self.sweeps.next()
+
+    def _sleep(self, until: float) -> list[tuple[int, int]]:
+        self._expected_by = until = self.inbox.sleep_until(until)
+        ready = self.holders.wait(until - time.monotonic())
+        self._expected_by = time.monotonic()
+        self.inbox.clear_wakes()
+        return ready
+
+    def handle_events(self) -> None:
+        """Handle the file events that are queued."""
+        events, crowded = self.inbox.drain()
+        self.trust.dropped(crowded)
+        for key, what, at in events:
+            self.trust.announced(key)
+            if what == WENT:
+                self.tracker.ended(key, at)
+                self.reaper.forget(key)
+            elif not self.tracker.appeared(key, at, is_new=what == APPEARED):
+                self.trust.dropped({(key.state, key.agent)})
+
+    def sweep(self) -> None:
+        """Judge all locks, and handle meanwhile what cannot wait for the end of that."""
+        started = looked_up = time.monotonic()
+        self.handle_events()
+        self.trust.follow(self.reaper.states)
+        met: set[LockKey] = set()
+        unseen, files = Unseen(), SkippedFiles(self.reaper.most_remembered)
+        for found in self.reaper.act():
+            self._expected_by = time.monotonic()
+            unseen.add(found)
+            if found.key is not None:
+                met.add(found.key)
+            match found:
+                case Skipped():
+                    files.add(found)
+                case Finding():
+                    if found.key not in self.tracker:
+                        self.trust.expect(found, started, time.monotonic())
+                    self.tracker.update(found, time.monotonic())
+            if self.inbox.has(Notice.STOP):
+                return
+            if time.monotonic() - looked_up >= _LOOK_UP:
+                self._handle_urgent()
+                looked_up = time.monotonic()
+        self.handle_events()
+        self.tracker.forget_all_but(met, unseen.hides, started)
+        now = time.monotonic()
+        self.sweeps.ended(started, now, files)
+        self.holders.close_idle()
+        self.health.swept(now)
+        self.trust.swept()
+
+    def _handle_urgent(self) -> None:
+        """During a full sweep, which can take seconds: handle events, deaths and deadlines."""
+        self.handle_events()
+        ready, now = self.holders.wait(0), time.monotonic()
+        self.judge(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
+
+    def judge(self, due: Mapping[LockKey, float]) -> None:
+        """Judge some locks again; `due` has the time since when each was to be judged."""
+        if not due:
+            return
+        gone = set(due)
+        unseen = Unseen()
+        for found in self.reaper.act(frozenset(due)):
+            unseen.add(found)
+            if found.key is not None:
+                gone.discard(found.key)
+                now = time.monotonic()
+                match found:
+                    case Skipped():
+                        self.tracker.look_again(found.key, found.reason, now)
+                    case Finding():
+                        self.tracker.update(found, now, due_since=due.get(found.key))
+            if self.inbox.has(Notice.STOP):
+                return
+        for key in gone:
+            if unseen.hides(key):
+                self.tracker.look_again(key, "blind", time.monotonic())
+            else:
+                self.tracker.forget(key)

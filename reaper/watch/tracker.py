@@ -1,0 +1,199 @@
+"""The locks that are followed: what is known of each, and what a finding or an event changes."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final
+
+from reaper.core.evidence import HolderState, HoldProof
+from reaper.core.finding import Finding
+from reaper.core.lock import Lock, LockKey, StateDir
+from reaper.core.policy import Outcome
+from reaper.core.retry import Retry
+from reaper.reports.records import Seen
+from reaper.watch.deadlines import Deadlines
+from reaper.watch.health_checks import HealthChecks
+from reaper.watch.holders import HolderWatch, Watched
+from reaper.watch.inbox import SETTLE
+from reaper.watch.reporter import Reporter
+from reaper.watch.unseen_holders import UnseenHolders
+
+_RETRY: Final = 1.0
+"""Seconds after which a lock is judged again whose holder exited just now."""
+_SOONEST: Final = 0.01
+"""Seconds at least until the same lock is due again."""
+_EVENT_LOST: Final = 10.0
+"""Seconds after which the event of an end that was not announced does not come any more."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """`key` is the one value by which the lock is followed: of equal keys only one is kept, because
+    each pass has values of its own, and there may be 10,000 locks.
+
+    `appeared_at` is set until the end of this hold is announced. Only events change it: a look may
+    find the next lock under the same name before the end of the last one is announced.
+    """
+
+    key: LockKey
+    announced_at: float = -math.inf
+    appeared_at: float | None = None
+    retry: Retry | None = None
+    """Looks that failed; removals that failed are the Reaper's."""
+
+
+class Tracker:
+    """Follows at most `most_of_agent` locks of one agent because of events; those that a sweep
+    finds have a bound of their own. Sees to it that the next change of each wakes the worker.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        health: HealthChecks,
+        deadlines: Deadlines,
+        holders: HolderWatch,
+        unseen: UnseenHolders,
+        *,
+        most_of_agent: int,
+        longest_retry: float,
+    ) -> None:
+        self._reporter = reporter
+        self._health = health
+        self._deadlines = deadlines
+        self._holders = holders
+        self._unseen = unseen
+        self._most_of_agent = most_of_agent
+        self._longest_retry = longest_retry
+        self._followed: dict[LockKey, _Followed] = {}
+        self._number_of: Counter[tuple[StateDir, str]] = Counter()
+
+    def __contains__(self, key: LockKey) -> bool:
+        return key in self._followed
+
+    def keys(self) -> AbstractSet[LockKey]:
+        return self._followed.keys()
+
+    def appeared(self, key: LockKey, at: float, *, is_new: bool) -> bool:
+        """Follow a lock that an event announces, unless its agent has too many. Not `is_new`: a
+        removal gave it back, so its hold goes on.
+        """
+        if key not in self and self._number_of[key.state, key.agent] >= self._most_of_agent:
+            return False
+        lock = self._follow(key)
+        lock.announced_at = at
+        if is_new:
+            lock.appeared_at = at
+        self._deadlines.set(lock.key, at + SETTLE)
+        return True
+
+    def ended(self, key: LockKey, at: float) -> None:
+        """Record how long a hold lasted whose end an event announces, and forget the lock."""
+        lock, known = self._followed.get(key), self._reporter.knowledge.get(key)
+        if lock is not None and lock.appeared_at is not None:
+            self._reporter.metrics.hold.observe(at - lock.appeared_at)
+            lock.appeared_at = None
+        elif known is not None and known.evidence.proof is HoldProof.OPEN:
+            self._reporter.metrics.hold.observe(max(0.0, known.age_at(at)))
+        self.forget(key)
+
+    def update(self, found: Finding, now: float, *, due_since: float | None = None) -> None:
+        """Record, count and log what a lock is found to be, and wait for its next change.
+        `due_since` is since when it was due to be judged, if it was.
+        """
+        lock = self._follow(found.key)
+        lock.retry = None
+        before = self._reporter.knowledge.get(lock.key)
+        seen = Seen.of(found, now, before)
+        self._reporter.knowledge.put(lock.key, seen)
+        is_new = before is None or not _is_same_lock(before.lock, found.lock)
+        changed = is_new or before is None or _verdict(before) != _verdict(seen)
+        self._reporter.lock(found, changed=changed, is_new=is_new)
+        self._health.note(lock.key, seen)
+        if found.outcome is Outcome.REMOVED:
+            if not is_new and due_since is not None:
+                self._reporter.metrics.reap_delay.observe(max(0.0, now - due_since))
+            lock.appeared_at = None  # no hold that was completed
+        if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+            self.forget(lock.key)
+        else:
+            self._wait_for(lock.key, found, now)
+
+    def _wait_for(self, key: LockKey, found: Finding, now: float) -> None:
+        holder = found.evidence.holder
+        pid = holder.pid if holder.state is HolderState.SAME else None
+        watched = self._holders.watch(key, pid, found.lock.record.starttime)
+        at = math.inf
+        if watched is Watched.EXITED:
+            at = now + _RETRY
+        elif found.retry is not None:
+            at = found.retry.at
+        elif found.judgement.due_in is not None:
+            at = now + max(_SOONEST, found.judgement.due_in)
+        self._deadlines.set(key, at)
+        self._unseen.discard(key)
+        if watched is not Watched.YES and found.evidence.proof is HoldProof.OPEN:
+            self._unseen.add(key, found.lock, now)
+
+    def look_again(self, key: LockKey, why: str, now: float) -> None:
+        """Look again at what could not be looked at, later and later each time; a sweep does so
+        too.
+        """
+        lock = self._follow(key)
+        lock.retry = Retry.after(lock.retry, why, now=now, longest=self._longest_retry)
+        self._deadlines.set(lock.key, lock.retry.at)
+
+    def forget(self, key: LockKey) -> None:
+        """Forget a lock that is gone, but not when it appeared, where its end is still to be
+        announced.
+        """
+        self._deadlines.set(key, math.inf)
+        self._unseen.discard(key)
+        self._holders.release(key)
+        self._reporter.knowledge.drop(key)
+        lock = self._followed.get(key)
+        if lock is None:
+            return
+        lock.retry = None
+        if lock.appeared_at is None:
+            del self._followed[key]
+            agent = key.state, key.agent
+            self._number_of[agent] -= 1
+            if not self._number_of[agent]:
+                del self._number_of[agent]
+
+    def forget_all_but(
+        self, met: AbstractSet[LockKey], hidden: Callable[[LockKey], bool], started: float
+    ) -> None:
+        """Forget what a full sweep did not meet, except what was announced since it `started` and
+        what may be where it could not look.
+        """
+        for key, lock in list(self._followed.items()):
+            if key in met or lock.announced_at >= started or hidden(key):
+                continue
+            # The event of an end may still be on its way; after a while it was lost.
+            if lock.appeared_at is not None and lock.appeared_at < started - _EVENT_LOST:
+                lock.appeared_at = None
+            self.forget(key)
+
+    def _follow(self, key: LockKey) -> _Followed:
+        lock = self._followed.get(key)
+        if lock is None:
+            lock = self._followed[key] = _Followed(key)
+            self._number_of[key.state, key.agent] += 1
+        return lock
+
+
+def _is_same_lock(before: Lock, now: Lock) -> bool:
+    """Whether it is the same file with the same content; removal attempts change its times."""
+    return (before.file.device, before.file.inode, before.data) == (
+        now.file.device,
+        now.file.inode,
+        now.data,
+    )
+
+
+def _verdict(seen: Seen) -> tuple[object, ...]:
+    return seen.judgement.verdict, seen.judgement.reasons
