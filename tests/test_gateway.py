@@ -226,10 +226,12 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
 
 
 def left_behind(gateway: Gateway, begun: Begun) -> bool:
+    """Tell whether a lock is there that is so old, and the run's end too."""
+    end = ended(gateway, begun)
     with suppress(FileNotFoundError, json.JSONDecodeError):
         lock = json.loads(gateway.lock(begun.session, begun.agent).read_text())
-        created = parse_date(lock["createdAt"])
-        return created is not None and now_ms() - created > _LEFT_BEHIND * 1000
+        dates = [parse_date(lock["createdAt"]), parse_date(end["ts"]) if end else None]
+        return all(date is not None and now_ms() - date > _LEFT_BEHIND * 1000 for date in dates)
     return False
 
 
@@ -606,12 +608,12 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
         everywhere = [f"run of {agent}" for agent in ("main", "ops", "night")]
         # A namespace that is neither the gateway's nor above it: there is no such process there.
         elsewhere = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-        for wrap, kinds in (
-            (inside, [*everywhere, "subagent"]),
-            ((), everywhere[:1]),
-            (elsewhere, everywhere[:1]),
+        for wrap, wanted in (
+            (inside, [(kind, _EARLY) for kind in (*everywhere, "subagent")]),
+            ((), [("run of main", _EARLY)]),
+            (elsewhere, [("run of main", _EARLY), ("run of main", _LATE)]),
         ):
-            found = stuck(gateway, [(kind, tool) for kind in kinds for tool in (_EARLY, _LATE)])
+            found = stuck(gateway, wanted)
             sessions = {"slow", *(it.session for it in found)}
             seen_inside, seen_outside = (
                 {
