@@ -18,6 +18,7 @@ import pytest
 from hypothesis import settings
 
 from reaper.adapters import hold_proof
+from reaper.adapters.locks import removal
 from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Evidence
 from reaper.core.judge import judge
@@ -67,14 +68,16 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start what takes longest first, so that no worker is left alone with it at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start what takes longest first, so that no worker is left alone with it at the end; without
+    workers last, so that `-x` stops soon.
+    """
 
     def seconds(item: pytest.Item) -> float:
         long = item.get_closest_marker("long")
         return long.kwargs["seconds"] if long else 0.0
 
-    items.sort(key=seconds, reverse=True)
+    items.sort(key=seconds, reverse=hasattr(config, "workerinput"))
 
 
 # Processes: what a test starts ends with it, also where a fixture fails, and before any fixture
@@ -139,6 +142,27 @@ def record(
     if starttime is not None:
         fields["starttime"] = starttime
     return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+Meanwhile = Callable[[str, Callable[[], object]], None]
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    """Force something to happen just before the next call of a function of `removal`."""
+
+    def arrange(function: str, happens: Callable[[], object]) -> None:
+        real = getattr(removal, function)
+        left = [happens]
+
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            if left:
+                left.pop()()
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(removal, function, called)
+
+    return arrange
 
 
 def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> Seen:

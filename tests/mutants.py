@@ -4,8 +4,9 @@
     python -m tests.mutants W01 L03    those whose name begins so
 
 Each mutant is a piece of text that occurs once in a file, and what replaces it. It is applied to a
-copy of the tree, and its tests run there. Exit code: 0 where a test fails for each mutant, 1 where
-one survives, 2 where the list or the tests themselves are wrong.
+copy of the tree, and its tests run there: its own, or else those that the list names for the file.
+Exit code: 0 where a test fails for each mutant, 1 where one survives, 2 where the list or the tests
+themselves are wrong.
 """
 
 import os
@@ -39,19 +40,27 @@ class Mutant(NamedTuple):
     new: str
     tests: tuple[str, ...]
 
-    def apply(self, tree: Path) -> None:
+    def mutated(self, tree: Path) -> str:
         """Raises ValueError where the text does not occur, or occurs more than once."""
-        path = tree / self.file
-        text = path.read_text()
+        text = (tree / self.file).read_text()
         if (count := text.count(self.old)) != 1:
             raise ValueError(f"{self.name}: its text occurs {count} times in {self.file}")
-        path.write_text(text.replace(self.old, self.new))
+        return text.replace(self.old, self.new)
+
+    def apply(self, tree: Path) -> None:
+        path = tree / self.file
+        path.write_text(self.mutated(tree))
+        os.utime(path, (0, 0))  # bytecode is used for a source of the same size and second
 
 
 def read(path: Path = _LIST) -> list[Mutant]:
-    """Return the list. Raises TypeError, ValueError where it is not one."""
-    listed = tomllib.loads(path.read_text())["mutant"]
-    mutants = [Mutant(**{**fields, "tests": tuple(fields["tests"])}) for fields in listed]
+    """Return the list. Raises KeyError, TypeError, ValueError where it is not one."""
+    listed = tomllib.loads(path.read_text())
+    tests = listed["tests"]
+    mutants = [
+        Mutant(**{**fields, "tests": tuple(fields.get("tests") or tests[fields["file"]])})
+        for fields in listed["mutant"]
+    ]
     names = [mutant.name for mutant in mutants]
     if len(set(names)) != len(names):
         raise ValueError(f"a name is used twice in {path}")
@@ -59,25 +68,27 @@ def read(path: Path = _LIST) -> list[Mutant]:
 
 
 @contextmanager
-def _copy(repo: Path) -> Iterator[Path]:
+def _copy(source: Path, *ignored: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="reaper-mutants-") as folder:
         tree = Path(folder)
         for name in _COPIED:
-            if (repo / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(repo / name, tree / name, ignore=ignored)
-            elif (repo / name).exists():
-                shutil.copy(repo / name, tree / name)
+            if (source / name).is_dir():
+                ignore = shutil.ignore_patterns(*ignored)
+                shutil.copytree(source / name, tree / name, ignore=ignore)
+            elif (source / name).exists():
+                shutil.copy2(source / name, tree / name)
         yield tree
 
 
 def _exit_code(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     """Run tests in a copy; return pytest's exit code, and the last line that it writes."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     process = subprocess.Popen(
         [*command, f"--basetemp={tree}/tmp", *tests],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,8 +104,8 @@ def _exit_code(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     return process.returncode, (failed or said.splitlines() or [""])[-1]
 
 
-def _try(mutant: Mutant, repo: Path) -> tuple[int, str]:
-    with _copy(repo) as tree:
+def _try(mutant: Mutant, source: Path) -> tuple[int, str]:
+    with _copy(source) as tree:
         mutant.apply(tree)
         code, said = _exit_code(tree, mutant.tests)
     if code == _FAILED:
@@ -106,17 +117,17 @@ def _try(mutant: Mutant, repo: Path) -> tuple[int, str]:
 
 def run(mutants: list[Mutant], repo: Path = _REPO, *, workers: int = 1) -> int:
     """Try all mutants, print a line for each, and return the exit code."""
-    with ThreadPoolExecutor(workers) as pool:
-        tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
-        with _copy(repo) as tree:
-            for mutant in mutants:
-                mutant._replace(new=mutant.old).apply(tree)  # only to see that its text is there
-            code, said = _exit_code(tree, tests)
+    tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
+    worst = 0
+    with ThreadPoolExecutor(workers) as pool, _copy(repo, "__pycache__") as whole:
+        for mutant in mutants:
+            mutant.mutated(whole)  # only to see that its text is there
+        code, said = _exit_code(whole, tests)
         if code != _PASSED:
             print(f"the tests do not pass without any mutant: {said}")
             return 2
-        worst = 0
-        for code, line in pool.map(lambda mutant: _try(mutant, repo), mutants):
+        # The copies of this copy have the bytecode that the tests have left there.
+        for code, line in pool.map(lambda mutant: _try(mutant, whole), mutants):
             print(line, flush=True)
             worst = max(worst, code)
     return worst
@@ -124,12 +135,12 @@ def run(mutants: list[Mutant], repo: Path = _REPO, *, workers: int = 1) -> int:
 
 def main(names: list[str]) -> int:
     try:
-        chosen = [it for it in read() if not names or it.name.startswith(tuple(names))]
+        chosen = [each for each in read() if not names or each.name.startswith(tuple(names))]
         if not chosen:
             print(f"no mutant of {_LIST.name} has such a name")
             return 2
         return run(chosen, workers=min(4, os.cpu_count() or 1))
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         print(error)
         return 2
 

@@ -33,19 +33,13 @@ from reaper.watch import loop, tracker
 from reaper.watch.inbox import Event
 from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
+from tests.failing import failing
 from tests.test_lock_files import opened, the_folder
 from tests.test_sweep import FakeClock
 
 DEAD = 2**22 + 1
 FOREVER = 1e12
 FAILED = Outcome.FAILED
-
-
-def failing(code: int) -> Callable[..., Any]:
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fails
 
 
 def files_in(tree: Tree) -> set[str]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from reaper.adapters.locks.removal import drop_aside, put_back, remove
 from reaper.core.finding import Skipped
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
-from tests.conftest import Tree, bindfs, record
+from tests.conftest import Meanwhile, Tree, bindfs, record
 from tests.processes import PATIENCE, start
 
 
@@ -201,27 +200,6 @@ def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
             assert drop_aside(left).outcome is Outcome.REMOVED
     assert listing(tree) == {"sid.jsonl.lock"}
     assert json.loads(path.read_bytes())["pid"] == 8
-
-
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], None]], None]:
-    """Force something to happen just before the first call of a function of lock_files."""
-
-    def arrange(function: str, happens: Callable[[], None]) -> None:
-        real = getattr(removal, function)
-        left = [happens]
-
-        def called(*arguments: Any, **keywords: Any) -> Any:
-            if left:
-                left.pop()()
-            return real(*arguments, **keywords)
-
-        monkeypatch.setattr(removal, function, called)
-
-    return arrange
-
-
-Meanwhile = Callable[[str, Callable[[], None]], None]
 
 
 def test_a_lock_taken_by_mistake_never_leaves_its_name_free(

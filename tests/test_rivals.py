@@ -1,4 +1,6 @@
-"""Two removals of one lock, and a gateway, in all interleavings of their system calls."""
+"""Two removals of one lock, and a gateway, in all interleavings of their system calls: with each
+rename that a removal uses, and where the file system lacks one or both.
+"""
 
 import functools
 import json
@@ -13,6 +15,7 @@ import pytest
 from reaper.adapters.locks.removal import Removal, remove
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, record
+from tests.failing import ALL_RENAMES, take_away
 from tests.test_lock_files import listing, opened, the_folder
 from tests.torture.interleave import SteppedOs, explore, stepped
 
@@ -55,9 +58,13 @@ def told(orders: int) -> None:
 
 
 @pytest.mark.long(seconds=5)
+@ALL_RENAMES
 @switches(3, 5)
-def test_two_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int) -> None:
+def test_two_removals_of_one_lock_leave_nothing_behind(
+    tree: Tree, switches: int, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each may take the other's stand-in for the lock, and puts that back."""
+    take_away(missing, monkeypatch)
     rivals = Rivals(tree, 2)
 
     def check(results: list[object]) -> None:
@@ -70,8 +77,12 @@ def test_two_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int
         told(explore(rivals.removals, check, switches=switches))
 
 
+@ALL_RENAMES
 @switches(1, 3)
-def test_three_removals_of_one_lock_leave_nothing_behind(tree: Tree, switches: int) -> None:
+def test_three_removals_of_one_lock_leave_nothing_behind(
+    tree: Tree, switches: int, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_away(missing, monkeypatch)
     rivals = Rivals(tree, 3)
 
     def check(results: list[object]) -> None:
@@ -115,11 +126,17 @@ class Gateway:
 
 
 @pytest.mark.long(seconds=5)
+@ALL_RENAMES
 @pytest.mark.parametrize("removals", [1, 2])
 @switches(2, 3)
 def test_a_lock_that_a_gateway_takes_meanwhile_keeps_its_name(
-    tree: Tree, removals: int, switches: int
+    tree: Tree,
+    removals: int,
+    switches: int,
+    missing: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    take_away(missing, monkeypatch)
     rivals = Rivals(tree, removals)
     taken: Counter[bool] = Counter()
 

@@ -140,6 +140,25 @@ def test_invalid_utf_8_within_a_record_is_no_live_witness(text: bytes) -> None:
     assert read_bytes(whole.replace(text, b'"\xff"')).unmet is not None
 
 
+def test_an_attempt_that_begins_with_anything_but_its_start_is_not_whole() -> None:
+    records = stuck()
+    records[0]["type"] = "context.compiled"
+    assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
+
+
+def test_an_attempt_whose_start_has_no_date_is_not_whole() -> None:
+    records = stuck()
+    records[0]["ts"] = "never"
+    assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
+
+
+def test_an_attempt_of_which_only_the_start_is_there_is_not_whole() -> None:
+    """The file was replaced between the two looks at it."""
+    found = last_record(lines(*stuck()), whole=True)
+    assert found is not None
+    assert last_attempt(found, lines(stuck()[0])).unmet is Unmet.ATTEMPT_NOT_WHOLE
+
+
 def test_a_line_that_is_no_record_breaks_the_attempt() -> None:
     first, *rest = stuck()
     for junk in (b"{}\n", b"junk\n", b"\n", b"[" * 100_000 + b"\n", b'{"type":7}\n', b"\xff\n"):
@@ -185,6 +204,16 @@ def test_the_note_that_a_fallback_model_took_over_may_follow_the_end_of_the_same
     assert found.end is not None
     assert (found.end.started_ms, found.end.at_ms) == (BEGAN, ENDED)
     assert read(*first, *tail, step("B", 2, outcome)).end is None
+
+
+def test_a_note_of_a_gateway_that_does_not_append_live_is_a_run_that_goes_on() -> None:
+    note = step("A", 1, "succeeded") | {"sourceSeq": 9}
+    assert read(*stuck(), note).unmet is Unmet.RUN_GOES_ON
+
+
+def test_a_record_that_is_being_written_belongs_to_a_run_that_may_go_on() -> None:
+    for written in (b"{", lines(*stuck("B"))[:50], lines(stuck("B")[0])[:-1]):
+        assert read_bytes(lines(*stuck()) + written) == Trajectory()
 
 
 def test_a_step_to_the_next_model_announces_another_attempt() -> None:

@@ -283,7 +283,8 @@ def test_a_run_that_completed_abandons_nothing() -> None:
 
 @pytest.mark.parametrize("what", ["run_end_age", "quiet_for", "file_age", "age"])
 def test_all_of_it_must_be_older_than_abandoned_after(what: str) -> None:
-    how = {"lock": a_lock(), **stuck(), what: LIMITS.abandoned_after - 0.001}
+    old: dict[str, Any] = {"lock": a_lock(), "file_age": 600.0, **stuck()}
+    how = old | {what: LIMITS.abandoned_after - 0.001}
     judgement = judge(evidence(**how), LIMITS)
     assert judgement.verdict is Verdict.HELD
     assert judgement.due_in == pytest.approx(0.001)
@@ -293,19 +294,21 @@ def test_all_of_it_must_be_older_than_abandoned_after(what: str) -> None:
 
 @pytest.mark.parametrize("what", ["run_end_age", "quiet_for"])
 def test_what_is_not_known_is_not_quiet(what: str) -> None:
-    held_because(Unmet.NOT_QUIET, evidence(**(stuck() | {what: None})))
+    seen = evidence(**(stuck() | {what: None}))
+    held_because(Unmet.NOT_QUIET, seen)
+    assert judge(seen, LIMITS).due_in == _until_overdue(seen)  # time alone will not show that
 
 
-@pytest.mark.parametrize("mtime_earlier_ms", [0, 500])
+@pytest.mark.parametrize("mtime_later_ms", [-500, 0, 500])
 def test_a_checkpoint_that_may_be_of_the_same_compaction_keeps_the_lock(
-    mtime_earlier_ms: int,
+    mtime_later_ms: int,
 ) -> None:
-    """A lock that is older by its file's time than by its record, after a step of the clock, counts
-    from the earlier one.
+    """A lock whose file has another time than its record, after a step of the clock or a `touch`,
+    counts from the earlier one.
     """
     created = NOW - 600_000
-    lock = a_lock()._replace(mtime_ms=created - mtime_earlier_ms)
-    first = created - mtime_earlier_ms - CHECKPOINT_MARGIN_MS
+    lock = a_lock()._replace(mtime_ms=created + mtime_later_ms)
+    first = min(created, created + mtime_later_ms) - CHECKPOINT_MARGIN_MS
 
     def with_checkpoint(at: int) -> Evidence:
         return evidence(lock=lock, **stuck(checkpoint_ms=at))
@@ -376,6 +379,31 @@ def test_a_mere_look_tells_it_after_one_sight_and_says_so() -> None:
     assert judgement.verdict is Verdict.ABANDONED
     assert judgement.reasons == ("run-ended", "seen-once")
     assert not judgement.confirmed
+
+
+def _until_overdue(seen: Evidence) -> float:
+    return 1020 + LIMITS.grace - seen.age
+
+
+def test_a_young_lock_of_a_gateway_is_looked_at_when_it_is_old_enough_to_be_abandoned() -> None:
+    young = judge(evidence(age=20.0), LIMITS)
+    assert (young.verdict, young.due_in) == (Verdict.HELD, LIMITS.abandoned_after - 20)
+
+
+def test_one_that_can_never_be_abandoned_is_not() -> None:
+    for never in (
+        evidence(age=20.0, program=Program.AGENT),
+        evidence(OPEN, HolderState.UNKNOWN, age=20.0),
+        evidence(age=20.0, lock=a_lock(starttime=None)),
+    ):
+        assert judge(never, LIMITS).due_in == _until_overdue(never)
+
+
+def test_an_overdue_lock_whose_run_just_ended_is_looked_at_when_that_is_long_enough_ago() -> None:
+    lock = a_lock(age=200.0, max_hold_ms=1000)
+    overdue = judge(evidence(lock=lock, **stuck(age=200.0, end_after_birth=130.0)), LIMITS)
+    assert overdue.verdict is Verdict.OVERDUE
+    assert overdue.due_in == pytest.approx(LIMITS.abandoned_after - 70)
 
 
 # The table "how the end of a run shows" of the facts, line by line: which are stuck, which not.
@@ -553,6 +581,15 @@ def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
     assert (young.pending, young.due_in) == (True, 1.0)
 
 
+def test_a_file_whose_time_is_in_the_future_is_old_once_it_was_seen_for_the_grace() -> None:
+    run = Run(store=StoreStatus.NONE)
+    for proof, expected in ((NOT_OPEN, Verdict.STALE), (NO_PROOF, Verdict.UNCERTAIN)):
+        seen = evidence(proof, HolderState.UNNAMED, lock=a_lock(b""), age=0.0, run=run)
+        assert judge(seen._replace(seen_for=9.0), LIMITS).due_in == 1.0
+        old = judge(seen._replace(seen_for=10.0), LIMITS)
+        assert (old.verdict, old.pending) == (expected, False)
+
+
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
@@ -606,6 +643,71 @@ def test_without_proof_all_else_is_uncertain(state: HolderState) -> None:
 def test_a_young_empty_file_is_too_early_without_proof() -> None:
     it = evidence(NO_PROOF, HolderState.UNNAMED, lock=a_lock(b""), age=1.0)
     assert verdict(it) == (Verdict.UNCERTAIN, ("too-early",), 11)
+    assert verdict(it._replace(file_age=10.0)) == (Verdict.UNCERTAIN, ("no-hold-proof",), 10)
+
+
+# Which locks need their run, and what becomes of a verdict
+
+
+def wanted(seen: Evidence) -> bool:
+    return wants_run(
+        seen.lock,
+        seen.proof,
+        seen.holder,
+        age=seen.age,
+        holder_seen_alive=seen.holder_seen_alive,
+        limits=LIMITS,
+    )
+
+
+def test_the_run_of_a_held_lock_is_read_from_the_look_on_that_is_due_because_of_it() -> None:
+    due_in = judge(evidence(age=0.0), LIMITS).due_in
+    assert due_in == LIMITS.abandoned_after
+    assert wanted(evidence(age=due_in))
+    assert not wanted(evidence(age=due_in - 0.001))
+
+
+def test_the_run_of_a_lock_that_can_never_be_abandoned_is_not_read() -> None:
+    assert not wanted(evidence(program=Program.AGENT))
+    assert not wanted(evidence(OPEN, HolderState.ZOMBIE))
+    assert not wanted(evidence(NO_PROOF))
+
+
+@pytest.mark.parametrize("state", HolderState)
+def test_where_nobody_has_it_open_the_run_counts_for_dead_and_unnamed_holders(
+    state: HolderState,
+) -> None:
+    assert wanted(evidence(NOT_OPEN, state)) is (state in {*DEAD, HolderState.UNNAMED})
+    assert not wanted(evidence(NO_PROOF, state))
+    assert wanted(evidence(NO_PROOF, state, holder_seen_alive=True)) is (state in DEAD)
+
+
+_CHOICES = {
+    Verdict.STALE: "on_stale",
+    Verdict.ORPHANED: "on_orphaned",
+    Verdict.ABANDONED: "on_abandoned",
+    Verdict.OVERDUE: "on_overdue",
+}
+
+
+@pytest.mark.parametrize("found", Verdict)
+def test_each_verdict_gets_what_the_policy_says_of_it(found: Verdict) -> None:
+    judgement = Judgement(verdict=found, reasons=(), row=0)
+    flagged = dict.fromkeys(_CHOICES.values(), Action.FLAG)
+    removed = dict.fromkeys(_CHOICES.values(), Action.REMOVE)
+    if found not in _CHOICES:
+        assert decide(judgement, Policy(**removed)) is Action.KEEP
+        return
+    choice = _CHOICES[found]
+    assert decide(judgement, Policy(**(flagged | {choice: Action.REMOVE}))) is Action.REMOVE
+    assert decide(judgement, Policy(**(removed | {choice: Action.FLAG}))) is Action.FLAG
+
+
+def test_where_nothing_is_said_all_but_overdue_locks_are_removed() -> None:
+    actions = {
+        found: decide(Judgement(verdict=found, reasons=(), row=0), Policy()) for found in _CHOICES
+    }
+    assert actions == dict.fromkeys(_CHOICES, Action.REMOVE) | {Verdict.OVERDUE: Action.FLAG}
 
 
 # Properties
@@ -784,7 +886,7 @@ def test_growing_older_never_makes_a_stuck_lock_held(
 
 @given(_EVIDENCE, _LIMITS)
 def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Limits) -> None:
-    wanted = wants_run(
+    needed = wants_run(
         it.lock,
         it.proof,
         it.holder,
@@ -792,7 +894,7 @@ def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Lim
         holder_seen_alive=it.holder_seen_alive,
         limits=limits,
     )
-    if not wanted:
+    if not needed:
         without = it._replace(
             run=NOT_READ, run_end_age=None, quiet_for=None, may_be_newer_gateway=True
         )
