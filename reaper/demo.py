@@ -127,8 +127,8 @@ def run(console: Console) -> None:
             knowledge,
             version="demo",
             states=[state.name],
+            policy=Policy(),
             acquire_timeout=60.0,
-            max_agents=10,
             now=time.monotonic,
             holder_use=use_of,
         )

@@ -655,7 +655,6 @@ class Watch:
         self._lines.clear()
 
     def _tell_churn(self, found: Finding, times: int) -> None:
-        self._metrics.count_churn()
         self._journal.warn(
             "churn",
             state_dir=found.lock.state_dir,

@@ -519,8 +519,8 @@ class Sidecar:
             self.knowledge,
             version="test",
             states=["s"],
+            policy=Policy(),
             acquire_timeout=60,
-            max_agents=10,
             now=time.monotonic,
             holder_use=use_of,
         )
@@ -621,7 +621,7 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
         it.sweep()
     assert len(it.log.getvalue().splitlines()) == 1
     assert 'reaper_errors_total{kind="removal"} 1.0' in it.scrape()
-    assert 'reaper_stuck_locks{agent="main",state="s"} 1.0' in it.scrape()
+    assert 'reaper_stuck_locks{agent="main",state_dir="s"} 1.0' in it.scrape()
     (seen,) = it.knowledge.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
     assert it.watch._due[it.place("dead")] > time.monotonic() + 0.1

@@ -14,7 +14,6 @@ EXIT_BLIND: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 ACQUIRE_TIMEOUT: Final = 60.0
-MAX_AGENTS: Final = 200
 """For the metrics, where nothing else is said."""
 
 

@@ -7,7 +7,7 @@ from prometheus_client import write_to_textfile
 
 from reaper import __version__
 from reaper.adapters.processes import use_of
-from reaper.commands.console import ACQUIRE_TIMEOUT, MAX_AGENTS
+from reaper.commands.console import ACQUIRE_TIMEOUT
 from reaper.commands.options import Judging
 from reaper.core.finding import Finding
 from reaper.core.policy import Outcome
@@ -24,7 +24,7 @@ def metrics_for(
     judging: Judging,
     *,
     acquire_timeout: float = ACQUIRE_TIMEOUT,
-    max_agents: int = MAX_AGENTS,
+    dry_run: bool = False,
     wedged: "Callable[[], Iterable[tuple[str, str, bool]]]" = lambda: (),
     watching: bool = True,
 ) -> "tuple[Knowledge, Metrics]":
@@ -33,8 +33,9 @@ def metrics_for(
         knowledge,
         version=__version__,
         states=[state.name for state in judging.states],
+        policy=judging.policy,
+        dry_run=dry_run,
         acquire_timeout=acquire_timeout,
-        max_agents=max_agents,
         now=time.monotonic,
         holder_use=use_of,
         wedged=wedged,
@@ -46,8 +47,8 @@ def metrics_for(
 class SweepMetrics:
     """The sidecar's metrics, for one sweep."""
 
-    def __init__(self, judging: Judging) -> None:
-        self._knowledge, self._metrics = metrics_for(judging, watching=False)
+    def __init__(self, judging: Judging, *, dry_run: bool) -> None:
+        self._knowledge, self._metrics = metrics_for(judging, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
 

@@ -60,7 +60,7 @@ def command(
     if textfile is not None:
         from reaper.commands.metrics import SweepMetrics  # noqa: PLC0415  # only where wanted
 
-        metrics = SweepMetrics(judging)
+        metrics = SweepMetrics(judging, dry_run=dry_run)
 
     def on_wait(count: int, seconds: float) -> None:
         talk.info(f"{locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")

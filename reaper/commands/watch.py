@@ -13,7 +13,6 @@ import typer
 from reaper import __version__
 from reaper.commands.console import (
     ACQUIRE_TIMEOUT,
-    MAX_AGENTS,
     LogFormat,
     LogFormatOption,
     fail,
@@ -83,15 +82,6 @@ def command(
             default="60s",
         ),
     ] = ACQUIRE_TIMEOUT,
-    max_agents: Annotated[
-        int,
-        typer.Option(
-            "--max-agents",
-            envvar="REAPER_MAX_AGENTS",
-            min=0,
-            help="How many agents get series of their own; the rest is `other`.",
-        ),
-    ] = MAX_AGENTS,
     churn_count: Annotated[
         int,
         typer.Option(
@@ -188,7 +178,6 @@ def command(
     knowledge, metrics = metrics_for(
         judging,
         acquire_timeout=acquire_timeout,
-        max_agents=max_agents,
         wedged=health.labelled,
     )
     journal = Journal(
