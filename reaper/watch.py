@@ -21,12 +21,11 @@ from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.processes import starttime_of
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.finding import Finding, Skipped
-from reaper.core.health import CHURN
 from reaper.core.lock import FileId, Lock, LockKey, StateDir
 from reaper.core.policy import Action, Outcome
 from reaper.core.retry import Retry
 from reaper.core.verdict import TOO_EARLY, Verdict
-from reaper.gateway_health import GatewayHealth, health_record
+from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen, lock_record
@@ -215,7 +214,6 @@ class Watch:
         self._next_poll = 0.0
         self._unannounced: dict[LockKey, float] = {}
         self._next_sweep = 0.0
-        self._next_check = 0.0
         self._clean_sweeps = 0
         self._degraded = False
         self._missing: set[StateDir] = set()
@@ -329,7 +327,6 @@ class Watch:
         self._judge(self._take_due(time.monotonic()))
         self._check_polled()
         self._count_missed()
-        self._check_health()
         wake_at = self._wake_at()
         with self._mutex:
             self._wakes_at = wake_at = min(wake_at, self._news_by)
@@ -364,8 +361,6 @@ class Watch:
             heapq.heappop(self._heap)
         if self._heap:
             wake_at = min(wake_at, self._heap[0][0])
-        if self._health.limits is not None:
-            wake_at = min(wake_at, self._next_check)
         if self._polled:
             wake_at = min(wake_at, self._next_poll)
         if self._unannounced:
@@ -462,7 +457,6 @@ class Watch:
         self._swept = True
         self._swept_at = now
         self._close_idle_holders()
-        self._next_check = now
         self._trust_events_again()
         self._next_sweep = now + self._interval()
 
@@ -604,9 +598,7 @@ class Watch:
         was = (before.judgement.verdict, before.judgement.reasons) if before else None
         changed = not same_lock or was != now_is
         self._tell(found, changed=changed, first=not same_lock)
-        times = self._health.note(place, seen)
-        if times:
-            self._tell_churn(found, times)
+        self._health.add(seen)
         if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
             if found.outcome is Outcome.REMOVED and same_lock and due_since is not None:
                 self._metrics.reap_delay.observe(max(0.0, now - due_since))
@@ -629,7 +621,7 @@ class Watch:
             return
         record = lock_record(found)
         if acted or flagged:
-            self._metrics.count_action(found.action, found.judgement, found.outcome)
+            self._metrics.count_action(found)
             self._knowledge.remember(record, time.time_ns() // 1_000_000)
         if told and self._may_write_of(found):
             event = found.outcome.value if found.outcome and acted else "verdict"
@@ -653,30 +645,6 @@ class Watch:
                     "lines-left-out", state_dir=state_dir, agent=agent, lines=left_out
                 )
         self._lines.clear()
-
-    def _tell_churn(self, found: Finding, times: int) -> None:
-        self._journal.warn(
-            "churn",
-            state_dir=found.lock.state_dir,
-            agent=found.lock.agent,
-            session=found.lock.session,
-            session_key=found.evidence.run.session_key,
-            pid=found.lock.record.pid,
-            reasons=[CHURN],
-            stuck_times=times,
-            within_seconds=self._health.churn_limits.within,
-        )
-
-    def _check_health(self) -> None:
-        """See how the holders do: as often as that was asked for, else after each full sweep."""
-        now = time.monotonic()
-        if now < self._next_check:
-            return
-        asked = self._health.limits is not None
-        self._next_check = now + self._health.check_every if asked else math.inf
-        for it in self._health.check(self._knowledge.all(), now):
-            tell = self._journal.warn if it.standing.wedged else self._journal.info
-            tell("wedged" if it.standing.wedged else "wedged-no-more", **health_record(it, now))
 
     def _wait_for(self, place: LockKey, found: Finding, now: float) -> None:
         self._due.pop(place, None)

@@ -177,7 +177,7 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
         ("sweep", "--abandoned-after", "-5"),
         ("sweep", "--wait", "nan"),
         ("watch", "--wedged-rss", "4 furlongs"),
-        ("watch", "--churn-count", "1"),
+        ("watch", "--wedged-sessions", "0"),
         ("sweep", "--on-overdue", "burn"),
         ("list", "--wait", "5"),
         ("explain",),
@@ -800,7 +800,7 @@ def run_and_tell(expression: str, *arguments: object) -> tuple[str, list[str]]:
 def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
     said, imported = run_and_tell("sys.modules", "list", "--state-dir", tmp_path)
     unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "watchdog"}
-    unneeded |= {"json", "reaper.core.health", "reaper.demo", "reaper.gateway_health"}
+    unneeded |= {"json", "reaper.core.wedged", "reaper.demo", "reaper.gateway_health"}
     assert said == "no locks\n"
     assert "reaper.sweep" in imported
     assert not unneeded & set(imported)

@@ -22,10 +22,10 @@ from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.locks import names, reading, removal
 from reaper.adapters.processes import use_of
 from reaper.core.finding import Finding, Skipped
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
@@ -529,7 +529,7 @@ class Sidecar:
             reaper,
             resync=60,
             knowledge=self.knowledge,
-            health=GatewayHealth(churn=ChurnLimits(), limits=None),
+            health=GatewayHealth(self.knowledge, WedgedLimits()),
             metrics=self.metrics,
             journal=Journal(self.log, json=True),
         )

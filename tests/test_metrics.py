@@ -14,7 +14,7 @@ from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.record import parse
-from reaper.core.verdict import Verdict
+from reaper.core.verdict import Judgement, Verdict
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
@@ -255,6 +255,21 @@ def test_counters_that_alerts_read_start_at_0(knowledge: Knowledge) -> None:
     assert found['reaper_errors_total{kind="removal"}'] == 0
 
 
+def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    leaked = 'reaper_leaked_sessions_total{state_dir="s"}'
+    assert series(metrics)[leaked] == 0
+    abandoned = Judgement(verdict=Verdict.ABANDONED, reasons=("run-ended",), row=1)
+    for outcome in (Outcome.FAILED, Outcome.FLAGGED, Outcome.REMOVED):
+        metrics.count_action(
+            a_lock()._replace(judgement=abandoned, action=Action.REMOVE, outcome=outcome)
+        )
+    stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.GONE))
+    metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.REMOVED))
+    assert series(metrics)[leaked] == 1
+    assert "leaked" not in exposed(made(knowledge, watching=False))
+
+
 def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_exporter(
     knowledge: Knowledge,
 ) -> None:
@@ -265,8 +280,8 @@ def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_expor
 def test_a_failed_removal_is_an_error_too(knowledge: Knowledge) -> None:
     metrics = made(knowledge)
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.UNNAMED), file_age=99)
-    metrics.count_action(Action.REMOVE, stale.judgement, Outcome.FAILED)
-    metrics.count_action(Action.KEEP, stale.judgement, Outcome.KEPT)
+    metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.FAILED))
+    metrics.count_action(stale._replace(action=Action.KEEP, outcome=Outcome.KEPT))
     found = series(metrics)
     assert found['reaper_errors_total{kind="removal"}'] == 1
     assert sum(value for name, value in found.items() if "actions" in name) == 1

@@ -31,10 +31,10 @@ from reaper.adapters.locks import removal
 from reaper.adapters.processes import ProcessTable, use_of
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import FileId, LockKey, StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
@@ -149,7 +149,7 @@ def watch_of(tree: Tree) -> CountingWatch:
         reaper,
         resync=3600,
         knowledge=knowledge,
-        health=GatewayHealth(churn=ChurnLimits(), limits=None),
+        health=GatewayHealth(knowledge, WedgedLimits()),
         metrics=metrics,
         journal=journal,
     )
@@ -351,7 +351,7 @@ def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: Hold
 def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_long(
     tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, check = tree.sessions(), in_process._check_health
+    folder, check = tree.sessions(), in_process._count_missed
     made: list[Path] = []
 
     def appear() -> None:
@@ -363,7 +363,7 @@ def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_lo
 
     until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
-    monkeypatch.setattr(in_process, "_check_health", appear)
+    monkeypatch.setattr(in_process, "_count_missed", appear)
     in_process._ring()
     until(lambda: made and gone(made[0])())
 
@@ -381,14 +381,13 @@ def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
     assert os.listdir(tree.sessions()) == [holder.path.name]
 
 
-def test_due_locks_are_freed_without_any_event(
-    tree: Tree, hold: HoldLock, watching: Watching
-) -> None:
-    """An orphan's grace and an ended run's quiet pass by time alone."""
-    limits = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
-    sidecar = watching("--resync", "1h", limits=limits)
+SHORT = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
+
+
+def cut_short(tree: Tree, hold: HoldLock) -> Holder:
+    """Hold a lock for a run that was cut short; it is abandoned once it is quiet."""
     # The holder must be older than the run, by five seconds: the story lies a bit ahead.
-    forgotten, stuck = hold("forgotten"), hold("stuck", age=-8)
+    stuck = hold("stuck", age=-8)
     created = created_ms(stuck.path)
     tree.store(
         {
@@ -401,6 +400,15 @@ def test_due_locks_are_freed_without_any_event(
         }
     )
     tree.trajectory("stuck", *attempt("run", created - 500, created + 300), quiet=0)
+    return stuck
+
+
+def test_due_locks_are_freed_without_any_event(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    """An orphan's grace and an ended run's quiet pass by time alone."""
+    sidecar = watching("--resync", "1h", limits=SHORT)
+    forgotten, stuck = hold("forgotten"), cut_short(tree, hold)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
     os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it
@@ -1019,12 +1027,10 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     hold: HoldLock, watching: Watching
 ) -> None:
     holder = hold("overdue", age=7200)
-    sidecar = watching("--wedged-locks", "1", "--wedged-for", "1s")
+    sidecar = watching("--wedged-sessions", "1")
     pid = str(holder.pid)
     until(lambda: sidecar.status("/-/gateway") == 503)
     assert sidecar.metric("reaper_holder_wedged", pid=pid) == 1
-    (line,) = sidecar.journal("wedged")
-    assert (line["level"], line["pid"], line["why"]) == ("warning", holder.pid, "stuck-locks")
     probe = ("probe", "--gateway", "--url", f"http://127.0.0.1:{sidecar.port}/-/healthy")
     done = reap(*probe)
     assert done.returncode == 1
@@ -1040,25 +1046,22 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     assert "nothing is known about the gateway" in done.stderr
 
 
+def test_a_session_that_was_freed_is_still_leaked_until_its_gateway_is_gone(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    stuck = cut_short(tree, hold)
+    sidecar = watching("--wedged-sessions", "1", limits=SHORT)
+    until(gone(stuck.path))
+    until(lambda: sidecar.metric("reaper_leaked_sessions_total", state_dir="state") == 1)
+    assert sidecar.status("/-/gateway") == 503
+    stuck.kill()
+    until(lambda: sidecar.status("/-/gateway") == 200)
+    assert sidecar.metric("reaper_leaked_sessions_total", state_dir="state") == 1
+
+
 def test_without_being_asked_no_holder_is_wedged(hold: HoldLock, watching: Watching) -> None:
     hold("overdue", age=7200)
     sidecar = watching()
     until(lambda: sidecar.metric("reaper_locks", verdict="overdue") == 1)
     assert json.loads(sidecar.get("/-/gateway")) == {"wedged": False, "enabled": False}
     assert "reaper_holder_wedged{" not in sidecar.get("/metrics")
-
-
-def test_a_session_that_sticks_again_under_the_same_holder_is_churn(
-    tree: Tree, hold: HoldLock, watching: Watching
-) -> None:
-    holder = hold("again", age=7200)
-    tree.store({"agent:main:cron:x": {"sessionId": "again", "status": "done"}})
-    sidecar = watching("--on-overdue", "remove", "--churn-count", "3")
-    for _ in range(2):
-        until(gone(holder.path))
-        assert not sidecar.journal("churn")
-        holder.ask("take again")
-    until(lambda: sidecar.journal("churn"))
-    (line,) = sidecar.journal("churn")
-    assert (line["reasons"], line["stuck_times"]) == ("churn", 3)
-    assert (line["session"], line["session_key"]) == ("again", "agent:main:cron:x")

@@ -25,11 +25,11 @@ import pytest
 
 from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
 from reaper.core.finding import Skipped
-from reaper.core.health import Load, Standing
 from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome
 from reaper.core.verdict import Limits
-from reaper.gateway_health import Health, HolderName, health_record
+from reaper.core.wedged import Load
+from reaper.gateway_health import HolderHealth, HolderName
 from reaper.reports import listener, web, web_config
 from reaper.reports.listener import Address, Bounds
 from reaper.reports.metrics import Knowledge
@@ -658,11 +658,10 @@ def test_the_first_line_does_not_soothe_who_cannot_know(serving: Serving) -> Non
     assert first_line(served).startswith("The reaper hangs")
 
 
-def holder(standing: Standing | None = None) -> dict[str, Any]:
-    name = HolderName("s", 7, 1, seen=True)
-    load = Load(stuck_locks=4, churn=1, resident_bytes=None)
-    standing = standing or Standing(wedged=True, why=("stuck-locks", "churn"), since=100.0)
-    return health_record(Health(name=name, load=load, standing=standing), now=465.0)
+def holder(*why: str) -> dict[str, Any]:
+    name = HolderName("s", 7, 1, visible=True)
+    load = Load(stuck_locks=1, freed_locks=3, resident_bytes=5 * 2**30)
+    return HolderHealth(name, load, why).as_record()
 
 
 def test_the_first_line_does_not_soothe_where_a_session_store_is_not_understood(
@@ -679,19 +678,19 @@ def test_the_first_line_does_not_soothe_where_a_session_store_is_not_understood(
 def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
     served = serving()
     assert first_line(served) == "No session is stuck."
-    served.wedged_holders = [holder()]
+    served.wedged_holders = [holder("leaked-sessions")]
     assert first_line(served) == "No session is stuck, but pid 7 is wedged."
     text = served.text()
     assert (
-        "Pid 7 (state s) has been wedged for 6m 05s: 4 stuck locks, 1 session that stuck again "
-        "and again. Freeing locks does not cure that; a restart does"
+        "Pid 7 (state s) is wedged: 4 leaked sessions. Freeing locks does not cure that; a restart "
+        "does"
     ) in text
-    served.wedged_holders = [holder(), holder(standing=Standing(wedged=True, since=464.0))]
+    served.wedged_holders = [holder("resident-memory"), holder("leaked-sessions")]
     assert first_line(served) == "No session is stuck, but 2 holders are wedged."
-    assert "Pid 7 (state s) has been wedged for 1.0s. Freeing" in served.text()
+    assert "Pid 7 (state s) is wedged: 5120 MiB of memory. Freeing" in served.text()
     stale(served.knowledge, session="sid")
     assert first_line(served).startswith("1 session is stuck, ")
-    assert "has been wedged for" in served.text()
+    assert "is wedged: " in served.text()
 
 
 def test_the_page_says_when_users_fail_now(serving: Serving) -> None:

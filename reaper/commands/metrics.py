@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 def metrics_for(
     judging: Judging,
+    knowledge: Knowledge,
     *,
     acquire_timeout: float = ACQUIRE_TIMEOUT,
     dry_run: bool = False,
     wedged: "Callable[[], Iterable[tuple[str, str, bool]]]" = lambda: (),
     watching: bool = True,
-) -> "tuple[Knowledge, Metrics]":
-    knowledge = Knowledge()
-    metrics = Metrics(
+) -> Metrics:
+    return Metrics(
         knowledge,
         version=__version__,
         states=[state.name for state in judging.states],
@@ -41,14 +41,14 @@ def metrics_for(
         wedged=wedged,
         watching=watching,
     )
-    return knowledge, metrics
 
 
 class SweepMetrics:
     """The sidecar's metrics, for one sweep."""
 
     def __init__(self, judging: Judging, *, dry_run: bool) -> None:
-        self._knowledge, self._metrics = metrics_for(judging, dry_run=dry_run, watching=False)
+        self._knowledge = Knowledge()
+        self._metrics = metrics_for(judging, self._knowledge, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
 
@@ -58,7 +58,7 @@ class SweepMetrics:
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
             return
-        self._metrics.count_action(found.action, found.judgement, found.outcome)
+        self._metrics.count_action(found)
         if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
             self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
 

@@ -25,7 +25,7 @@ def command(
         bool,
         typer.Option(
             "--gateway",
-            help="Ask /-/gateway there instead, whether a holder is wedged (`watch --wedged-…`): "
+            help="Ask /-/gateway there instead, whether a gateway is wedged (docs/wedged.md): "
             "exit code 1 if so, 0 also where the sidecar does not answer.",
         ),
     ] = False,

@@ -4,9 +4,8 @@ import errno
 import os
 import signal
 import sys
-import time
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
 
@@ -18,11 +17,10 @@ from reaper.commands.console import (
     fail,
     parser,
     seconds,
-    variable_of,
 )
 from reaper.commands.options import Judging, with_judging
-from reaper.core.health import ChurnLimits, WedgedLimits
 from reaper.core.text import printable
+from reaper.core.wedged import WedgedLimits
 from reaper.settings import parse_size
 
 
@@ -30,28 +28,6 @@ class ShowSessions(StrEnum):
     AUTHENTICATED = "authenticated"
     LOCAL = "local"
     ALL = "all"
-
-
-_CHURN: Final = ChurnLimits()
-
-
-def _wedged_limit(flag: str, help_text: str, *, default: str) -> Any:  # noqa: ANN401  # OptionInfo
-    return typer.Option(flag, envvar=variable_of(flag), min=0, help=help_text, show_default=default)
-
-
-def _wedged_limits(
-    locks: int | None, churn: int | None, rss: int | None, after: float | None
-) -> WedgedLimits | None:
-    """Return the limits of what was given; None where nothing was, which switches it all off."""
-    if locks is None and churn is None and not rss and after is None:
-        return None
-    default = WedgedLimits()
-    return WedgedLimits(
-        stuck_locks=(default.stuck_locks if locks is None else locks) or None,
-        churn=(default.churn if churn is None else churn) or None,
-        resident_bytes=rss or None,
-        after=default.after if after is None else after,
-    )
 
 
 @with_judging
@@ -82,31 +58,17 @@ def command(
             default="60s",
         ),
     ] = ACQUIRE_TIMEOUT,
-    churn_count: Annotated[
-        int,
+    wedged_sessions: Annotated[
+        int | None,
         typer.Option(
-            "--churn-count",
-            envvar="REAPER_CHURN_COUNT",
-            min=2,
-            help="How often the same session sticks under the same holder, within "
-            "--churn-within, before that is called churn.",
-        ),
-    ] = _CHURN.count,
-    churn_within: Annotated[
-        float, seconds("--churn-within", "See --churn-count.", default="10m")
-    ] = _CHURN.within,
-    wedged_locks: Annotated[
-        int | None,
-        _wedged_limit(
-            "--wedged-locks", "Stuck locks at which a holder is wedged; 0 is no limit.", default="3"
-        ),
-    ] = None,
-    wedged_churn: Annotated[
-        int | None,
-        _wedged_limit(
-            "--wedged-churn",
-            "Times that its sessions churned within --churn-within; 0 is no limit.",
-            default="3",
+            "--wedged-sessions",
+            envvar="REAPER_WEDGED_SESSIONS",
+            metavar="N",
+            min=1,
+            help="Leaked sessions at which a gateway is wedged: locks that it holds stuck now, and "
+            "abandoned ones that were freed from it. GET /-/gateway then answers 503, for whoever "
+            "restarts gateways.",
+            show_default="no limit",
         ),
     ] = None,
     wedged_rss: Annotated[
@@ -116,18 +78,8 @@ def command(
             envvar="REAPER_WEDGED_RSS",
             parser=parser(parse_size),
             metavar="SIZE",
-            help="Resident memory at which a holder is wedged, like 4GiB.",
+            help="Resident memory at which a gateway is wedged, like 4GiB.",
             show_default="no limit",
-        ),
-    ] = None,
-    wedged_for: Annotated[
-        float | None,
-        seconds(
-            "--wedged-for",
-            "How long a holder must be at one of these limits to be wedged, and below all of them "
-            "to be so no longer. Any --wedged-… switches this on: GET /-/gateway then answers 503 "
-            "while a holder is wedged, for whoever restarts gateways.",
-            default="5m",
         ),
     ] = None,
     web_config: Annotated[
@@ -158,6 +110,7 @@ def command(
     from reaper.commands.metrics import metrics_for  # noqa: PLC0415
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.reports.metrics import Knowledge  # noqa: PLC0415
     from reaper.reports.page import View  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
@@ -170,13 +123,12 @@ def command(
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
-    health = GatewayHealth(
-        churn=ChurnLimits(count=churn_count, within=churn_within),
-        limits=_wedged_limits(wedged_locks, wedged_churn, wedged_rss, wedged_for),
-    )
+    knowledge = Knowledge()
+    health = GatewayHealth(knowledge, WedgedLimits(wedged_sessions, wedged_rss or None))
     raise_descriptor_limit()
-    knowledge, metrics = metrics_for(
+    metrics = metrics_for(
         judging,
+        knowledge,
         acquire_timeout=acquire_timeout,
         wedged=health.labelled,
     )
@@ -216,12 +168,12 @@ def command(
         acquire_timeout=acquire_timeout,
         healthy=it.healthy,
         ready=it.ready,
-        wedged=lambda: health.wedged(time.monotonic()),
+        wedged=health.wedged,
     )
     web = WebServer(
         metrics.registry,
         view,
-        gateway=lambda: health.answer(now=time.monotonic(), fresh=it.healthy()),
+        gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
         on_error=on_web_error,

@@ -6,7 +6,7 @@ carries a session, or anything else without a bound.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.text import printable
-from reaper.core.verdict import FIRST_REASONS, Judgement
-from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.core.verdict import FIRST_REASONS, Judgement, Verdict
+from reaper.reports.records import Act, Found, Seen, SkippedFile
 from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
 MAX_AGENTS: Final = 200
@@ -144,7 +144,7 @@ class Metrics:
         knowledge: Knowledge,
         *,
         version: str,
-        states: Iterable[str],
+        states: Sequence[str],
         policy: Policy,
         dry_run: bool = False,
         acquire_timeout: float,
@@ -173,6 +173,15 @@ class Metrics:
         )
         for action, reason, outcome in _possible_actions(policy, dry_run=dry_run):
             self.actions.labels(action.value, reason, outcome.value)
+        # A one-shot ends before it could count a second one.
+        self._leaked = Counter(
+            "reaper_leaked_sessions_total",
+            "Abandoned locks freed since the sidecar started; the gateway leaks each session.",
+            ["state_dir"],
+            registry=registry if watching else None,
+        )
+        for state in states:
+            self._leaked.labels(state)
         self.reap_delay = Histogram(
             "reaper_reap_delay_seconds",
             "From the moment a lock that was seen before became removable until it was gone.",
@@ -212,7 +221,7 @@ class Metrics:
         registry.register(
             _LockCollector(
                 knowledge,
-                states=list(states),
+                states=states,
                 acquire_timeout=acquire_timeout,
                 max_agents=max_agents,
                 now=now,
@@ -224,13 +233,16 @@ class Metrics:
             # In a textfile these names would clash with those of node_exporter.
             ProcessCollector(registry=registry)
 
-    def count_action(self, action: Action, judgement: Judgement, outcome: Outcome | None) -> None:
+    def count_action(self, found: Found) -> None:
         """Count an act by its first reason; keeping is none."""
-        if action is not Action.KEEP and outcome is not None:
+        judgement, outcome = found.judgement, found.outcome
+        if found.action is not Action.KEEP and outcome is not None:
             reason = judgement.reasons[0] if judgement.reasons else ""
-            self.actions.labels(action.value, reason, outcome.value).inc()
+            self.actions.labels(found.action.value, reason, outcome.value).inc()
             if outcome is Outcome.FAILED:
                 self.errors.labels("removal").inc()
+            if outcome is Outcome.REMOVED and judgement.verdict is Verdict.ABANDONED:
+                self._leaked.labels(found.lock.state_dir).inc()
 
 
 def _possible_actions(policy: Policy, *, dry_run: bool) -> Iterator[tuple[Action, str, Outcome]]:
@@ -249,7 +261,7 @@ class _LockCollector(Collector):
         self,
         knowledge: Knowledge,
         *,
-        states: list[str],
+        states: Sequence[str],
         acquire_timeout: float,
         max_agents: int,
         now: Callable[[], float],
@@ -409,7 +421,7 @@ class _LockCollector(Collector):
                 fds.add_metric([state, str(pid)], use.open_fds)
         wedged = GaugeMetricFamily(
             "reaper_holder_wedged",
-            "1 while a holder is past a limit that was set for it, for as long as was set.",
+            "1 while a holder has reached a limit that --wedged-sessions or --wedged-rss sets.",
             labels=labels,
         )
         for state, label, is_wedged in self._wedged():
