@@ -257,7 +257,8 @@ class Reaper:
 
     It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
     worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
-    `longest_retry` how many seconds it waits at most before it tries again to remove a lock.
+    `longest_retry` how many seconds it waits at most before it tries again to remove a lock. With
+    `dry_run`, `act` removes nothing.
     """
 
     def __init__(
@@ -270,12 +271,14 @@ class Reaper:
         process_table: Callable[[], Processes] = _process_table,
         most_remembered: int = MOST_REMEMBERED,
         longest_retry: float = 60.0,
+        dry_run: bool = False,
     ) -> None:
         self.states = list(states)
         self.most_remembered = most_remembered
         self._longest_retry = longest_retry
         self.limits = limits
         self.policy = policy
+        self._act_mode = Mode.DRY if dry_run else Mode.ACT
         self.clock = clock or SystemClock()
         self._make_table = process_table
         self._table: Processes | None = None
@@ -385,7 +388,7 @@ class Reaper:
         """
         seen: set[LockKey] = set()
         unseen = Unseen()
-        for found in self._pass(Mode.ACT, only, remembers=True):
+        for found in self._pass(self._act_mode, only, remembers=True):
             unseen.add(found)
             if found.key is not None:
                 seen.add(found.key)

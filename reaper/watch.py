@@ -611,8 +611,9 @@ class Watch:
     def _tell(self, found: Finding, *, changed: bool, first: bool) -> None:
         """Count and write an act, or a change of verdict; that a lock is held at first is none."""
         verdict = found.judgement.verdict
-        acted = found.action is Action.REMOVE and found.attempted
-        flagged = found.action is Action.FLAG and changed
+        would = found.outcome is Outcome.WOULD_REMOVE
+        acted = found.action is Action.REMOVE and found.attempted and not would
+        flagged = (found.action is Action.FLAG or would) and changed
         early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
         news = found.retry.is_news if found.retry is not None else acted
         at_first = first and verdict is Verdict.HELD
@@ -624,7 +625,7 @@ class Watch:
             self._metrics.count_action(found)
             self._knowledge.remember(record, time.time_ns() // 1_000_000)
         if told and self._may_write_of(found):
-            event = found.outcome.value if found.outcome and acted else "verdict"
+            event = found.outcome.value if found.outcome and (acted or would) else "verdict"
             self._journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
 
     def _may_write_of(self, found: Finding) -> bool:

@@ -681,8 +681,7 @@ _EVIDENCE = _ANY | _nearly_stuck()
 _POLICIES = st.builds(
     Policy,
     **{
-        f"on_{it}": st.sampled_from([Action.FLAG, Action.REMOVE])
-        for it in ("stale", "orphaned", "abandoned", "overdue")
+        f"on_{it}": st.sampled_from([Action.FLAG, Action.REMOVE]) for it in ("abandoned", "overdue")
     },
 )
 _LIMITS = st.builds(Limits, **{

@@ -1020,6 +1020,29 @@ def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+# A dry run
+
+
+def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    dying = hold("dying")
+    left = tree.lock("dead", record(2**22 + 1))
+    sidecar = watching("--dry-run", "--resync", "1s")
+    dying.kill()
+    until(lambda: len(sidecar.journal("would-remove")) == 2)
+    swept = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= swept + 2)
+    assert sidecar.metric("reaper_actions_total", outcome="would-remove") == 2
+    assert sidecar.metric("reaper_stuck_locks") == 2
+    assert {it["session"] for it in sidecar.journal("would-remove")} == {"dying", "dead"}
+    assert len(sidecar.journal()) == 3
+    assert sidecar.journal("watching")[0]["dry_run"] is True
+    assert left.exists()
+    assert dying.path.exists()
+    assert "This is a dry run: nothing is removed." in sidecar.get("/")
+
+
 # When freeing locks is not enough
 
 

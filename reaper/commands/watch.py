@@ -12,16 +12,19 @@ import typer
 from reaper import __version__
 from reaper.commands.console import (
     ACQUIRE_TIMEOUT,
-    LogFormat,
-    LogFormatOption,
     fail,
     parser,
     seconds,
 )
-from reaper.commands.options import Judging, with_judging
+from reaper.commands.options import POLICY, DryRun, Judging, with_judging
 from reaper.core.text import printable
 from reaper.core.wedged import WedgedLimits
 from reaper.settings import parse_size
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
 
 
 class ShowSessions(StrEnum):
@@ -30,7 +33,7 @@ class ShowSessions(StrEnum):
     ALL = "all"
 
 
-@with_judging
+@with_judging(*POLICY)
 def command(
     judging: Judging,
     *,
@@ -101,7 +104,11 @@ def command(
             "authenticated; who asks from this machine too; all.",
         ),
     ] = ShowSessions.LOCAL,
-    log_format: LogFormatOption = LogFormat.CONSOLE,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
+    ] = LogFormat.CONSOLE,
+    dry_run: DryRun = False,
 ) -> None:
     """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
 
@@ -129,6 +136,7 @@ def command(
     metrics = metrics_for(
         judging,
         knowledge,
+        dry_run=dry_run,
         acquire_timeout=acquire_timeout,
         wedged=health.labelled,
     )
@@ -138,7 +146,7 @@ def command(
         on_error=metrics.errors.labels("journal").inc,
     )
     it = Watch(
-        judging.reaper(longest_retry=resync),
+        judging.reaper(longest_retry=resync, dry_run=dry_run),
         resync=resync,
         knowledge=knowledge,
         health=health,
@@ -169,6 +177,7 @@ def command(
         healthy=it.healthy,
         ready=it.ready,
         wedged=health.wedged,
+        dry_run=dry_run,
     )
     web = WebServer(
         metrics.registry,
@@ -199,6 +208,7 @@ def command(
         version=__version__,
         state_dirs=[state.path for state in judging.states],
         ports=ports,
+        dry_run=dry_run,
     )
     it.run()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -120,6 +120,7 @@ class View:
         healthy: Callable[[], bool],
         ready: Callable[[], bool],
         wedged: Callable[[], list[dict[str, Any]]] = list,
+        dry_run: bool = False,
     ) -> None:
         self._knowledge = knowledge
         self._metrics = metrics
@@ -130,6 +131,7 @@ class View:
         self.healthy = healthy
         self.ready = ready
         self._wedged = wedged
+        self._dry_run = dry_run
         self._started = time.monotonic()
         self._key = secrets.token_bytes(32)
 
@@ -229,6 +231,8 @@ class View:
         skipped: list[SkippedFile],
     ) -> Iterator[str]:
         now = time.monotonic()
+        if self._dry_run:
+            yield "This is a dry run: nothing is removed."
         if stuck:
             yield f"The first has been locked for {duration(stuck[0].age_at(now))}."
         blocking = sum(it.age_at(now) > self._acquire_timeout for it in seen)
@@ -267,8 +271,11 @@ class View:
             why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
             lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
         if it.judgement.wants_freeing:
+            step = next_step(judgement, it.action, self._limits)
+            if it.outcome is Outcome.WOULD_REMOVE:
+                step = "would remove it; this is a dry run"
             lines.append(
-                _sentence(f"the reaper {next_step(judgement, it.action, self._limits)}")
+                _sentence(f"the reaper {step}")
                 + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
