@@ -1,6 +1,7 @@
 """The program: its commands by name, and what it says of itself."""
 
 import functools
+import os
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -9,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from reaper import __version__
+from reaper.settings import unknown_variables
 
 _COMMANDS: Final = ("list", "explain", "unlock", "sweep", "watch", "demo", "probe")
 
@@ -61,8 +63,10 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[  # its callback does the work
+    version: Annotated[  # noqa: ARG001  # its callback does the work
         bool,
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
-) -> None: ...
+) -> None:
+    for warning in unknown_variables(os.environ):
+        typer.echo(f"reaper: warning: {warning}", err=True)

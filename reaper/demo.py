@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from reaper.adapters.processes import use_of
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Policy
 from reaper.core.verdict import STUCK, Limits
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.explain import duration
 from reaper.reports.journal import Journal
@@ -127,15 +127,15 @@ def run(console: Console) -> None:
             knowledge,
             version="demo",
             states=[state.name],
+            policy=Policy(),
             acquire_timeout=60.0,
-            max_agents=10,
             now=time.monotonic,
             holder_use=use_of,
         )
         lines = _LastLines()
         journal = Journal(lines if console.is_terminal else console.file, json=False)  # type: ignore[arg-type]  # as much of a stream as a journal needs
         reaper = Reaper([state], limits=_LIMITS, policy=Policy())
-        health = GatewayHealth(churn=ChurnLimits(), limits=None)
+        health = GatewayHealth(knowledge, WedgedLimits())
         watch = Watch(
             reaper,
             resync=20.0,
@@ -157,7 +157,7 @@ def run(console: Console) -> None:
         web = WebServer(
             metrics.registry,
             view,
-            gateway=lambda: health.answer(now=time.monotonic(), fresh=True),
+            gateway=lambda: health.answer(fresh=True),
         )
         (port,) = web.start([Address("127.0.0.1", 0)])
         cleanup.callback(web.stop)

@@ -9,6 +9,37 @@ from reaper.core.lock import StateDir
 from reaper.core.state_dirs import PROFILE, home_of, named_profile, state_dir_candidates
 from reaper.core.text import printable
 
+_PREFIX: Final = "REAPER_"
+VARIABLES: Final = frozenset(
+    {
+        "REAPER_ABANDONED_AFTER",
+        "REAPER_ACQUIRE_TIMEOUT",
+        "REAPER_DRY_RUN",
+        "REAPER_EXIT_ZERO",
+        "REAPER_JSON",
+        "REAPER_LISTEN",
+        "REAPER_LOG_FORMAT",
+        "REAPER_ON_ABANDONED",
+        "REAPER_ON_OVERDUE",
+        "REAPER_PROBE_INSECURE",
+        "REAPER_PROBE_TIMEOUT",
+        "REAPER_PROBE_URL",
+        "REAPER_QUIET",
+        "REAPER_RESYNC",
+        "REAPER_SHOW_SESSIONS",
+        "REAPER_STATE_DIR",
+        "REAPER_TEXTFILE",
+        "REAPER_VERBOSE",
+        "REAPER_WAIT",
+        "REAPER_WEB_CONFIG",
+        "REAPER_WEDGED_RSS",
+        "REAPER_WEDGED_SESSIONS",
+    }
+)
+"""The environment variables of all commands: a container sets those of `watch`, and `list` is run
+in it."""
+_SERVICE_LINK: Final = r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+"""What Kubernetes sets in each pod for a service whose name begins with `reaper`."""
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST: Final = 10 * 365 * 86_400.0
 _PART: Final = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
@@ -22,6 +53,25 @@ class UsageError(ValueError):
 
 class SettingsError(ValueError):
     """A setting is wrong; the message is for the person who gave it."""
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Return a warning for each REAPER_ variable that no option has."""
+    return [
+        f"{printable(name)} has no effect, no option has this name{_hint(name)}"
+        for name in sorted(environment)
+        if name.startswith(_PREFIX)
+        and name not in VARIABLES
+        and not re.fullmatch(_SERVICE_LINK, name)
+    ]
+
+
+def _hint(name: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  # seldom needed
+
+    known = sorted(variable.removeprefix(_PREFIX) for variable in VARIABLES)
+    nearest = get_close_matches(name.removeprefix(_PREFIX), known, n=1)
+    return f"; did you mean {_PREFIX}{nearest[0]}?" if nearest else ""
 
 
 def parse_duration(text: str) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
+from reaper.core.policy import Policy
 from reaper.reports.metrics import Knowledge, Metrics
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -30,8 +31,8 @@ def with_table(page: str) -> str:
         Knowledge(),
         version="1",
         states=["state"],
+        policy=Policy(),
         acquire_timeout=60.0,
-        max_agents=1,
         now=lambda: 0.0,
         holder_use=lambda _pid: None,
         wedged=lambda: [("state", "1", True)],

@@ -1,7 +1,7 @@
 """What tests need beyond Python, and what a run could not test because it is missing.
 
 A skipped test names what is missing and the cure. The end of a run lists all of that in one block.
-With REAPER_TESTS_COMPLETE=1, as `.ci/run` sets it, a skipped test fails, unless only another kernel
+With TESTS_COMPLETE=1, as `.ci/run` sets it, a skipped test fails, unless only another kernel
 would help and `KERNEL_MAY_LACK` allows it.
 """
 
@@ -36,7 +36,7 @@ KERNEL_MAY_LACK: Final = {
 }
 """What no installation can cure, so that it may skip everywhere, and why."""
 
-COMPLETE: Final = bool(os.environ.get("REAPER_TESTS_COMPLETE"))
+COMPLETE: Final = bool(os.environ.get("TESTS_COMPLETE"))
 _INSTALL: Final = "apt-get install "
 _KERNEL: Final = "another kernel: "
 

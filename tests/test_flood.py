@@ -21,10 +21,10 @@ from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.locks import names, reading, removal
 from reaper.adapters.processes import use_of
 from reaper.core.finding import Finding, Skipped
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
@@ -516,8 +516,8 @@ class Sidecar:
             self.knowledge,
             version="test",
             states=["s"],
+            policy=Policy(),
             acquire_timeout=60,
-            max_agents=10,
             now=time.monotonic,
             holder_use=use_of,
         )
@@ -526,7 +526,7 @@ class Sidecar:
             reaper,
             resync=60,
             knowledge=self.knowledge,
-            health=GatewayHealth(churn=ChurnLimits(), limits=None),
+            health=GatewayHealth(self.knowledge, WedgedLimits()),
             metrics=self.metrics,
             journal=Journal(self.log, json=True),
         )
@@ -618,7 +618,7 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
         it.sweep()
     assert len(it.log.getvalue().splitlines()) == 1
     assert 'reaper_errors_total{kind="removal"} 1.0' in it.scrape()
-    assert 'reaper_stuck_locks{agent="main",state="s"} 1.0' in it.scrape()
+    assert 'reaper_stuck_locks{agent="main",state_dir="s"} 1.0' in it.scrape()
     (seen,) = it.knowledge.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
     assert it.watch.deadlines.pop_due(FOREVER)[it.place("dead")] > time.monotonic() + 0.1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from tests.test_lock_module import NodeHolder
 
 pytestmark = pytest.mark.gateway
 
-SHORT = ("--abandoned-after", "3s", "--confirm", "500ms", "--resync", "2s")
 _ABANDONED_AFTER = 3.0
+SHORT = {"abandoned_after": _ABANDONED_AFTER, "confirm": 0.5}
 _EARLY = "sleep 400"
 """A tool that dies of the first signal: the run's lock is taken again at once, and the run's end is
 recorded only when its clean-up has waited for that lock in vain.
@@ -50,9 +50,14 @@ _LEFT_BEHIND = 6.0
 
 
 @contextmanager
-def watching(gateway: Gateway, *options: str, wrap: tuple[str, ...] = ()) -> Iterator[Sidecar]:
-    """Run the sidecar beside a gateway; what it wraps ends too."""
-    sidecar = Sidecar(gateway.state, *options, wrap=wrap)
+def watching(
+    gateway: Gateway,
+    *options: str,
+    limits: Mapping[str, float] | None = None,
+    wrap: tuple[str, ...] = (),
+) -> Iterator[Sidecar]:
+    """Run the sidecar beside a gateway, with a sweep every two seconds; what it wraps ends too."""
+    sidecar = Sidecar(gateway.state, "--resync", "2s", *options, limits=limits, wrap=wrap)
     try:
         yield sidecar
     finally:
@@ -320,7 +325,7 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
                 gateway.hello(begun.session, agent=begun.agent)
 
         # With it.
-        with watching(gateway, *SHORT) as sidecar:
+        with watching(gateway, limits=SHORT) as sidecar:
             wait_until_freed(gateway, found)
             for begun in blocked:
                 gateway.hello(begun.session, agent=begun.agent)
@@ -365,7 +370,7 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
         last = {gateway.trajectory(begun.session, begun.agent)[-1]["type"] for begun in found}
         assert last == {"session.ended", "model.fallback_step"}
         found_to_be_stuck(gateway, found)
-        with watching(gateway, *SHORT):
+        with watching(gateway, limits=SHORT):
             wait_until_freed(gateway, found)
     finally:
         provider.down.clear()
@@ -409,7 +414,7 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             for agent in ("main", "ops")
         ]
         noted = [eventually(lambda it=it: identity(it)) for it in resumable]
-        with watching(gateway, "--orphan-grace", "2s", "--resync", "2s") as sidecar:
+        with watching(gateway, limits={"orphan_grace": 2.0}) as sidecar:
             gateway.kill()
             for member in gateway.family():
                 member.kill()
@@ -462,7 +467,7 @@ def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_mes
         holder.kill()
     for session, data in left.items():
         gateway.lock(session).write_bytes(data)
-    with watching(gateway, "--orphan-grace", "1s", "--resync", "2s") as sidecar:
+    with watching(gateway, limits={"orphan_grace": 1.0}) as sidecar:
         eventually(lambda: pending(sidecar) == sessions, f"all are left to the gateway: {sessions}")
         answers = [gateway.submit(gateway.hello, session) for session in sessions]
         for answer in answers:
@@ -500,7 +505,10 @@ def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
 ) -> None:
     gateway = gateways()
     # Up long before the run, so that its start time does not tell that the lock is another's.
-    with closing(NodeHolder(openclaw, title=title)) as waiter, watching(gateway, *SHORT) as sidecar:
+    with (
+        closing(NodeHolder(openclaw, title=title)) as waiter,
+        watching(gateway, limits=SHORT) as sidecar,
+    ):
         sessions = waited_for(gateway, waiter)
         for session in sessions:
             keeps(gateway, session)
@@ -538,7 +546,7 @@ def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
     waits = provider.part("waits", Step(until=go))
     try:
         session = overlapping(gateway, waits)
-        with watching(gateway, *SHORT) as sidecar:
+        with watching(gateway, limits=SHORT) as sidecar:
             assert look(gateway, "--abandoned-after", "2s")[session]["verdict"] == "held"
             keeps(gateway, session)
             assert session not in {line["session"] for line in sidecar.journal("removed")}
@@ -625,7 +633,7 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
             )
             assert seen_inside == seen_outside
             assert {seen_inside[it.session][0] for it in found} == {"abandoned"}
-            with watching(gateway, *SHORT, wrap=wrap) as sidecar:
+            with watching(gateway, limits=SHORT, wrap=wrap) as sidecar:
                 wait_until_freed(gateway, found)
                 assert "slow" not in {it["session"] for it in sidecar.journal("removed")}
             assert identity(gateway.lock("slow")) == healthy

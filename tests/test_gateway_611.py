@@ -34,7 +34,10 @@ _ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 def is_kept(gateway: "Gateway", session: str, waiting: "Future[Any]", go: threading.Event) -> None:
     """Let a reaper here and one in another PID namespace see a lock that a healthy run holds."""
-    with watching(gateway, *SHORT) as near, watching(gateway, *SHORT, wrap=_ELSEWHERE) as far:
+    with (
+        watching(gateway, limits=SHORT) as near,
+        watching(gateway, limits=SHORT, wrap=_ELSEWHERE) as far,
+    ):
         keeps(gateway, session)
         for wrap in ((), _ELSEWHERE):
             lock = look(gateway, "--abandoned-after", "2s", wrap=wrap)[session]

@@ -142,8 +142,8 @@ def test_a_line_quotes_at_most_300_bytes_of_a_session_key() -> None:
     """A key comes from `sessions.json`, so an agent can make it as long as that file."""
     stream = io.StringIO()
     journal = Journal(stream, json=True)
-    journal.warn("churn", session_key="k" * 100_000)
-    journal.warn("churn", session_key="agent:main:a  b")
+    journal.warn("noted", session_key="k" * 100_000)
+    journal.warn("noted", session_key="agent:main:a  b")
     long, short = map(json.loads, stream.getvalue().splitlines())
     assert long["session_key"] == "k" * 300 + "..."
     assert short["session_key"] == "agent:main:a  b"

@@ -12,9 +12,9 @@ from prometheus_client import generate_latest
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.record import parse
-from reaper.core.verdict import Verdict
+from reaper.core.verdict import Judgement, Verdict
 from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
@@ -39,6 +39,7 @@ def made(knowledge: Knowledge, **how: Any) -> Metrics:
     options: dict[str, Any] = {
         "version": "1",
         "states": ["s"],
+        "policy": Policy(),
         "acquire_timeout": 60.0,
         "max_agents": 2,
         "now": lambda: 100.0,
@@ -84,21 +85,20 @@ def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
 ) -> None:
     metrics = made(knowledge)
     knowledge.put("place", a_lock())
-    assert series(metrics)['reaper_locks{agent="main",state="s",verdict="held"}'] == 1
-    assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state="s"}'] == 1000
+    assert series(metrics)['reaper_locks{state_dir="s",verdict="held"}'] == 1
+    assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state_dir="s"}'] == 1000
     knowledge.drop("place")
     found = series(metrics)
     assert [name for name in found if "pid=" in name] == []
     left = {name: value for name, value in found.items() if "agent=" in name}
-    assert left.pop('reaper_stuck_locks{agent="main",state="s"}') == 0
-    assert left.pop('reaper_blocking_locks{agent="main",state="s"}') == 0
-    assert len(left) == len(Verdict)
-    assert set(left.values()) == {0}
+    assert left.pop('reaper_stuck_locks{agent="main",state_dir="s"}') == 0
+    assert left.pop('reaper_blocking_locks{agent="main",state_dir="s"}') == 0
+    assert left == {}
 
 
 def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(knowledge: Knowledge) -> None:
     metrics = made(knowledge)
-    name = 'reaper_hold_proof_available{state="s"}'
+    name = 'reaper_hold_proof_available{state_dir="s"}'
     for proof, value in ((HoldProof.UNAVAILABLE, 0), (HoldProof.OPEN, 1)):
         knowledge.put("place", a_lock(proof=proof))
         assert series(metrics)[name] == value
@@ -142,16 +142,16 @@ def test_an_alert_is_tested_for_every_reason(knowledge: Knowledge) -> None:
 def test_agents_beyond_the_cap_are_other_and_keep_no_series(knowledge: Knowledge) -> None:
     metrics = made(knowledge)
     for number in range(5):
-        knowledge.put(number, a_lock(f"agent{number}"))
+        knowledge.put(number, a_lock(f"agent{number}", age=99.0))
     found = series(metrics)
-    assert found['reaper_locks{agent="other",state="s",verdict="held"}'] == 3
+    assert found['reaper_blocking_locks{agent="other",state_dir="s"}'] == 3
     assert {re.findall('agent="([^"]*)"', name)[0] for name in found if "agent=" in name} == {
         "agent0",
         "agent1",
         "other",
     }
     knowledge.drop(0)
-    assert 'reaper_locks{agent="agent2",state="s",verdict="held"}' in series(metrics)
+    assert 'reaper_blocking_locks{agent="agent2",state_dir="s"}' in series(metrics)
 
 
 def test_no_label_carries_a_session_or_a_hostile_name(knowledge: Knowledge) -> None:
@@ -167,11 +167,11 @@ def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(knowledge: Knowl
     now = [100.0]
     metrics = made(knowledge, now=lambda: now[0])
     knowledge.put(1, a_lock(age=10.0))
-    name = 'reaper_blocking_locks{agent="main",state="s"}'
+    name = 'reaper_blocking_locks{agent="main",state_dir="s"}'
     assert series(metrics)[name] == 0
     now[0] += 50.1  # no look in between: a scrape tells by itself
     assert series(metrics)[name] == 1
-    oldest = 'reaper_oldest_lock_created_timestamp_seconds{agent="main",state="s"}'
+    oldest = 'reaper_oldest_lock_created_timestamp_seconds{agent="main",state_dir="s"}'
     assert series(metrics)[oldest] == 9.0
 
 
@@ -184,8 +184,8 @@ def test_a_blind_reaper_does_not_count_live_locks_as_stuck(knowledge: Knowledge)
     )
     knowledge.put(1, blind)
     found = series(metrics)
-    assert found['reaper_stuck_locks{agent="main",state="s"}'] == 0
-    assert found['reaper_hold_proof_available{state="s"}'] == 0
+    assert found['reaper_stuck_locks{agent="main",state_dir="s"}'] == 0
+    assert found['reaper_hold_proof_available{state_dir="s"}'] == 0
 
 
 def test_what_is_not_known_is_absent(knowledge: Knowledge) -> None:
@@ -202,26 +202,86 @@ def test_what_is_not_known_is_absent(knowledge: Knowledge) -> None:
         assert not [name for name in found if "hold_proof_available" in name]
         assert not [name for name in found if "namespace_shared" in name]
     knowledge.put(1, a_lock())
-    assert series(metrics)['reaper_pid_namespace_shared{state="s"}'] == 1
+    assert series(metrics)['reaper_pid_namespace_shared{state_dir="s"}'] == 1
     knowledge.put(2, a_lock(holder=Holder(state=HolderState.GONE)))
-    assert series(metrics)['reaper_pid_namespace_shared{state="s"}'] == 0
+    assert series(metrics)['reaper_pid_namespace_shared{state_dir="s"}'] == 0
 
 
-def test_known_combinations_of_acts_start_at_0(knowledge: Knowledge) -> None:
+def test_locks_by_verdict_are_there_from_the_first_sweep_on_and_not_before(
+    knowledge: Knowledge,
+) -> None:
+    metrics = made(knowledge)
+    assert "reaper_locks{" not in exposed(metrics)
+    knowledge.set_skipped([])
+    found = series(metrics)
+    for verdict in Verdict:
+        assert found[f'reaper_locks{{state_dir="s",verdict="{verdict.value}"}}'] == 0
+
+
+def acts(metrics: Metrics) -> set[tuple[str, ...]]:
+    """Return action, outcome and reason of each series that counts acts; all are 0."""
+    found = {name: value for name, value in series(metrics).items() if "actions_total" in name}
+    assert set(found.values()) == {0}
+    return {tuple(re.findall('"([^"]*)"', name)) for name in found}
+
+
+REMOVALS = ("removed", "vanished", "changed", "restored", "failed")
+
+
+@pytest.mark.parametrize(
+    ("how", "outcomes_of_stale", "flagged"),
+    [
+        ({}, REMOVALS, {"hold-exceeded"}),
+        ({"dry_run": True}, ("would-remove",), {"hold-exceeded"}),
+        ({"policy": Policy(on_overdue=Action.REMOVE)}, REMOVALS, set()),
+        ({"policy": Policy(on_abandoned=Action.FLAG)}, REMOVALS, {"hold-exceeded", "run-ended"}),
+    ],
+)
+def test_what_the_policy_can_do_is_counted_from_0_and_nothing_else_has_a_series(
+    knowledge: Knowledge, how: dict[str, Any], outcomes_of_stale: tuple[str, ...], flagged: set[str]
+) -> None:
+    found = acts(made(knowledge, **how))
+    assert {outcome for _, outcome, reason in found if reason == "dead-pid"} == set(
+        outcomes_of_stale
+    )
+    assert {reason for action, _, reason in found if action == "flag"} == flagged
+    for action, outcome, reason in found:
+        assert (action == "flag") == (outcome == "flagged") == (reason in flagged)
+
+
+def test_counters_that_alerts_read_start_at_0(knowledge: Knowledge) -> None:
     found = series(made(knowledge))
-    for reason in ("dead-pid", "run-ended", "orphan-self-pid", "recycled-pid"):
-        for outcome in ("removed", "failed", "restored"):
-            labels = f'action="remove",outcome="{outcome}",reason="{reason}"'
-            assert found[f"reaper_actions_total{{{labels}}}"] == 0
     assert found["reaper_events_missed_total"] == 0
     assert found['reaper_errors_total{kind="removal"}'] == 0
+
+
+def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(knowledge: Knowledge) -> None:
+    metrics = made(knowledge)
+    leaked = 'reaper_leaked_sessions_total{state_dir="s"}'
+    assert series(metrics)[leaked] == 0
+    abandoned = Judgement(verdict=Verdict.ABANDONED, reasons=("run-ended",), row=1)
+    for outcome in (Outcome.FAILED, Outcome.FLAGGED, Outcome.REMOVED):
+        metrics.count_action(
+            a_lock()._replace(judgement=abandoned, action=Action.REMOVE, outcome=outcome)
+        )
+    stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.GONE))
+    metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.REMOVED))
+    assert series(metrics)[leaked] == 1
+    assert "leaked" not in exposed(made(knowledge, watching=False))
+
+
+def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_exporter(
+    knowledge: Knowledge,
+) -> None:
+    assert series(made(knowledge))["process_resident_memory_bytes"] > 0
+    assert "process_" not in exposed(made(knowledge, watching=False))
 
 
 def test_a_failed_removal_is_an_error_too(knowledge: Knowledge) -> None:
     metrics = made(knowledge)
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.UNNAMED), file_age=99)
-    metrics.count_action(Action.REMOVE, stale.judgement, Outcome.FAILED)
-    metrics.count_action(Action.KEEP, stale.judgement, Outcome.KEPT)
+    metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.FAILED))
+    metrics.count_action(stale._replace(action=Action.KEEP, outcome=Outcome.KEPT))
     found = series(metrics)
     assert found['reaper_errors_total{kind="removal"}'] == 1
     assert sum(value for name, value in found.items() if "actions" in name) == 1
@@ -236,7 +296,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
     text = generate_latest(made(knowledge).registry).decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
-    assert there == set(re.findall(r"^\| `(reaper_\w+)", document, re.MULTILINE))
+    assert there == set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
 
 
 def promtool(text: str) -> str:
@@ -261,7 +321,7 @@ def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Pa
 
     assert sweep("--dry-run", "--textfile", str(target)).returncode == 3
     text = target.read_text()
-    assert 'reaper_stuck_locks{agent="main",state="state"} 1.0' in text
+    assert 'reaper_stuck_locks{agent="main",state_dir="state"} 1.0' in text
     assert "reaper_observer_up" not in text
     assert promtool(text) == ""
     assert sweep("--textfile", str(target)).returncode == 0
@@ -353,7 +413,7 @@ def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: An
     until(gone(dying.path))
     query = prometheus(f"127.0.0.1:{sidecar.port}")
     (held,) = until(lambda: query('reaper_locks{verdict="held"} == 1'))
-    assert held["metric"]["state"] == "state"
+    assert held["metric"]["state_dir"] == "state"
     assert until(lambda: query('reaper_actions_total{outcome="removed"} == 1'))
     assert query("time() - reaper_last_sweep_timestamp_seconds < 600")
     assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")

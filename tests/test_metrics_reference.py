@@ -12,4 +12,4 @@ def test_a_metric_that_the_page_lacks_or_has_too_much_is_noticed() -> None:
     assert with_table(page.replace("`reaper_locks`", "`reaper_gone`")) != page
     lines = [line for line in page.splitlines(keepends=True) if "`reaper_locks`" not in line]
     made = with_table("".join(lines))
-    assert "| `reaper_locks` | gauge | state, agent, verdict | Locks, by verdict. |" in made
+    assert "| `reaper_locks` | gauge | state_dir, verdict | Locks, by verdict. |" in made

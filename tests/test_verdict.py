@@ -31,7 +31,7 @@ from reaper.core.judge import TOO_OLD, judge, wants_run
 from reaper.core.lock import FileId, Lock, Record, Shape
 from reaper.core.policy import Action, Policy, decide
 from reaper.core.record import parse
-from reaper.core.verdict import STUCK, Judgement, Limits, Verdict
+from reaper.core.verdict import FIRST_REASONS, STUCK, Judgement, Limits, Verdict
 
 LIMITS = Limits()
 NOW = 1_800_000_000_000
@@ -797,8 +797,7 @@ _EVIDENCE = _ANY | _nearly_stuck()
 _POLICIES = st.builds(
     Policy,
     **{
-        f"on_{it}": st.sampled_from([Action.FLAG, Action.REMOVE])
-        for it in ("stale", "orphaned", "abandoned", "overdue")
+        f"on_{it}": st.sampled_from([Action.FLAG, Action.REMOVE]) for it in ("abandoned", "overdue")
     },
 )
 _LIMITS = st.builds(Limits, **{
@@ -818,6 +817,15 @@ def test_what_is_drawn_meets_every_row_of_the_table() -> None:
 
     meet()
     assert rows == set(range(1, 12)) - {8}
+
+
+@given(_EVIDENCE, _LIMITS)
+def test_the_first_reason_of_a_stuck_lock_is_one_of_those_listed(
+    seen: Evidence, limits: Limits
+) -> None:
+    judgement = judge(seen, limits)
+    if judgement.wants_freeing:
+        assert judgement.reasons[0] in FIRST_REASONS[judgement.verdict]
 
 
 @given(_EVIDENCE, _LIMITS, _POLICIES)

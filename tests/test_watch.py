@@ -30,10 +30,10 @@ from reaper.adapters.locks import removal
 from reaper.adapters.processes import ProcessTable, use_of
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import FileId, LockKey, StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
@@ -94,7 +94,7 @@ def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: 
     sidecar = watching("--resync", "1h")
     holders = [Holder(tree.sessions(f"new{it}") / "first.jsonl.lock") for it in range(5)]
     try:
-        until(lambda: len([*re.finditer("reaper_locks.*held.* 1.0", sidecar.get("/metrics"))]) == 5)
+        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 5)
         for holder in holders:
             holder.kill()
         for holder in holders:
@@ -146,8 +146,8 @@ def watch_of(tree: Tree, **how: Any) -> CountingWatch:
         knowledge,
         version="test",
         states=["s"],
+        policy=Policy(),
         acquire_timeout=60,
-        max_agents=10,
         now=time.monotonic,
         holder_use=use_of,
     )
@@ -157,7 +157,7 @@ def watch_of(tree: Tree, **how: Any) -> CountingWatch:
         reaper,
         resync=3600,
         knowledge=knowledge,
-        health=GatewayHealth(churn=ChurnLimits(), limits=None),
+        health=GatewayHealth(knowledge, WedgedLimits()),
         metrics=metrics,
         journal=journal,
     )
@@ -372,7 +372,7 @@ def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: Hold
 def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_long(
     tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, check = tree.sessions(), in_process.health.check
+    folder, check = tree.sessions(), in_process.trust.check
     made: list[Path] = []
 
     def appear(now: float) -> None:
@@ -384,7 +384,7 @@ def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_lo
 
     until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
-    monkeypatch.setattr(in_process.health, "check", appear)
+    monkeypatch.setattr(in_process.trust, "check", appear)
     in_process.inbox.wake()
     until(lambda: made and gone(made[0])())
 
@@ -402,14 +402,13 @@ def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
     assert os.listdir(tree.sessions()) == [holder.path.name]
 
 
-def test_due_locks_are_freed_without_any_event(
-    tree: Tree, hold: HoldLock, watching: Watching
-) -> None:
-    """An orphan's grace and an ended run's quiet pass by time alone."""
-    limits = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
-    sidecar = watching("--resync", "1h", limits=limits)
+SHORT = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
+
+
+def cut_short(tree: Tree, hold: HoldLock) -> Holder:
+    """Hold a lock for a run that was cut short; it is abandoned once it is quiet."""
     # The holder must be older than the run, by five seconds: the story lies a bit ahead.
-    forgotten, stuck = hold("forgotten"), hold("stuck", age=-8)
+    stuck = hold("stuck", age=-8)
     created = created_ms(stuck.path)
     tree.store(
         {
@@ -422,6 +421,15 @@ def test_due_locks_are_freed_without_any_event(
         }
     )
     tree.trajectory("stuck", *attempt("run", created - 500, created + 300), quiet=0)
+    return stuck
+
+
+def test_due_locks_are_freed_without_any_event(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    """An orphan's grace and an ended run's quiet pass by time alone."""
+    sidecar = watching("--resync", "1h", limits=SHORT)
+    forgotten, stuck = hold("forgotten"), cut_short(tree, hold)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
     os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it
@@ -474,7 +482,7 @@ def test_without_inotify_sweeps_go_on_with_one_warning_and_a_metric(
     until(lambda: sidecar.metric("reaper_observer_up") == 0.0)
     holder = Holder(tree.sessions("d") / "sid.jsonl.lock")
     try:
-        until(lambda: sidecar.metric("reaper_locks", verdict="held", agent="d") == 1)
+        until(lambda: sidecar.metric("reaper_locks", verdict="held") == 1)
         holder.kill()
         until(gone(holder.path))
         (missing,) = sidecar.journal("events-missing")
@@ -1025,6 +1033,29 @@ def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+# A dry run
+
+
+def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    dying = hold("dying")
+    left = tree.lock("dead", record(2**22 + 1))
+    sidecar = watching("--dry-run", "--resync", "1s")
+    dying.kill()
+    until(lambda: len(sidecar.journal("would-remove")) == 2)
+    swept = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= swept + 2)
+    assert sidecar.metric("reaper_actions_total", outcome="would-remove") == 2
+    assert sidecar.metric("reaper_stuck_locks") == 2
+    assert {it["session"] for it in sidecar.journal("would-remove")} == {"dying", "dead"}
+    assert len(sidecar.journal()) == 3
+    assert sidecar.journal("watching")[0]["dry_run"] is True
+    assert left.exists()
+    assert dying.path.exists()
+    assert "This is a dry run: nothing is removed." in sidecar.get("/")
+
+
 # When freeing locks is not enough
 
 
@@ -1032,12 +1063,10 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     hold: HoldLock, watching: Watching
 ) -> None:
     holder = hold("overdue", age=7200)
-    sidecar = watching("--wedged-locks", "1", "--wedged-for", "1s")
+    sidecar = watching("--wedged-sessions", "1")
     pid = str(holder.pid)
     until(lambda: sidecar.status("/-/gateway") == 503)
     assert sidecar.metric("reaper_holder_wedged", pid=pid) == 1
-    (line,) = sidecar.journal("wedged")
-    assert (line["level"], line["pid"], line["why"]) == ("warning", holder.pid, "stuck-locks")
     probe = ("probe", "--gateway", "--url", f"http://127.0.0.1:{sidecar.port}/-/healthy")
     done = reap(*probe)
     assert done.returncode == 1
@@ -1053,26 +1082,22 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     assert "nothing is known about the gateway" in done.stderr
 
 
+def test_a_session_that_was_freed_is_still_leaked_until_its_gateway_is_gone(
+    tree: Tree, hold: HoldLock, watching: Watching
+) -> None:
+    stuck = cut_short(tree, hold)
+    sidecar = watching("--wedged-sessions", "1", limits=SHORT)
+    until(gone(stuck.path))
+    until(lambda: sidecar.metric("reaper_leaked_sessions_total", state_dir="state") == 1)
+    assert sidecar.status("/-/gateway") == 503
+    stuck.kill()
+    until(lambda: sidecar.status("/-/gateway") == 200)
+    assert sidecar.metric("reaper_leaked_sessions_total", state_dir="state") == 1
+
+
 def test_without_being_asked_no_holder_is_wedged(hold: HoldLock, watching: Watching) -> None:
     hold("overdue", age=7200)
     sidecar = watching()
     until(lambda: sidecar.metric("reaper_locks", verdict="overdue") == 1)
     assert json.loads(sidecar.get("/-/gateway")) == {"wedged": False, "enabled": False}
     assert "reaper_holder_wedged{" not in sidecar.get("/metrics")
-
-
-def test_a_session_that_sticks_again_under_the_same_holder_is_churn(
-    tree: Tree, hold: HoldLock, watching: Watching
-) -> None:
-    holder = hold("again", age=7200)
-    tree.store({"agent:main:cron:x": {"sessionId": "again", "status": "done"}})
-    sidecar = watching("--on-overdue", "remove", "--churn-count", "3")
-    for _ in range(2):
-        until(gone(holder.path))
-        assert not sidecar.journal("churn")
-        holder.ask("take again")
-    until(lambda: sidecar.journal("churn"))
-    (line,) = sidecar.journal("churn")
-    assert (line["reasons"], line["stuck_times"]) == ("churn", 3)
-    assert (line["session"], line["session_key"]) == ("again", "agent:main:cron:x")
-    assert sidecar.metric("reaper_actions_total", reason="churn", outcome="flagged") == 1

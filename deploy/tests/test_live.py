@@ -272,7 +272,7 @@ def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
                 image, "watch", *SOON,
             )
         )  # fmt: skip
-        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"}'
+        held = 'reaper_locks{state_dir="openclaw",verdict="held"}'
         until(lambda: metric(port, held), "the sidecar sees held locks")
         until(lambda: "stuck" not in state.locks(), "the abandoned lock is freed")
         state.order("kill-killed")
@@ -282,9 +282,9 @@ def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
         reasons = removed_for(port) - {"run-ended"}
         note(f"a killed holder's lock went after {took:.1f} s, as {', '.join(reasons)}")
         assert state.locks() == {"healthy"}
-        namespace = metric(port, 'reaper_pid_namespace_shared{state="openclaw"}')
+        namespace = metric(port, 'reaper_pid_namespace_shared{state_dir="openclaw"}')
         assert namespace == (1 if shared else 0)
-        assert metric(port, 'reaper_hold_proof_available{state="openclaw"}') == 1
+        assert metric(port, 'reaper_hold_proof_available{state_dir="openclaw"}') == 1
         memory = get(f"http://127.0.0.1:{port}/metrics").count(
             "reaper_holder_resident_memory_bytes{"
         )
@@ -346,7 +346,7 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         inside = (*compose, "exec", "-T", "gateway")
         folder = "/home/node/.openclaw"
         run(*inside, "touch", f"{folder}/stand-in/hold-a", env=environment)
-        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"}'
+        held = 'reaper_locks{state_dir="openclaw",verdict="held"}'
         until(lambda: metric(port, held) == 1, "the lock is seen")
         run(*inside, "touch", f"{folder}/stand-in/kill-a", env=environment)
         removed = 'reaper_actions_total{action="remove",outcome="removed",reason="orphan-self-pid"}'
@@ -431,7 +431,7 @@ def test_the_units_run_under_a_real_systemd(
         locks = f"ls {folder}/agents/main/sessions"
         until(lambda: quietly(locks).count(".lock") == 2, "two locks are held")
         seen = "python3 -c 'import urllib.request as it; print(it.urlopen(\"http://127.0.0.1:9789/metrics\").read().decode())'"
-        held = 'reaper_locks{agent="main",state="openclaw",verdict="held"} 2.0'
+        held = 'reaper_locks{state_dir="openclaw",verdict="held"} 2.0'
         until(lambda: held in quietly(seen), "both are seen as held")
         inside(f"touch {folder}/stand-in/kill-killed")
         until(lambda: quietly(locks) == "healthy.jsonl.lock", "the killed holder's lock goes")

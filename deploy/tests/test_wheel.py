@@ -74,7 +74,7 @@ print(reaper.__file__)
     lock = sessions / "dead.jsonl.lock"
     lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
     there = ("--state-dir", tmp_path / "state")
-    shown = run(reaper, "list", "--exit-zero", *there, cwd=tmp_path).stdout
+    shown = run(reaper, "sweep", "--dry-run", "--exit-zero", *there, cwd=tmp_path).stdout
     assert "dead-pid" in shown
     textfile = tmp_path / "reaper.prom"
     run(reaper, "sweep", "--textfile", textfile, *there, cwd=tmp_path)

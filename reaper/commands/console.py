@@ -1,8 +1,7 @@
 """What all commands share: how they end, what they say beside their output, kinds of options."""
 
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Annotated, Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import typer
 
@@ -14,13 +13,7 @@ EXIT_BLIND: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 ACQUIRE_TIMEOUT: Final = 60.0
-MAX_AGENTS: Final = 200
 """For the metrics, where nothing else is said."""
-
-
-class LogFormat(StrEnum):
-    CONSOLE = "console"
-    JSON = "json"
 
 
 def parser(parse: Callable[[str], float]) -> Callable[[str | float], float]:
@@ -54,12 +47,6 @@ def seconds(flag: str, help_text: str, *, default: str, variable: str | None = N
         help=help_text,
         show_default=default or False,
     )
-
-
-LogFormatOption = Annotated[
-    LogFormat,
-    typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
-]
 
 
 class Talk(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from reaper.commands.options import ExitZero, Judging, with_judging
+from reaper.commands.options import POLICY, Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
 from reaper.core.lock_name import lock_names, session_keys
@@ -152,8 +152,8 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
     return said
 
 
-@with_judging
-def command(judging: Judging, *, lock: LockArgument, exit_zero: ExitZero = False) -> None:
+@with_judging("as_json", *POLICY)
+def command(judging: Judging, *, lock: LockArgument) -> None:
     """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
 
     Changes nothing.
@@ -163,4 +163,4 @@ def command(judging: Judging, *, lock: LockArgument, exit_zero: ExitZero = False
         for match in explain_matches(judging, judging.reaper(), lock, report):
             report.take(match.found)
         report.end()
-    raise typer.Exit(report.exit_code(exit_zero=exit_zero))
+    raise typer.Exit(report.exit_code())

@@ -7,7 +7,7 @@ from prometheus_client import write_to_textfile
 
 from reaper import __version__
 from reaper.adapters.processes import use_of
-from reaper.commands.console import ACQUIRE_TIMEOUT, MAX_AGENTS
+from reaper.commands.console import ACQUIRE_TIMEOUT
 from reaper.commands.options import Judging
 from reaper.core.finding import Finding
 from reaper.core.policy import Outcome
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
 
 def metrics_for(
     judging: Judging,
+    knowledge: Knowledge,
     *,
     acquire_timeout: float = ACQUIRE_TIMEOUT,
-    max_agents: int = MAX_AGENTS,
+    dry_run: bool = False,
     wedged: "Callable[[], Iterable[tuple[str, str, bool]]]" = lambda: (),
     watching: bool = True,
-) -> "tuple[Knowledge, Metrics]":
-    knowledge = Knowledge()
-    metrics = Metrics(
+) -> Metrics:
+    return Metrics(
         knowledge,
         version=__version__,
         states=[state.name for state in judging.states],
+        policy=judging.policy,
+        dry_run=dry_run,
         acquire_timeout=acquire_timeout,
-        max_agents=max_agents,
         now=time.monotonic,
         holder_use=use_of,
         wedged=wedged,
         watching=watching,
     )
-    return knowledge, metrics
 
 
 class SweepMetrics:
     """The sidecar's metrics, for one sweep."""
 
-    def __init__(self, judging: Judging) -> None:
-        self._knowledge, self._metrics = metrics_for(judging, watching=False)
+    def __init__(self, judging: Judging, *, dry_run: bool) -> None:
+        self._knowledge = Knowledge()
+        self._metrics = metrics_for(judging, self._knowledge, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
 
@@ -57,7 +58,7 @@ class SweepMetrics:
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
             return
-        self._metrics.count_action(found.action, found.judgement, found.outcome)
+        self._metrics.count_action(found)
         if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
             self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
 

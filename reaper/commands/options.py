@@ -30,11 +30,6 @@ class OnVerdict(StrEnum):
 _DEFAULTS: Final = Limits()
 
 
-def _grace(flag: str, help_text: str) -> Any:  # noqa: ANN401  # typer's OptionInfo
-    default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
-    return seconds(flag, help_text, default=f"{default:.0f}s")
-
-
 StateDirs = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,23 +58,6 @@ ExitZero = Annotated[
         help="Make exit codes 3 and 4 a 0, for timers and CronJobs.",
     ),
 ]
-OnStale = Annotated[
-    OnVerdict,
-    typer.Option(
-        "--on-stale",
-        envvar="REAPER_ON_STALE",
-        help="What to do with locks of a dead process. (Locks that the next gateway needs to "
-        "resume a run are always kept.)",
-    ),
-]
-OnOrphaned = Annotated[
-    OnVerdict,
-    typer.Option(
-        "--on-orphaned",
-        envvar="REAPER_ON_ORPHANED",
-        help="What to do with locks that no process has open, seen so for --orphan-grace.",
-    ),
-]
 OnAbandoned = Annotated[
     OnVerdict,
     typer.Option(
@@ -93,32 +71,26 @@ OnOverdue = Annotated[
     typer.Option(
         "--on-overdue",
         envvar="REAPER_ON_OVERDUE",
-        help="What to do with locks held past their own maxHoldMs (30 minutes where the record has "
-        "none) and --grace. `remove` risks a run that is still going on and writes to the "
+        help="What to do with locks held 2 minutes longer than their own maxHoldMs (30 minutes "
+        "where the record has none). `remove` risks a run that is still going on and writes to the "
         "transcript without a lock; gateways up to 2026.5.7 then release by path, so that the old "
         "holder can delete its successor's lock.",
     ),
 ]
-Grace = Annotated[float, _grace("--grace", "How far past maxHoldMs a lock is overdue.")]
-OrphanGrace = Annotated[
-    float,
-    _grace(
-        "--orphan-grace",
-        "How long a lock must be seen not open before it counts as orphaned.",
-    ),
-]
 AbandonedAfter = Annotated[
     float,
-    _grace(
+    seconds(
         "--abandoned-after",
-        "How old a run's end, its lock and the last write must be before the lock is abandoned.",
+        "Free a lock this long after its run was cut short and nothing was written.",
+        default=f"{_DEFAULTS.abandoned_after:.0f}s",
     ),
 ]
-Confirm = Annotated[
-    float,
-    _grace(
-        "--confirm",
-        "How far apart the two looks are that an abandoned lock must pass unchanged.",
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        envvar="REAPER_DRY_RUN",
+        help="Judge and report everything, and remove nothing.",
     ),
 ]
 
@@ -132,14 +104,18 @@ class Judging(NamedTuple):
     as_json: bool
     talk: Talk
 
-    def reaper(self, *, longest_retry: float = 60.0) -> "Reaper":
+    def reaper(self, *, longest_retry: float = 60.0, dry_run: bool = False) -> "Reaper":
         """Build the Reaper; imported here, so that `--help` need not pay for it."""
         from reaper.adapters import hold_proof  # noqa: PLC0415
         from reaper.sweep import Reaper  # noqa: PLC0415
 
         hold_proof.prepare()
         return Reaper(
-            self.states, limits=self.limits, policy=self.policy, longest_retry=longest_retry
+            self.states,
+            limits=self.limits,
+            policy=self.policy,
+            longest_retry=longest_retry,
+            dry_run=dry_run,
         )
 
     def output(self, *last: str, only_notable: bool = False) -> Output:
@@ -156,14 +132,9 @@ def _judging(
     as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
-    on_stale: OnStale = OnVerdict.REMOVE,
-    on_orphaned: OnOrphaned = OnVerdict.REMOVE,
     on_abandoned: OnAbandoned = OnVerdict.REMOVE,
     on_overdue: OnOverdue = OnVerdict.FLAG,
-    grace: Grace = _DEFAULTS.grace,
-    orphan_grace: OrphanGrace = _DEFAULTS.orphan_grace,
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
-    confirm: Confirm = _DEFAULTS.confirm,
 ) -> Judging:
     talk = Talk(quiet=quiet, verbose=verbose)
     # click would part the variable at white space, which paths may hold.
@@ -179,15 +150,8 @@ def _judging(
         talk.info(f"looking at {', '.join(printable(state.path) for state in states)}")
     return Judging(
         states=states,
-        limits=Limits(
-            grace=grace,
-            orphan_grace=orphan_grace,
-            abandoned_after=abandoned_after,
-            confirm=confirm,
-        ),
+        limits=Limits(abandoned_after=abandoned_after),
         policy=Policy(
-            on_stale=Action(on_stale.value),
-            on_orphaned=Action(on_orphaned.value),
             on_abandoned=Action(on_abandoned.value),
             on_overdue=Action(on_overdue.value),
         ),
@@ -196,16 +160,18 @@ def _judging(
     )
 
 
-def with_judging(
-    command: Callable[..., None], *, without: tuple[str, ...] = ()
-) -> Callable[..., None]:
-    """Give a command the options of `_judging`, whose value becomes its first argument.
+def with_judging(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `--state-dir` and the options of `_judging` that are named, whose value
+    becomes its first argument; the others keep their defaults.
 
-    Five commands share twelve options; typer reads them off a signature, so that is what is
-    put together here. Those in `without` keep their defaults.
+    typer reads options off a signature, so that is what is put together here.
     """
+    return functools.partial(_with_judging, ("state_dir", *names))
+
+
+def _with_judging(names: tuple[str, ...], command: Callable[..., None]) -> Callable[..., None]:
     parameters_of_all = inspect.signature(_judging).parameters
-    shared = {name: it for name, it in parameters_of_all.items() if name not in without}
+    shared = {name: it for name, it in parameters_of_all.items() if name in names}
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
@@ -221,4 +187,5 @@ def with_judging(
     return run
 
 
-POLICY_OPTIONS: Final = ("on_stale", "on_orphaned", "on_abandoned", "on_overdue")
+POLICY: Final = ("abandoned_after", "on_abandoned", "on_overdue")
+OUTPUT: Final = ("as_json", "quiet", "verbose")

@@ -77,7 +77,7 @@ class Report:
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
             self._talk.error(f"{locks(len(blind))} cannot be judged: {advice}")
 
-    def exit_code(self, *, exit_zero: bool) -> int:
+    def exit_code(self, *, exit_zero: bool = False) -> int:
         """1 before 4 before 3."""
         if self.summary.failed:
             return EXIT_FAILED

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from reaper.commands.console import EXIT_INTERRUPTED, fail, seconds
-from reaper.commands.options import ExitZero, Judging, with_judging
+from reaper.commands.options import OUTPUT, POLICY, DryRun, ExitZero, Judging, with_judging
 from reaper.commands.reporting import Report, locks, stop_between_locks, told_to_standard_output
 from reaper.core.text import printable
 
@@ -25,23 +25,18 @@ Wait = Annotated[
     float | None,
     seconds(
         "--wait",
-        "How long to stay for graces that must be seen to pass; 0 flags such locks instead. "
-        "Default: as long as --orphan-grace and --confirm need, only when there are such locks.",
+        "How long to wait for locks that must be seen unchanged for 10 s before they are removed; "
+        "0 flags such locks instead. Default: as long as that takes.",
         default="",
     ),
 ]
 
 
-@with_judging
+@with_judging(*OUTPUT, *POLICY)
 def command(
     judging: Judging,
     *,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", envvar="REAPER_DRY_RUN", help="Do everything but remove anything."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     wait: Wait = None,
     textfile: Annotated[
         str | None,
@@ -60,7 +55,7 @@ def command(
     if textfile is not None:
         from reaper.commands.metrics import SweepMetrics  # noqa: PLC0415  # only where wanted
 
-        metrics = SweepMetrics(judging)
+        metrics = SweepMetrics(judging, dry_run=dry_run)
 
     def on_wait(count: int, seconds: float) -> None:
         talk.info(f"{locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")

@@ -1,15 +1,14 @@
 """`reaper unlock`."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED, LogFormat, LogFormatOption
+from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED
 from reaper.commands.explain import LockArgument, Match, explain_matches
-from reaper.commands.options import POLICY_OPTIONS, Judging, with_judging
+from reaper.commands.options import Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, stop_between_locks, told_to_standard_output
 from reaper.core.policy import Action, Outcome
 from reaper.core.text import printable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from reaper.sweep import Reaper, Unlock
 
 
-@functools.partial(with_judging, without=POLICY_OPTIONS)
+@with_judging("as_json")
 def command(
     judging: Judging,
     *,
@@ -45,7 +44,6 @@ def command(
             "path, so that the old holder can delete its successor's lock.",
         ),
     ] = False,
-    log_format: LogFormatOption = LogFormat.CONSOLE,
 ) -> None:
     """Free one lock that you have judged: show its evidence, then remove exactly that lock.
 
@@ -56,7 +54,7 @@ def command(
     from reaper.sweep import Unlock  # noqa: PLC0415
 
     talk, reaper = judging.talk, judging.reaper()
-    journal = Journal(sys.stderr, json=log_format is LogFormat.JSON)
+    journal = Journal(sys.stderr, json=False)
     with told_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output() if judging.as_json else NoOutput()
         report = Report(judging, output, journalled=True)

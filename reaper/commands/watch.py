@@ -4,27 +4,30 @@ import errno
 import os
 import signal
 import sys
-import time
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reaper import __version__
 from reaper.commands.console import (
     ACQUIRE_TIMEOUT,
-    MAX_AGENTS,
-    LogFormat,
-    LogFormatOption,
     fail,
     parser,
     seconds,
-    variable_of,
 )
-from reaper.commands.options import Judging, with_judging
-from reaper.core.health import ChurnLimits, WedgedLimits
+from reaper.commands.options import POLICY, DryRun, Judging, with_judging
 from reaper.core.text import printable
+from reaper.core.wedged import WedgedLimits
 from reaper.settings import parse_size
+
+if TYPE_CHECKING:
+    from reaper.watch.loop import Watch as Loop
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
 
 
 class ShowSessions(StrEnum):
@@ -33,29 +36,7 @@ class ShowSessions(StrEnum):
     ALL = "all"
 
 
-_CHURN: Final = ChurnLimits()
-
-
-def _wedged_limit(flag: str, help_text: str, *, default: str) -> Any:  # noqa: ANN401  # OptionInfo
-    return typer.Option(flag, envvar=variable_of(flag), min=0, help=help_text, show_default=default)
-
-
-def _wedged_limits(
-    locks: int | None, churn: int | None, rss: int | None, after: float | None
-) -> WedgedLimits | None:
-    """Return the limits of what was given; None where nothing was, which switches it all off."""
-    if locks is None and churn is None and not rss and after is None:
-        return None
-    default = WedgedLimits()
-    return WedgedLimits(
-        stuck_locks=(default.stuck_locks if locks is None else locks) or None,
-        churn=(default.churn if churn is None else churn) or None,
-        resident_bytes=rss or None,
-        after=default.after if after is None else after,
-    )
-
-
-@with_judging
+@with_judging(*POLICY)
 def command(
     judging: Judging,
     *,
@@ -83,40 +64,17 @@ def command(
             default="60s",
         ),
     ] = ACQUIRE_TIMEOUT,
-    max_agents: Annotated[
-        int,
-        typer.Option(
-            "--max-agents",
-            envvar="REAPER_MAX_AGENTS",
-            min=0,
-            help="How many agents get series of their own; the rest is `other`.",
-        ),
-    ] = MAX_AGENTS,
-    churn_count: Annotated[
-        int,
-        typer.Option(
-            "--churn-count",
-            envvar="REAPER_CHURN_COUNT",
-            min=2,
-            help="How often the same session sticks under the same holder, within "
-            "--churn-within, before that is called churn.",
-        ),
-    ] = _CHURN.count,
-    churn_within: Annotated[
-        float, seconds("--churn-within", "See --churn-count.", default="10m")
-    ] = _CHURN.within,
-    wedged_locks: Annotated[
+    wedged_sessions: Annotated[
         int | None,
-        _wedged_limit(
-            "--wedged-locks", "Stuck locks at which a holder is wedged; 0 is no limit.", default="3"
-        ),
-    ] = None,
-    wedged_churn: Annotated[
-        int | None,
-        _wedged_limit(
-            "--wedged-churn",
-            "Times that its sessions churned within --churn-within; 0 is no limit.",
-            default="3",
+        typer.Option(
+            "--wedged-sessions",
+            envvar="REAPER_WEDGED_SESSIONS",
+            metavar="N",
+            min=1,
+            help="Leaked sessions at which a gateway is wedged: locks that it holds stuck now, and "
+            "abandoned ones that were freed from it. GET /-/gateway then answers 503, for whoever "
+            "restarts gateways.",
+            show_default="no limit",
         ),
     ] = None,
     wedged_rss: Annotated[
@@ -126,18 +84,8 @@ def command(
             envvar="REAPER_WEDGED_RSS",
             parser=parser(parse_size),
             metavar="SIZE",
-            help="Resident memory at which a holder is wedged, like 4GiB.",
+            help="Resident memory at which a gateway is wedged, like 4GiB.",
             show_default="no limit",
-        ),
-    ] = None,
-    wedged_for: Annotated[
-        float | None,
-        seconds(
-            "--wedged-for",
-            "How long a holder must be at one of these limits to be wedged, and below all of them "
-            "to be so no longer. Any --wedged-… switches this on: GET /-/gateway then answers 503 "
-            "while a holder is wedged, for whoever restarts gateways.",
-            default="5m",
         ),
     ] = None,
     web_config: Annotated[
@@ -159,7 +107,11 @@ def command(
             "authenticated; who asks from this machine too; all.",
         ),
     ] = ShowSessions.LOCAL,
-    log_format: LogFormatOption = LogFormat.CONSOLE,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
+    ] = LogFormat.CONSOLE,
+    dry_run: DryRun = False,
 ) -> None:
     """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
 
@@ -168,6 +120,7 @@ def command(
     from reaper.commands.metrics import metrics_for  # noqa: PLC0415
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
+    from reaper.reports.metrics import Knowledge  # noqa: PLC0415
     from reaper.reports.page import View  # noqa: PLC0415
     from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
     from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
@@ -181,15 +134,14 @@ def command(
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
-    health = GatewayHealth(
-        churn=ChurnLimits(count=churn_count, within=churn_within),
-        limits=_wedged_limits(wedged_locks, wedged_churn, wedged_rss, wedged_for),
-    )
+    knowledge = Knowledge()
+    health = GatewayHealth(knowledge, WedgedLimits(wedged_sessions, wedged_rss or None))
     raise_descriptor_limit()
-    knowledge, metrics = metrics_for(
+    metrics = metrics_for(
         judging,
+        knowledge,
+        dry_run=dry_run,
         acquire_timeout=acquire_timeout,
-        max_agents=max_agents,
         wedged=health.labelled,
     )
     journal = Journal(
@@ -198,7 +150,7 @@ def command(
         on_error=metrics.errors.labels("journal").inc,
     )
     it = Watch(
-        judging.reaper(longest_retry=resync),
+        judging.reaper(longest_retry=resync, dry_run=dry_run),
         resync=resync,
         knowledge=knowledge,
         health=health,
@@ -228,21 +180,18 @@ def command(
         acquire_timeout=acquire_timeout,
         healthy=it.healthy,
         ready=it.ready,
-        wedged=lambda: health.wedged(time.monotonic()),
+        wedged=health.wedged,
+        dry_run=dry_run,
     )
     web = WebServer(
         metrics.registry,
         view,
-        gateway=lambda: health.answer(now=time.monotonic(), fresh=it.healthy()),
+        gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
         on_error=on_web_error,
     )
-    # Before anybody is answered: who has been may send a signal.
-    signal.set_wakeup_fd(it.wake_fd, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: it.stop())
-    signal.signal(signal.SIGHUP, lambda *_: it.sweep_soon())
+    _handle_signals(it)  # before anybody is answered: who has been may send one
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
@@ -259,15 +208,27 @@ def command(
         version=__version__,
         state_dirs=[state.path for state in judging.states],
         ports=ports,
+        dry_run=dry_run,
     )
     it.run()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
+    _ignore_signals()
     it.close()
     web.stop()
     journal.info("stopped")
     _flush_journal()
+
+
+def _handle_signals(watch: "Loop") -> None:
+    signal.set_wakeup_fd(watch.wake_fd, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: watch.stop())
+    signal.signal(signal.SIGHUP, lambda *_: watch.sweep_soon())
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
 
 
 def _flush_journal() -> None:

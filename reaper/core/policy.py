@@ -30,10 +30,10 @@ class Outcome(Enum):
 
 
 class Policy(NamedTuple):
-    """Which verdict gets which action; FLAG or REMOVE. HELD and UNCERTAIN have no choice."""
+    """What to do with ABANDONED and OVERDUE locks: FLAG or REMOVE. The other verdicts leave no
+    choice.
+    """
 
-    on_stale: Action = Action.REMOVE
-    on_orphaned: Action = Action.REMOVE
     on_abandoned: Action = Action.REMOVE
     on_overdue: Action = Action.FLAG
 
@@ -47,10 +47,8 @@ def decide(judgement: Judgement, policy: Policy) -> Action:
     match judgement.verdict:
         case Verdict.HELD | Verdict.UNCERTAIN:
             return Action.KEEP
-        case Verdict.STALE:
-            chosen = policy.on_stale
-        case Verdict.ORPHANED:
-            chosen = policy.on_orphaned
+        case Verdict.STALE | Verdict.ORPHANED:
+            chosen = Action.REMOVE
         case Verdict.ABANDONED:
             chosen = policy.on_abandoned
         case Verdict.OVERDUE:

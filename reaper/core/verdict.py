@@ -30,6 +30,14 @@ TOO_EARLY: Final = "too-early"
 SEEN_ONCE: Final = "seen-once"
 OTHER_PID_NAMESPACE: Final = "other-pid-namespace"
 HOLDER_UNKNOWN: Final = "holder-unknown"
+FIRST_REASONS: Final = {
+    Verdict.STALE: (DEAD_PID, RECYCLED_PID, MISSING_PID),
+    Verdict.ORPHANED: (ORPHAN_SELF_PID, NON_OPENCLAW_OWNER, HOLDER_UNKNOWN),
+    Verdict.ABANDONED: (RUN_ENDED,),
+    Verdict.OVERDUE: (HOLD_EXCEEDED,),
+}
+"""The reasons that a stuck lock can have first, by verdict; RECOVERY_PENDING is not among them,
+because such a lock is kept."""
 
 
 class Limits(NamedTuple):

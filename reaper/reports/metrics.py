@@ -6,9 +6,8 @@ carries a session, or anything else without a bound.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import add
 from typing import Any, Final, Protocol
 
 from prometheus_client import (
@@ -16,40 +15,29 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from reaper.core.health import CHURN
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.text import printable
-from reaper.core.verdict import Judgement
-from reaper.reports.exposition import BulkyGauge
-from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.core.verdict import FIRST_REASONS, Judgement, Verdict
+from reaper.reports.records import Act, Found, Seen, SkippedFile
 from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
+MAX_AGENTS: Final = 200
+"""Agents that have series of their own; the others are OTHER."""
 OTHER: Final = "other"
 _LONGEST_LABEL: Final = 64
 _ACTS: Final = 50
 """Acts that are remembered for the page."""
-_FLAGGED_REASONS: Final = (
-    "dead-pid",
-    "recycled-pid",
-    "missing-pid",
-    "orphan-self-pid",
-    "non-openclaw-owner",
-    "holder-unknown",
-    "run-ended",
-    "hold-exceeded",
-)
-_CHURN: Final = (Action.FLAG.value, CHURN, Outcome.FLAGGED.value)
 _REMOVAL_OUTCOMES: Final = (
     Outcome.REMOVED,
     Outcome.VANISHED,
     Outcome.CHANGED,
     Outcome.RESTORED,
-    Outcome.FLAGGED,
     Outcome.FAILED,
 )
 _ERROR: Final = "error"
@@ -65,7 +53,6 @@ _SKIP_REASONS: Final = (
 )
 """All that the metric has; a reason that is not among them, such as `error-EIO`, is an error."""
 _ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
-_VERDICTS: Final = tuple(it.value for it in VERDICTS)
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
 
@@ -157,9 +144,11 @@ class Metrics:
         knowledge: Knowledge,
         *,
         version: str,
-        states: Iterable[str],
+        states: Sequence[str],
+        policy: Policy,
+        dry_run: bool = False,
         acquire_timeout: float,
-        max_agents: int,
+        max_agents: int = MAX_AGENTS,
         now: Callable[[], float],
         holder_use: Callable[[int], HolderUse | None],
         wedged: Callable[[], Iterable[tuple[str, str, bool]]] = lambda: (),
@@ -178,16 +167,21 @@ class Metrics:
         )
         self.actions = Counter(
             "reaper_actions_total",
-            "Acts on stuck locks, by first reason and outcome.",
+            "Stuck locks removed or flagged, by first reason and outcome.",
             ["action", "reason", "outcome"],
             registry=registry,
         )
-        for reason in _FLAGGED_REASONS:
-            self.actions.labels(Action.FLAG.value, reason, Outcome.FLAGGED.value)
-            for outcome in _REMOVAL_OUTCOMES:
-                self.actions.labels(Action.REMOVE.value, reason, outcome.value)
-        # A one-shot sees no session twice.
-        self._churn = self.actions.labels(*_CHURN) if watching else None
+        for action, reason, outcome in _possible_actions(policy, dry_run=dry_run):
+            self.actions.labels(action.value, reason, outcome.value)
+        # A one-shot ends before it could count a second one.
+        self._leaked = Counter(
+            "reaper_leaked_sessions_total",
+            "Abandoned locks freed since the sidecar started; the gateway leaks each session.",
+            ["state_dir"],
+            registry=registry if watching else None,
+        )
+        for state in states:
+            self._leaked.labels(state)
         self.reap_delay = Histogram(
             "reaper_reap_delay_seconds",
             "From the moment a lock that was seen before became removable until it was gone.",
@@ -227,7 +221,7 @@ class Metrics:
         registry.register(
             _LockCollector(
                 knowledge,
-                states=list(states),
+                states=states,
                 acquire_timeout=acquire_timeout,
                 max_agents=max_agents,
                 now=now,
@@ -235,19 +229,31 @@ class Metrics:
                 wedged=wedged,
             )
         )
+        if watching:
+            # In a textfile these names would clash with those of node_exporter.
+            ProcessCollector(registry=registry)
 
-    def count_action(self, action: Action, judgement: Judgement, outcome: Outcome | None) -> None:
+    def count_action(self, found: Found) -> None:
         """Count an act by its first reason; keeping is none."""
-        if action is not Action.KEEP and outcome is not None:
+        judgement, outcome = found.judgement, found.outcome
+        if found.action is not Action.KEEP and outcome is not None:
             reason = judgement.reasons[0] if judgement.reasons else ""
-            self.actions.labels(action.value, reason, outcome.value).inc()
+            self.actions.labels(found.action.value, reason, outcome.value).inc()
             if outcome is Outcome.FAILED:
                 self.errors.labels("removal").inc()
+            if outcome is Outcome.REMOVED and judgement.verdict is Verdict.ABANDONED:
+                self._leaked.labels(found.lock.state_dir).inc()
 
-    def count_churn(self) -> None:
-        """Count a session that stuck again under the same holder; a flag besides what was done."""
-        if self._churn is not None:
-            self._churn.inc()
+
+def _possible_actions(policy: Policy, *, dry_run: bool) -> Iterator[tuple[Action, str, Outcome]]:
+    """Yield what can be done to a stuck lock: a counter that an alert reads must start at 0."""
+    removals = (Outcome.WOULD_REMOVE,) if dry_run else _REMOVAL_OUTCOMES
+    for verdict, reasons in FIRST_REASONS.items():
+        action = decide(Judgement(verdict=verdict, reasons=reasons[:1], row=0), policy)
+        outcomes = removals if action is Action.REMOVE else (Outcome.FLAGGED,)
+        for reason in reasons:
+            for outcome in outcomes:
+                yield action, reason, outcome
 
 
 class _LockCollector(Collector):
@@ -255,7 +261,7 @@ class _LockCollector(Collector):
         self,
         knowledge: Knowledge,
         *,
-        states: list[str],
+        states: Sequence[str],
         acquire_timeout: float,
         max_agents: int,
         now: Callable[[], float],
@@ -276,7 +282,7 @@ class _LockCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         with self._knowledge.tallies() as tallies:
-            locks = self._locks(tallies)
+            locks = list(self._locks(tallies))
             proofs = self._proofs(tallies)
             holders = {key: tallies.stuck_of_holder.get(key, 0) for key in tallies.of_holder}
         yield from locks
@@ -315,55 +321,54 @@ class _LockCollector(Collector):
                 else:
                     self._with_other.add(key[0])
 
-    def _locks(self, tallies: Tallies) -> list[Metric]:
-        self._allot_labels(tallies.agents)
-        counts: dict[tuple[str, str], list[int]] = {}
+    def _locks(self, tallies: Tallies) -> Iterator[Metric]:
+        by_verdict = GaugeMetricFamily(
+            "reaper_locks", "Locks, by verdict.", labels=["state_dir", "verdict"]
+        )
+        # Not before the first sweep: a 0 that nobody looked for would say that all is well.
+        swept = self._states if self._knowledge.has_swept() else ()
+        for state in dict.fromkeys((*swept, *(state for state, _ in tallies.verdicts))):
+            for place, verdict in enumerate(VERDICTS):
+                count = tallies.verdicts.get((state, place), 0)
+                by_verdict.add_metric([state, verdict.value], count)
+        yield by_verdict
+        yield from self._agents(tallies.agents)
+
+    def _agents(self, agents: Mapping[tuple[str, str], AgentTally]) -> Iterator[Metric]:
+        self._allot_labels(agents)
+        stuck = {(state, self._labels[state, agent]): 0 for state, agent in self._labels}
+        stuck |= {(state, OTHER): 0 for state in self._with_other}
+        blocking = dict(stuck)
         oldest: dict[tuple[str, str], float] = {}
         now = self._now()
-        for (state, agent), it in tallies.agents.items():
+        for (state, agent), tally in agents.items():
             key = state, self._labels.get((state, agent), OTHER)
-            row = [*it.verdicts, it.stuck, it.older_than(self._acquire_timeout, now)]
-            counts[key] = list(map(add, row, counts[key])) if key in counts else row
-            taken = it.taken_ms[0] / 1000
+            stuck[key] += tally.stuck
+            blocking[key] += tally.older_than(self._acquire_timeout, now)
+            taken = tally.taken_ms[0] / 1000
             oldest[key] = min(taken, oldest.get(key, taken))
-        none = [0] * (len(VERDICTS) + 2)
-        for state, agent in self._labels:
-            counts.setdefault((state, self._labels[state, agent]), none)
-        for state in self._with_other:
-            counts.setdefault((state, OTHER), none)
-        labels = ["state", "agent"]
-        keys, rows = list(counts), list(counts.values())
-        by_verdict = BulkyGauge(
-            "reaper_locks",
-            "Locks, by verdict.",
-            labels=[*labels, "verdict"],
-            keys=[(*key, verdict) for key in keys for verdict in _VERDICTS],
-            values=[value for row in rows for value in row[: len(VERDICTS)]],
-        )
-        values_by_agent: tuple[tuple[str, str, dict[tuple[str, str], float]], ...] = (
+        values_by_agent: tuple[tuple[str, str, Mapping[tuple[str, str], float]], ...] = (
             (
                 "reaper_stuck_locks",
-                "Stuck locks, those kept for the next gateway not.",
-                {key: row[-2] for key, row in counts.items()},
+                "Stuck locks, not counting those that are kept for the next gateway.",
+                stuck,
             ),
             (
                 "reaper_blocking_locks",
-                "Locks held longer than the gateway's acquire timeout: users are failing now.",
-                {key: row[-1] for key, row in counts.items()},
+                "Locks held longer than the gateway's acquire timeout; new messages fail.",
+                blocking,
             ),
             (
                 "reaper_oldest_lock_created_timestamp_seconds",
-                "When the oldest lock was taken.",
+                "When the oldest lock was created.",
                 oldest,
             ),
         )
-        return [
-            by_verdict,
-            *(
-                BulkyGauge(name, text, labels=labels, keys=[*found], values=[*found.values()])
-                for name, text, found in values_by_agent
-            ),
-        ]
+        for name, text, values in values_by_agent:
+            family = GaugeMetricFamily(name, text, labels=["state_dir", "agent"])
+            for key, value in values.items():
+                family.add_metric(key, value)
+            yield family
 
     def _proofs(self, tallies: Tallies) -> list[Metric]:
         """Both are absent until something is known, because a gauge that guesses would page or
@@ -384,7 +389,7 @@ class _LockCollector(Collector):
                 tallies.held_elsewhere,
             ),
         ):
-            family = GaugeMetricFamily(name, text, labels=["state"])
+            family = GaugeMetricFamily(name, text, labels=["state_dir"])
             for state in self._states:
                 if state in good or state in bad:
                     self._proven[name, state] = state not in bad
@@ -394,7 +399,7 @@ class _LockCollector(Collector):
         return families
 
     def _holders(self, holders: dict[tuple[str, int], int]) -> Iterator[Metric]:
-        labels = ["state", "pid"]
+        labels = ["state_dir", "pid"]
         memory = GaugeMetricFamily(
             "reaper_holder_resident_memory_bytes",
             "Resident memory of a live holder.",
@@ -416,7 +421,7 @@ class _LockCollector(Collector):
                 fds.add_metric([state, str(pid)], use.open_fds)
         wedged = GaugeMetricFamily(
             "reaper_holder_wedged",
-            "1 while a holder is past a limit that was set for it, for as long as was set.",
+            "1 while a holder has reached a limit that --wedged-sessions or --wedged-rss sets.",
             labels=labels,
         )
         for state, label, is_wedged in self._wedged():

@@ -20,11 +20,11 @@ from typing import Any, Final
 from prometheus_client import Counter, Gauge
 
 from reaper.core.evidence import DEAD, HoldProof
-from reaper.core.health import CHURN, RESIDENT_MEMORY, STUCK_LOCKS
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Outcome
 from reaper.core.text import printable
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, Limits
+from reaper.core.wedged import LEAKED_SESSIONS, RESIDENT_MEMORY
 from reaper.reports.explain import RULES, duration, next_step, no_proof_advice, whose
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
@@ -120,6 +120,7 @@ class View:
         healthy: Callable[[], bool],
         ready: Callable[[], bool],
         wedged: Callable[[], list[dict[str, Any]]] = list,
+        dry_run: bool = False,
     ) -> None:
         self._knowledge = knowledge
         self._metrics = metrics
@@ -130,6 +131,7 @@ class View:
         self.healthy = healthy
         self.ready = ready
         self._wedged = wedged
+        self._dry_run = dry_run
         self._started = time.monotonic()
         self._key = secrets.token_bytes(32)
 
@@ -229,6 +231,8 @@ class View:
         skipped: list[SkippedFile],
     ) -> Iterator[str]:
         now = time.monotonic()
+        if self._dry_run:
+            yield "This is a dry run: nothing is removed."
         if stuck:
             yield f"The first has been locked for {duration(stuck[0].age_at(now))}."
         blocking = sum(it.age_at(now) > self._acquire_timeout for it in seen)
@@ -267,8 +271,11 @@ class View:
             why = f"{judgement.verdict.value}: {RULES[judgement.row]}"
             lines.append(_sentence(f"{why} ({', '.join(judgement.reasons)})"))
         if it.judgement.wants_freeing:
+            step = next_step(judgement, it.action, self._limits)
+            if it.outcome is Outcome.WOULD_REMOVE:
+                step = "would remove it; this is a dry run"
             lines.append(
-                _sentence(f"the reaper {next_step(judgement, it.action, self._limits)}")
+                _sentence(f"the reaper {step}")
                 + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
@@ -315,21 +322,15 @@ class View:
 
 
 def _wedged(holder: dict[str, Any]) -> str:
-    """Return how a wedged holder does, and what to do; no reason may be left, and it not yet be
-    out of it.
-    """
-    bytes_, churn = holder["resident_bytes"], holder["churn"]
-    told = {
-        STUCK_LOCKS: _many(holder["stuck_locks"], "stuck lock"),
-        CHURN: f"{_many(churn, 'session')} that stuck again and again",
-        RESIDENT_MEMORY: f"{(bytes_ or 0) / 2**20:.0f} MiB of memory",
+    """Return why a holder is wedged, and what to do."""
+    shown = {
+        LEAKED_SESSIONS: _many(holder["leaked_sessions"], "leaked session"),
+        RESIDENT_MEMORY: f"{(holder['resident_bytes'] or 0) / 2**20:.0f} MiB of memory",
     }
-    why = [told[it] for it in holder["why"] if it in told]
     return (
-        f"Pid {holder['pid']} (state {holder['state']}) has been wedged for "
-        f"{duration(holder['wedged_for_seconds'])}"
-        + (f": {', '.join(why)}" if why else "")
-        + ". Freeing locks does not cure that; a restart does (docs/wedged.md tells what it costs)."
+        f"Pid {holder['pid']} (state {holder['state_dir']}) is wedged: "
+        f"{', '.join(shown[why] for why in holder['why'])}. Freeing locks does not cure that; "
+        "a restart does (docs/wedged.md says what it costs)."
     )
 
 

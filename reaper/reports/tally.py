@@ -23,11 +23,10 @@ _SAME: Final = HolderState.SAME
 
 @dataclass(slots=True)
 class AgentTally:
-    """The locks of one agent: how many of each of VERDICTS, how many stuck; when each was taken
-    (epoch ms), and when its age began (monotonic seconds), the earliest first.
+    """The locks of one agent: how many are stuck; when each was taken (epoch ms), and when its age
+    began (monotonic seconds), the earliest first.
     """
 
-    verdicts: list[int] = field(default_factory=lambda: [0] * len(VERDICTS))
     stuck: int = 0
     taken_ms: list[int] = field(default_factory=list)
     since: list[float] = field(default_factory=list)
@@ -44,6 +43,8 @@ class Tallies:
 
     def __init__(self) -> None:
         self.agents: dict[tuple[str, str], AgentTally] = defaultdict(AgentTally)
+        self.verdicts: dict[tuple[str, int], int] = {}
+        """Locks by state directory and the verdict's place in VERDICTS."""
         self.proven: dict[str, int] = {}
         self.unproven: dict[str, int] = {}
         """Locks without a hold proof, but for those that it is too early to probe."""
@@ -66,7 +67,7 @@ class Tallies:
         lock, evidence, judgement = it.lock, it.evidence, it.judgement
         state, holder, verdict = lock.state_dir, evidence.holder, judgement.verdict
         agent = self.agents[state, lock.agent]
-        agent.verdicts[VERDICTS.index(verdict)] += by
+        _add(self.verdicts, (state, VERDICTS.index(verdict)), by)
         if verdict is not _HELD and judgement.wants_freeing:
             agent.stuck += by
         taken_ms, since = lock.taken_ms, it.at - evidence.age

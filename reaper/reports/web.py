@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from reaper.reports.exposition import exposition
 from reaper.reports.listener import (
     CERTIFIED,
     CONFIG,
@@ -103,7 +102,7 @@ class WebServer:
         bounds: Bounds | None = None,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
-        self._registry = registry
+        self._metrics = make_wsgi_app(registry)
         self._view = view
         self._gateway_health = gateway
         self._show_sessions = show_sessions
@@ -221,13 +220,11 @@ class WebServer:
         )
 
     def _scrape(self, environ: Environment, _names: bool) -> Answer:
+        headers: dict[str, str] = {}
+        # The library refuses HEAD, whose answer is that of GET without the body.
+        asked = {**environ, "REQUEST_METHOD": "GET"}
         with self._renderings.lock:
-            body, headers = exposition(
-                self._registry,
-                accept=environ.get("HTTP_ACCEPT", ""),
-                accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
-                query=environ["QUERY_STRING"],
-            )
+            body = b"".join(self._metrics(asked, lambda _status, given: headers.update(given)))
         return Answer(body=body, headers=headers)
 
 

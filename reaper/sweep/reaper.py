@@ -23,7 +23,8 @@ class Reaper:
 
     It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
     worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
-    `longest_retry` how many seconds it waits at most before it tries again to remove a lock.
+    `longest_retry` how many seconds it waits at most before it tries again to remove a lock. With
+    `dry_run`, `act` removes nothing.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Reaper:
         probe: Probe = hold_proof.probe,
         most_remembered: int = MOST_REMEMBERED,
         longest_retry: float = 60.0,
+        dry_run: bool = False,
     ) -> None:
         self.states = list(states)
         self.most_remembered = most_remembered
@@ -45,6 +47,7 @@ class Reaper:
         self._looking = Plan(Mode.LOOK, limits._replace(seen_once_suffices=True))
         self._policy = policy
         self._longest_retry = longest_retry
+        self._acting = Plan(Mode.DRY if dry_run else Mode.ACT, limits, remembers=True)
         clock = clock or SystemClock()
         self._sources = Sources(clock=clock, probe=probe, process_table=process_table)
 
@@ -104,7 +107,7 @@ class Reaper:
         """
         seen: set[LockKey] = set()
         unseen = Unseen()
-        for found in self._scan(Plan(Mode.ACT, self._limits, only=only, remembers=True)):
+        for found in self._scan(self._acting._replace(only=only)):
             unseen.add(found)
             if found.key is not None:
                 seen.add(found.key)

@@ -17,7 +17,6 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import Reaper, Unseen
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.event_trust import EventTrust
-from reaper.watch.health_checks import HealthChecks
 from reaper.watch.holders import HolderWatch
 from reaper.watch.inbox import Inbox, Notice
 from reaper.watch.reporter import Reporter
@@ -58,10 +57,9 @@ class Watch:
         self.unseen = UnseenHolders(reaper.is_held)
         self.trust = EventTrust(self.inbox, reporter, resync=resync)
         self.sweeps = Sweeps(self.trust, reporter, longest_retry=resync)
-        self.health = HealthChecks(health, reporter)
         self.tracker = Tracker(
             reporter,
-            self.health,
+            health,
             self.deadlines,
             self.holders,
             self.unseen,
@@ -125,8 +123,7 @@ class Watch:
         self.judge(self.deadlines.pop_due(now))
         self.judge(self.unseen.no_longer_held(now))
         self.trust.check(now)
-        self.health.check(now)
-        parts = (self.sweeps, self.deadlines, self.unseen, self.trust, self.health)
+        parts = (self.sweeps, self.deadlines, self.unseen, self.trust)
         ready = self._sleep(until=min(part.next() for part in parts))
         self.judge(self.holders.exited(ready, time.monotonic()))
         self.handle_events()
@@ -186,7 +183,6 @@ class Watch:
         now = time.monotonic()
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
-        self.health.swept(now)
         self.trust.swept()
 
     def _handle_urgent(self) -> None:

@@ -25,8 +25,9 @@ class Reporter:
 
     def lock(self, found: Finding, *, changed: bool, is_new: bool) -> None:
         """Count and log an act, or a change of verdict; that a new lock is held is none."""
-        acted = found.action is Action.REMOVE and found.attempted
-        flagged = found.action is Action.FLAG and changed
+        would = found.outcome is Outcome.WOULD_REMOVE
+        acted = found.action is Action.REMOVE and found.attempted and not would
+        flagged = (found.action is Action.FLAG or would) and changed
         if acted:
             logged = found.retry is None or found.retry.is_news
         else:
@@ -37,10 +38,10 @@ class Reporter:
             return
         record = lock_record(found)
         if acted or flagged:
-            self.metrics.count_action(found.action, found.judgement, found.outcome)
+            self.metrics.count_action(found)
             self.knowledge.remember(record, time.time_ns() // 1_000_000)
         if logged and self._has_line_left(found):
-            event = found.outcome.value if found.outcome and acted else "verdict"
+            event = found.outcome.value if found.outcome and (acted or would) else "verdict"
             self.journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
 
     def _has_line_left(self, found: Finding) -> bool:

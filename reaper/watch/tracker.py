@@ -12,9 +12,9 @@ from reaper.core.finding import Finding
 from reaper.core.lock import Lock, LockKey, StateDir
 from reaper.core.policy import Outcome
 from reaper.core.retry import Retry
+from reaper.gateway_health import GatewayHealth
 from reaper.reports.records import Seen
 from reaper.watch.deadlines import Deadlines
-from reaper.watch.health_checks import HealthChecks
 from reaper.watch.holders import HolderWatch, Watched
 from reaper.watch.inbox import SETTLE
 from reaper.watch.reporter import Reporter
@@ -52,7 +52,7 @@ class Tracker:
     def __init__(
         self,
         reporter: Reporter,
-        health: HealthChecks,
+        health: GatewayHealth,
         deadlines: Deadlines,
         holders: HolderWatch,
         unseen: UnseenHolders,
@@ -111,7 +111,7 @@ class Tracker:
         is_new = before is None or not _is_same_lock(before.lock, found.lock)
         changed = is_new or before is None or _verdict(before) != _verdict(seen)
         self._reporter.lock(found, changed=changed, is_new=is_new)
-        self._health.note(lock.key, seen)
+        self._health.add(seen)
         if found.outcome is Outcome.REMOVED:
             if not is_new and due_since is not None:
                 self._reporter.metrics.reap_delay.observe(max(0.0, now - due_since))

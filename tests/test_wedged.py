@@ -1,0 +1,239 @@
+"""Holders that are wedged now."""
+
+from typing import Any
+
+import pytest
+
+from reaper.adapters.processes import Use
+from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof, Program
+from reaper.core.lock import FileId, Lock
+from reaper.core.policy import Action, Outcome
+from reaper.core.record import parse
+from reaper.core.verdict import RUN_ENDED, Judgement, Verdict
+from reaper.core.wedged import Load, WedgedLimits
+from reaper.gateway_health import GatewayHealth
+from reaper.reports.metrics import Knowledge
+from reaper.reports.records import Seen
+from tests.conftest import judged, record
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        (Load(stuck_locks=2, freed_locks=0, resident_bytes=None), ()),
+        (Load(stuck_locks=2, freed_locks=1, resident_bytes=None), ("leaked-sessions",)),
+        (Load(stuck_locks=0, freed_locks=3, resident_bytes=999), ("leaked-sessions",)),
+        (Load(stuck_locks=0, freed_locks=0, resident_bytes=1000), ("resident-memory",)),
+        (
+            Load(stuck_locks=3, freed_locks=3, resident_bytes=1001),
+            ("leaked-sessions", "resident-memory"),
+        ),
+    ],
+)
+def test_stuck_locks_and_freed_ones_count_together_and_memory_for_itself(
+    load: Load, why: tuple[str, ...]
+) -> None:
+    assert load.exceeded(WedgedLimits(leaked_sessions=3, resident_bytes=1000)) == why
+    assert load.exceeded(WedgedLimits()) == ()
+
+
+class World:
+    """Processes of the test's making, and what is seen of their locks."""
+
+    def __init__(self, sessions: int | None = None, resident_bytes: int | None = None) -> None:
+        self.alive = {7: 5}
+        """Start time by pid."""
+        self.resident = 1000
+        self.knowledge = Knowledge()
+        self.health = GatewayHealth(
+            self.knowledge,
+            WedgedLimits(sessions, resident_bytes),
+            use=lambda _pid: Use(resident_bytes=self.resident, open_fds=None),
+            starttime=self.alive.get,
+        )
+
+    def put(
+        self,
+        session: str = "sid",
+        *,
+        pid: int = 7,
+        starttime: int | None = 5,
+        **how: Any,
+    ) -> Seen:
+        """Let the sidecar see a lock, overdue unless `how` says otherwise."""
+        data = record(pid, age=7200, starttime=starttime)
+        lock = Lock(
+            state_dir="s",
+            agent="main",
+            session=session,
+            path=f"/{session}",
+            file=FileId(1, 2),
+            uid=0,
+            mtime_ms=0,
+            ctime_ns=0,
+            data=data,
+            record=parse(data),
+        )
+        fields: dict[str, Any] = {
+            "proof": HoldProof.OPEN,
+            "holder": Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=7),
+            "age": 7200.0,
+            "file_age": 7200.0,
+        }
+        seen = judged(Evidence(lock=lock, **{**fields, **how}), at=0.0)
+        self.knowledge.put(session, seen)
+        self.health.add(seen)
+        return seen
+
+    def free(self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **how: Any) -> None:
+        """Let the sidecar free a lock whose run is over, or try to."""
+        judgement = Judgement(verdict=Verdict.ABANDONED, reasons=(RUN_ENDED,), row=1)
+        seen = self.put(session, **how)._replace(
+            judgement=judgement, action=Action.REMOVE, outcome=outcome
+        )
+        self.knowledge.put(session, seen)
+        self.health.add(seen)
+        if outcome is Outcome.REMOVED:
+            self.knowledge.drop(session)
+
+    def is_wedged(self) -> bool:
+        fine, value = self.health.answer(fresh=True)
+        assert value["wedged"] is not fine
+        assert bool(self.health.wedged()) is not fine
+        return not fine
+
+
+UNSEEN = Holder(state=HolderState.GONE)
+
+
+def test_nobody_is_wedged_where_nobody_asked() -> None:
+    world = World()
+    world.put()
+    world.free("other")
+    assert not world.is_wedged()
+    assert world.health.answer(fresh=True) == (True, {"wedged": False, "enabled": False})
+    assert world.health.labelled() == []
+
+
+def test_a_stuck_lock_counts_while_it_is_there_and_no_longer() -> None:
+    world = World(sessions=1)
+    assert world.put().judgement.verdict is Verdict.OVERDUE
+    assert world.is_wedged()
+    world.knowledge.drop("sid")
+    assert not world.is_wedged()
+
+
+def test_an_abandoned_lock_goes_on_counting_after_it_was_freed() -> None:
+    world = World(sessions=2)
+    world.free("one")
+    assert not world.is_wedged()
+    world.free("two", Outcome.FAILED)
+    world.free("two", Outcome.FAILED)
+    assert world.health.answer(fresh=True)[1]["holders"] == [
+        {
+            "state_dir": "s",
+            "pid": 7,
+            "wedged": True,
+            "why": ["leaked-sessions"],
+            "leaked_sessions": 2,
+            "stuck_locks": 1,
+            "freed_locks": 1,
+            "resident_bytes": 1000,
+        }
+    ]
+    world.free("two")
+    (holder,) = world.health.wedged()
+    assert (holder["stuck_locks"], holder["freed_locks"]) == (0, 2)
+
+
+def test_a_death_ends_it_at_once_and_a_successor_starts_at_none() -> None:
+    world = World(sessions=1)
+    world.free()
+    world.put(starttime=None)
+    assert world.is_wedged()
+    world.knowledge.drop("sid")
+    world.alive[7] = 99
+    assert not world.is_wedged()
+    world.put(starttime=99, age=1.0)
+    assert not world.is_wedged()
+    assert world.health.labelled() == [("s", "7", False)]
+
+
+def test_a_holders_locks_count_together_however_their_records_name_it() -> None:
+    world = World(sessions=3)
+    for number in range(3):
+        assert not world.is_wedged()
+        world.put(str(number), starttime=None if number == 1 else 5)
+    assert world.is_wedged()
+    assert world.health.labelled() == [("s", "7", True)]
+
+
+def test_any_number_of_named_pids_makes_few_series() -> None:
+    world = World(sessions=1)
+    for number in range(900):
+        world.put(str(number), pid=10_000 + number, holder=UNSEEN)
+    assert len(world.health.labelled()) == 50
+    assert len(world.health.answer(fresh=True)[1]["holders"]) == 50
+
+
+def test_any_number_of_holders_takes_bounded_memory_and_the_latest_count() -> None:
+    world = World(sessions=1)
+    for number in range(2000):
+        world.alive[number + 10] = 5
+        holder = Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=number + 10)
+        world.free("sid", pid=number + 10, holder=holder)
+    assert len(world.health._freed) == 1000
+    assert {health.name.pid for health in world.health.holders()} == set(range(1010, 2010))
+
+
+def test_a_worker_that_is_late_wedges_nobody() -> None:
+    world = World(sessions=1)
+    world.put()
+    assert world.is_wedged()
+    fine, value = world.health.answer(fresh=False)
+    assert fine
+    assert value["fresh"] is False
+
+
+AGENT = Holder(state=HolderState.SAME, program=Program.AGENT, pid=7)
+OTHER = Holder(state=HolderState.SAME, program=Program.OTHER, pid=7)
+NOT_OPEN = {"proof": HoldProof.NOT_OPEN, "seen_for": 99.0}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"age": 1.0},
+        {"proof": HoldProof.NOT_OPEN, "holder": UNSEEN},
+        {"proof": HoldProof.UNAVAILABLE, "holder": UNSEEN},
+        NOT_OPEN,
+        {"holder": AGENT},
+        {"holder": OTHER},
+    ],
+    ids=["held", "of a dead holder", "no proof", "not open", "of an agent", "of a stranger"],
+)
+def test_a_lock_that_no_gateway_holds_stuck_wedges_nobody(how: dict[str, Any]) -> None:
+    world = World(sessions=1)
+    world.put(**how)
+    assert not world.is_wedged()
+
+
+def test_a_holder_that_is_not_visible_is_wedged_only_while_it_holds_a_lock() -> None:
+    world = World(sessions=1)
+    world.free("freed", pid=8, holder=UNSEEN)
+    assert not world.is_wedged(), "nothing says whether it lives"
+    world.put(pid=8, holder=UNSEEN, age=1.0)
+    assert world.is_wedged()
+    world.knowledge.drop("sid")
+    assert not world.is_wedged()
+
+
+def test_memory_wedges_a_holder_that_holds_nothing_any_more_until_it_gives_it_back() -> None:
+    world = World(resident_bytes=2000)
+    world.put(age=1.0)
+    world.knowledge.drop("sid")
+    assert not world.is_wedged()
+    world.resident = 2000
+    assert world.is_wedged()
+    world.resident = 1999
+    assert not world.is_wedged()
