@@ -77,7 +77,7 @@ def test_a_line_that_cannot_be_written_is_counted() -> None:
 def test_the_sidecar_loads_neither_rich_nor_asyncio() -> None:
     """Together they took a sixth of its memory, and nothing of them was used."""
     script = (
-        "import sys, reaper.cli, reaper.watch, reaper.reports.journal, reaper.reports.web; "
+        "import sys, reaper.cli, reaper.watch, reaper.reports.journal, reaper.web.app; "
         "print(*sorted({'rich', 'asyncio'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

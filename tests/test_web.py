@@ -30,20 +30,14 @@ from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome
 from reaper.core.verdict import Limits
 from reaper.gateway_health import Health, HolderName, health_record
-from reaper.reports import listener, web, web_config
-from reaper.reports.listener import Address, Bounds
 from reaper.reports.metrics import Knowledge
-from reaper.reports.page import View
 from reaper.reports.records import Seen, lock_record
-from reaper.reports.web import WebServer
-from reaper.reports.web_config import (
-    OPEN,
-    Passwords,
-    TooBusyError,
-    WebConfig,
-    WebConfigError,
-    WebConfigFile,
-)
+from reaper.web import app, server
+from reaper.web.app import WebServer
+from reaper.web.config import OPEN, WebConfig, WebConfigError, WebConfigFile
+from reaper.web.page import View
+from reaper.web.passwords import Passwords, TooBusyError
+from reaper.web.server import Address, Bounds
 from tests.conftest import HoldLock, Tree, record
 from tests.needs import not_tested, program
 from tests.processes import PATIENCE, reap
@@ -117,7 +111,7 @@ Serving = Callable[..., Served]
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     """Start servers that render each answer anew, so that tests need not wait for a second."""
-    monkeypatch.setattr(web, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr(app, "_FRESH_FOR", 0.0)
     served: list[Served] = []
 
     def start(**how: Any) -> Served:
@@ -359,12 +353,12 @@ def test_without_a_thread_or_a_descriptor_one_connection_is_lost_and_counted(
             raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(listener.threading, "Thread", NoThread)  # type: ignore[attr-defined]
+        patch.setattr(server.threading, "Thread", NoThread)  # type: ignore[attr-defined]
         assert served.raw(b"") == b""
         until(lambda: served.errors == 1)
         until(lambda: served.listener._visits == [])  # after the client has seen its end
     with monkeypatch.context() as patch:
-        patch.setattr(listener.time, "sleep", waits.append)  # type: ignore[attr-defined]
+        patch.setattr(server.time, "sleep", waits.append)  # type: ignore[attr-defined]
         patch.setattr(served.listener, "socket", NoDescriptor())
         with pytest.raises(OSError, match="Too many"):
             served.listener.get_request()
@@ -406,7 +400,7 @@ class NoDescriptor:
     ],
 )
 def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local: bool) -> None:
-    assert web._is_local({"REMOTE_ADDR": peer, **headers}) is local
+    assert app._is_local({"REMOTE_ADDR": peer, **headers}) is local
 
 
 def full_of_names() -> Knowledge:
@@ -518,14 +512,14 @@ def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
 ) -> None:
     served = serving()
     put(served.knowledge, session="first")
-    monkeypatch.setattr(web, "_FRESH_FOR", 3600.0)
+    monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
     assert "first" in served.text(path)
     put(served.knowledge, session="another")
     again, head = served.ask(path), served.ask(path, "HEAD")
     assert "another" not in again.text  # type: ignore[attr-defined]
     assert head.getheader("Content-Length") == again.getheader("Content-Length")
     assert re.search(r'reaper_locks{.*verdict="held"} 2', served.text("/metrics"))
-    monkeypatch.setattr(web, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr(app, "_FRESH_FOR", 0.0)
     assert "another" in served.text(path)
 
 
@@ -534,7 +528,7 @@ def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving(knowledge=full_of_names())
-    monkeypatch.setattr(web, "_FRESH_FOR", 3600.0)
+    monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
     for _ in range(2):
         assert SECRET in served.text(path)
         assert SECRET not in served.text(path, Host="evil.example")
@@ -1188,8 +1182,7 @@ def test_a_wrong_configuration_is_exit_1_in_one_line(tree: Tree, tmp_path: Path)
 
 def test_yaml_and_bcrypt_are_loaded_only_where_there_is_a_web_configuration() -> None:
     program = (
-        "import sys, reaper.reports.web, reaper.cli\n"
-        "assert not {'yaml', 'bcrypt'} & sys.modules.keys()"
+        "import sys, reaper.web.app, reaper.cli\nassert not {'yaml', 'bcrypt'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -1260,11 +1253,13 @@ def test_wrong_options_of_probe_are_told_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_the_dependencies_that_configure_the_web_are_named_in_one_place() -> None:
-    """A guard of the guard: the module that imports them lazily is the only one that does."""
-    importing = [
-        path.name
-        for path in Path(web_config.__file__).parents[1].rglob("*.py")
-        if re.search(r"^\s*(?:import|from) (?:yaml|bcrypt)\b", path.read_text(), re.MULTILINE)
-    ]
-    assert importing == ["web_config.py"]
+def test_each_dependency_that_configures_the_web_is_imported_in_one_place() -> None:
+    """A guard of the guard: the module that imports it lazily is the only one that does."""
+    importing = {
+        (path.name, module)
+        for path in Path(app.__file__).parents[1].rglob("*.py")
+        for module in re.findall(
+            r"^\s*(?:import|from) (yaml|bcrypt)\b", path.read_text(), re.MULTILINE
+        )
+    }
+    assert importing == {("config.py", "yaml"), ("passwords.py", "bcrypt")}

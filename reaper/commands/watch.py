@@ -168,10 +168,10 @@ def command(
     from reaper.commands.metrics import metrics_for  # noqa: PLC0415
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
-    from reaper.reports.page import View  # noqa: PLC0415
-    from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
-    from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
     from reaper.watch import Watch, raise_descriptor_limit  # noqa: PLC0415
+    from reaper.web.app import WebServer, parse_address  # noqa: PLC0415
+    from reaper.web.config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
+    from reaper.web.page import View  # noqa: PLC0415
 
     if resync < 1:
         raise typer.BadParameter("--resync: at least 1s")

@@ -4,11 +4,9 @@ use (exporter-toolkit's `web-config.yml`); docs/web.md tells what of it is taken
 What is not taken is refused: nothing that somebody relies upon is silently left out.
 """
 
-import hmac
 import ipaddress
 import os
 import re
-import secrets
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from reaper.core.text import printable
+from reaper.web.passwords import load_bcrypt
 
 _LONGEST_FILE: Final = 1024 * 1024
 _TLS_VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -34,10 +33,6 @@ _HEADERS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Headers that may be set, and the values that each may have where not any."""
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
-_BCRYPT_BYTES: Final = 72
-"""Bytes of a password that bcrypt looks at."""
-_MOST_WAITING: Final = 4
-"""Passwords that may wait to be checked; it takes bcrypt some 50 ms to some seconds each."""
 
 
 class WebConfigError(ValueError):
@@ -286,7 +281,7 @@ def _users(value: object) -> dict[str, str]:
         if not _BCRYPT.fullmatch(_text(hashed, where)):
             raise WebConfigError(f"{where}: no bcrypt hash; `htpasswd -nB` makes one")
     if users:
-        _bcrypt()
+        load_bcrypt()
     return users
 
 
@@ -300,59 +295,3 @@ def _headers(value: object) -> dict[str, str]:
         if not _text(text, where).isprintable() or not text.isascii():
             raise WebConfigError(f"{where}: plain ASCII on one line is wanted")
     return {name: text for name, text in headers.items() if text}
-
-
-def _bcrypt() -> Any:  # noqa: ANN401  # a module
-    import bcrypt  # noqa: PLC0415  # only where there is a web configuration
-
-    return bcrypt
-
-
-class TooBusyError(Exception):
-    """So many passwords wait to be checked that this one is not."""
-
-
-class Passwords:
-    """Checks users' passwords; one at a time, since that is made to be slow.
-
-    What was right is remembered, so that a scrape costs no bcrypt; one password a user, and none
-    that was wrong, so that nobody can push it out. Thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
-        self._right: dict[str, bytes] = {}
-        self._one = threading.Lock()
-        self._room = threading.BoundedSemaphore(_MOST_WAITING)
-
-    def right(self, users: Mapping[str, str], user: str, password: bytes) -> bool:
-        """Tell whether it is this user's password; as slow for a user that there is not. Raises
-        TooBusyError.
-        """
-        known = users.get(user)
-        hashed = max(users.values(), key=_cost) if known is None else known
-        digest = hmac.digest(self._key, hashed.encode() + password, "sha256")
-        if known is not None and hmac.compare_digest(self._right.get(user, b""), digest):
-            return True
-        if not self._room.acquire(blocking=False):
-            raise TooBusyError
-        try:
-            with self._one:
-                if not self._fits(password, hashed) or known is None:
-                    return False
-                kept = {name: it for name, it in self._right.items() if name in users}
-                self._right = {**kept, user: digest}
-                return True
-        finally:
-            self._room.release()
-
-    def _fits(self, password: bytes, hashed: str) -> bool:
-        try:
-            # bcrypt never looked further; its newest release refuses what is longer.
-            return bool(_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
-        except ValueError:
-            return False
-
-
-def _cost(hashed: str) -> str:
-    return hashed[4:6]

@@ -22,7 +22,7 @@ from typing import Any, Final
 from wsgiref.handlers import SimpleHandler
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from reaper.reports.web_config import WebConfig
+from reaper.web.config import WebConfig
 
 Environment = dict[str, Any]
 StartResponse = Callable[..., Any]

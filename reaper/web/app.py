@@ -15,7 +15,10 @@ from typing import Any, Final, Literal
 from prometheus_client import CollectorRegistry
 
 from reaper.reports.exposition import exposition
-from reaper.reports.listener import (
+from reaper.web.config import OPEN, WebConfig
+from reaper.web.page import PAGE_POLICY, View
+from reaper.web.passwords import Passwords, TooBusyError
+from reaper.web.server import (
     CERTIFIED,
     CONFIG,
     SAFE_HEADERS,
@@ -25,8 +28,6 @@ from reaper.reports.listener import (
     Listener,
     StartResponse,
 )
-from reaper.reports.page import PAGE_POLICY, View
-from reaper.reports.web_config import OPEN, Passwords, TooBusyError, WebConfig
 
 ShowSessions = Literal["authenticated", "local", "all"]
 """To whom sessions' names are shown: those who are authenticated; who asks from this machine too;

@@ -57,9 +57,7 @@ _PLAIN_FIELDS: Final = frozenset(
 _CHUNK: Final = 64 * 1024
 _MOST_SHOWN: Final = 50
 """Locks of one kind that the page shows; the rest is a number and a link."""
-_TEMPLATE: Final = Template(
-    files("reaper.reports").joinpath("page.html").read_text(encoding="utf-8")
-)
+_TEMPLATE: Final = Template(files("reaper.web").joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _hash_of(tag: str) -> str:
