@@ -1,15 +1,13 @@
 """What people and programs see of the locks over HTTP: the page on `/`, and the JSON beside it.
 
-Names of sessions, and with them paths, are for those only who may see them; others get
-placeholders, which stay the same as long as the sidecar runs.
+Names of sessions, and with them paths, are only for those who may see them. All others get the
+rest, and one line that says how to see the names.
 """
 
 import base64
 import hashlib
-import hmac
 import io
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
@@ -30,7 +28,6 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
 from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
 
-_HIDDEN_FIELDS: Final = ("path", "session")
 _PLAIN_FIELDS: Final = frozenset(
     {
         "state_dir",
@@ -53,7 +50,11 @@ _PLAIN_FIELDS: Final = frozenset(
         "outcome",
     }
 )
-"""Fields of a lock's record that name no session; whatever is not listed is not shown."""
+"""Fields of a lock's record that name no session; all others are null where names are hidden."""
+_HOW_TO_SEE_NAMES: Final = (
+    "Names of sessions are not shown to you. To see them, run `reaper list` where the reaper runs, "
+    "authenticate yourself (--web-config), or start the reaper with --show-sessions all."
+)
 _CHUNK: Final = 64 * 1024
 _MOST_SHOWN: Final = 50
 """Locks of one kind that the page shows; the rest is a number and a link."""
@@ -74,30 +75,11 @@ PAGE_POLICY: Final = (
 )
 
 
-class _Names:
-    """Shows names, or placeholders that tell nothing and are the same for the same name."""
-
-    def __init__(self, key: bytes, *, shown: bool) -> None:
-        self._key = key
-        self.shown = shown
-
-    def of(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return a lock's record, with what must not be seen hidden."""
-        if self.shown:
-            return record
-        hidden = self.hide(record["path"])
-        return {
-            key: value
-            if key in _PLAIN_FIELDS
-            else (hidden if key in _HIDDEN_FIELDS else "" if key == "note" else None)
-            for key, value in record.items()
-        }
-
-    def hide(self, name: str) -> str:
-        if self.shown:
-            return name
-        digest = hmac.digest(self._key, name.encode("utf-8", "surrogateescape"), "sha256")
-        return f"hidden-{digest.hex()[:8]}"
+def _shown(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
+    """Return a lock's record as this reader may see it."""
+    if names:
+        return record
+    return {key: value if key in _PLAIN_FIELDS else None for key, value in record.items()}
 
 
 class View:
@@ -129,34 +111,34 @@ class View:
         self.ready = ready
         self._wedged = wedged
         self._started = time.monotonic()
-        self._key = secrets.token_bytes(32)
 
     def _seen(self) -> list[Seen]:
         """Return all locks, the oldest first."""
         return sorted(self._knowledge.all(), key=lambda it: it.at - it.evidence.age)
 
     def json(self, *, names: bool) -> Iterator[bytes]:
-        """Yield the locks as `reaper list --json` writes them, piece by piece."""
-        shown = _Names(self._key, shown=names)
+        """Yield the locks as `reaper list --json` writes them, piece by piece; without names, what
+        could name a session is null.
+        """
         stream = io.StringIO()
         output, summary = JsonOutput(stream), Summary()
         for it in self._seen():
             summary.count_lock(it.judgement, it.outcome)
-            output.record(shown.of(lock_record(_as_of_now(it))))
+            output.record(_shown(lock_record(_as_of_now(it)), names=names))
             if stream.tell() > _CHUNK:
                 yield _taken_from(stream)
         for skipped in self._knowledge.skipped():
             summary.count_skipped(
-                path=shown.hide(skipped.path),
+                path=skipped.path if names else None,
                 reason=skipped.reason,
-                note=skipped.note if names else "",
+                note=skipped.note if names else None,
                 failed=skipped.failed,
             )
-        output.end(summary)
+        hidden = {} if names else {"names_hidden": _HOW_TO_SEE_NAMES}
+        output.summary({**summary.as_record(), **hidden})
         yield _taken_from(stream)
 
     def page(self, *, names: bool) -> bytes:
-        shown = _Names(self._key, shown=names)
         seen = self._seen()
         stuck = [it for it in seen if it.judgement.wants_freeing]
         pending = [it for it in seen if RECOVERY_PENDING in it.judgement.reasons]
@@ -166,15 +148,19 @@ class View:
         skipped = [it for it in self._knowledge.skipped() if it.failed]
         wedged = self._wedged()
         level, answer = self._answer(stuck, blind, skipped, wedged)
-        trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
+        trouble = (
+            self._group("Stuck", stuck, names=names),
+            self._group("Not to be judged", blind, names=names),
+        )
         quiet = (
-            self._group("Kept for the next gateway", pending, shown),
-            self._group("Held", others, shown),
+            self._group("Kept for the next gateway", pending, names=names),
+            self._group("Held", others, names=names),
         )
         now_ms = time.time_ns() // 1_000_000
         details = [
             *self._details(seen, stuck, blind, skipped),
             *(_wedged(it) for it in wedged[:_MOST_SHOWN]),
+            *(() if names else (_HOW_TO_SEE_NAMES,)),
         ]
         page = _TEMPLATE.substitute(
             title=escape(f"{len(stuck)} stuck · reaper"),
@@ -183,8 +169,8 @@ class View:
             details="\n".join(f"<p>{escape(it)}</p>" for it in details),
             trouble="\n".join(trouble),
             quiet="\n".join(quiet),
-            acts=_acts(self._knowledge.acts(), shown, now_ms),
-            state=_pairs(self._state(shown, skipped)),
+            acts=_acts(self._knowledge.acts(), now_ms, names=names),
+            state=_pairs(self._state(skipped, names=names)),
             version=escape(self._version),
             now_iso=iso(now_ms),
             now=_clock(now_ms),
@@ -244,19 +230,19 @@ class View:
             none_for = f"none for longer than {duration(self._acquire_timeout)}"
             yield f"{_count(seen)}, {none_for}." if seen else "There are no locks now."
 
-    def _group(self, title: str, seen: list[Seen], shown: _Names) -> str:
+    def _group(self, title: str, seen: list[Seen], *, names: bool) -> str:
         if not seen:
             return ""
-        items = "\n".join(self._lock(it, shown) for it in seen[:_MOST_SHOWN])
+        items = "\n".join(self._lock(it, names=names) for it in seen[:_MOST_SHOWN])
         more = len(seen) - _MOST_SHOWN
         rest = f'<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
         return f"<section><h2>{title} ({len(seen)})</h2>\n<ul>{items}</ul>" + (
             f"{rest}</section>" if more > 0 else "</section>"
         )
 
-    def _lock(self, it: Seen, shown: _Names) -> str:
+    def _lock(self, it: Seen, *, names: bool) -> str:
         it = _as_of_now(it)
-        record = shown.of(lock_record(it))
+        record = _shown(lock_record(it), names=names)
         judgement = it.judgement
         age = it.age_at(time.monotonic())
         lines = []
@@ -279,7 +265,7 @@ class View:
             + f'<p class="soft">{_where(record)}</p></li>'
         )
 
-    def _state(self, shown: _Names, skipped: list[SkippedFile]) -> Iterator[tuple[str, str, str]]:
+    def _state(self, skipped: list[SkippedFile], *, names: bool) -> Iterator[tuple[str, str, str]]:
         """Yield what is told of the reaper itself: name, text, tone."""
         metrics = self._metrics
         healthy, ready = self.healthy(), self.ready()
@@ -290,7 +276,7 @@ class View:
             "" if ready else "bad",
         )
         for state in self._states:
-            yield f"State {state.name}", state.path if shown.shown else "path not shown", ""
+            yield f"State {state.name}", state.path if names else "path not shown", ""
         told = _total(metrics.observer_up) > 0
         yield (
             "File events",
@@ -306,10 +292,8 @@ class View:
         yield "Errors", f"{errors:.0f}", "bad" if errors else ""
         if skipped:
             for it in skipped[:_MOST_SHOWN]:
-                yield "Not read", f"{shown.hide(it.path)}: {it.reason}", "bad"
+                yield "Not read", f"{it.path}: {it.reason}" if names else it.reason, "bad"
         yield "Up for", duration(time.monotonic() - self._started), ""
-        if not shown.shown:
-            yield "Names of sessions", "not shown to you; docs/web.md tells to whom", ""
 
 
 def _wedged(holder: dict[str, Any]) -> str:
@@ -377,7 +361,9 @@ def _many(count: int, noun: str) -> str:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return escape(printable(str(record["session"])))
+    session = record["session"]
+    text = f"A session of agent {record['agent']}" if session is None else str(session)
+    return escape(printable(text))
 
 
 def _where(record: dict[str, Any]) -> str:
@@ -387,12 +373,12 @@ def _where(record: dict[str, Any]) -> str:
     return escape(printable(" · ".join(parts)))
 
 
-def _acts(acts: list[Act], shown: _Names, now_ms: int) -> str:
+def _acts(acts: list[Act], now_ms: int, *, names: bool) -> str:
     if not acts:
         return "<p>None since the reaper started.</p>"
     items = []
     for act in acts:
-        record = shown.of(act.record)
+        record = _shown(act.record, names=names)
         often = f", {act.times} times" if act.times > 1 else ""
         ago = duration(max(0, now_ms - act.at_ms) / 1000)
         text = f"{record['verdict']}: {', '.join(record['reasons'])}"
