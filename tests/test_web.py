@@ -925,6 +925,15 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
         ("http_server_config: {http2: true}", "http2: not spoken here"),
         ("http_server_config: {headers: {Set-Cookie: x}}", "Set-Cookie is not supported"),
         ("http_server_config: {headers: {X-Frame-Options: x}}", "known are deny, sameorigin"),
+        ("http_server_config: {headers: {X-Frame-Options: 1}}", "X-Frame-Options: text is wanted"),
+        ("http_server_config: {headers: []}", "headers: a mapping of keys and values is wanted"),
+        ("http_server_config: {http2: maybe}", "http2: true or false is wanted"),
+        ("tls_server_config: {1: x}", "tls_server_config: write each key in quotes"),
+        ("tls_server_config: {client_allowed_sans: x}", "client_allowed_sans: a list is wanted"),
+        ("tls_server_config: {client_allowed_sans: [1]}", "client_allowed_sans[0]: text is wanted"),
+        ('"a\\nb - at `$.x`": 1', "the file: "),
+        ("basic_auth_users: {alice: }", "basic_auth_users: alice: text is wanted"),
+        ('basic_auth_users: {alice: ""}', "basic_auth_users: alice: no bcrypt hash"),
         (
             'http_server_config: {headers: {X-XSS-Protection: "a\\r\\nb"}}',
             "plain ASCII on one line is wanted",
@@ -953,7 +962,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "# nothing", "tls_server_config:\nbasic_auth_users:\nhttp_server_config:\n"]
+    "text",
+    [
+        "",
+        "# nothing",
+        "tls_server_config:\nbasic_auth_users:\nhttp_server_config:\n",
+        "tls_server_config: {cert_file: , min_version: ''}\nhttp_server_config: {headers: }",
+    ],
 )
 def test_an_empty_file_means_plain_http_for_everybody(tmp_path: Path, text: str) -> None:
     path = tmp_path / "web.yml"

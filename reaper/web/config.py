@@ -1,7 +1,7 @@
 """TLS and basic authentication by a web configuration file, in the form that Prometheus exporters
-use (exporter-toolkit's `web-config.yml`); docs/web.md tells what of it is taken.
+use (exporter-toolkit's `web-config.yml`). See docs/web.md for the supported subset.
 
-What is not taken is refused: nothing that somebody relies upon is silently left out.
+Unsupported keys are errors, so no setting is silently ignored.
 """
 
 import ipaddress
@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
+
+import msgspec
 
 from reaper.core.text import printable
 from reaper.web.passwords import load_bcrypt
@@ -24,15 +26,72 @@ _CLIENT_AUTH: Final = {
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-_HEADERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Content-Security-Policy": (),
-    "Strict-Transport-Security": (),
-    "X-Content-Type-Options": ("nosniff",),
-    "X-Frame-Options": ("deny", "sameorigin"),
-    "X-XSS-Protection": (),
-}
-"""Headers that may be set, and the values that each may have where not any."""
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mapping in the file; "" is a text that is not given."""
+
+
+class _Tls(_Section, frozen=True):
+    cert_file: str = ""
+    key_file: str = ""
+    client_ca_file: str = ""
+    client_auth_type: Literal[
+        "NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"
+    ] = "NoClientCert"
+    client_allowed_sans: list[str] | None = None
+    min_version: Literal["TLS12", "TLS13"] = "TLS12"
+    max_version: Literal["TLS12", "TLS13"] = "TLS13"
+
+
+class _Headers(
+    _Section,
+    frozen=True,
+    rename={
+        "csp": "Content-Security-Policy",
+        "hsts": "Strict-Transport-Security",
+        "content_type_options": "X-Content-Type-Options",
+        "frame_options": "X-Frame-Options",
+        "xss_protection": "X-XSS-Protection",
+    },
+):
+    csp: str = ""
+    hsts: str = ""
+    content_type_options: Literal["", "nosniff"] = ""
+    frame_options: Literal["", "deny", "sameorigin"] = ""
+    xss_protection: str = ""
+
+
+class _Http(_Section, frozen=True):
+    http2: bool = False
+    headers: _Headers = _Headers()
+
+
+class _File(_Section, frozen=True):
+    tls_server_config: _Tls = _Tls()
+    http_server_config: _Http = _Http()
+    basic_auth_users: dict[Any, Any] = {}
+
+
+_SECTIONS: Final[Mapping[str, type[_Section]]] = {
+    "": _File,
+    "tls_server_config": _Tls,
+    "http_server_config": _Http,
+    "http_server_config.headers": _Headers,
+}
+_WANTED: Final = {
+    "object": "a mapping of keys and values is wanted",
+    "array": "a list is wanted",
+    "str": "text is wanted; write it in quotes",
+    "bool": "true or false is wanted",
+}
+"""What to say for the type that msgspec expects."""
+_UNSUPPORTED: Final = re.compile(
+    r"(?:Object contains unknown field `|Invalid enum value ')(.*)[`']", re.DOTALL
+)
+_EXPECTED: Final = re.compile(r"Expected `(\w+)")
+_PLACE: Final = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`\Z")
 
 
 class WebConfigError(ValueError):
@@ -99,41 +158,37 @@ class WebConfigFile:
 
     def _read(self) -> WebConfig:
         self._stamps = {self._path: _stamp(self._path)}
-        document = _mapping(_load(self._path), "the file", _TOP)
-        tls = _mapping(document.get("tls_server_config"), "tls_server_config", _TLS)
-        http = _mapping(document.get("http_server_config"), "http_server_config", _HTTP)
-        if http.get("http2") not in {None, False}:
+        file = _structure(_load(self._path))
+        if file.http_server_config.http2:
             raise WebConfigError("http_server_config: http2: not spoken here; leave it out")
-        context, names = self._tls(tls)
+        context, names = self._tls(file.tls_server_config)
         return WebConfig(
             tls=context,
-            users=_users(document.get("basic_auth_users")),
-            headers=_headers(http.get("headers")),
+            users=_users(file.basic_auth_users),
+            headers=_headers(file.http_server_config.headers),
             allowed_names=names,
         )
 
-    def _tls(
-        self, section: Mapping[str, Any]
-    ) -> tuple[ssl.SSLContext | None, frozenset[str] | None]:
-        if not section:
+    def _tls(self, section: _Tls) -> tuple[ssl.SSLContext | None, frozenset[str] | None]:
+        if section == _Tls():
             return None, None
-        certificate, key, authority = (
-            self._file(section, name) for name in ("cert_file", "key_file", "client_ca_file")
-        )
+        certificate = self._beside(section.cert_file)
+        key = self._beside(section.key_file)
+        authority = self._beside(section.client_ca_file)
         for path in (certificate, key, authority):
             if path is not None:
                 self._stamps[path] = _stamp(path)
         if certificate is None or key is None:
             raise WebConfigError("tls_server_config: it needs cert_file and key_file")
-        auth, names = _client_auth(section, authority)
+        auth, names = _client_auth(section)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = _one_of(section, "min_version", _TLS_VERSIONS, "TLS12")
-        context.maximum_version = _one_of(section, "max_version", _TLS_VERSIONS, "TLS13")
+        context.minimum_version = _TLS_VERSIONS[section.min_version]
+        context.maximum_version = _TLS_VERSIONS[section.max_version]
         if context.minimum_version > context.maximum_version:
             raise WebConfigError("tls_server_config: min_version is above max_version")
         context.set_alpn_protocols(["http/1.1"])
         try:
-            # An empty password, lest OpenSSL ask the terminal for one.
+            # An empty password, so that OpenSSL does not ask the terminal for one.
             context.load_cert_chain(certificate, key, password="")
         except (OSError, ValueError) as error:
             raise WebConfigError(
@@ -147,40 +202,23 @@ class WebConfigFile:
         context.verify_mode = auth
         return context, names
 
-    def _file(self, section: Mapping[str, Any], name: str) -> str | None:
-        value = section.get(name)
-        if value is None or value == "":
-            return None
-        return os.path.join(os.path.dirname(self._path), _text(value, f"tls_server_config: {name}"))
+    def _beside(self, path: str) -> str | None:
+        """Return a path that is relative to the file; None where none is given."""
+        return os.path.join(os.path.dirname(self._path), path) if path else None
 
 
-_TOP: Final = ("tls_server_config", "http_server_config", "basic_auth_users")
-_TLS: Final = (
-    "cert_file",
-    "key_file",
-    "client_ca_file",
-    "client_auth_type",
-    "client_allowed_sans",
-    "min_version",
-    "max_version",
-)
-_HTTP: Final = ("http2", "headers")
-
-
-def _client_auth(
-    section: Mapping[str, Any], authority: str | None
-) -> tuple[ssl.VerifyMode, frozenset[str] | None]:
+def _client_auth(section: _Tls) -> tuple[ssl.VerifyMode, frozenset[str] | None]:
     """Return whether clients need certificates, and which names."""
-    auth: ssl.VerifyMode = _one_of(section, "client_auth_type", _CLIENT_AUTH, "NoClientCert")
-    names = _names(section.get("client_allowed_sans"))
-    if auth is not ssl.CERT_NONE and authority is None:
+    auth = _CLIENT_AUTH[section.client_auth_type]
+    allowed = section.client_allowed_sans
+    if auth is not ssl.CERT_NONE and not section.client_ca_file:
         raise WebConfigError("tls_server_config: client_auth_type needs a client_ca_file")
-    if auth is ssl.CERT_NONE and (authority is not None or names is not None):
+    if auth is ssl.CERT_NONE and (section.client_ca_file or allowed is not None):
         raise WebConfigError(
             "tls_server_config: client_ca_file and client_allowed_sans need a client_auth_type, "
             "RequireAndVerifyClientCert as a rule"
         )
-    return auth, names
+    return auth, None if allowed is None else frozenset(map(_plain_name, allowed))
 
 
 def _stamp(path: str) -> object:
@@ -226,45 +264,52 @@ def _load(path: str) -> object:
         raise WebConfigError(f"it is no YAML that is understood: {error}") from None
 
 
-def _mapping(value: object, where: str, known: Iterable[str] | None) -> dict[str, Any]:
-    """Return a section; an empty one where it is not there or blank."""
-    if value is None:
-        return {}
+def _structure(document: object) -> _File:
+    if document is None:
+        return _File()
+    if isinstance(document, dict):
+        document = {
+            # A user without a password is a mistake, not a user who is not given.
+            key: value if key == "basic_auth_users" else _given(value)
+            for key, value in document.items()
+            if value is not None
+        }
+    try:
+        return msgspec.convert(document, _File)
+    except msgspec.ValidationError as error:
+        raise WebConfigError(_in_our_words(str(error))) from None
+
+
+def _given(value: object) -> object:
+    """Return it without the keys that are left blank."""
     if not isinstance(value, dict):
-        raise WebConfigError(f"{where}: a mapping of keys and values is wanted")
-    for key in value:
-        if not isinstance(key, str):
-            raise WebConfigError(f"{where}: write {printable(str(key))} in quotes")
-        if known is not None and key not in known:
-            raise WebConfigError(
-                f"{where}: {printable(key)} is not supported; known are {', '.join(known)}"
-            )
-    return value
+        return value
+    return {key: _given(inner) for key, inner in value.items() if inner not in (None, "")}
 
 
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise WebConfigError(f"{where}: text is wanted; write it in quotes")
-    return value
+def _in_our_words(error: str) -> str:
+    """Return msgspec's "WHAT - at `$.PATH`" as "PATH: what is wrong", with what is supported."""
+    place = _PLACE.search(error)
+    path = place["path"] if place else ""
+    where = path.replace(".", ": ") or "the file"
+    what = error[: place.start()] if place else error
+    if place and place["key"]:
+        return f"{where}: write each key in quotes"
+    unsupported = _UNSUPPORTED.fullmatch(what)
+    if unsupported:
+        known = ", ".join(filter(None, _supported(path)))
+        return f"{where}: {printable(unsupported[1])} is not supported; known are {known}"
+    expected = _EXPECTED.match(what)
+    return f"{where}: {_WANTED.get(expected[1], what) if expected else what}"
 
 
-def _one_of(section: Mapping[str, Any], name: str, known: Mapping[str, Any], default: str) -> Any:  # noqa: ANN401  # what the mapping holds
-    value = _text(section.get(name) or default, f"tls_server_config: {name}")
-    if value not in known:
-        raise WebConfigError(
-            f"tls_server_config: {name}: {printable(value)} is not supported; "
-            f"known are {', '.join(known)}"
-        )
-    return known[value]
-
-
-def _names(value: object) -> frozenset[str] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise WebConfigError("tls_server_config: client_allowed_sans: a list is wanted")
-    where = "tls_server_config: client_allowed_sans"
-    return frozenset(_plain_name(_text(name, where)) for name in value)
+def _supported(path: str) -> Iterable[str]:
+    """Return the keys of a section, or the values of a setting."""
+    if path in _SECTIONS:
+        return (field.encode_name for field in msgspec.structs.fields(_SECTIONS[path]))
+    section, _, name = path.rpartition(".")
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(_SECTIONS[section])}
+    return get_args(types[name])
 
 
 def _plain_name(name: str) -> str:
@@ -274,24 +319,24 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _users(value: object) -> dict[str, str]:
-    users = _mapping(value, "basic_auth_users", None)
+def _users(users: dict[Any, Any]) -> dict[str, str]:
     for user, hashed in users.items():
+        if not isinstance(user, str):
+            raise WebConfigError(f"basic_auth_users: write {printable(str(user))} in quotes")
         where = f"basic_auth_users: {printable(user)}"
-        if not _BCRYPT.fullmatch(_text(hashed, where)):
+        if not isinstance(hashed, str):
+            raise WebConfigError(f"{where}: {_WANTED['str']}")
+        if not _BCRYPT.fullmatch(hashed):
             raise WebConfigError(f"{where}: no bcrypt hash; `htpasswd -nB` makes one")
     if users:
         load_bcrypt()
     return users
 
 
-def _headers(value: object) -> dict[str, str]:
-    headers = _mapping(value, "http_server_config: headers", _HEADERS)
-    for name, text in headers.items():
-        where = f"http_server_config: headers: {name}"
-        allowed = _HEADERS[name]
-        if allowed and text not in allowed:
-            raise WebConfigError(f"{where}: known are {', '.join(allowed)}")
-        if not _text(text, where).isprintable() or not text.isascii():
+def _headers(section: _Headers) -> dict[str, str]:
+    headers: dict[str, str] = msgspec.to_builtins(section)
+    for name, value in headers.items():
+        if not (value.isprintable() and value.isascii()):
+            where = f"http_server_config: headers: {name}"
             raise WebConfigError(f"{where}: plain ASCII on one line is wanted")
-    return {name: text for name, text in headers.items() if text}
+    return {name: value for name, value in headers.items() if value}
