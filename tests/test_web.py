@@ -1,7 +1,9 @@
 """The HTTP side: what it answers, to whom, and what it bears."""
 
+import asyncio
 import base64
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -32,12 +34,12 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import Health, HolderName, health_record
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
-from reaper.web import app, server
+from reaper.web import app
 from reaper.web.app import WebServer
 from reaper.web.config import OPEN, WebConfig, WebConfigError, WebConfigFile
 from reaper.web.page import View
-from reaper.web.passwords import Passwords, TooBusyError
-from reaper.web.server import Address, Bounds
+from reaper.web.passwords import Passwords
+from reaper.web.server import Address, Bounds, Stage
 from tests.conftest import HoldLock, Tree, record
 from tests.needs import not_tested, program
 from tests.processes import PATIENCE, reap
@@ -77,7 +79,7 @@ class Served:
             **how,
         )
         (self.port,) = self.web.start([Address("127.0.0.1", 0)])
-        (self.listener,) = self.web._listeners
+        (self.listener,) = self.web._server.listeners
 
     def _count(self) -> None:
         self.errors += 1
@@ -220,17 +222,27 @@ def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
     ("sent", "status"),
     [
         (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 3_000 + b"\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 200 + b"\r\n", 431),
-        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n12345", 413),
-        (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 413),
-        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n123456789", 405),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 3_000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n12345", 413),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123456789", 405),
         (b"<script> HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/x\r\n\r\n", 400),
-        (b"GET / HTTP/2.0\r\n\r\n", 505),
-        (b"GET /-/healthy HTTP/1.1\n\n", 200),
-        (b"GET /-/healthy HTTP/1.1\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\n\r\n", 200),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),  # without a host
+        (b"GET /-/healthy\r\n\r\n", 400),  # HTTP 0.9
+        (b"\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01", 400),  # as TLS begins
+        (b"GET /-/healthy HTTP/1.0\r\n\r\n", 200),
+        (b"GET /-/healthy HTTP/1.1\nHost: x\n\n", 200),
+        (
+            b"GET /-/healthy HTTP/1.0\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.0\r\n\r\n",
+            200,
+        ),
     ],
 )
 def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
@@ -238,19 +250,18 @@ def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
 ) -> None:
     served = serving()
     answer = served.raw(sent)
-    assert answer.startswith(f"HTTP/1.0 {status} ".encode()), answer
-    assert answer.count(b"HTTP/1.0") == 1
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"\r\nConnection: close\r\n" in answer
     assert b"script>" not in answer
     assert served.errors == 0
 
 
-def test_http_0_9_gets_headers_too_and_silence_gets_silence(serving: Serving) -> None:
+def test_silence_gets_silence(serving: Serving) -> None:
     served = serving()
-    assert served.raw(b"GET /-/ready\r\n\r\n").startswith(b"HTTP/1.0 200 OK\r\n")
-    assert served.raw(b"\r\n\r\n") == b""
     with socket.create_connection(("127.0.0.1", served.port)):
-        pass
-    until(lambda: not served.listener._visits)
+        until(lambda: served.listener.visits)
+    until(lambda: not served.listener.visits)
     assert served.errors == 0
 
 
@@ -268,7 +279,7 @@ def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -
             return False
 
         until(ended, "the client is cut off while it sends")
-    until(lambda: not served.listener._visits)
+    until(lambda: not served.listener.visits)
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> None:
@@ -278,14 +289,23 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
     with socket.socket() as it:
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         it.connect(("127.0.0.1", served.port))
-        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
-        until(lambda: [it for it in served.listener._visits if not it.asking])
-        until(lambda: not served.listener._visits)
+        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
+        until(lambda: [it for it in served.listener.visits.values() if it.stage is Stage.ANSWERING])
+        until(lambda: not served.listener.visits)
     assert served.errors == 0
 
 
-def test_a_full_house_makes_room_by_cutting_off_the_eldest_that_still_asks(
-    serving: Serving,
+@pytest.mark.parametrize(
+    ("stages", "cut"),
+    [
+        ([Stage.ANSWERING, Stage.ASKING, Stage.ASKING], 1),
+        ([Stage.ASKING, Stage.ANSWERING, Stage.ANSWERED], 2),
+        ([Stage.ANSWERING, Stage.ANSWERING, Stage.ANSWERING], 0),
+    ],
+    ids=["the eldest that still asks", "one that is answered", "the eldest"],
+)
+def test_a_full_house_makes_room_by_cutting_off(
+    serving: Serving, stages: list[Stage], cut: int
 ) -> None:
     served = serving(bounds=Bounds(connections=3, head_seconds=3600))
     with contextlib.ExitStack() as stack:
@@ -293,13 +313,14 @@ def test_a_full_house_makes_room_by_cutting_off_the_eldest_that_still_asks(
         for number in range(3):
             it = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             slow.append(it)
-            until(lambda wanted=number + 1: len(served.listener._visits) == wanted)  # type: ignore[misc]
-        served.listener.answering(served.listener._visits[0])  # as if its answer went on
+            until(lambda wanted=number + 1: len(served.listener.visits) == wanted)  # type: ignore[misc]
+        for visit, stage in zip(served.listener.visits.values(), stages, strict=True):
+            visit.stage = stage  # as if it had come so far
         assert served.status("/-/healthy") == 200
-        slow[1].settimeout(PATIENCE)
-        assert slow[1].recv(1) == b""
-        until(lambda: len(served.listener._visits) == 2)
-        for it in (slow[0], slow[2]):
+        slow[cut].settimeout(PATIENCE)
+        assert slow.pop(cut).recv(1) == b""
+        until(lambda: len(served.listener.visits) == 2)
+        for it in slow:
             it.setblocking(False)
             with pytest.raises(BlockingIOError):
                 it.recv(1)
@@ -340,36 +361,31 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_without_a_thread_or_a_descriptor_one_connection_is_lost_and_counted(
+def test_without_a_descriptor_the_server_waits_and_counts_and_goes_on(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    accept = socket.socket.accept
+    refusals = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "gone")]
+
+    def scarce(listening: socket.socket) -> Any:
+        if refusals:
+            raise refusals.pop(0)
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", scarce)
     served = serving()
-    waits: list[float] = []
-
-    class NoThread:
-        def __init__(self, **_how: Any) -> None: ...
-
-        def start(self) -> None:
-            raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server.threading, "Thread", NoThread)  # type: ignore[attr-defined]
-        assert served.raw(b"") == b""
-        until(lambda: served.errors == 1)
-        until(lambda: served.listener._visits == [])  # after the client has seen its end
-    with monkeypatch.context() as patch:
-        patch.setattr(server.time, "sleep", waits.append)  # type: ignore[attr-defined]
-        patch.setattr(served.listener, "socket", NoDescriptor())
-        with pytest.raises(OSError, match="Too many"):
-            served.listener.get_request()
-        assert waits == [0.1]
-        assert served.errors == 2
     assert served.status("/-/healthy") == 200
+    assert not refusals
+    assert served.errors == 1
 
 
-class NoDescriptor:
-    def accept(self) -> None:
-        raise OSError(24, "Too many open files")
+def test_a_connection_that_cannot_be_configured_is_lost_and_counted(serving: Serving) -> None:
+    configs: list[WebConfig] = []
+    served = serving(config=lambda: configs[0])
+    assert served.raw(b"") == b""
+    until(lambda: served.errors == 1)
+    configs.append(OPEN)
+    assert served.status("/-/healthy") == 200
 
 
 # Names
@@ -378,29 +394,30 @@ class NoDescriptor:
 @pytest.mark.parametrize(
     ("peer", "headers", "local"),
     [
-        ("127.0.0.1", {"HTTP_HOST": "localhost:9789"}, True),
-        ("127.0.0.1", {"HTTP_HOST": "localhost"}, True),
-        ("127.9.9.9", {"HTTP_HOST": "127.0.0.1:9789"}, True),
-        ("::1", {"HTTP_HOST": "[::1]:9789"}, True),
-        ("::ffff:127.0.0.1", {"HTTP_HOST": "LOCALHOST"}, True),
+        ("127.0.0.1", {"host": "localhost:9789"}, True),
+        ("127.0.0.1", {"host": "localhost"}, True),
+        ("127.9.9.9", {"host": "127.0.0.1:9789"}, True),
+        ("::1", {"host": "[::1]:9789"}, True),
+        ("::ffff:127.0.0.1", {"host": "LOCALHOST"}, True),
         ("127.0.0.1", {}, False),
-        ("127.0.0.1", {"HTTP_HOST": ""}, False),
-        ("127.0.0.1", {"HTTP_HOST": "evil.example:9789"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost.evil.example"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "127.0.0.1.evil.example"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost,evil.example"}, False),
-        ("10.0.0.1", {"HTTP_HOST": "localhost:9789"}, False),
-        ("::ffff:10.0.0.1", {"HTTP_HOST": "localhost:9789"}, False),
-        ("fe80::1%eth0", {"HTTP_HOST": "localhost:9789"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_FORWARDED_FOR": "10.0.0.1"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_FORWARDED_HOST": "x"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_FORWARDED": "for=10.0.0.1"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_X_REAL_IP": "10.0.0.1"}, False),
-        ("127.0.0.1", {"HTTP_HOST": "localhost", "HTTP_VIA": "1.1 proxy"}, False),
+        ("127.0.0.1", {"host": ""}, False),
+        ("127.0.0.1", {"host": "evil.example:9789"}, False),
+        ("127.0.0.1", {"host": "localhost.evil.example"}, False),
+        ("127.0.0.1", {"host": "127.0.0.1.evil.example"}, False),
+        ("127.0.0.1", {"host": "localhost,evil.example"}, False),
+        ("10.0.0.1", {"host": "localhost:9789"}, False),
+        ("::ffff:10.0.0.1", {"host": "localhost:9789"}, False),
+        ("fe80::1%eth0", {"host": "localhost:9789"}, False),
+        ("127.0.0.1", {"host": "localhost", "x-forwarded-for": "10.0.0.1"}, False),
+        ("127.0.0.1", {"host": "localhost", "x-forwarded-host": "x"}, False),
+        ("127.0.0.1", {"host": "localhost", "forwarded": "for=10.0.0.1"}, False),
+        ("127.0.0.1", {"host": "localhost", "x-real-ip": "10.0.0.1"}, False),
+        ("127.0.0.1", {"host": "localhost", "via": "1.1 proxy"}, False),
+        ("127.0.0.1", {"host": "localhost", "x_forwarded_for": "10.0.0.1"}, False),
     ],
 )
 def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local: bool) -> None:
-    assert app._is_local({"REMOTE_ADDR": peer, **headers}) is local
+    assert app._is_local(peer, headers) is local
 
 
 def full_of_names() -> Knowledge:
@@ -537,29 +554,11 @@ def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
         assert SECRET not in served.text(path, Host="evil.example")
 
 
-class Turnstile:
-    """A lock that tells when somebody waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.waited_for = threading.Event()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.waited_for.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 @pytest.mark.parametrize("path", ["/", "/api/v1/locks", "/metrics"])
 def test_one_answer_is_rendered_at_a_time_and_health_does_not_wait_for_it(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving()
-    turnstile = Turnstile()
-    monkeypatch.setattr(served.web._renderings, "lock", turnstile)
     rendering, go_on = threading.Event(), threading.Event()
 
     def slowly(*, names: bool) -> Iterator[bytes]:
@@ -572,7 +571,7 @@ def test_one_answer_is_rendered_at_a_time_and_health_does_not_wait_for_it(
         first = clients.submit(served.text, "/api/v1/locks")
         assert rendering.wait(20)
         second = clients.submit(served.status, path)
-        assert turnstile.waited_for.wait(20)
+        until(lambda: served.web._renderer.worker.waiting() == 1)
         assert served.status("/-/healthy") == 200
         assert not second.done()
         go_on.set()
@@ -587,10 +586,10 @@ def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Se
     with socket.socket() as it:
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         it.connect(("127.0.0.1", served.port))
-        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
+        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
         assert it.recv(1)
         assert served.status("/metrics") == 200
-        assert served.listener._visits
+        assert served.listener.visits
 
 
 def test_an_answer_that_cannot_be_rendered_is_500_and_the_next_one_is_rendered(
@@ -828,27 +827,34 @@ def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_
     dearer = bcrypt.hashpw(b"x", bcrypt.gensalt(5)).decode()
     users = {"alice": HASH, "bob": dearer}
     passwords = Passwords()
-    assert all(passwords.right(users, "alice", b"right") for _ in range(10))
+
+    def right(users: dict[str, str], user: str, password: bytes) -> bool:
+        return asyncio.run(passwords.verify(users, user, password))
+
+    assert all(right(users, "alice", b"right") for _ in range(10))
     assert checked == [HASH]
-    assert not any(passwords.right(users, "alice", b"wrong") for _ in range(3))
+    assert not any(right(users, "alice", b"wrong") for _ in range(3))
     assert checked == [HASH] * 4
-    assert not passwords.right(users, "nobody", b"x")  # right for bob, whose hash stands in
+    assert not right(users, "nobody", b"x")  # right for bob, whose hash stands in
     assert checked == [HASH] * 4 + [dearer]
-    assert passwords.right(users, "alice", b"right")  # what was wrong pushed nothing out
+    assert right(users, "alice", b"right")  # what was wrong pushed nothing out
     assert len(checked) == 5
     changed = {"alice": bcrypt.hashpw(b"new", bcrypt.gensalt(4)).decode()}
-    assert not passwords.right(changed, "alice", b"right")
-    assert passwords.right(changed, "alice", b"new")
+    assert not right(changed, "alice", b"right")
+    assert right(changed, "alice", b"new")
     assert passwords._right.keys() == {"alice"}
 
 
 def test_long_passwords_count_by_what_bcrypt_reads_of_them() -> None:
+    def right(hashed: str, password: bytes) -> bool:
+        return asyncio.run(Passwords().verify({"alice": hashed}, "alice", password))
+
     hashed = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
-    assert Passwords().right({"alice": hashed}, "alice", b"x" * 100)
-    assert not Passwords().right({"alice": hashed}, "alice", b"x" * 71 + b"y" * 30)
-    assert not Passwords().right({"alice": hashed}, "alice", b"\0")
+    assert right(hashed, b"x" * 100)
+    assert not right(hashed, b"x" * 71 + b"y" * 30)
+    assert not right(hashed, b"\0")
     older = hashed.replace("$2b$", "$2y$")  # as htpasswd writes it
-    assert Passwords().right({"alice": older}, "alice", b"x" * 72)
+    assert right(older, b"x" * 72)
 
 
 def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
@@ -865,15 +871,12 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
     try:
         for it in flood:
             it.start()
-        room = served.web._passwords._room
-        until(lambda: room._value == 0)
+        until(lambda: len(served.web._passwords._checks) == 4)
         turned_away = served.ask("/", Authorization=basic(password="other"))
         assert turned_away.status == 429
         assert turned_away.getheader("Retry-After") == "1"
         assert served.status("/", Authorization=basic()) == 200
         assert served.status("/-/healthy") == 200
-        with pytest.raises(TooBusyError):
-            served.web._passwords.right({"alice": HASH}, "alice", b"other")
     finally:
         go_on.set()
         for it in flood:
@@ -1070,7 +1073,7 @@ def test_tls_serves_https_and_nothing_plain(serving: Serving, certificates: Cert
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(OSError, match=r"(?i)version"):
         https(served.port, client)
-    until(lambda: not served.listener._visits)
+    until(lambda: not served.listener.visits)
     assert served.errors == 0
 
 
@@ -1083,7 +1086,7 @@ def test_a_handshake_that_never_ends_is_cut_off(
     served = serving(config=config.current, bounds=Bounds(head_seconds=0.5))
     with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as it:
         assert it.recv(1) == b""
-    until(lambda: not served.listener._visits)
+    until(lambda: not served.listener.visits)
 
 
 def test_an_answer_over_tls_ends_with_a_goodbye(
@@ -1099,7 +1102,7 @@ def test_an_answer_over_tls_ends_with_a_goodbye(
             plain, server_hostname="localhost", suppress_ragged_eofs=False
         ) as it,
     ):
-        it.sendall(b"GET /api/v1/locks HTTP/1.1\r\n\r\n")
+        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
         answer = b"".join(iter(lambda: it.recv(65536), b""))
     assert answer.rstrip().endswith(b"}")
 

@@ -1,14 +1,11 @@
 """The HTTP side: metrics, health, a page and the locks as JSON; only looks, changes nothing."""
 
 import base64
-import binascii
 import ipaddress
 import json
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
@@ -18,61 +15,39 @@ from reaper.reports.exposition import exposition
 from reaper.web.config import OPEN, WebConfig
 from reaper.web.page import PAGE_POLICY, View
 from reaper.web.passwords import Passwords, TooBusyError
-from reaper.web.server import (
-    CERTIFIED,
-    CONFIG,
-    SAFE_HEADERS,
-    Address,
-    Bounds,
-    Environment,
-    Listener,
-    StartResponse,
-)
+from reaper.web.server import Address, Bounds, Request, Response, Server, in_one_line
+from reaper.web.worker import Worker
 
 ShowSessions = Literal["authenticated", "local", "all"]
 """To whom sessions' names are shown: those who are authenticated; who asks from this machine too;
 everybody."""
-_FREE: Final = frozenset({"/-/healthy", "/-/ready", "/-/gateway"})
-"""Asked by what restarts and routes, which has no password; there they tell one word."""
 _FRESH_FOR: Final = 1.0
 """Seconds that a rendered page or JSON is served again: 2,000 locks take 40 ms to render."""
-_FORWARDED: Final = frozenset({"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"})
+_FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """`body` whole, or in pieces where it may be large."""
-
-    status: HTTPStatus = HTTPStatus.OK
-    content_type: str = "text/plain; charset=utf-8"
-    body: bytes | Iterator[bytes] = b""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class _Renderings:
-    """Renders one answer at a time, and the same one at most once in _FRESH_FOR.
-
-    However many clients ask, the worker has one thread of theirs to share the interpreter with; the
-    others wait. Thread-safe.
-    """
+class _Renderer:
+    """Renders one answer at a time, and the same one at most once in _FRESH_FOR."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.worker = Worker("renderer")
         self._latest: dict[object, tuple[float, list[bytes]]] = {}
 
-    def latest(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
+    async def latest(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
         """Return the pieces of what `render` gave for this key at most _FRESH_FOR ago."""
-        with self.lock:
-            at, pieces = self._latest.get(key, (-math.inf, []))
-            if time.monotonic() - at >= _FRESH_FOR:
-                pieces = list(render())
-                self._latest[key] = time.monotonic(), pieces
+        fresh = self._fresh(key)
+        return await self.worker.run(lambda: self._render(key, render)) if fresh is None else fresh
+
+    def _fresh(self, key: object) -> list[bytes] | None:
+        at, pieces = self._latest.get(key, (-math.inf, []))
+        return pieces if time.monotonic() - at < _FRESH_FOR else None
+
+    def _render(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
+        pieces = self._fresh(key)  # from the turn of another client that waited for the same
+        if pieces is None:
+            pieces = list(render())
+            self._latest[key] = time.monotonic(), pieces
         return pieces
-
-
-def _say(status: HTTPStatus, **headers: str) -> Answer:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status=status, body=f"{status.phrase}\n".encode(), headers=named)
 
 
 def parse_address(text: str) -> Address:
@@ -91,7 +66,9 @@ def parse_address(text: str) -> Address:
 
 
 class WebServer:
-    """Serves on some addresses, each from threads of its own."""
+    """Serves on some addresses. Health is answered at once; all else is rendered by one thread, one
+    answer at a time, so that clients share no more than one thread with the removal of locks.
+    """
 
     def __init__(
         self,
@@ -108,150 +85,127 @@ class WebServer:
         self._view = view
         self._gateway_health = gateway
         self._show_sessions = show_sessions
-        self._config = config
-        self._bounds = bounds or Bounds()
-        self._on_error = on_error
         self._passwords = Passwords()
-        self._renderings = _Renderings()
-        self._routes: dict[str, Callable[[Environment, bool], Answer]] = {
-            "/": self._page,
-            "/metrics": self._scrape,
-            "/api/v1/locks": self._locks,
-            "/-/healthy": lambda *_: _check(view.healthy()),
-            "/-/ready": lambda *_: _check(view.ready()),
+        self._renderer = _Renderer()
+        self._health: dict[str, Callable[[Request], Response]] = {
+            "/-/healthy": lambda _: _check(view.healthy()),
+            "/-/ready": lambda _: _check(view.ready()),
             "/-/gateway": self._gateway,
         }
-        self._listeners: list[Listener] = []
-        self._serving = False
+        """Asked by what restarts and routes, which has no password; there they tell one word."""
+        self._rendered: dict[str, Callable[[Request, bool], Awaitable[Response]]] = {
+            "/": self._page,
+            "/metrics": self._metrics,
+            "/api/v1/locks": self._locks,
+        }
+        self._server = Server(
+            self._respond, config=config, bounds=bounds or Bounds(), on_error=on_error
+        )
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
         """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
         nothing is served then.
         """
-        for address in addresses:
-            self._listeners.append(
-                Listener(
-                    address,
-                    self._answer,
-                    config=self._config,
-                    bounds=self._bounds,
-                    on_error=self._on_error,
-                )
-            )
-        self._serving = True
-        for it in self._listeners:
-            threading.Thread(target=it.serve, daemon=True, name="web").start()
-        return [it.server_port for it in self._listeners]
+        return self._server.start(addresses)
 
     def stop(self) -> None:
-        for it in self._listeners:
-            if self._serving:
-                it.stop()
-            it.close()
+        self._server.stop()
 
-    def _answer(self, environ: Environment, start_response: StartResponse) -> Iterable[bytes]:
-        answer = self._find_answer(environ)
-        headers = {"Content-Type": answer.content_type, **SAFE_HEADERS, **answer.headers}
-        headers |= environ[CONFIG].headers
-        body = answer.body
-        if isinstance(body, bytes):
-            headers["Content-Length"] = str(len(body))
-            body = iter([body])
-        start_response(f"{answer.status.value} {answer.status.phrase}", list(headers.items()))
-        return iter([b""]) if environ["REQUEST_METHOD"] == "HEAD" else body
+    async def _respond(self, request: Request) -> Response:
+        if request.path in self._health:
+            return self._health[request.path](request)
+        try:
+            authenticated = await self._is_authenticated(request)
+        except TooBusyError:
+            return in_one_line(HTTPStatus.TOO_MANY_REQUESTS, Retry_After="1")
+        if request.config.users and not authenticated:
+            realm = 'Basic realm="reaper", charset="UTF-8"'
+            return in_one_line(HTTPStatus.UNAUTHORIZED, WWW_Authenticate=realm)
+        render = self._rendered.get(request.path)
+        if render is None:
+            return in_one_line(HTTPStatus.NOT_FOUND)
+        names = authenticated or self._may_see_names(request)
+        return await render(request, names)
 
-    def _find_answer(self, environ: Environment) -> Answer:
-        path = environ["PATH_INFO"]
-        authenticated = False
-        if path not in _FREE:
-            try:
-                authenticated = self._is_authenticated(environ)
-            except TooBusyError:
-                return _say(HTTPStatus.TOO_MANY_REQUESTS, Retry_After="1")
-            if environ[CONFIG].users and not authenticated:
-                realm = 'Basic realm="reaper", charset="UTF-8"'
-                return _say(HTTPStatus.UNAUTHORIZED, WWW_Authenticate=realm)
-        route = self._routes.get(path)
-        if route is None:
-            return _say(HTTPStatus.NOT_FOUND)
-        return route(environ, authenticated or self._may_see(environ))
-
-    def _is_authenticated(self, environ: Environment) -> bool:
-        """Tell whether the client has shown who it is: by a user's password where there are users,
-        else by a certificate. Raises TooBusyError.
+    async def _is_authenticated(self, request: Request) -> bool:
+        """Return whether the client has shown who it is: by a user's password where there are
+        users, else by a certificate. Raises TooBusyError.
         """
-        users = environ[CONFIG].users
+        users = request.config.users
         if not users:
-            return bool(environ[CERTIFIED])
-        scheme, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+            return request.certified
+        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
         try:
             user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
         if scheme.lower() != "basic" or not colon:
             return False
-        return self._passwords.right(users, user.decode("utf-8", "replace"), password)
+        return await self._passwords.verify(users, user.decode("utf-8", "replace"), password)
 
-    def _may_see(self, environ: Environment) -> bool:
-        """Tell whether one who is not authenticated may see sessions' names."""
+    def _may_see_names(self, request: Request) -> bool:
+        """Return whether one who is not authenticated may see sessions' names."""
         if self._show_sessions == "local":
-            return _is_local(environ)
+            return _is_local(request.peer, request.headers)
         return self._show_sessions == "all"
 
-    def _page(self, _environ: Environment, names: bool) -> Answer:
-        return Answer(
+    async def _page(self, _request: Request, names: bool) -> Response:
+        return Response(
             content_type="text/html; charset=utf-8",
-            body=b"".join(
-                self._renderings.latest(("page", names), lambda: [self._view.page(names=names)])
+            body=await self._renderer.latest(
+                ("page", names), lambda: [self._view.page(names=names)]
             ),
             headers={"Content-Security-Policy": PAGE_POLICY},
         )
 
-    def _locks(self, _environ: Environment, names: bool) -> Answer:
-        pieces = self._renderings.latest(("json", names), lambda: self._view.json(names=names))
-        return Answer(content_type="application/json", body=iter(pieces))
+    async def _locks(self, _request: Request, names: bool) -> Response:
+        body = await self._renderer.latest(("json", names), lambda: self._view.json(names=names))
+        return Response(content_type="application/json", body=body)
 
-    def _gateway(self, environ: Environment, _names: bool) -> Answer:
+    async def _metrics(self, request: Request, _names: bool) -> Response:
+        return await self._renderer.worker.run(lambda: self._scrape(request))
+
+    def _gateway(self, request: Request) -> Response:
         fine, value = self._gateway_health()
-        if environ[CONFIG].users:
+        if request.config.users:
             value = {"wedged": value["wedged"]}
-        return Answer(
+        return Response(
             status=_STATUS[fine],
             content_type="application/json",
-            body=json.dumps(value).encode() + b"\n",
+            body=[json.dumps(value).encode() + b"\n"],
         )
 
-    def _scrape(self, environ: Environment, _names: bool) -> Answer:
-        with self._renderings.lock:
-            body, headers = exposition(
-                self._registry,
-                accept=environ.get("HTTP_ACCEPT", ""),
-                accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
-                query=environ["QUERY_STRING"],
-            )
-        return Answer(body=body, headers=headers)
+    def _scrape(self, request: Request) -> Response:
+        body, headers = exposition(
+            self._registry,
+            accept=request.headers.get("accept", ""),
+            accept_encoding=request.headers.get("accept-encoding", ""),
+            query=request.query,
+        )
+        return Response(body=[body], headers=headers)
 
 
 _STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}
 
 
-def _check(fine: bool) -> Answer:
-    return _say(_STATUS[fine])
+def _check(fine: bool) -> Response:
+    return in_one_line(_STATUS[fine])
 
 
-def _is_local(environ: Environment) -> bool:
-    """Tell whether the client is on this machine, as far as can be told: no proxy says that it
-    asks for somebody else, and the name that was asked for is this machine's own (a page of a
-    stranger's, whose name was made to point here, asks for another).
+def _is_local(peer: str, headers: Mapping[str, str]) -> bool:
+    """Return whether the client is on this machine, as far as can be known: no proxy says that it
+    asks for somebody else, and the name that was asked for is this machine's own (a stranger's
+    page, whose name was made to point here, asks for another).
     """
-    forwarded = any(it in _FORWARDED or it.startswith("HTTP_X_FORWARDED") for it in environ)
-    name = environ.get("HTTP_HOST", "").lower()
+    names = {name.replace("_", "-") for name in headers}
+    forwarded = any(it in _FORWARDED or it.startswith("x-forwarded") for it in names)
+    name = headers.get("host", "").lower()
     host, colon, port = name.rpartition(":")
     if not colon or not port.isdigit():
         host = name
     return (
         not forwarded
-        and _is_loopback(environ["REMOTE_ADDR"])
+        and _is_loopback(peer)
         and (host == "localhost" or _is_loopback(host.removeprefix("[").removesuffix("]")))
     )
 

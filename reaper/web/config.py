@@ -111,8 +111,8 @@ class WebConfig:
     headers: Mapping[str, str] = field(default_factory=dict)
     allowed_names: frozenset[str] | None = None
 
-    def lets_in(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Tell whether a client's certificate (as ssl gives it, verified) has an allowed name."""
+    def accepts_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Return whether a client's certificate (as ssl gives it, verified) has an allowed name."""
         if self.allowed_names is None or not certificate:
             return True
         pairs: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ())
@@ -339,4 +339,4 @@ def _headers(section: _Headers) -> dict[str, str]:
         if not (value.isprintable() and value.isascii()):
             where = f"http_server_config: headers: {name}"
             raise WebConfigError(f"{where}: plain ASCII on one line is wanted")
-    return {name: value for name, value in headers.items() if value}
+    return {name: value.strip() for name, value in headers.items() if value.strip()}

@@ -1,15 +1,17 @@
 """Checks users' passwords against bcrypt hashes, one at a time, and remembers what was right."""
 
+import asyncio
 import hmac
 import secrets
-import threading
 from collections.abc import Mapping
 from typing import Any, Final
+
+from reaper.web.worker import Worker
 
 _BCRYPT_BYTES: Final = 72
 """Bytes of a password that bcrypt looks at."""
 _MOST_WAITING: Final = 4
-"""Passwords that may wait to be checked; it takes bcrypt some 50 ms to some seconds each."""
+"""Passwords that are being checked or wait for that; bcrypt takes 50 ms to some seconds each."""
 
 
 def load_bcrypt() -> Any:  # noqa: ANN401  # a module
@@ -23,20 +25,20 @@ class TooBusyError(Exception):
 
 
 class Passwords:
-    """Checks users' passwords; one at a time, since that is made to be slow.
+    """Checks users' passwords without blocking the event loop; for one loop only.
 
-    What was right is remembered, so that a scrape costs no bcrypt; one password a user, and none
-    that was wrong, so that nobody can push it out. Thread-safe.
+    A password that was right is remembered, so that a scrape costs no bcrypt: one for each user,
+    and none that was wrong, so that nobody can push it out.
     """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._right: dict[str, bytes] = {}
-        self._one = threading.Lock()
-        self._room = threading.BoundedSemaphore(_MOST_WAITING)
+        self._worker = Worker("passwords")
+        self._checks: set[asyncio.Task[bool]] = set()
 
-    def right(self, users: Mapping[str, str], user: str, password: bytes) -> bool:
-        """Tell whether it is this user's password; as slow for a user that there is not. Raises
+    async def verify(self, users: Mapping[str, str], user: str, password: bytes) -> bool:
+        """Return whether it is this user's password; it takes as long for an unknown user. Raises
         TooBusyError.
         """
         known = users.get(user)
@@ -44,24 +46,25 @@ class Passwords:
         digest = hmac.digest(self._key, hashed.encode() + password, "sha256")
         if known is not None and hmac.compare_digest(self._right.get(user, b""), digest):
             return True
-        if not self._room.acquire(blocking=False):
+        if len(self._checks) >= _MOST_WAITING:
             raise TooBusyError
-        try:
-            with self._one:
-                if not self._fits(password, hashed) or known is None:
-                    return False
-                kept = {name: it for name, it in self._right.items() if name in users}
-                self._right = {**kept, user: digest}
-                return True
-        finally:
-            self._room.release()
-
-    def _fits(self, password: bytes, hashed: str) -> bool:
-        try:
-            # bcrypt never looked further; its newest release refuses what is longer.
-            return bool(load_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
-        except ValueError:
+        check = asyncio.create_task(self._worker.run(lambda: _fits(password, hashed)))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
+        # A client that goes away takes up its place until bcrypt is done with its password.
+        if not await asyncio.shield(check) or known is None:
             return False
+        kept = {name: right for name, right in self._right.items() if name in users}
+        self._right = {**kept, user: digest}
+        return True
+
+
+def _fits(password: bytes, hashed: str) -> bool:
+    try:
+        # bcrypt never looked further; its newest release refuses what is longer.
+        return bool(load_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
+    except ValueError:
+        return False
 
 
 def _cost(hashed: str) -> str:

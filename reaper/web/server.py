@@ -1,32 +1,30 @@
-"""A small HTTP server that no client can hold up: bounded in size, time and connections.
+"""A small HTTP server that no client can block: bounded in size, time and connections.
 
-Each connection gets one thread and one answer. Who dawdles is cut off; where all places are taken,
-who has been at it for longest makes room. So a new client is always served, whatever thousands of
-others do, and their number is bounded all the same.
+h11 reads and writes the protocol; one thread with an event loop serves all connections, one request
+each. A connection that takes too long is cut off. When all places are taken, the oldest one that is
+still asking makes room, so a new client is always served.
 """
 
+import asyncio
 import errno
-import io
 import ipaddress
 import socket
-import socketserver
 import ssl
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from enum import IntEnum
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
-from wsgiref.handlers import SimpleHandler
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Final, TypeVar
+
+import h11
 
 from reaper.web.config import WebConfig
 
-Environment = dict[str, Any]
-StartResponse = Callable[..., Any]
-Application = Callable[[Environment, StartResponse], Iterable[bytes]]
+_Result = TypeVar("_Result")
 
 SAFE_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -38,15 +36,10 @@ SAFE_HEADERS: Final = {
 }
 """On every answer, unless it or the web configuration has its own."""
 
-CONFIG: Final = "reaper.config"
-CERTIFIED: Final = "reaper.certified"
-"""Keys of the environment: the WebConfig of this connection; whether the client showed a
-certificate that was verified."""
-
-_PATIENCE_FOR_ROOM: Final = 1.0
-"""Seconds to wait until one that was cut off has gone."""
-_LOOK_EVERY: Final = 0.5
-"""Seconds between two looks for who dawdles."""
+_VERSIONS: Final = {b"1.0", b"1.1"}
+_MOST_HEADERS: Final = 100
+_CHUNK: Final = 4096
+_BACKLOG: Final = 128
 _RETRY: Final = 0.1
 """Seconds between two tries to accept while the system has no descriptor to give."""
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -62,9 +55,9 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one listening address bears: connections at once; bytes of a request's line and
-    headers; seconds from the connection to the end of the request, and on to the end of the
-    answer (each looked at twice a second).
+    """The limits of one listening address: connections at once; bytes of a request's line and
+    headers; seconds from the connection to the end of the request, and from there to the end of the
+    answer.
     """
 
     connections: int = 32
@@ -73,161 +66,358 @@ class Bounds:
     answer_seconds: float = 60.0
 
 
-class _Visit:
-    """One connection. It is cut off by shutting its socket down, which wakes its thread."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A GET or HEAD without a body.
 
-    def __init__(self, connection: socket.socket, config: WebConfig, deadline: float) -> None:
-        self.connection = connection
-        self.config = config
-        self.deadline = deadline
-        self.asking = True
-        self.cut_off = False
+    The names of `headers` are lower case; `certified` says whether the client showed a certificate
+    that was verified; `config` is the web configuration of its connection.
+    """
 
-    def cut(self) -> None:
-        self.cut_off = True
-        with suppress(OSError):
-            # Not ssl's own shutdown, which takes the encryption off what goes on in the thread.
-            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    peer: str
+    certified: bool
+    config: WebConfig
 
 
-class Listener(WSGIServer):
-    """Serves on one address. Raises OSError where that is taken."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """`body` is in pieces, as it may be large."""
 
-    request_queue_size = 128
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+    body: Sequence[bytes] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def in_one_line(status: HTTPStatus, **headers: str) -> Response:
+    """Return an answer that only says its status."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(status=status, body=[f"{status.phrase}\n".encode()], headers=named)
+
+
+Respond = Callable[[Request], Awaitable[Response]]
+
+
+class Server:
+    """Serves on some addresses, all from one thread. `respond` must not block."""
 
     def __init__(
         self,
-        address: Address,
-        application: Application,
+        respond: Respond,
         *,
         config: Callable[[], WebConfig],
         bounds: Bounds,
         on_error: Callable[[], None],
     ) -> None:
-        self.respond = application
-        self.bounds = bounds
+        self._respond = respond
         self._config = config
-        self.on_error = on_error
-        self._visits: list[_Visit] = []
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._ended = threading.Event()
-        if _is_v6(address.host):
-            self.address_family = socket.AF_INET6
-        super().__init__((address.host, address.port), _Handler)
+        self._bounds = bounds
+        self._on_error = on_error
+        self.listeners: list[Listener] = []
+        self._serving: list[asyncio.Task[None]] = []
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6 and self.server_address[0] in {"", "::"}:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        socketserver.TCPServer.server_bind(self)
-        # HTTPServer asks the resolver for a name that nobody uses; an address will do.
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
-
-    def serve(self) -> None:
-        """Serve until `stop`. Sleeps for as long as nobody is connected."""
-        while not self._stopping:
-            self.timeout = _LOOK_EVERY if self._visits else None
-            self.handle_request()
-            self.service_actions()
-        self._ended.set()
+    def start(self, addresses: Iterable[Address]) -> list[int]:
+        """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
+        nothing is served then.
+        """
+        for address in addresses:
+            self.listeners.append(
+                Listener(
+                    _listen(address),
+                    self._respond,
+                    config=self._config,
+                    bounds=self._bounds,
+                    on_error=self._on_error,
+                )
+            )
+        if self.listeners:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._run, args=(loop,), daemon=True, name="web")
+            thread.start()
+            self._running = loop, thread
+        return [listener.port for listener in self.listeners]
 
     def stop(self) -> None:
-        """End `serve`, and wait for that."""
-        self._stopping = True
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # wakes it
-        self._ended.wait()
+        """Accept no more connections, and cut off the ones there are."""
+        if self._running is not None:
+            loop, thread = self._running
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        for listener in self.listeners:
+            listener.close()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_exception_handler(lambda *_: self._on_error())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            self._serving = [
+                runner.get_loop().create_task(listener.serve()) for listener in self.listeners
+            ]
+            loop.run_forever()
+
+
+class Stage(IntEnum):
+    """How far a visit has come; those that come first here make room first."""
+
+    ANSWERED = 0
+    ASKING = 1
+    ANSWERING = 2
+
+
+class Visit:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.stage = Stage.ASKING
+
+
+class Listener:
+    """Accepts connections at one address, and serves each in a task of its own."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        respond: Respond,
+        *,
+        config: Callable[[], WebConfig],
+        bounds: Bounds,
+        on_error: Callable[[], None],
+    ) -> None:
+        self._socket = listening
+        self._respond = respond
+        self._config = config
+        self._bounds = bounds
+        self._on_error = on_error
+        self.port: int = listening.getsockname()[1]
+        self.visits: dict[asyncio.Task[None], Visit] = {}
+        """In the order in which they came."""
 
     def close(self) -> None:
-        """Take no more connections, and cut off those that there are."""
-        self.server_close()
-        with self._changed:
-            for visit in self._visits:
-                visit.cut()
+        self._socket.close()
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno in _SCARCE:
-                self.on_error()
-                time.sleep(_RETRY)  # the socket stays ready, so this would spin
-            raise
-
-    def service_actions(self) -> None:
-        now = time.monotonic()
-        with self._changed:
-            for visit in self._visits:
-                if now > visit.deadline and not visit.cut_off:
-                    visit.cut()
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        config = self._config()
-        if config.tls is not None:
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
             try:
-                request = config.tls.wrap_socket(
-                    request, server_side=True, do_handshake_on_connect=False
-                )
-            except (OSError, ValueError):  # gone already, or said something before its time
-                self.shutdown_request(request)
-                return
-        visit = _Visit(request, config, time.monotonic() + self.bounds.head_seconds)
-        if not self._make_room(visit):
-            self.shutdown_request(request)
-            return
-        try:
-            threading.Thread(
-                target=self._serve, args=(visit, client_address), daemon=True, name="request"
-            ).start()
-        except RuntimeError:  # no thread is to be had
-            self.on_error()
-            self._end(visit)
+                connection, (peer, *_) = await loop.sock_accept(self._socket)
+            except OSError as error:
+                if error.errno in _SCARCE:
+                    self._on_error()
+                    await asyncio.sleep(_RETRY)  # the socket stays ready, so this would spin
+                continue
+            visit = Visit(connection)
+            task = loop.create_task(self._serve(visit, peer))
+            self.visits[task] = visit
+            task.add_done_callback(self._end)
+            await self._make_room()
+            # Let the others go on: connections that wait to be accepted are accepted at once.
+            await asyncio.sleep(0)
 
-    def _make_room(self, visit: _Visit) -> bool:
-        """Give the visit a place. Who is still asking goes before who is being answered, and then
-        the eldest.
-        """
-        most = self.bounds.connections
-        with self._changed:
-            if len(self._visits) >= most:
-                others = [it for it in self._visits if not it.cut_off]
-                if others:
-                    min(others, key=lambda it: not it.asking).cut()
-                if not self._changed.wait_for(lambda: len(self._visits) < most, _PATIENCE_FOR_ROOM):
-                    return False
-            self._visits.append(visit)
-            return True
+    async def _make_room(self) -> None:
+        """Cut off the visit that makes room first, the oldest of its stage, but not the newest."""
+        while len(self.visits) > self._bounds.connections:
+            others = list(self.visits)[:-1]
+            oldest = min(others, key=lambda task: self.visits[task].stage)
+            oldest.cancel()
+            await asyncio.wait([oldest])
 
-    def answering(self, visit: _Visit) -> None:
-        with self._changed:
-            visit.asking = False
-            visit.deadline = time.monotonic() + self.bounds.answer_seconds
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.visits.pop(task).connection.close()
+        if not task.cancelled() and task.exception() is not None:
+            self._on_error()
 
-    def _serve(self, visit: _Visit, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            _Handler(visit, client_address, self)
-        except OSError:
-            pass  # the client went away, was cut off, or speaks no TLS
-        except Exception:  # noqa: BLE001  # whatever it was, it ends this connection only
-            self.on_error()
-        finally:
-            self._end(visit)
-
-    def _end(self, visit: _Visit) -> None:
-        if isinstance(visit.connection, ssl.SSLSocket):
-            with suppress(OSError, ValueError):
-                visit.connection.setblocking(False)  # say goodbye, and wait for no answer
-                visit.connection.unwrap()
+    async def _serve(self, visit: Visit, peer: str) -> None:
+        # The client may go away at any moment, be too slow, or speak no TLS.
         with suppress(OSError):
-            socket.socket.shutdown(visit.connection, socket.SHUT_WR)
-        self.close_request(visit.connection)
-        with self._changed:
-            self._visits.remove(visit)
-            self._changed.notify_all()
+            exchange = _Exchange(visit, self._bounds, self._config())
+            async with asyncio.timeout(self._bounds.head_seconds):
+                if not await exchange.shake_hands():
+                    await exchange.end()  # so that the client gets to know why
+                    return
+                asked = await exchange.receive(peer)
+            visit.stage = Stage.ANSWERING
+            async with asyncio.timeout(self._bounds.answer_seconds):
+                response = asked if isinstance(asked, Response) else await self._answer(asked)
+                await exchange.send(response)
+                visit.stage = Stage.ANSWERED
+                await exchange.end()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        self.on_error()
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await self._respond(request)
+        except Exception:  # noqa: BLE001  # whatever it was, it ends this answer only
+            self._on_error()
+            return in_one_line(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class _Exchange:
+    """One request and its answer, on a socket that does not block."""
+
+    def __init__(self, visit: Visit, bounds: Bounds, config: WebConfig) -> None:
+        self._visit = visit
+        self._bounds = bounds
+        self._config = config
+        self._certified = False
+        self._is_head = False
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
+
+    async def shake_hands(self) -> bool:
+        """Return whether the client may ask. Raises OSError."""
+        if self._config.tls is None:
+            return True
+        try:
+            tls = self._config.tls.wrap_socket(
+                self._visit.connection, server_side=True, do_handshake_on_connect=False
+            )
+        except ValueError as error:  # the client said something before its time
+            raise ConnectionAbortedError from error
+        self._visit.connection = tls
+        try:
+            await self._done(tls.do_handshake)
+        except ssl.SSLError:  # the client speaks no TLS, or not as it must here
+            return False
+        certificate = tls.getpeercert()
+        self._certified = bool(certificate)
+        return self._config.accepts_certificate(certificate)
+
+    async def receive(self, peer: str) -> Request | Response:
+        """Return the request; an answer to one that is refused. Raises OSError."""
+        try:
+            head = await self._receive_head()
+        except h11.RemoteProtocolError as error:
+            return in_one_line(HTTPStatus(error.error_status_hint))
+        if head is None or len(head.headers) > _MOST_HEADERS:
+            return in_one_line(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if head.http_version not in _VERSIONS:
+            return in_one_line(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        self._is_head = head.method == b"HEAD"
+        if head.method != b"GET" and not self._is_head:
+            return in_one_line(HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in head.headers:
+            name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return in_one_line(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        path, _, query = head.target.decode("latin-1").partition("?")
+        return Request(
+            path=path,
+            query=query,
+            headers=headers,
+            peer=peer,
+            certified=self._certified,
+            config=self._config,
+        )
+
+    async def _receive_head(self) -> h11.Request | None:
+        """Receive up to the empty line and maybe beyond; None if that is more than allowed."""
+        received = 0
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, h11.Request):
+                return event
+            chunk = await self._done(lambda: self._visit.connection.recv(_CHUNK))
+            if not chunk:
+                raise ConnectionAbortedError
+            received += len(chunk)
+            if received > self._bounds.head_bytes:
+                return None
+            self._http.receive_data(chunk)
+            await asyncio.sleep(0)  # others go on, however many bytes there are
+
+    async def send(self, response: Response) -> None:
+        headers = {
+            "Server": "reaper",
+            "Date": formatdate(usegmt=True),
+            "Connection": "close",
+            "Content-Type": response.content_type,
+            "Content-Length": str(sum(map(len, response.body))),
+            **SAFE_HEADERS,
+            **response.headers,
+            **self._config.headers,
+        }
+        await self._send(
+            h11.Response(
+                status_code=response.status.value,
+                reason=response.status.phrase,
+                headers=list(headers.items()),
+            )
+        )
+        for piece in () if self._is_head else response.body:
+            await self._send(h11.Data(piece))
+
+    async def _send(self, event: h11.Event) -> None:
+        left = memoryview(self._http.send(event) or b"")
+        while left:
+            sent = await self._done(partial(self._visit.connection.send, left), writes=True)
+            left = left[sent:]
+
+    async def end(self) -> None:
+        """Say goodbye, and read a little of what else was sent: to close a socket with unread data
+        takes the answer away from the client.
+        """
+        connection = self._visit.connection
+        if isinstance(connection, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                connection.unwrap()  # says goodbye, and waits for no answer
+        connection.shutdown(socket.SHUT_WR)
+        left = _DRAINED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while left > 0:
+                    chunk = await self._done(lambda: socket.socket.recv(connection, _CHUNK))
+                    if not chunk:
+                        return
+                    left -= len(chunk)
+
+    async def _done(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
+        """Do a step that may block, as soon as it does not; `writes` says which way it blocks."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                await _ready(self._visit.connection, writes=False)
+            except ssl.SSLWantWriteError:
+                await _ready(self._visit.connection, writes=True)
+            except BlockingIOError:
+                await _ready(self._visit.connection, writes=writes)
+
+
+async def _ready(connection: socket.socket, *, writes: bool) -> None:
+    """Return when the socket can be written to, or read from."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    watch, unwatch = (
+        (loop.add_writer, loop.remove_writer) if writes else (loop.add_reader, loop.remove_reader)
+    )
+
+    def wake() -> None:
+        if not ready.done():  # it is called in each round until it is unwatched
+            ready.set_result(None)
+
+    watch(connection.fileno(), wake)
+    try:
+        await ready
+    finally:
+        unwatch(connection.fileno())
+
+
+def _listen(address: Address) -> socket.socket:
+    """Return a socket that listens; all addresses of both families where it can. Raises OSError."""
+    host, port = address.host, address.port
+    v6 = _is_v6(host)
+    listening = socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if v6 else socket.AF_INET,
+        backlog=_BACKLOG,
+        dualstack_ipv6=v6 and host in {"", "::"},
+    )
+    listening.setblocking(False)
+    return listening
 
 
 def _is_v6(host: str) -> bool:
@@ -237,115 +427,3 @@ def _is_v6(host: str) -> bool:
         return ipaddress.ip_address(host).version == 6  # noqa: PLR2004  # IPv6
     except ValueError:
         return False
-
-
-class _Handler(WSGIRequestHandler):
-    """Takes one request: a line and headers. Whatever follows them is not read."""
-
-    server: Listener
-    server_version = "reaper"
-    default_request_version = "HTTP/1.0"  # 0.9 knows no headers, and ours must be sent
-
-    def __init__(self, visit: _Visit, client_address: Any, server: Listener) -> None:  # noqa: ANN401
-        self._visit = visit
-        self._certified = False
-        super().__init__(visit.connection, client_address, server)
-
-    def handle(self) -> None:
-        if isinstance(self.connection, ssl.SSLSocket):
-            self.connection.do_handshake()
-            certificate = self.connection.getpeercert()
-            if not self._visit.config.lets_in(certificate):
-                return
-            self._certified = bool(certificate)
-        head = self._receive_head()
-        self.rfile.close()
-        self.rfile = io.BytesIO(head)
-        self.server.answering(self._visit)
-        self.raw_requestline = self.rfile.readline()
-        self.requestline = self.request_version = self.command = ""
-        if len(head) > self.server.bounds.head_bytes:
-            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self.parse_request():
-            self._answer()
-        self._drain()
-
-    def _answer(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if self.command not in {"GET", "HEAD"}:
-            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
-        elif length.strip() != "0" or "Transfer-Encoding" in self.headers:
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        else:
-            answer = _Answer(io.BytesIO(), self.wfile, sys.stderr, self.get_environ())  # type: ignore[arg-type]  # writable is all
-            answer.on_error = self.server.on_error
-            answer.run(self.server.respond)
-
-    def _receive_head(self) -> bytes:
-        """Receive up to the empty line and maybe beyond, or a bit more than is borne."""
-        head = b""
-        while b"\r\n\r\n" not in head and b"\n\n" not in head:
-            chunk = self.connection.recv(4096)
-            if not chunk:
-                raise ConnectionAbortedError
-            head += chunk
-            if len(head) > self.server.bounds.head_bytes:
-                break
-        return head
-
-    def _drain(self) -> None:
-        """Read a little of what else was sent: a close upon unread data takes the answer away from
-        the client.
-        """
-        if isinstance(self.connection, ssl.SSLSocket):
-            return
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(_DRAIN_SECONDS)
-        left = _DRAINED
-        while left > 0:
-            chunk = self.connection.recv(4096)
-            if not chunk:
-                return
-            left -= len(chunk)
-
-    def get_environ(self) -> Environment:
-        scheme = "http" if self._visit.config.tls is None else "https"
-        return {
-            **super().get_environ(),
-            CONFIG: self._visit.config,
-            CERTIFIED: self._certified,
-            "HTTPS": "on" if scheme == "https" else "off",
-        }
-
-    def send_error(self, code: int, *_in_words: str | None, **_too: str | None) -> None:
-        """Send an error in one plain line, that repeats nothing of the request."""
-        status = HTTPStatus(code)
-        body = f"{status.phrase}\n".encode()
-        self.send_response(status)
-        headers = {**SAFE_HEADERS, **self._visit.config.headers, "Content-Length": str(len(body))}
-        if status is HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = "GET, HEAD"
-        for name, value in {"Content-Type": "text/plain; charset=utf-8", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401
-        pass
-
-    def version_string(self) -> str:
-        return self.server_version
-
-    def address_string(self) -> str:
-        return str(self.client_address[0])
-
-
-class _Answer(SimpleHandler):
-    server_software = "reaper"
-    os_environ: dict[str, str] = {}  # noqa: RUF012  # else its HTTP_* would pass for headers
-    on_error: Callable[[], None]
-
-    def log_exception(self, exc_info: Any) -> None:  # noqa: ANN401, ARG002
-        """Count it; a traceback would tear the journal's lines apart."""
-        self.on_error()
