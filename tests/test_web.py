@@ -34,7 +34,7 @@ from reaper.core.verdict import Limits
 from reaper.gateway_health import Health, HolderName, health_record
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
-from reaper.web import app
+from reaper.web import app, client
 from reaper.web.app import WebServer
 from reaper.web.config import OPEN, WebConfig, WebConfigError, WebConfigFile
 from reaper.web.page import View
@@ -1272,6 +1272,114 @@ def test_wrong_options_of_probe_are_told_without_a_traceback(
     done = probe("--url", "https://127.0.0.1:1/", *options)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://127.0.0.1:9789/-/healthy", ("127.0.0.1", 9789, "/-/healthy")),
+        ("http://localhost", ("localhost", 80, "/")),
+        ("https://[::1]/a?b=c", ("::1", 443, "/a?b=c")),
+        ("http://[::1]:81/", ("::1", 81, "/")),
+        ("file:///etc/passwd", None),
+        ("http://", None),
+        ("http://:80/", None),
+        ("http://host:/", None),
+        ("http://host:x/", None),
+        ("http://host:65536/", None),
+        ("http://user:secret@host/", None),
+        ("http://host/ HTTP/1.1\r\nX: y", None),
+        ("http://höst/", None),
+        ("", None),
+    ],
+)
+def test_a_url_to_probe_is_taken_apart_or_refused(
+    url: str, asked: tuple[str, int, str] | None
+) -> None:
+    if asked is None:
+        with pytest.raises(ValueError, match="is no http address"):
+            client.Target(url)
+    else:
+        target = client.Target(url)
+        assert (target.host, target.port, target.path) == asked
+
+
+def test_the_plain_forms_of_probe_load_nothing_dear(serving: Serving) -> None:
+    """They run every 30 seconds in each container."""
+    served = serving()
+    program = (
+        "import sys; sys.argv[0] = 'reaper'\n"
+        "from reaper.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*sorted({'re', 'typing', 'typer', 'ssl', 'http.client'} & sys.modules.keys()))"
+    )
+    url = f"http://127.0.0.1:{served.port}/-/healthy"
+    for options in (
+        ["--url", url],
+        [f"--url={url}", "--timeout=5s", "--gateway"],
+        ["--gateway", "--timeout", "5", "--url", url],
+    ):
+        command = [sys.executable, "-S", "-P", "-c", program, "probe", *options]
+        path = os.pathsep.join(sys.path[1:])
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        said = "200 {" if "--gateway" in options else "200 OK\n"
+        assert done.stdout.startswith(said), done.stderr
+        assert done.stdout.endswith("\n\n"), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (["--help"], {}),
+        (["--url"], {}),
+        (["--url", "https://127.0.0.1/"], {}),
+        (["--url", "http://user@127.0.0.1/"], {}),
+        (["--timeout", "500ms"], {}),
+        (["--timeout", "0"], {}),
+        (["--timeout", "-1"], {}),
+        (["--gateway=yes"], {}),
+        (["--user", "alice"], {}),
+        (["more"], {}),
+        ([], {"REAPER_PROBE_TIMEOUT": "1s"}),
+        ([], {"REAPER_PROBE_URL": "https://127.0.0.1/"}),
+    ],
+)
+def test_any_other_use_of_probe_is_left_to_the_whole_command(
+    options: list[str], environment: dict[str, str]
+) -> None:
+    assert client.plain_probe(options, environment) is None
+
+
+def test_a_probe_waits_for_no_more_than_its_timeout_in_all() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+        threads.submit(trickle)
+        target = client.Target(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        with pytest.raises(TimeoutError):
+            client.ask_plainly(target, 0.5)
+
+
+def test_a_probe_of_something_else_fails_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    done = probe("--url", f"http://127.0.0.1:{port}/")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"reaper: http://127.0.0.1:{port}/: [Errno 111] Connection refused\n"
+    done = probe("--gateway", "--url", f"http://127.0.0.1:{port}/")
+    assert done.returncode == 0
+    assert "nothing is known about the gateway" in done.stderr
+    done = probe("--timeout", "0")
+    assert done.returncode == 2
+    assert "more than 0s" in done.stderr
 
 
 def test_each_dependency_that_configures_the_web_is_imported_in_one_place() -> None:

@@ -1,18 +1,24 @@
 """`reaper probe`."""
 
 import os
-from typing import IO, TYPE_CHECKING, Annotated, Final
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reaper.commands.console import EXIT_FAILED, Talk, fail, seconds
+from reaper.commands.console import Talk, fail, seconds
 from reaper.core.text import printable
+from reaper.web.client import (
+    ANSWER_LIMIT,
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Target,
+    ask_plainly,
+    probe,
+)
 
 if TYPE_CHECKING:
     import ssl
-
-_ANSWER_LIMIT: Final = 4096
-_OK, _UNAVAILABLE = 200, 503
 
 
 def command(
@@ -20,7 +26,7 @@ def command(
     url: Annotated[
         str,
         typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
-    ] = "http://127.0.0.1:9789/-/healthy",
+    ] = DEFAULT_URL,
     gateway: Annotated[
         bool,
         typer.Option(
@@ -37,7 +43,7 @@ def command(
             default="5s",
             variable="REAPER_PROBE_TIMEOUT",
         ),
-    ] = 5.0,
+    ] = DEFAULT_TIMEOUT,
     ca: Annotated[
         str | None,
         typer.Option(
@@ -78,30 +84,35 @@ def command(
     ] = None,
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
-    from urllib.parse import urlsplit  # noqa: PLC0415
-
     talk = Talk(quiet=False, verbose=False)
-    if gateway:
-        url = urlsplit(url)._replace(path="/-/gateway", query="", fragment="").geturl()
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"--url: {url!r} is no http address")
     password = os.environ.get("REAPER_PROBE_PASSWORD")
     if user is not None and password is None:
         raise typer.BadParameter("--user: its password is wanted in REAPER_PROBE_PASSWORD")
+    if timeout <= 0:
+        raise typer.BadParameter("--timeout: it must be more than 0s")
     if insecure and (ca or cert or user):
         raise typer.BadParameter("--insecure: not together with --ca, --cert or --user")
     if key and not cert:
         raise typer.BadParameter("--key: --cert is wanted too")
     try:
-        context = _tls_context(ca=ca, insecure=insecure, cert=cert, key=key)
+        is_tls = url.startswith("https://")
+        context = _tls_context(ca=ca, insecure=insecure, cert=cert, key=key) if is_tls else None
     except (OSError, ValueError) as error:
         files = " ".join(it for it in (ca, cert, key) if it)
         fail(talk, f"cannot use {printable(files)}: {error}")
-    status = _ask(talk, url, timeout=timeout, context=context, login=user and f"{user}:{password}")
-    if gateway and status not in {_OK, _UNAVAILABLE}:
-        talk.error("nothing is known about the gateway, so this is no reason to restart it")
-        raise typer.Exit(0)
-    raise typer.Exit(0 if status == _OK else EXIT_FAILED)
+    headers = {"Authorization": _basic(user, password)} if user else {}
+    ask = partial(_ask, context=context, headers=headers)
+    try:
+        raise typer.Exit(probe(url, gateway=gateway, timeout=timeout, ask=ask))
+    except ValueError as error:
+        raise typer.BadParameter(f"--url: {error}") from None
+
+
+def _basic(user: str, password: str | None) -> str:
+    import base64  # noqa: PLC0415
+
+    login = f"{user}:{password}".encode("utf-8", "surrogateescape")
+    return f"Basic {base64.b64encode(login).decode()}"
 
 
 def _tls_context(
@@ -114,41 +125,31 @@ def _tls_context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if cert:
-        context.load_cert_chain(cert, key, password="")  # lest OpenSSL ask for one
+        # An empty password, so that OpenSSL does not ask for one.
+        context.load_cert_chain(cert, key, password="")
     return context
 
 
 def _ask(
-    talk: Talk, url: str, *, timeout: float, context: "ssl.SSLContext", login: str | None
-) -> int | None:
-    """Ask, straight, whatever proxies the environment names; say the answer, and return its status,
-    None where there was none.
-    """
-    import base64  # noqa: PLC0415
-    import http.client  # noqa: PLC0415
-    import urllib.error  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
+    target: Target,
+    timeout: float,
+    *,
+    context: "ssl.SSLContext | None",
+    headers: dict[str, str],
+) -> tuple[int, str]:
+    """Ask, over TLS where the URL says so; see `Ask`. It follows no redirection."""
+    if context is None:
+        return ask_plainly(
+            target, timeout, headers="".join(f"{name}: {it}\r\n" for name, it in headers.items())
+        )
+    from http.client import HTTPException, HTTPSConnection  # noqa: PLC0415
 
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    request = urllib.request.Request(url)  # noqa: S310  # http only
-    if login:
-        basic = base64.b64encode(login.encode("utf-8", "surrogateescape")).decode()
-        # Not to be sent on to where a redirection leads.
-        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    connection = HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            typer.echo(f"{answer.status} {_text_of(answer)}")
-            return _OK
-    except urllib.error.HTTPError as error:
-        with error:
-            talk.error(f"{url}: {error.code} {_text_of(error)}")
-        return error.code
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        talk.error(f"{url}: {error}")
-        return None
-
-
-def _text_of(answer: IO[bytes]) -> str:
-    return printable(answer.read(_ANSWER_LIMIT).decode(errors="replace").strip())
+        connection.request("GET", target.path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(ANSWER_LIMIT).decode(errors="replace").strip()
+    except HTTPException as error:
+        raise ConnectionAbortedError(str(error)) from error
+    finally:
+        connection.close()
