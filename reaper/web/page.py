@@ -9,7 +9,8 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -82,6 +83,29 @@ def _shown(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
     return {key: value if key in _PLAIN_FIELDS else None for key, value in record.items()}
 
 
+class _Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def _escaped(values: Mapping[str, object]) -> dict[str, str]:
+    """Return the values as HTML: the only place that escapes, and all values go through it."""
+    return {
+        name: value if isinstance(value, _Html) else escape(printable(str(value)))
+        for name, value in values.items()
+    }
+
+
+def _html(template: str, **values: object) -> _Html:
+    """Return the template, HTML with names in braces, filled with the values."""
+    return _Html(template.format(**_escaped(values)))
+
+
+def _joined(parts: Iterable[_Html]) -> _Html:
+    return _Html("\n".join(parts))
+
+
 class View:
     """Makes the page and the JSON from what is known at this moment; thread-safe.
 
@@ -148,33 +172,29 @@ class View:
         skipped = [it for it in self._knowledge.skipped() if it.failed]
         wedged = self._wedged()
         level, answer = self._answer(stuck, blind, skipped, wedged)
-        trouble = (
-            self._group("Stuck", stuck, names=names),
-            self._group("Not to be judged", blind, names=names),
-        )
-        quiet = (
-            self._group("Kept for the next gateway", pending, names=names),
-            self._group("Held", others, names=names),
-        )
+        groups = partial(self._group, names=names)
         now_ms = time.time_ns() // 1_000_000
         details = [
             *self._details(seen, stuck, blind, skipped),
             *(_wedged(it) for it in wedged[:_MOST_SHOWN]),
             *(() if names else (_HOW_TO_SEE_NAMES,)),
         ]
-        page = _TEMPLATE.substitute(
-            title=escape(f"{len(stuck)} stuck · reaper"),
-            level=level,
-            answer=escape(answer),
-            details="\n".join(f"<p>{escape(it)}</p>" for it in details),
-            trouble="\n".join(trouble),
-            quiet="\n".join(quiet),
-            acts=_acts(self._knowledge.acts(), now_ms, names=names),
-            state=_pairs(self._state(skipped, names=names)),
-            version=escape(self._version),
-            now_iso=iso(now_ms),
-            now=_clock(now_ms),
-        )
+        values = {
+            "title": f"{len(stuck)} stuck · reaper",
+            "level": level,
+            "answer": answer,
+            "details": _joined(_html("<p>{line}</p>", line=line) for line in details),
+            "trouble": _joined([groups("Stuck", stuck), groups("Not to be judged", blind)]),
+            "quiet": _joined(
+                [groups("Kept for the next gateway", pending), groups("Held", others)]
+            ),
+            "acts": _acts(self._knowledge.acts(), now_ms, names=names),
+            "state": _pairs(self._state(skipped, names=names)),
+            "version": self._version,
+            "now_iso": iso(now_ms),
+            "now": _clock(now_ms),
+        }
+        page = _TEMPLATE.substitute(_escaped(values))
         # Names may hold what UTF-8 does not have; `printable` has escaped it.
         return page.encode("utf-8", "backslashreplace")
 
@@ -230,17 +250,20 @@ class View:
             none_for = f"none for longer than {duration(self._acquire_timeout)}"
             yield f"{_count(seen)}, {none_for}." if seen else "There are no locks now."
 
-    def _group(self, title: str, seen: list[Seen], *, names: bool) -> str:
+    def _group(self, title: str, seen: list[Seen], *, names: bool) -> _Html:
         if not seen:
-            return ""
-        items = "\n".join(self._lock(it, names=names) for it in seen[:_MOST_SHOWN])
+            return _Html()
         more = len(seen) - _MOST_SHOWN
-        rest = f'<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
-        return f"<section><h2>{title} ({len(seen)})</h2>\n<ul>{items}</ul>" + (
-            f"{rest}</section>" if more > 0 else "</section>"
+        rest = '<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
+        return _html(
+            "<section><h2>{title} ({count})</h2>\n<ul>{items}</ul>{rest}</section>",
+            title=title,
+            count=len(seen),
+            items=_joined(self._lock(it, names=names) for it in seen[:_MOST_SHOWN]),
+            rest=_html(rest, more=more) if more > 0 else _Html(),
         )
 
-    def _lock(self, it: Seen, *, names: bool) -> str:
+    def _lock(self, it: Seen, *, names: bool) -> _Html:
         it = _as_of_now(it)
         record = _shown(lock_record(it), names=names)
         judgement = it.judgement
@@ -256,13 +279,14 @@ class View:
                 + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
-        tone = "bad" if it.judgement.wants_freeing else "soft"
-        since = f"since {_clock(it.lock.taken_ms)}, {duration(age)}"
-        return (
-            f'<li><div class="head"><h3>{_name(record)}</h3>'
-            f'<span class="{tone}">{escape(since)}</span></div>'
-            + "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
-            + f'<p class="soft">{_where(record)}</p></li>'
+        return _html(
+            '<li><div class="head"><h3>{name}</h3><span class="{tone}">{since}</span></div>'
+            '{lines}<p class="soft">{where}</p></li>',
+            name=_name(record),
+            tone="bad" if judgement.wants_freeing else "soft",
+            since=f"since {_clock(it.lock.taken_ms)}, {duration(age)}",
+            lines=_joined(_html("<p>{line}</p>", line=line) for line in lines),
+            where=_where(record),
         )
 
     def _state(self, skipped: list[SkippedFile], *, names: bool) -> Iterator[tuple[str, str, str]]:
@@ -362,41 +386,44 @@ def _many(count: int, noun: str) -> str:
 
 def _name(record: dict[str, Any]) -> str:
     session = record["session"]
-    text = f"A session of agent {record['agent']}" if session is None else str(session)
-    return escape(printable(text))
+    return f"A session of agent {record['agent']}" if session is None else str(session)
 
 
 def _where(record: dict[str, Any]) -> str:
     parts = [f"agent {record['agent']}", f"state {record['state_dir']}"]
     parts += [f"pid {record['pid']}"] if record["pid"] else []
     parts += [record["session_key"]] if record["session_key"] else []
-    return escape(printable(" · ".join(parts)))
+    return " · ".join(parts)
 
 
-def _acts(acts: list[Act], now_ms: int, *, names: bool) -> str:
+def _acts(acts: list[Act], now_ms: int, *, names: bool) -> _Html:
     if not acts:
-        return "<p>None since the reaper started.</p>"
-    items = []
-    for act in acts:
-        record = _shown(act.record, names=names)
-        often = f", {act.times} times" if act.times > 1 else ""
-        ago = duration(max(0, now_ms - act.at_ms) / 1000)
-        text = f"{record['verdict']}: {', '.join(record['reasons'])}"
-        note = f"<p>{escape(printable(record['note']))}</p>" if record["note"] else ""
-        tone = "bad" if record["outcome"] == Outcome.FAILED.value else ""
-        items.append(
-            f'<li><div class="head"><h3>{_name(record)}</h3>'
-            f'<span class="{tone}">{escape(record["outcome"] + often)}</span>'
-            f'<span class="soft">{escape(_clock(act.at_ms))}, {ago} ago</span></div>'
-            f"<p>{escape(printable(text))}</p>{note}"
-            f'<p class="soft">{_where(record)}</p></li>'
-        )
-    return f"<ul>{''.join(items)}</ul>"
+        return _Html("<p>None since the reaper started.</p>")
+    return _html("<ul>{items}</ul>", items=_joined(_act(it, now_ms, names=names) for it in acts))
 
 
-def _pairs(pairs: Iterable[tuple[str, str, str]]) -> str:
-    return "\n".join(
-        f'<dt>{escape(printable(name))}</dt><dd class="{tone}">{escape(printable(text))}</dd>'
+def _act(act: Act, now_ms: int, *, names: bool) -> _Html:
+    record = _shown(act.record, names=names)
+    often = f", {act.times} times" if act.times > 1 else ""
+    note = record["note"]
+    return _html(
+        '<li><div class="head"><h3>{name}</h3><span class="{tone}">{outcome}</span>'
+        '<span class="soft">{at}, {ago} ago</span></div>'
+        '<p>{why}</p>{note}<p class="soft">{where}</p></li>',
+        name=_name(record),
+        tone="bad" if record["outcome"] == Outcome.FAILED.value else "",
+        outcome=record["outcome"] + often,
+        at=_clock(act.at_ms),
+        ago=duration(max(0, now_ms - act.at_ms) / 1000),
+        why=f"{record['verdict']}: {', '.join(record['reasons'])}",
+        note=_html("<p>{note}</p>", note=note) if note else _Html(),
+        where=_where(record),
+    )
+
+
+def _pairs(pairs: Iterable[tuple[str, str, str]]) -> _Html:
+    return _joined(
+        _html('<dt>{name}</dt><dd class="{tone}">{text}</dd>', name=name, text=text, tone=tone)
         for name, text, tone in pairs
     )
 
