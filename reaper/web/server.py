@@ -145,6 +145,7 @@ class Server:
         """Accept no more connections, and cut off the ones there are."""
         if self._running is not None:
             loop, thread = self._running
+            self._running = None
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
         for listener in self.listeners:
@@ -205,9 +206,11 @@ class Listener:
             try:
                 connection, (peer, *_) = await loop.sock_accept(self._socket)
             except OSError as error:
-                if error.errno in _SCARCE:
+                is_scarce = error.errno in _SCARCE
+                if is_scarce:
                     self._on_error()
-                    await asyncio.sleep(_RETRY)  # the socket stays ready, so this would spin
+                # The socket stays ready, so this would spin.
+                await asyncio.sleep(_RETRY if is_scarce else 0)
                 continue
             visit = Visit(connection)
             task = loop.create_task(self._serve(visit, peer))
@@ -349,6 +352,7 @@ class _Exchange:
         )
         for piece in () if self._is_head else response.body:
             await self._send(h11.Data(piece))
+            await asyncio.sleep(0)  # others go on, however fast the client reads
 
     async def _send(self, event: h11.Event) -> None:
         left = memoryview(self._http.send(event) or b"")
