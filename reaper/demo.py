@@ -28,13 +28,13 @@ from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.explain import duration
 from reaper.reports.journal import Journal
-from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import VERDICT_STYLES
-from reaper.reports.page import View
-from reaper.reports.web import WebServer
 from reaper.sweep import Reaper
 from reaper.watch.loop import Watch
+from reaper.web.app import WebServer
+from reaper.web.page import View
+from reaper.web.server import Address
 
 _HOLDER: Final = """
 import datetime, json, os, sys

@@ -730,7 +730,7 @@ def test_the_variables_that_are_known_are_those_of_the_options() -> None:
     assert named | {"REAPER_STATE_DIR"} == VARIABLES
 
 
-@pytest.mark.parametrize("command", ["list", "explain", "unlock", "sweep", "probe", "watch"])
+@pytest.mark.parametrize("command", ["list", "explain", "unlock", "sweep", "watch"])
 def test_an_unknown_variable_is_named_with_the_nearest_known_one(command: str) -> None:
     arguments = {"explain": ["no-such"], "unlock": ["no-such"], "watch": ["--listen", "nonsense"]}
     env = {"REAPER_ABANDONED_AFTR": "5m", "REAPER_ZZZ": "1", "HOME": "/nonexistent"}

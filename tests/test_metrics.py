@@ -15,10 +15,10 @@ from reaper.core.lock import FileId, Lock
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.record import parse
 from reaper.core.verdict import Judgement, Verdict
-from reaper.reports.listener import Address
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
-from reaper.reports.web import parse_address
+from reaper.web.app import parse_address
+from reaper.web.server import Address
 from tests.conftest import HoldLock, Tree, judged, record
 from tests.needs import program
 from tests.processes import reap, start

@@ -682,11 +682,12 @@ def test_where_nobody_has_it_open_the_run_counts_for_dead_and_unnamed_holders(
     assert wanted(evidence(NO_PROOF, state, holder_seen_alive=True)) is (state in DEAD)
 
 
-_CHOICES = {
-    Verdict.STALE: "on_stale",
-    Verdict.ORPHANED: "on_orphaned",
-    Verdict.ABANDONED: "on_abandoned",
-    Verdict.OVERDUE: "on_overdue",
+_CHOICES = {Verdict.ABANDONED: "on_abandoned", Verdict.OVERDUE: "on_overdue"}
+_WITHOUT_A_CHOICE = {
+    Verdict.HELD: Action.KEEP,
+    Verdict.UNCERTAIN: Action.KEEP,
+    Verdict.STALE: Action.REMOVE,
+    Verdict.ORPHANED: Action.REMOVE,
 }
 
 
@@ -696,18 +697,19 @@ def test_each_verdict_gets_what_the_policy_says_of_it(found: Verdict) -> None:
     flagged = dict.fromkeys(_CHOICES.values(), Action.FLAG)
     removed = dict.fromkeys(_CHOICES.values(), Action.REMOVE)
     if found not in _CHOICES:
-        assert decide(judgement, Policy(**removed)) is Action.KEEP
+        for policy in (flagged, removed):
+            assert decide(judgement, Policy(**policy)) is _WITHOUT_A_CHOICE[found]
         return
     choice = _CHOICES[found]
     assert decide(judgement, Policy(**(flagged | {choice: Action.REMOVE}))) is Action.REMOVE
     assert decide(judgement, Policy(**(removed | {choice: Action.FLAG}))) is Action.FLAG
 
 
-def test_where_nothing_is_said_all_but_overdue_locks_are_removed() -> None:
+def test_where_nothing_is_said_abandoned_locks_are_removed_and_overdue_ones_flagged() -> None:
     actions = {
         found: decide(Judgement(verdict=found, reasons=(), row=0), Policy()) for found in _CHOICES
     }
-    assert actions == dict.fromkeys(_CHOICES, Action.REMOVE) | {Verdict.OVERDUE: Action.FLAG}
+    assert actions == {Verdict.ABANDONED: Action.REMOVE, Verdict.OVERDUE: Action.FLAG}
 
 
 # Properties

@@ -540,7 +540,7 @@ def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
 _TOLD_TO_STOP_AT_ONCE = """
 import os, signal
 from reaper.__main__ import main
-from reaper.reports.web import WebServer
+from reaper.web.app import WebServer
 start = WebServer.start
 def start_and_stop(self, addresses):
     ports = start(self, addresses)

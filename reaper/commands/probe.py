@@ -1,17 +1,22 @@
 """`reaper probe`."""
 
-from typing import IO, TYPE_CHECKING, Annotated, Final
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reaper.commands.console import EXIT_FAILED, Talk, seconds
-from reaper.core.text import printable
+from reaper.commands.console import seconds
+from reaper.web.client import (
+    ANSWER_LIMIT,
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Target,
+    ask_plainly,
+    probe,
+)
 
 if TYPE_CHECKING:
     import ssl
-
-_ANSWER_LIMIT: Final = 4096
-_OK, _UNAVAILABLE = 200, 503
 
 
 def command(
@@ -19,7 +24,7 @@ def command(
     url: Annotated[
         str,
         typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
-    ] = "http://127.0.0.1:9789/-/healthy",
+    ] = DEFAULT_URL,
     gateway: Annotated[
         bool,
         typer.Option(
@@ -36,7 +41,7 @@ def command(
             default="5s",
             variable="REAPER_PROBE_TIMEOUT",
         ),
-    ] = 5.0,
+    ] = DEFAULT_TIMEOUT,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -47,19 +52,14 @@ def command(
     ] = False,
 ) -> None:
     """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
-    from urllib.parse import urlsplit  # noqa: PLC0415
-
-    talk = Talk(quiet=False, verbose=False)
-    if gateway:
-        url = urlsplit(url)._replace(path="/-/gateway", query="", fragment="").geturl()
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"--url: {url!r} is no http address")
-    context = _tls_context(insecure=insecure) if url.startswith("https:") else None
-    status = _ask(talk, url, timeout=timeout, context=context)
-    if gateway and status not in {_OK, _UNAVAILABLE}:
-        talk.error("nothing is known about the gateway, so this is no reason to restart it")
-        raise typer.Exit(0)
-    raise typer.Exit(0 if status == _OK else EXIT_FAILED)
+    if timeout <= 0:
+        raise typer.BadParameter("--timeout: it must be more than 0s")
+    context = _tls_context(insecure=insecure) if url.startswith("https://") else None
+    ask = ask_plainly if context is None else partial(_ask_over_tls, context=context)
+    try:
+        raise typer.Exit(probe(url, gateway=gateway, timeout=timeout, ask=ask))
+    except ValueError as error:
+        raise typer.BadParameter(f"--url: {error}") from None
 
 
 def _tls_context(*, insecure: bool) -> "ssl.SSLContext":
@@ -72,30 +72,16 @@ def _tls_context(*, insecure: bool) -> "ssl.SSLContext":
     return context
 
 
-def _ask(talk: Talk, url: str, *, timeout: float, context: "ssl.SSLContext | None") -> int | None:
-    """Ask, straight, whatever proxies the environment names; say the answer, and return its status,
-    None where there was none.
-    """
-    import http.client  # noqa: PLC0415
-    import urllib.error  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
+def _ask_over_tls(target: Target, timeout: float, *, context: "ssl.SSLContext") -> tuple[int, str]:
+    """Ask, straight and following no redirection; see `Ask`."""
+    from http.client import HTTPException, HTTPSConnection  # noqa: PLC0415
 
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    request = urllib.request.Request(url)  # noqa: S310  # http only
+    connection = HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            typer.echo(f"{answer.status} {_text_of(answer)}")
-            return _OK
-    except urllib.error.HTTPError as error:
-        with error:
-            talk.error(f"{url}: {error.code} {_text_of(error)}")
-        return error.code
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        talk.error(f"{url}: {error}")
-        return None
-
-
-def _text_of(answer: IO[bytes]) -> str:
-    return printable(answer.read(_ANSWER_LIMIT).decode(errors="replace").strip())
+        connection.request("GET", target.path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(ANSWER_LIMIT).decode(errors="replace").strip()
+    except HTTPException as error:
+        raise ConnectionAbortedError(str(error)) from error
+    finally:
+        connection.close()

@@ -121,11 +121,11 @@ def command(
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
     from reaper.reports.metrics import Knowledge  # noqa: PLC0415
-    from reaper.reports.page import View  # noqa: PLC0415
-    from reaper.reports.web import WebServer, parse_address  # noqa: PLC0415
-    from reaper.reports.web_config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
     from reaper.watch.holders import raise_descriptor_limit  # noqa: PLC0415
     from reaper.watch.loop import Watch  # noqa: PLC0415
+    from reaper.web.app import WebServer, parse_address  # noqa: PLC0415
+    from reaper.web.config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
+    from reaper.web.page import View  # noqa: PLC0415
 
     if resync < 1:
         raise typer.BadParameter("--resync: at least 1s")

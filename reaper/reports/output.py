@@ -46,9 +46,13 @@ class JsonOutput:
         self._stream.write(self._separator + self._dumps(record))
         self._separator = ",\n"
 
-    def end(self, summary: Summary) -> None:
-        self._stream.write(f'], "summary": {self._dumps(summary.as_record())}}}\n')
+    def summary(self, record: dict[str, Any]) -> None:
+        """End the object with what `Summary.as_record` gave, or with more in it."""
+        self._stream.write(f'], "summary": {self._dumps(record)}}}\n')
         self._stream.flush()
+
+    def end(self, summary: Summary) -> None:
+        self.summary(summary.as_record())
 
 
 class TableOutput:

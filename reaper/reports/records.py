@@ -130,7 +130,7 @@ class Summary:
         self.locks = self.stuck = self.failed = self.blind = 0
         self.verdicts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
-        self.skipped: list[dict[str, str]] = []
+        self.skipped: list[dict[str, str | None]] = []
 
     def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
         self.locks += 1
@@ -144,7 +144,10 @@ class Summary:
         if judgement.wants_freeing and outcome not in _GONE:
             self.stuck += 1
 
-    def count_skipped(self, *, path: str, reason: str, note: str, failed: bool) -> None:
+    def count_skipped(
+        self, *, path: str | None, reason: str, note: str | None, failed: bool
+    ) -> None:
+        """Count what was not looked at; path and note are None for who may not see names."""
         self.skipped.append({"path": path, "reason": reason, "note": note})
         self.failed += failed
 

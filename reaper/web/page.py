@@ -1,17 +1,16 @@
 """What people and programs see of the locks over HTTP: the page on `/`, and the JSON beside it.
 
-Names of sessions, and with them paths, are for those only who may see them; others get
-placeholders, which stay the same as long as the sidecar runs.
+Names of sessions, and with them paths, are only for those who may see them. All others get the
+rest, and one line that says how to see the names.
 """
 
 import base64
 import hashlib
-import hmac
 import io
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -30,7 +29,6 @@ from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.output import JsonOutput
 from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
 
-_HIDDEN_FIELDS: Final = ("path", "session")
 _PLAIN_FIELDS: Final = frozenset(
     {
         "state_dir",
@@ -53,13 +51,15 @@ _PLAIN_FIELDS: Final = frozenset(
         "outcome",
     }
 )
-"""Fields of a lock's record that name no session; whatever is not listed is not shown."""
+"""Fields of a lock's record that name no session; all others are null where names are hidden."""
+_HOW_TO_SEE_NAMES: Final = (
+    "Names of sessions are not shown to you. To see them, run `reaper list` where the reaper runs, "
+    "authenticate yourself (--web-config), or start the reaper with --show-sessions all."
+)
 _CHUNK: Final = 64 * 1024
 _MOST_SHOWN: Final = 50
 """Locks of one kind that the page shows; the rest is a number and a link."""
-_TEMPLATE: Final = Template(
-    files("reaper.reports").joinpath("page.html").read_text(encoding="utf-8")
-)
+_TEMPLATE: Final = Template(files("reaper.web").joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _hash_of(tag: str) -> str:
@@ -76,30 +76,34 @@ PAGE_POLICY: Final = (
 )
 
 
-class _Names:
-    """Shows names, or placeholders that tell nothing and are the same for the same name."""
+def _shown(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
+    """Return a lock's record as this reader may see it."""
+    if names:
+        return record
+    return {key: value if key in _PLAIN_FIELDS else None for key, value in record.items()}
 
-    def __init__(self, key: bytes, *, shown: bool) -> None:
-        self._key = key
-        self.shown = shown
 
-    def of(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return a lock's record, with what must not be seen hidden."""
-        if self.shown:
-            return record
-        hidden = self.hide(record["path"])
-        return {
-            key: value
-            if key in _PLAIN_FIELDS
-            else (hidden if key in _HIDDEN_FIELDS else "" if key == "note" else None)
-            for key, value in record.items()
-        }
+class _Html(str):
+    """Text that is HTML already."""
 
-    def hide(self, name: str) -> str:
-        if self.shown:
-            return name
-        digest = hmac.digest(self._key, name.encode("utf-8", "surrogateescape"), "sha256")
-        return f"hidden-{digest.hex()[:8]}"
+    __slots__ = ()
+
+
+def _escaped(values: Mapping[str, object]) -> dict[str, str]:
+    """Return the values as HTML: the only place that escapes, and all values go through it."""
+    return {
+        name: value if isinstance(value, _Html) else escape(printable(str(value)))
+        for name, value in values.items()
+    }
+
+
+def _html(template: str, **values: object) -> _Html:
+    """Return the template, HTML with names in braces, filled with the values."""
+    return _Html(template.format(**_escaped(values)))
+
+
+def _joined(parts: Iterable[_Html]) -> _Html:
+    return _Html("\n".join(parts))
 
 
 class View:
@@ -133,34 +137,34 @@ class View:
         self._wedged = wedged
         self._dry_run = dry_run
         self._started = time.monotonic()
-        self._key = secrets.token_bytes(32)
 
     def _seen(self) -> list[Seen]:
         """Return all locks, the oldest first."""
         return sorted(self._knowledge.all(), key=lambda it: it.at - it.evidence.age)
 
     def json(self, *, names: bool) -> Iterator[bytes]:
-        """Yield the locks as `reaper list --json` writes them, piece by piece."""
-        shown = _Names(self._key, shown=names)
+        """Yield the locks as `reaper list --json` writes them, piece by piece; without names, what
+        could name a session is null.
+        """
         stream = io.StringIO()
         output, summary = JsonOutput(stream), Summary()
         for it in self._seen():
             summary.count_lock(it.judgement, it.outcome)
-            output.record(shown.of(lock_record(_as_of_now(it))))
+            output.record(_shown(lock_record(_as_of_now(it)), names=names))
             if stream.tell() > _CHUNK:
                 yield _taken_from(stream)
         for skipped in self._knowledge.skipped():
             summary.count_skipped(
-                path=shown.hide(skipped.path),
+                path=skipped.path if names else None,
                 reason=skipped.reason,
-                note=skipped.note if names else "",
+                note=skipped.note if names else None,
                 failed=skipped.failed,
             )
-        output.end(summary)
+        hidden = {} if names else {"names_hidden": _HOW_TO_SEE_NAMES}
+        output.summary({**summary.as_record(), **hidden})
         yield _taken_from(stream)
 
     def page(self, *, names: bool) -> bytes:
-        shown = _Names(self._key, shown=names)
         seen = self._seen()
         stuck = [it for it in seen if it.judgement.wants_freeing]
         pending = [it for it in seen if RECOVERY_PENDING in it.judgement.reasons]
@@ -170,29 +174,29 @@ class View:
         skipped = [it for it in self._knowledge.skipped() if it.failed]
         wedged = self._wedged()
         level, answer = self._answer(stuck, blind, skipped, wedged)
-        trouble = self._group("Stuck", stuck, shown), self._group("Not to be judged", blind, shown)
-        quiet = (
-            self._group("Kept for the next gateway", pending, shown),
-            self._group("Held", others, shown),
-        )
+        groups = partial(self._group, names=names)
         now_ms = time.time_ns() // 1_000_000
         details = [
             *self._details(seen, stuck, blind, skipped),
             *(_wedged(it) for it in wedged[:_MOST_SHOWN]),
+            *(() if names else (_HOW_TO_SEE_NAMES,)),
         ]
-        page = _TEMPLATE.substitute(
-            title=escape(f"{len(stuck)} stuck · reaper"),
-            level=level,
-            answer=escape(answer),
-            details="\n".join(f"<p>{escape(it)}</p>" for it in details),
-            trouble="\n".join(trouble),
-            quiet="\n".join(quiet),
-            acts=_acts(self._knowledge.acts(), shown, now_ms),
-            state=_pairs(self._state(shown, skipped)),
-            version=escape(self._version),
-            now_iso=iso(now_ms),
-            now=_clock(now_ms),
-        )
+        values = {
+            "title": f"{len(stuck)} stuck · reaper",
+            "level": level,
+            "answer": answer,
+            "details": _joined(_html("<p>{line}</p>", line=line) for line in details),
+            "trouble": _joined([groups("Stuck", stuck), groups("Not to be judged", blind)]),
+            "quiet": _joined(
+                [groups("Kept for the next gateway", pending), groups("Held", others)]
+            ),
+            "acts": _acts(self._knowledge.acts(), now_ms, names=names),
+            "state": _pairs(self._state(skipped, names=names)),
+            "version": self._version,
+            "now_iso": iso(now_ms),
+            "now": _clock(now_ms),
+        }
+        page = _TEMPLATE.substitute(_escaped(values))
         # Names may hold what UTF-8 does not have; `printable` has escaped it.
         return page.encode("utf-8", "backslashreplace")
 
@@ -250,19 +254,22 @@ class View:
             none_for = f"none for longer than {duration(self._acquire_timeout)}"
             yield f"{_count(seen)}, {none_for}." if seen else "There are no locks now."
 
-    def _group(self, title: str, seen: list[Seen], shown: _Names) -> str:
+    def _group(self, title: str, seen: list[Seen], *, names: bool) -> _Html:
         if not seen:
-            return ""
-        items = "\n".join(self._lock(it, shown) for it in seen[:_MOST_SHOWN])
+            return _Html()
         more = len(seen) - _MOST_SHOWN
-        rest = f'<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
-        return f"<section><h2>{title} ({len(seen)})</h2>\n<ul>{items}</ul>" + (
-            f"{rest}</section>" if more > 0 else "</section>"
+        rest = '<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
+        return _html(
+            "<section><h2>{title} ({count})</h2>\n<ul>{items}</ul>{rest}</section>",
+            title=title,
+            count=len(seen),
+            items=_joined(self._lock(it, names=names) for it in seen[:_MOST_SHOWN]),
+            rest=_html(rest, more=more) if more > 0 else _Html(),
         )
 
-    def _lock(self, it: Seen, shown: _Names) -> str:
+    def _lock(self, it: Seen, *, names: bool) -> _Html:
         it = _as_of_now(it)
-        record = shown.of(lock_record(it))
+        record = _shown(lock_record(it), names=names)
         judgement = it.judgement
         age = it.age_at(time.monotonic())
         lines = []
@@ -279,16 +286,17 @@ class View:
                 + (" That failed just now" if it.outcome is Outcome.FAILED else "")
                 + (f": {record['note']}." if record["note"] else "")
             )
-        tone = "bad" if it.judgement.wants_freeing else "soft"
-        since = f"since {_clock(it.lock.taken_ms)}, {duration(age)}"
-        return (
-            f'<li><div class="head"><h3>{_name(record)}</h3>'
-            f'<span class="{tone}">{escape(since)}</span></div>'
-            + "".join(f"<p>{escape(printable(line))}</p>" for line in lines)
-            + f'<p class="soft">{_where(record)}</p></li>'
+        return _html(
+            '<li><div class="head"><h3>{name}</h3><span class="{tone}">{since}</span></div>'
+            '{lines}<p class="soft">{where}</p></li>',
+            name=_name(record),
+            tone="bad" if judgement.wants_freeing else "soft",
+            since=f"since {_clock(it.lock.taken_ms)}, {duration(age)}",
+            lines=_joined(_html("<p>{line}</p>", line=line) for line in lines),
+            where=_where(record),
         )
 
-    def _state(self, shown: _Names, skipped: list[SkippedFile]) -> Iterator[tuple[str, str, str]]:
+    def _state(self, skipped: list[SkippedFile], *, names: bool) -> Iterator[tuple[str, str, str]]:
         """Yield what is told of the reaper itself: name, text, tone."""
         metrics = self._metrics
         healthy, ready = self.healthy(), self.ready()
@@ -299,7 +307,7 @@ class View:
             "" if ready else "bad",
         )
         for state in self._states:
-            yield f"State {state.name}", state.path if shown.shown else "path not shown", ""
+            yield f"State {state.name}", state.path if names else "path not shown", ""
         told = _total(metrics.observer_up) > 0
         yield (
             "File events",
@@ -315,10 +323,8 @@ class View:
         yield "Errors", f"{errors:.0f}", "bad" if errors else ""
         if skipped:
             for it in skipped[:_MOST_SHOWN]:
-                yield "Not read", f"{shown.hide(it.path)}: {it.reason}", "bad"
+                yield "Not read", f"{it.path}: {it.reason}" if names else it.reason, "bad"
         yield "Up for", duration(time.monotonic() - self._started), ""
-        if not shown.shown:
-            yield "Names of sessions", "not shown to you; docs/web.md tells to whom", ""
 
 
 def _wedged(holder: dict[str, Any]) -> str:
@@ -380,40 +386,45 @@ def _many(count: int, noun: str) -> str:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return escape(printable(str(record["session"])))
+    session = record["session"]
+    return f"A session of agent {record['agent']}" if session is None else str(session)
 
 
 def _where(record: dict[str, Any]) -> str:
     parts = [f"agent {record['agent']}", f"state {record['state_dir']}"]
     parts += [f"pid {record['pid']}"] if record["pid"] else []
     parts += [record["session_key"]] if record["session_key"] else []
-    return escape(printable(" · ".join(parts)))
+    return " · ".join(parts)
 
 
-def _acts(acts: list[Act], shown: _Names, now_ms: int) -> str:
+def _acts(acts: list[Act], now_ms: int, *, names: bool) -> _Html:
     if not acts:
-        return "<p>None since the reaper started.</p>"
-    items = []
-    for act in acts:
-        record = shown.of(act.record)
-        often = f", {act.times} times" if act.times > 1 else ""
-        ago = duration(max(0, now_ms - act.at_ms) / 1000)
-        text = f"{record['verdict']}: {', '.join(record['reasons'])}"
-        note = f"<p>{escape(printable(record['note']))}</p>" if record["note"] else ""
-        tone = "bad" if record["outcome"] == Outcome.FAILED.value else ""
-        items.append(
-            f'<li><div class="head"><h3>{_name(record)}</h3>'
-            f'<span class="{tone}">{escape(record["outcome"] + often)}</span>'
-            f'<span class="soft">{escape(_clock(act.at_ms))}, {ago} ago</span></div>'
-            f"<p>{escape(printable(text))}</p>{note}"
-            f'<p class="soft">{_where(record)}</p></li>'
-        )
-    return f"<ul>{''.join(items)}</ul>"
+        return _Html("<p>None since the reaper started.</p>")
+    return _html("<ul>{items}</ul>", items=_joined(_act(it, now_ms, names=names) for it in acts))
 
 
-def _pairs(pairs: Iterable[tuple[str, str, str]]) -> str:
-    return "\n".join(
-        f'<dt>{escape(printable(name))}</dt><dd class="{tone}">{escape(printable(text))}</dd>'
+def _act(act: Act, now_ms: int, *, names: bool) -> _Html:
+    record = _shown(act.record, names=names)
+    often = f", {act.times} times" if act.times > 1 else ""
+    note = record["note"]
+    return _html(
+        '<li><div class="head"><h3>{name}</h3><span class="{tone}">{outcome}</span>'
+        '<span class="soft">{at}, {ago} ago</span></div>'
+        '<p>{why}</p>{note}<p class="soft">{where}</p></li>',
+        name=_name(record),
+        tone="bad" if record["outcome"] == Outcome.FAILED.value else "",
+        outcome=record["outcome"] + often,
+        at=_clock(act.at_ms),
+        ago=duration(max(0, now_ms - act.at_ms) / 1000),
+        why=f"{record['verdict']}: {', '.join(record['reasons'])}",
+        note=_html("<p>{note}</p>", note=note) if note else _Html(),
+        where=_where(record),
+    )
+
+
+def _pairs(pairs: Iterable[tuple[str, str, str]]) -> _Html:
+    return _joined(
+        _html('<dt>{name}</dt><dd class="{tone}">{text}</dd>', name=name, text=text, tone=tone)
         for name, text, tone in pairs
     )
 

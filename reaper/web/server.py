@@ -1,0 +1,433 @@
+"""A small HTTP server that no client can block: bounded in size, time and connections.
+
+h11 reads and writes the protocol; one thread with an event loop serves all connections, one request
+each. A connection that takes too long is cut off. When all places are taken, the oldest one that is
+still asking makes room, so a new client is always served.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from enum import IntEnum
+from functools import partial
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import h11
+
+from reaper.web.config import WebConfig
+
+_Result = TypeVar("_Result")
+
+SAFE_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""On every answer, unless it or the web configuration has its own."""
+
+_VERSIONS: Final = {b"1.0", b"1.1"}
+_MOST_HEADERS: Final = 100
+_CHUNK: Final = 4096
+_BACKLOG: Final = 128
+_RETRY: Final = 0.1
+"""Seconds between two tries to accept while the system has no descriptor to give."""
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_DRAINED: Final = 64 * 1024
+_DRAIN_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The limits of one listening address: connections at once; bytes of a request's line and
+    headers; seconds from the connection to the end of the request, and from there to the end of the
+    answer.
+    """
+
+    connections: int = 32
+    head_bytes: int = 16 * 1024
+    head_seconds: float = 5.0
+    answer_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A GET or HEAD without a body.
+
+    The names of `headers` are lower case; `certified` says whether the client showed a certificate
+    that was verified; `config` is the web configuration of its connection.
+    """
+
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    peer: str
+    certified: bool
+    config: WebConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """`body` is in pieces, as it may be large."""
+
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+    body: Sequence[bytes] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def in_one_line(status: HTTPStatus, **headers: str) -> Response:
+    """Return an answer that only says its status."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(status=status, body=[f"{status.phrase}\n".encode()], headers=named)
+
+
+Respond = Callable[[Request], Awaitable[Response]]
+
+
+class Server:
+    """Serves on some addresses, all from one thread. `respond` must not block."""
+
+    def __init__(
+        self,
+        respond: Respond,
+        *,
+        config: Callable[[], WebConfig],
+        bounds: Bounds,
+        on_error: Callable[[], None],
+    ) -> None:
+        self._respond = respond
+        self._config = config
+        self._bounds = bounds
+        self._on_error = on_error
+        self.listeners: list[Listener] = []
+        self._serving: list[asyncio.Task[None]] = []
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+    def start(self, addresses: Iterable[Address]) -> list[int]:
+        """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
+        nothing is served then.
+        """
+        for address in addresses:
+            self.listeners.append(
+                Listener(
+                    _listen(address),
+                    self._respond,
+                    config=self._config,
+                    bounds=self._bounds,
+                    on_error=self._on_error,
+                )
+            )
+        if self.listeners:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._run, args=(loop,), daemon=True, name="web")
+            thread.start()
+            self._running = loop, thread
+        return [listener.port for listener in self.listeners]
+
+    def stop(self) -> None:
+        """Accept no more connections, and cut off the ones there are."""
+        if self._running is not None:
+            loop, thread = self._running
+            self._running = None
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        for listener in self.listeners:
+            listener.close()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_exception_handler(lambda *_: self._on_error())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            self._serving = [
+                runner.get_loop().create_task(listener.serve()) for listener in self.listeners
+            ]
+            loop.run_forever()
+
+
+class Stage(IntEnum):
+    """How far a visit has come; those that come first here make room first."""
+
+    ANSWERED = 0
+    ASKING = 1
+    ANSWERING = 2
+
+
+class Visit:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.stage = Stage.ASKING
+
+
+class Listener:
+    """Accepts connections at one address, and serves each in a task of its own."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        respond: Respond,
+        *,
+        config: Callable[[], WebConfig],
+        bounds: Bounds,
+        on_error: Callable[[], None],
+    ) -> None:
+        self._socket = listening
+        self._respond = respond
+        self._config = config
+        self._bounds = bounds
+        self._on_error = on_error
+        self.port: int = listening.getsockname()[1]
+        self.visits: dict[asyncio.Task[None], Visit] = {}
+        """In the order in which they came."""
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, (peer, *_) = await loop.sock_accept(self._socket)
+            except OSError as error:
+                is_scarce = error.errno in _SCARCE
+                if is_scarce:
+                    self._on_error()
+                # The socket stays ready, so this would spin.
+                await asyncio.sleep(_RETRY if is_scarce else 0)
+                continue
+            visit = Visit(connection)
+            task = loop.create_task(self._serve(visit, peer))
+            self.visits[task] = visit
+            task.add_done_callback(self._end)
+            await self._make_room()
+            # Let the others go on: connections that wait to be accepted are accepted at once.
+            await asyncio.sleep(0)
+
+    async def _make_room(self) -> None:
+        """Cut off the visit that makes room first, the oldest of its stage, but not the newest."""
+        while len(self.visits) > self._bounds.connections:
+            others = list(self.visits)[:-1]
+            oldest = min(others, key=lambda task: self.visits[task].stage)
+            oldest.cancel()
+            await asyncio.wait([oldest])
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.visits.pop(task).connection.close()
+        if not task.cancelled() and task.exception() is not None:
+            self._on_error()
+
+    async def _serve(self, visit: Visit, peer: str) -> None:
+        # The client may go away at any moment, be too slow, or speak no TLS.
+        with suppress(OSError):
+            dialogue = _Exchange(visit, self._bounds, self._config())
+            async with asyncio.timeout(self._bounds.head_seconds):
+                if not await dialogue.shake_hands():
+                    await dialogue.end()  # so that the client gets to know why
+                    return
+                asked = await dialogue.receive(peer)
+            visit.stage = Stage.ANSWERING
+            async with asyncio.timeout(self._bounds.answer_seconds):
+                response = asked if isinstance(asked, Response) else await self._answer(asked)
+                await dialogue.send(response)
+                visit.stage = Stage.ANSWERED
+                await dialogue.end()
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await self._respond(request)
+        except Exception:  # noqa: BLE001  # whatever it was, it ends this answer only
+            self._on_error()
+            return in_one_line(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class _Exchange:
+    """One request and its answer, on a socket that does not block."""
+
+    def __init__(self, visit: Visit, bounds: Bounds, config: WebConfig) -> None:
+        self._visit = visit
+        self._bounds = bounds
+        self._config = config
+        self._certified = False
+        self._is_head = False
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
+
+    async def shake_hands(self) -> bool:
+        """Return whether the client may ask. Raises OSError."""
+        if self._config.tls is None:
+            return True
+        try:
+            tls = self._config.tls.wrap_socket(
+                self._visit.connection, server_side=True, do_handshake_on_connect=False
+            )
+        except ValueError as error:  # the client said something before its time
+            raise ConnectionAbortedError from error
+        self._visit.connection = tls
+        try:
+            await self._done(tls.do_handshake)
+        except ssl.SSLError:  # the client speaks no TLS, or not as it must here
+            return False
+        certificate = tls.getpeercert()
+        self._certified = bool(certificate)
+        return self._config.accepts_certificate(certificate)
+
+    async def receive(self, peer: str) -> Request | Response:
+        """Return the request; an answer to one that is refused. Raises OSError."""
+        try:
+            head = await self._receive_head()
+        except h11.RemoteProtocolError as error:
+            return in_one_line(HTTPStatus(error.error_status_hint))
+        if head is None or len(head.headers) > _MOST_HEADERS:
+            return in_one_line(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if head.http_version not in _VERSIONS:
+            return in_one_line(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        self._is_head = head.method == b"HEAD"
+        if head.method != b"GET" and not self._is_head:
+            return in_one_line(HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in head.headers:
+            name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return in_one_line(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        path, _, query = head.target.decode("latin-1").partition("?")
+        return Request(
+            path=path,
+            query=query,
+            headers=headers,
+            peer=peer,
+            certified=self._certified,
+            config=self._config,
+        )
+
+    async def _receive_head(self) -> h11.Request | None:
+        """Receive up to the empty line and maybe beyond; None if that is more than allowed."""
+        received = 0
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, h11.Request):
+                return event
+            chunk = await self._done(lambda: self._visit.connection.recv(_CHUNK))
+            if not chunk:
+                raise ConnectionAbortedError
+            received += len(chunk)
+            if received > self._bounds.head_bytes:
+                return None
+            self._http.receive_data(chunk)
+            await asyncio.sleep(0)  # others go on, however many bytes there are
+
+    async def send(self, response: Response) -> None:
+        headers = {
+            "Server": "reaper",
+            "Date": formatdate(usegmt=True),
+            "Connection": "close",
+            "Content-Type": response.content_type,
+            "Content-Length": str(sum(map(len, response.body))),
+            **SAFE_HEADERS,
+            **response.headers,
+            **self._config.headers,
+        }
+        await self._send(
+            h11.Response(
+                status_code=response.status.value,
+                reason=response.status.phrase,
+                headers=list(headers.items()),
+            )
+        )
+        for piece in () if self._is_head else response.body:
+            await self._send(h11.Data(piece))
+            await asyncio.sleep(0)  # others go on, however fast the client reads
+
+    async def _send(self, event: h11.Event) -> None:
+        left = memoryview(self._http.send(event) or b"")
+        while left:
+            sent = await self._done(partial(self._visit.connection.send, left), writes=True)
+            left = left[sent:]
+
+    async def end(self) -> None:
+        """Say goodbye, and read a little of what else was sent: to close a socket with unread data
+        takes the answer away from the client.
+        """
+        connection = self._visit.connection
+        if isinstance(connection, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                connection.unwrap()  # says goodbye, and waits for no answer
+        connection.shutdown(socket.SHUT_WR)
+        left = _DRAINED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while left > 0:
+                    chunk = await self._done(lambda: socket.socket.recv(connection, _CHUNK))
+                    if not chunk:
+                        return
+                    left -= len(chunk)
+
+    async def _done(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
+        """Do a step that may block, as soon as it does not; `writes` says which way it blocks."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                await _ready(self._visit.connection, writes=False)
+            except ssl.SSLWantWriteError:
+                await _ready(self._visit.connection, writes=True)
+            except BlockingIOError:
+                await _ready(self._visit.connection, writes=writes)
+
+
+async def _ready(connection: socket.socket, *, writes: bool) -> None:
+    """Return when the socket can be written to, or read from."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    watch, unwatch = (
+        (loop.add_writer, loop.remove_writer) if writes else (loop.add_reader, loop.remove_reader)
+    )
+
+    def wake() -> None:
+        if not ready.done():  # it is called in each round until it is unwatched
+            ready.set_result(None)
+
+    watch(connection.fileno(), wake)
+    try:
+        await ready
+    finally:
+        unwatch(connection.fileno())
+
+
+def _listen(address: Address) -> socket.socket:
+    """Return a socket that listens; all addresses of both families where it can. Raises OSError."""
+    host, port = address.host, address.port
+    v6 = _is_v6(host)
+    listening = socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if v6 else socket.AF_INET,
+        backlog=_BACKLOG,
+        dualstack_ipv6=v6 and host in {"", "::"},
+    )
+    listening.setblocking(False)
+    return listening
+
+
+def _is_v6(host: str) -> bool:
+    if not host:
+        return socket.has_dualstack_ipv6()
+    try:
+        return ipaddress.ip_address(host).version == 6  # noqa: PLR2004  # IPv6
+    except ValueError:
+        return False

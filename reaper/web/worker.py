@@ -1,0 +1,51 @@
+"""A thread for work that would block the event loop."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Worker:
+    """Does one job at a time, in the order in which the jobs are given.
+
+    Its thread starts with the first job. It is a daemon, because a job may take minutes (bcrypt
+    with a high cost) and must not keep the program from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._started = False
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    async def run(self, job: Callable[[], _Result]) -> _Result:
+        """Return what the job returns, or raise what it raises. If the caller is cancelled before
+        the job's turn, the job is dropped.
+        """
+        if not self._started:
+            threading.Thread(target=self._work, daemon=True, name=self._name).start()
+            self._started = True
+        result: Future[_Result] = Future()
+        self._jobs.put((result, job))
+        return await asyncio.wrap_future(result)
+
+    def waiting(self) -> int:
+        """Return how many jobs wait for their turn."""
+        return self._jobs.qsize()
+
+    def _work(self) -> None:
+        while True:
+            result, job = self._jobs.get()
+            if result.set_running_or_notify_cancel():
+                try:
+                    value = job()
+                except BaseException as error:  # noqa: BLE001  # whatever it was, the caller gets it
+                    result.set_exception(error)
+                else:
+                    result.set_result(value)
+                    del value
+            del result, job  # nothing is kept in memory while it waits
