@@ -13,6 +13,7 @@ from reaper.core.finding import SESSION_STORE, Finding, Skipped
 from reaper.core.judge import judge
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome
+from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
 from reaper.sweep.evidence import EvidenceCollector, PassStart
@@ -157,7 +158,7 @@ class Scanner(NamedTuple):
             yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
         store = openclaw_config.store_elsewhere(state)
         if store is not None:
-            note = f"openclaw.json sets session.store to {store[:_STORE_SHOWN]!r}: {_STORE_NOTE}"
+            note = f"openclaw.json sets session.store to {beginning(store)!r}: {_STORE_NOTE}"
             yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
 
 
@@ -178,4 +179,3 @@ _EMPTY_NOTE: Final = (
     "with --state-dir"
 )
 _STORE_NOTE: Final = "locks beside it are not looked at"
-_STORE_SHOWN: Final = 200
