@@ -114,6 +114,42 @@ def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
     assert files_in(tree) == set()
 
 
+@pytest.mark.parametrize("data", [b"", b"{", record(DEAD)], ids=["empty", "broken", "record"])
+def test_an_attempt_that_gives_the_lock_back_does_not_end_its_delay(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    tree.lock("s", data)
+    sweeps = Sweeps(tree, monkeypatch)
+    sweeps.act()
+    path = tree.lock("s", data)
+    sweeps.clock.pass_by(60)
+
+    def touches(*_: object, **__: object) -> None:
+        os.chmod(path, 0o600 if path.stat().st_mode & 0o4 else 0o604)
+        raise OSError(errno.EIO, "EIO")
+
+    monkeypatch.setattr(removal, "exchange", touches)
+    sweeps.attempts.clear()
+    sweeps.act_for(60)
+    assert sweeps.delays() == [1, 2, 4, 8, 16]
+
+
+def test_a_new_empty_lock_in_the_same_inode_does_not_inherit_a_delay(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("s", b"")
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
+    sweeps.act_for(60)
+    before = path.stat()
+    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    assert path.stat().st_ctime_ns != before.st_ctime_ns
+    (found,) = sweeps.act()
+    assert found.attempted
+    assert found.retry is not None
+    assert found.retry.attempts == 1
+
+
 def test_a_resync_that_is_shorter_or_longer_bounds_the_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from reaper.sweep import Unlock
 from tests.conftest import DEAD, HoldLock, Tree, bindfs, record
 from tests.processes import reap
 from tests.test_cli import report
-from tests.test_sweep import reaper
+from tests.test_sweep import findings, reaper
 
 KEY = "agent:main:telegram:group:-100"
 
@@ -165,6 +165,20 @@ def test_force_never_takes_a_guess_for_the_session_that_was_named(
         assert f"to force this lock, give its path: {held.path}" in done.stderr
     assert unlocks(tree, held.path, "--force").returncode == 0
     assert not held.path.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"pid": 4194305}'])
+def test_a_fingerprint_is_not_that_of_the_next_file_with_the_same_bytes(
+    tree: Tree, data: bytes
+) -> None:
+    path = tree.lock("s", data)
+    (before,) = findings(reaper(tree).look()).values()
+    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    (after,) = findings(reaper(tree).look()).values()
+    assert before.lock.fingerprint != after.lock.fingerprint
+    done = unlocks(tree, "s", "--force", "--fingerprint", before.lock.fingerprint)
+    assert "another lock stands there now" in done.stderr
+    assert path.exists()
 
 
 def test_a_guess_is_freed_if_a_sweep_would(tree: Tree) -> None:
