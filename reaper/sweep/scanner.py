@@ -21,7 +21,7 @@ from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
 from reaper.sweep.plan import Plan
 from reaper.sweep.sources import Sources
-from reaper.sweep.unseen import TOO_MANY_LOCKS
+from reaper.sweep.unseen import TOO_MANY_LOCKS, Unseen
 
 MOST_NAMES: Final = 10 * MOST_REMEMBERED
 """Locks of one agent that a sidecar looks at in one pass."""
@@ -42,7 +42,7 @@ class Scanner(NamedTuple):
         start = PassStart.now(self.sources.clock)
         only = self.plan.only
         if only is None:
-            self.memory.folder_names.start_full_pass()
+            self.memory.folder_names.start_full_pass(self.memory.histories.agents())
         else:
             only = set(map(self.memory.folder_names.first_name, only))
         for state in self.states:
@@ -59,16 +59,27 @@ class Scanner(NamedTuple):
         self, state: StateDir, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
         skipped: list[Skipped] = []
-        is_empty = True
+        met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
-            is_empty = False
+            met.add(folder.agent)
             with self.memory.with_litter(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
                     collector.enter(folder)
                     yield from self._scan_folder(folder, collector)
         yield from skipped
-        yield from self._hints(state, is_empty=is_empty and not skipped)
+        had_sessions = state in self.memory.had_sessions
+        if met:
+            self.memory.had_sessions.add(state)
+        elif had_sessions and not skipped:
+            yield _gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)
+            return
+        renamed = self.memory.folder_names.renamed()
+        lost = {agent for of, agent in self.memory.histories.agents() - renamed if of == state}
+        lost -= met
+        keys = [it for it in self.memory.histories if it.state == state and it.agent in lost]
+        yield from _lost(keys, skipped)
+        yield from self._hints(state, is_empty=not met and not skipped)
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
@@ -78,13 +89,17 @@ class Scanner(NamedTuple):
             if key.state == state:
                 names[key.agent].append(key.name)
         skipped: list[Skipped] = []
+        met: set[str] = set()
         for folder in reading.folders(state, skipped, set(names)):
+            met.add(folder.agent)
             with self.memory.with_litter(folder), folder:
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
                 folder.locks = sorted(names[folder.agent])
                 yield from self._scan_locks(folder, collector)
         yield from (one for one in skipped if one.failed)
+        known = (it for it in only if it.state == state and it in self.memory.histories)
+        yield from _lost([key for key in known if key.agent not in met], skipped)
 
     def _scan_folder(
         self, folder: Folder, collector: EvidenceCollector
@@ -100,6 +115,8 @@ class Scanner(NamedTuple):
         problem = yield from self._scan_locks(folder, collector)
         if folder.locks_left_out:
             yield _too_many_locks(folder, folder.locks_left_out)
+        if not problem and not self.plan.with_unread:
+            problem = collector.problem_of_store(folder)
         if problem:
             path = f"{folder.path}/sessions.json"
             yield Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
@@ -166,6 +183,23 @@ def _key(folder: Folder, name: str) -> LockKey:
     return LockKey(folder.state, folder.agent, name)
 
 
+def _lost(keys: Iterable[LockKey], skipped: Iterable[Skipped]) -> Iterator[Skipped]:
+    """Report the locks that were there and whose folder is not: it may have been moved, or its
+    volume unmounted. Not those of which a failure says already that they are not seen.
+    """
+    unseen = Unseen()
+    for one in skipped:
+        unseen.add(one)
+    for key in keys:
+        if not unseen.hides(key):
+            path = f"{key.state.path}/agents/{key.agent}/sessions/{key.name}"
+            yield _gone(path, _FOLDER_GONE_NOTE, key)
+
+
+def _gone(path: str, note: str, key: LockKey | None = None) -> Skipped:
+    return Skipped(path=path, reason="missing", failed=True, note=note, key=key)
+
+
 def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
     return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
 
@@ -177,5 +211,13 @@ _SQLITE_NOTE: Final = (
 _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
     "with --state-dir"
+)
+_AGENTS_GONE_NOTE: Final = (
+    "agents had sessions folders here, and there is none now: mount or move them back; if they "
+    "were deleted, restart the reaper"
+)
+_FOLDER_GONE_NOTE: Final = (
+    "its folder is gone, and nothing says that the lock went before: mount or move the folder "
+    "back; if the agent was deleted, restart the reaper"
 )
 _STORE_NOTE: Final = "locks beside it are not looked at"

@@ -106,13 +106,32 @@ class SessionStores:
 
     def run(self, session: Session) -> Run:
         """Return what the store says of the session's last run. Never raises OSError."""
+        store = self._read_if_changed(session)
+        return store.entries.get(session.name, store.otherwise)
+
+    def problem_of_store(self, session: Session) -> str:
+        """Return why the store as a whole is not understood now, whosever lock is there, and what
+        to do about it. The name of the session does not matter. Never raises OSError.
+        """
+        known = self._stores.get(_folder(session))
+        if known is not None and time.monotonic() < known.not_before:
+            return known.problem  # nobody's lock waits for a newer answer
+        try:
+            _stamp_at(session.folder_fd)
+        except PermissionError:
+            return ""  # nothing in this folder can be read, so the locks are reported
+        except OSError:
+            pass
+        return self._read_if_changed(session).problem
+
+    def _read_if_changed(self, session: Session) -> _Store:
         folder = _folder(session)
         try:
             store = _current(session, self._stores.get(folder))
         except OSError as error:
             store = _Store(_UNKNOWN, {}, problem=_why_not_read(error, session))
         self._stores[folder] = store
-        return store.entries.get(session.name, store.otherwise)
+        return store
 
     def problem(self, session: Session) -> str:
         """Return why the latest answer for this session was UNKNOWN, and what to do about it."""
