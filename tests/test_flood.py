@@ -29,7 +29,7 @@ from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
-from reaper.watch import loop, tracker
+from reaper.watch import loop, reporter, tracker
 from reaper.watch.inbox import Event
 from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
@@ -767,6 +767,52 @@ def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_ful
     assert rest["path"] == str(tree.sessions("hostile"))
     assert 'reaper_skipped_files{reason="not-regular"} 251.0' in it.scrape()
     assert len(it.knowledge.skipped()) == 102
+
+
+def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    it.sweep()
+    for turn in range(4):
+        for agent in range(12):
+            folder = tree.sessions(f"hostile{agent}")
+            for path in folder.iterdir():
+                path.rmdir()
+            for number in range(99):
+                (folder / f"{turn}-{number}.jsonl.lock").mkdir()
+        it.sweep()
+    assert len(it.lines("skipped")) == 1000
+    assert not it.lines("lines-left-out")
+    monkeypatch.setattr(reporter, "_PERIOD", 0.0)
+    it.sweep()
+    (left_out,) = it.lines("lines-left-out")
+    assert (left_out["of"], left_out["lines"]) == ("skipped", 12 * 99)
+    for _ in range(2):
+        it.sweep()
+    last = {line["path"] for line in it.lines("skipped") if "/3-" in line["path"]}
+    assert len(last) == 12 * 99, "what is still there is logged in the end"
+    lines = len(it.lines("skipped"))
+    it.sweep()
+    assert len(it.lines("skipped")) == lines
+    assert len(it.lines("lines-left-out")) == 2
+
+
+def test_frequent_sweeps_do_not_renew_the_lines_of_an_agent(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    it.sweep()
+    monkeypatch.setattr(removal, "exchange", failing(errno.EROFS))
+    for turn in range(3):
+        for number in range(60):
+            tree.lock(f"{turn}-{number}", b"x")
+        it.sweep()
+    assert len(it.lines("failed")) == 50
+    assert [line["lines"] for line in it.lines("lines-left-out")] == [10]
+    monkeypatch.setattr(reporter, "_PERIOD", 0.0)
+    it.sweep()
+    assert [line["lines"] for line in it.lines("lines-left-out")] == [10, 120]
 
 
 def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_as_ever(
