@@ -1,5 +1,6 @@
 """One pass over all locks: real files and holders, a clock that the test moves."""
 
+import errno
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
-from reaper.sweep import Reaper, SystemClock, Unlock
+from reaper.sweep import Reaper, SystemClock, Unlock, scanner
+from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.sources import Probe
 from tests.conftest import (
     DEAD,
@@ -625,6 +627,73 @@ def test_what_is_remembered_of_agents_ends_with_their_folders(tree: Tree) -> Non
     tree.root.rename(tree.root.with_name("away"))
     assert missing(it.act()) == [str(tree.root)]
     assert {agent for _, agent in it.memory.earlier} == {"main"}
+
+
+# Bugs
+
+
+@pytest.mark.parametrize("of", ["lock", "leftover", "store"])
+def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_else(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    tree.lock("bad", record(os.getpid()), agent="hostile")
+    tree.lock("dead", record(DEAD), agent="zz")
+    (tree.sessions("hostile") / ".rprabcde-left~").touch()
+    attribute = {
+        "lock": "collect",
+        "leftover": "proof_of_leftover",
+        "store": "problem_of_store",
+    }[of]
+    real = getattr(EvidenceCollector, attribute)
+
+    def breaks(collector: EvidenceCollector, about: Any, *more: Any) -> Any:
+        path = about.path if of == "store" else about.lock.path
+        if "hostile" in path:
+            raise IndexError("SECRET of a file")
+        return real(collector, about, *more)
+
+    monkeypatch.setattr(EvidenceCollector, attribute, breaks)
+    it = reaper(tree)
+    found = list(it.act())
+    (bug,) = (one for one in found if isinstance(one, Skipped) and one.reason == "error")
+    assert bug.failed
+    assert "a bug in the reaper" in bug.note
+    assert "IndexError at " in bug.note
+    assert re.search(r"test_sweep.py:\d+ breaks$", bug.note)
+    assert "SECRET" not in bug.note
+    assert (bug.key is None) == (of != "lock")
+    assert bug.path.startswith(f"{tree.root}/agents/hostile/sessions")
+    assert not (tree.sessions("zz") / "dead.jsonl.lock").exists()
+    assert (tree.sessions("hostile") / "bad.jsonl.lock").exists()
+
+
+def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("s", record(os.getpid()))
+    it = reaper(tree)
+    list(it.act())
+    known = list(it.memory.histories)
+    monkeypatch.setattr(scanner, "judge", None)
+    for only in (None, set(known)):
+        (bug,) = it.act(only)
+        assert isinstance(bug, Skipped)
+        assert (bug.reason, bug.key) == ("error", known[0])
+        assert list(it.memory.histories) == known
+    (bug,) = it.sweep(wait=0)
+    assert isinstance(bug, Skipped)
+
+
+def test_what_the_system_refuses_is_no_bug(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.lock("s", record(os.getpid()))
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EMFILE, "EMFILE")
+
+    monkeypatch.setattr(scanner, "judge", refuses)
+    (skipped,) = reaper(tree).act()
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason == "error-EMFILE"
 
 
 # Folders that are gone

@@ -110,7 +110,7 @@ def _free(
                 warn=wanted.force or not freed,
             )
         elif it.failed:
-            refusal = f"{printable(it.path)} could not be read"
+            refusal = f"{printable(it.path)} could not be looked at: {it.reason}"
         report.take(it)
     return refusal
 

@@ -1,5 +1,7 @@
 """One pass over the locks of some state directories: look at each, judge, act."""
 
+import os
+import traceback
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -65,8 +67,13 @@ class Scanner(NamedTuple):
             with self.memory.with_litter(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
-                    collector.enter(folder)
-                    yield from self._scan_folder(folder, collector)
+                    try:
+                        collector.enter(folder)
+                        yield from self._scan_folder(folder, collector)
+                    except OSError:
+                        raise
+                    except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+                        yield _bug(folder.path, error)
         yield from skipped
         had_sessions = state in self.memory.had_sessions
         if met:
@@ -129,9 +136,15 @@ class Scanner(NamedTuple):
         for name in folder.locks:
             key = _key(folder, name)
             if self.plan.wanted(key):
-                found = self._look_at(key, folder, collector)
+                try:
+                    found = self._look_at(key, folder, collector)
+                    if found is not None:
+                        problem = problem or collector.store_problem(folder, found)
+                except OSError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # whatever one lock brings about
+                    found = _bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
-                    problem = problem or collector.store_problem(folder, found)
                     yield found
         return problem
 
@@ -200,6 +213,16 @@ def _gone(path: str, note: str, key: LockKey | None = None) -> Skipped:
     return Skipped(path=path, reason="missing", failed=True, note=note, key=key)
 
 
+def _bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
+    """Report an error that is none of the system's, so that one agent's file takes no other agent's
+    service. Where it was raised is part of the note; its text is not, which may quote a file.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
+    where = " > ".join(f"{os.path.basename(it.filename)}:{it.lineno} {it.name}" for it in frames)
+    note = f"a bug in the reaper, please report it: {type(error).__name__} at {where}"
+    return Skipped(path=path, reason="error", failed=True, note=note, key=key)
+
+
 def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
     return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
 
@@ -212,6 +235,7 @@ _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
     "with --state-dir"
 )
+_FRAMES_SHOWN: Final = 5
 _AGENTS_GONE_NOTE: Final = (
     "agents had sessions folders here, and there is none now: mount or move them back; if they "
     "were deleted, restart the reaper"
