@@ -84,8 +84,9 @@ class Scanner(NamedTuple):
         renamed = self.memory.folder_names.renamed()
         lost = {agent for of, agent in self.memory.histories.agents() - renamed if of == state}
         lost -= met
-        keys = [it for it in self.memory.histories if it.state == state and it.agent in lost]
-        yield from _lost(keys, skipped)
+        if lost:
+            keys = [it for it in self.memory.histories if it.state == state and it.agent in lost]
+            yield from _lost(keys, skipped)
         yield from self._hints(state, is_empty=not met and not skipped)
 
     def _scan_some(
