@@ -29,7 +29,7 @@ from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
-from reaper.watch import loop, tracker
+from reaper.watch import loop, reporter, tracker
 from reaper.watch.inbox import Event
 from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
@@ -106,6 +106,42 @@ def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
     (freed,) = sweeps.act()
     assert (freed.outcome, freed.attempted, freed.retry) == (Outcome.REMOVED, True, None)
     assert files_in(tree) == set()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", record(DEAD)], ids=["empty", "broken", "record"])
+def test_an_attempt_that_gives_the_lock_back_does_not_end_its_delay(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    tree.lock("s", data)
+    sweeps = Sweeps(tree, monkeypatch)
+    sweeps.act()
+    path = tree.lock("s", data)
+    sweeps.clock.pass_by(60)
+
+    def touches(*_: object, **__: object) -> None:
+        os.chmod(path, 0o600 if path.stat().st_mode & 0o4 else 0o604)
+        raise OSError(errno.EIO, "EIO")
+
+    monkeypatch.setattr(removal, "exchange", touches)
+    sweeps.attempts.clear()
+    sweeps.act_for(60)
+    assert sweeps.delays() == [1, 2, 4, 8, 16]
+
+
+def test_a_new_empty_lock_in_the_same_inode_does_not_inherit_a_delay(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree.lock("s", b"")
+    sweeps = Sweeps(tree, monkeypatch)
+    monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
+    sweeps.act_for(60)
+    before = path.stat()
+    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    assert path.stat().st_ctime_ns != before.st_ctime_ns
+    (found,) = sweeps.act()
+    assert found.attempted
+    assert found.retry is not None
+    assert found.retry.attempts == 1
 
 
 def test_a_resync_that_is_shorter_or_longer_bounds_the_delay(
@@ -725,6 +761,52 @@ def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_ful
     assert rest["path"] == str(tree.sessions("hostile"))
     assert 'reaper_skipped_files{reason="not-regular"} 251.0' in it.scrape()
     assert len(it.knowledge.skipped()) == 102
+
+
+def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    it.sweep()
+    for turn in range(4):
+        for agent in range(12):
+            folder = tree.sessions(f"hostile{agent}")
+            for path in folder.iterdir():
+                path.rmdir()
+            for number in range(99):
+                (folder / f"{turn}-{number}.jsonl.lock").mkdir()
+        it.sweep()
+    assert len(it.lines("skipped")) == 1000
+    assert not it.lines("lines-left-out")
+    monkeypatch.setattr(reporter, "_PERIOD", 0.0)
+    it.sweep()
+    (left_out,) = it.lines("lines-left-out")
+    assert (left_out["of"], left_out["lines"]) == ("skipped", 12 * 99)
+    for _ in range(2):
+        it.sweep()
+    last = {line["path"] for line in it.lines("skipped") if "/3-" in line["path"]}
+    assert len(last) == 12 * 99, "what is still there is logged in the end"
+    lines = len(it.lines("skipped"))
+    it.sweep()
+    assert len(it.lines("skipped")) == lines
+    assert len(it.lines("lines-left-out")) == 2
+
+
+def test_frequent_sweeps_do_not_renew_the_lines_of_an_agent(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    it.sweep()
+    monkeypatch.setattr(removal, "exchange", failing(errno.EROFS))
+    for turn in range(3):
+        for number in range(60):
+            tree.lock(f"{turn}-{number}", b"x")
+        it.sweep()
+    assert len(it.lines("failed")) == 50
+    assert [line["lines"] for line in it.lines("lines-left-out")] == [10]
+    monkeypatch.setattr(reporter, "_PERIOD", 0.0)
+    it.sweep()
+    assert [line["lines"] for line in it.lines("lines-left-out")] == [10, 120]
 
 
 def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_as_ever(

@@ -242,6 +242,20 @@ def test_invalid_utf_8_in_a_name_is_what_node_makes_of_it(tree: Tree) -> None:
     assert (run.store, run.session_key) == (StoreStatus.RUNNING, "\ufffd")
 
 
+def test_a_note_quotes_only_the_beginning_of_a_key_of_an_odd_entry(tree: Tree) -> None:
+    for key in ("K" * 500, "\N{CRAB}" * 120, "\\ud83e" * 80):
+        write(tree, f'{{"{key}":{{"x":nope}}}}'.encode())
+        _, problem = asking(tree)
+        assert "is no JSON that can be read" in problem
+        assert len(problem.encode()) < 400
+        assert key[:10] in problem
+
+
+def test_of_a_session_with_many_keys_few_are_kept(tree: Tree) -> None:
+    tree.store({f"k{number}": {"sessionId": "sid"} for number in range(1000)})
+    assert read(tree).session_keys == tuple(f"k{number}" for number in range(16))
+
+
 def test_a_key_too_long_to_show_does_not_hide_its_entry(tree: Tree) -> None:
     tree.store({"k" * 1000: {"sessionId": "sid", "status": "running"}})
     run = read(tree)

@@ -1,7 +1,9 @@
 """One pass over all locks: real files and holders, a clock that the test moves."""
 
+import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,15 +16,18 @@ import pytest
 
 from reaper.adapters.locks import names
 from reaper.adapters.processes import ProcessTable
+from reaper.adapters.runs import session_store
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
-from reaper.sweep import Reaper, SystemClock, Unlock
+from reaper.sweep import Reaper, SystemClock, Unlock, scanner
+from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.sources import Probe
 from tests.conftest import (
+    DEAD,
     Holder,
     HoldLock,
     LongUp,
@@ -563,7 +568,7 @@ def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
     return [it.path for it in reported]
 
 
-def test_a_store_that_is_not_understood_is_reported_once_for_all_locks_judged_by_it(
+def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_are(
     tree: Tree, hold: HoldLock
 ) -> None:
     for agent in ("main", "ops", "fine"):
@@ -574,19 +579,207 @@ def test_a_store_that_is_not_understood_is_reported_once_for_all_locks_judged_by
             store.write_text('{"half')
     hold("healthy", agent="held")
     (tree.sessions("held") / "sessions.json").write_text('{"half')
-    broken = [f"{tree.root}/agents/{agent}/sessions/sessions.json" for agent in ("main", "ops")]
+    (tree.sessions("idle") / "sessions.json").write_text('{"half')
+    agents = ("held", "idle", "main", "ops")
+    broken = [f"{tree.root}/agents/{agent}/sessions/sessions.json" for agent in agents]
     it = reaper(tree, process_table=FakeProcesses)
     assert not_understood(it.sweep(dry=True)) == broken
     assert not_understood(found for found in it.act()) == broken
-    assert not_understood(it.look()) == [
-        f"{tree.root}/agents/held/sessions/sessions.json",
-        *broken,
-    ]
+    assert not_understood(it.look()) == broken
     wanted = it.explain(lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock"))
-    assert not_understood(found for found in wanted) == broken[1:]
+    assert not_understood(found for found in wanted) == broken[3:]
     for path in broken:
         Path(path).write_text("{}")
     assert not_understood(it.sweep()) == []
+
+
+def test_a_store_that_nobody_writes_is_read_once_also_where_there_is_no_lock(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_store, "_TICK_NS", 0)
+    path = tree.store({"k": {}})
+    path.write_text('{"half')
+    reads = []
+    real = session_store._read
+
+    def read(session: session_store.Session, sessions: frozenset[str]) -> session_store._Store:
+        reads.append(session)
+        return real(session, sessions)
+
+    monkeypatch.setattr(session_store, "_read", read)
+    it = reaper(tree)
+    for _ in range(3):
+        assert not_understood(found for found in it.act()) == [str(path)]
+    assert len(reads) == 1
+    path.write_text("{}")
+    for _ in range(3):
+        assert not_understood(found for found in it.act()) == []
+    assert len(reads) == 2
+
+
+def test_what_is_remembered_of_agents_ends_with_their_folders(tree: Tree) -> None:
+    it = reaper(tree)
+    for number in range(5):
+        tree.lock("s", record(DEAD, starttime=5), agent=f"a{number}")
+        tree.store({}, agent=f"a{number}")
+        list(it.act())
+        shutil.rmtree(tree.root / "agents" / f"a{number}")
+    tree.lock("s", record(os.getpid(), starttime=start_ticks(os.getpid())))
+    list(it.act())
+    assert {agent for _, agent in it.memory.earlier} == {"main"}
+    tree.root.rename(tree.root.with_name("away"))
+    assert missing(it.act()) == [str(tree.root)]
+    assert {agent for _, agent in it.memory.earlier} == {"main"}
+
+
+# Bugs
+
+
+@pytest.mark.parametrize("of", ["lock", "leftover", "store"])
+def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_else(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    tree.lock("bad", record(os.getpid()), agent="hostile")
+    tree.lock("dead", record(DEAD), agent="zz")
+    (tree.sessions("hostile") / ".rprabcde-left~").touch()
+    attribute = {
+        "lock": "collect",
+        "leftover": "proof_of_leftover",
+        "store": "problem_of_store",
+    }[of]
+    real = getattr(EvidenceCollector, attribute)
+
+    def breaks(collector: EvidenceCollector, about: Any, *more: Any) -> Any:
+        path = about.path if of == "store" else about.lock.path
+        if "hostile" in path:
+            raise IndexError("SECRET of a file")
+        return real(collector, about, *more)
+
+    monkeypatch.setattr(EvidenceCollector, attribute, breaks)
+    it = reaper(tree)
+    found = list(it.act())
+    (bug,) = (one for one in found if isinstance(one, Skipped) and one.reason == "error")
+    assert bug.failed
+    assert "a bug in the reaper" in bug.note
+    assert "IndexError at " in bug.note
+    assert re.search(r"test_sweep.py:\d+ breaks$", bug.note)
+    assert "SECRET" not in bug.note
+    assert (bug.key is None) == (of != "lock")
+    assert bug.path.startswith(f"{tree.root}/agents/hostile/sessions")
+    assert not (tree.sessions("zz") / "dead.jsonl.lock").exists()
+    assert (tree.sessions("hostile") / "bad.jsonl.lock").exists()
+
+
+def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("s", record(os.getpid()))
+    it = reaper(tree)
+    list(it.act())
+    known = list(it.memory.histories)
+    monkeypatch.setattr(scanner, "judge", None)
+    for only in (None, set(known)):
+        (bug,) = it.act(only)
+        assert isinstance(bug, Skipped)
+        assert (bug.reason, bug.key) == ("error", known[0])
+        assert list(it.memory.histories) == known
+    (bug,) = it.sweep(wait=0)
+    assert isinstance(bug, Skipped)
+
+
+def test_what_the_system_refuses_is_no_bug(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.lock("s", record(os.getpid()))
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EMFILE, "EMFILE")
+
+    monkeypatch.setattr(scanner, "judge", refuses)
+    (skipped,) = reaper(tree).act()
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason == "error-EMFILE"
+
+
+# Folders that are gone
+
+
+def missing(found: Iterator[Finding | Skipped]) -> list[str]:
+    """Return the paths of what is reported to be missing, which is a failure each."""
+    reported = [it for it in found if isinstance(it, Skipped) and it.reason == "missing"]
+    assert all(it.failed and it.note for it in reported)
+    return [it.path for it in reported]
+
+
+@pytest.mark.parametrize("gone", ["agents", "agents/main", "agents/main/sessions"])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_lock_whose_folder_vanishes_is_not_seen_and_is_remembered(
+    tree: Tree, hold: HoldLock, gone: str, alone: bool, is_full: bool
+) -> None:
+    holder = hold("s")
+    if not alone:
+        tree.sessions("other")
+    it = reaper(tree)
+    (key,) = findings(it.act()).values()
+    (tree.root / gone).rename(tree.root / "away")
+    everything_is = gone == "agents" or alone
+    path = f"{tree.root}/agents" if is_full and everything_is else str(holder.path)
+    for _ in range(2):
+        assert missing(it.act(None if is_full else {key.key})) == [path]
+        assert list(it.memory.histories) == [key.key]
+    (tree.root / gone).parent.mkdir(parents=True, exist_ok=True)
+    (tree.root / "away").rename(tree.root / gone)
+    assert [found.key for found in it.act()] == [key.key]
+
+
+def test_agents_that_were_there_and_are_gone_are_missing_though_no_lock_was_known(
+    tree: Tree,
+) -> None:
+    it = reaper(tree)
+    assert list(it.act()) == []
+    shutil.rmtree(tree.root / "agents")
+    for _ in range(2):
+        assert missing(it.act()) == [f"{tree.root}/agents"]
+    (tree.root / "agents").mkdir()
+    assert missing(it.act()) == [f"{tree.root}/agents"]
+    tree.sessions("new")
+    assert list(it.act()) == []
+
+
+def test_an_agent_without_locks_that_is_gone_is_nothing(tree: Tree) -> None:
+    path = tree.lock("s", record(os.getpid()))
+    tree.sessions("other")
+    it = reaper(tree)
+    (found,) = it.act()
+    assert found.key is not None
+    path.unlink()
+    it.forget(found.key)  # as an event that the lock went makes the sidecar do
+    shutil.rmtree(tree.root / "agents" / "main")
+    assert list(it.act()) == []
+
+
+@pytest.mark.parametrize("away_for", [0, 1, 2])
+def test_a_folder_that_has_another_name_now_is_not_missing(
+    tree: Tree, hold: HoldLock, away_for: int
+) -> None:
+    hold("s")
+    tree.sessions("other")
+    it = reaper(tree)
+    list(it.act())
+    (tree.root / "agents" / "main").rename(tree.root / "away")
+    for _ in range(away_for):
+        assert len(missing(it.act())) == 1
+    (tree.root / "away").rename(tree.root / "agents" / "renamed")
+    for _ in range(2):
+        (found,) = it.act()
+        assert isinstance(found, Finding)
+        assert [key.agent for key in it.memory.histories] == ["renamed"]
+
+
+def test_a_state_directory_that_never_had_agents_is_a_hint(tree: Tree) -> None:
+    shutil.rmtree(tree.root / "agents")
+    (hint,) = reaper(tree).act()
+    assert isinstance(hint, Skipped)
+    assert (hint.reason, hint.failed) == ("no-sessions", False)
 
 
 def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tree) -> None:

@@ -17,7 +17,7 @@ from reaper.sweep import Unlock
 from tests.conftest import DEAD, HoldLock, Tree, bindfs, record
 from tests.processes import reap
 from tests.test_cli import report
-from tests.test_sweep import reaper
+from tests.test_sweep import findings, reaper
 
 KEY = "agent:main:telegram:group:-100"
 
@@ -138,6 +138,73 @@ def test_a_topics_lock_is_found_by_id_file_and_key(tree: Tree) -> None:
         assert explained(tree, name) == [str(path)], name
     own = tree.lock("s", record(DEAD))
     assert explained(tree, "s") == [str(own)]
+
+
+@pytest.mark.parametrize(
+    ("name", "live"),
+    [
+        ("s", "s-topic-5"),
+        ("s.", "s"),
+        ("s.jsonl", "s.jsonl"),
+        ("agents/main/sessions/s.", "s"),
+        (f"{KEY}.", "main"),
+        (f"{KEY}:topic:9", "t"),
+    ],
+)
+def test_force_never_takes_a_guess_for_the_session_that_was_named(
+    tree: Tree, hold: HoldLock, name: str, live: str
+) -> None:
+    held = hold(live)
+    topic = {"sessionId": "t", "sessionFile": "t-topic-9.jsonl", "status": "running"}
+    tree.store({KEY: {"sessionId": "main"}, f"{KEY}:topic:9": topic})
+    done = unlocks(tree, name, "--force")
+    assert done.returncode == 1
+    assert held.path.exists()
+    if str(held.path) in done.stdout:
+        assert f"to force this lock, give its path: {held.path}" in done.stderr
+    assert unlocks(tree, held.path, "--force").returncode == 0
+    assert not held.path.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"pid": 4194305}'])
+def test_a_fingerprint_is_not_that_of_the_next_file_with_the_same_bytes(
+    tree: Tree, data: bytes
+) -> None:
+    path = tree.lock("s", data)
+    (before,) = findings(reaper(tree).look()).values()
+    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    (after,) = findings(reaper(tree).look()).values()
+    assert before.lock.fingerprint != after.lock.fingerprint
+    done = unlocks(tree, "s", "--force", "--fingerprint", before.lock.fingerprint)
+    assert "another lock stands there now" in done.stderr
+    assert path.exists()
+
+
+def test_a_guess_is_freed_if_a_sweep_would(tree: Tree) -> None:
+    path = tree.lock("s-topic-5", record(DEAD))
+    assert unlocks(tree, "s").returncode == 0
+    assert not path.exists()
+
+
+def test_a_session_is_found_by_each_of_its_keys(tree: Tree) -> None:
+    path = tree.lock("s", record(DEAD))
+    tree.lock("other", record(DEAD))
+    keys = [f"agent:main:{name}" for name in "abc"]
+    statuses = ("running", "done", None)
+    tree.store(
+        {key: {"sessionId": "s", "status": it} for key, it in zip(keys, statuses, strict=True)}
+    )
+    for key in keys:
+        assert explained(tree, key) == [str(path)], key
+
+
+def test_the_path_of_a_linked_agent_on_another_host_is_found(tree: Tree) -> None:
+    path = tree.lock("s", record(DEAD), agent="a")
+    tree.lock("s", record(DEAD))
+    (tree.root / "agents" / "b").mkdir()
+    (tree.root / "agents" / "b" / "sessions").symlink_to("../a/sessions")
+    for agent in ("a", "b"):
+        assert explained(tree, f"/elsewhere/agents/{agent}/sessions/s.jsonl.lock") == [str(path)]
 
 
 def test_a_key_in_a_store_that_is_not_understood_is_told_so(tree: Tree) -> None:

@@ -10,7 +10,7 @@ import typer
 from reaper.commands.options import POLICY, Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
-from reaper.core.lock_name import lock_names, session_keys
+from reaper.core.lock_name import is_typed, lock_names, session_keys
 from reaper.core.text import printable
 from reaper.reports.explain import explain as explain_in_words
 
@@ -33,11 +33,12 @@ LockArgument = Annotated[
 
 class Match(NamedTuple):
     """A lock that has the name that a person typed. `other_folder`, if any, is the folder that was
-    typed: it exists here and is not the lock's.
+    typed: it exists here and is not the lock's. `is_guess`: the name may be another session's.
     """
 
     found: "Finding"
-    other_folder: str | None
+    other_folder: str | None = None
+    is_guess: bool = False
 
 
 class _Search:
@@ -57,14 +58,17 @@ class _Search:
         for found in self._looked_at(by_key=False):
             rank = self._rank(found.key)
             if rank is not None:
-                by_rank[rank].append(Match(found, self._other_folder(rank)))
+                is_guess = self._names[rank].is_guess
+                by_rank[rank].append(Match(found, self._other_folder(rank), is_guess))
         if not by_rank and not self.is_lock_path:
             keys = session_keys(self._text)
             for found in self._looked_at(by_key=True):
                 run = found.evidence.run
-                if run.session_key in keys:
-                    by_rank[keys.index(run.session_key)].append(Match(found, None))
-                elif run.store is StoreStatus.UNKNOWN and run.session_key is None:
+                rank = next((i for i, key in enumerate(keys) if key in run.session_keys), None)
+                if rank is not None:
+                    is_guess = not is_typed(keys[rank], self._text)
+                    by_rank[rank].append(Match(found, is_guess=is_guess))
+                elif run.store is StoreStatus.UNKNOWN and not run.session_keys:
                     self.stores_not_understood.add(_sessions_folder(found.key) + "/sessions.json")
         return by_rank[min(by_rank)] if by_rank else []
 
@@ -87,8 +91,12 @@ class _Search:
     def _rank(self, place: "LockKey") -> int | None:
         """Return how well a lock fits the text, 0 best; None if it does not."""
         for rank, name in enumerate(self._names):
-            if name.fits(place.agent, place.name) and (
-                name.folder is None or _is_same_folder(name.folder, _sessions_folder(place))
+            agent = place.agent if name.agent is None else name.agent
+            if not name.fits(agent, place.name):
+                continue
+            folder = name.folder or _sessions_folder(place._replace(agent=agent))
+            if (name.folder is None and agent == place.agent) or _is_same_folder(
+                folder, _sessions_folder(place)
             ):
                 return rank
         return None

@@ -61,7 +61,7 @@ def command(
         shown = explain_matches(judging, reaper, lock, report)
         refusal = _why_not_to_unlock(shown, fingerprint, force=force)
         if shown and refusal is None and not stop():
-            ((seen, _),) = shown
+            seen = shown[0].found
             wanted = Unlock(seen.key, seen.lock.fingerprint, force=force)
             refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
         else:
@@ -108,7 +108,7 @@ def _free(
                 warn=wanted.force or not freed,
             )
         elif it.failed:
-            refusal = f"{printable(it.path)} could not be read"
+            refusal = f"{printable(it.path)} could not be looked at: {it.reason}"
         report.take(it)
     return refusal
 
@@ -120,15 +120,18 @@ def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bo
         return f"several locks have that name; give the path of one: {paths}"
     if not shown:
         return None
-    ((found, other_folder),) = shown
+    ((found, other_folder, is_guess),) = shown
     path = printable(found.lock.path)
+    why = None
     if other_folder is not None:
-        return (
+        why = (
             f"that path leads to {printable(other_folder)}, which is not the folder of this lock; "
             f"give the path of this one, {path}, or --state-dir for the other"
         )
-    if fingerprint is not None and fingerprint.strip().lower() != found.lock.fingerprint:
-        return f"another lock stands there now, its fingerprint is {found.lock.fingerprint}"
-    if force or found.action is Action.REMOVE:
-        return None
-    return f"{why_kept(found.evidence, found.judgement)}; --force frees it all the same"
+    elif fingerprint is not None and fingerprint.strip().lower() != found.lock.fingerprint:
+        why = f"another lock stands there now, its fingerprint is {found.lock.fingerprint}"
+    elif force and is_guess:
+        why = f"that name may be another session's; to force this lock, give its path: {path}"
+    elif not force and found.action is not Action.REMOVE:
+        why = f"{why_kept(found.evidence, found.judgement)}; --force frees it all the same"
+    return why

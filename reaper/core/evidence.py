@@ -126,7 +126,7 @@ class Run(NamedTuple):
     where it is not known. `other_run_ms` is when the youngest other run began that has no end in
     the trajectory. `checkpoint_ms` is the youngest checkpoint file of the session, if any;
     a compaction makes one, unless `transcript_bytes`, the transcript's size, is too large for it
-    (None where that is not known).
+    (None where that is not known). `other_session_keys`: one session can have several.
     """
 
     trajectory: RunState = RunState.UNKNOWN
@@ -137,9 +137,15 @@ class Run(NamedTuple):
     store_started_ms: int | None = None
     store_ended_ms: int | None = None
     session_key: str | None = None
+    other_session_keys: tuple[str, ...] = ()
     last_write_ms: int | None = None
     checkpoint_ms: int | None = None
     transcript_bytes: int | None = None
+
+    @property
+    def session_keys(self) -> tuple[str, ...]:
+        """All keys under which the store has the session, as far as they are kept."""
+        return () if self.session_key is None else (self.session_key, *self.other_session_keys)
 
     @property
     def is_live_witness(self) -> bool:

@@ -10,7 +10,7 @@ from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement
 
 SESSION_STORE: Final = "session-store"
-"""The reason for a `sessions.json` that was not understood when a lock was judged by it."""
+"""The reason for a `sessions.json` that is not understood."""
 
 
 class Skipped(NamedTuple):

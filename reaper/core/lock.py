@@ -84,16 +84,20 @@ class Lock(NamedTuple):
         return self.mtime_ms if created is None else created
 
     @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there.
-
-        Of a file that was not read, only its inode number and the time of its last change count.
+    def hold(self) -> tuple[FileId, int | None, bytes]:
+        """As `identity`, but the same after an attempt to remove the lock, which changes the ctime,
+        where the record says who took it and when: no other lock has that record.
         """
+        names_hold = self.record.pid is not None and self.record.created_at_ms is not None
+        return self.file, None if names_hold else self.ctime_ns, self.data
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
         import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
 
-        unread = self.record.shape is Shape.UNREAD
-        data = b"unread %d" % self.ctime_ns if unread else self.data
-        return hashlib.sha256(b"%d %b" % (self.file.inode, data)).hexdigest()[:12]
+        file, ctime_ns, data = self.hold
+        return hashlib.sha256(b"%d %d %b" % (file.inode, ctime_ns or 0, data)).hexdigest()[:12]
 
 
 def iso(ms: int) -> str:

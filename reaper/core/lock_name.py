@@ -31,6 +31,9 @@ class LockName(NamedTuple):
     is_topic_of: bool = False
     """`file` is then the beginning that the locks of a session's topics share."""
 
+    is_guess: bool = False
+    """The text may as well be the exact name of another session."""
+
     def fits(self, agent: str, file: str) -> bool:
         """Tell whether a lock has this name. Whether it is in `folder` is not looked at."""
         if self.is_topic_of:
@@ -49,14 +52,17 @@ def lock_names(text: str, working_directory: str) -> list[LockName]:
     for literal in _literals(text):
         is_file_name = literal.endswith((_TRANSCRIPT_SUFFIX, LOCK_SUFFIX))
         in_sessions = _FOLDER.fullmatch(working_directory) is not None
+        is_guess = not is_file_name and not is_typed(literal, text)
         if "/" in literal or (is_file_name and in_sessions):
-            names += _by_path(posixpath.normpath(posixpath.join(working_directory, literal)))
+            path = posixpath.normpath(posixpath.join(working_directory, literal))
+            names += _by_path(path, is_guess=is_guess)
             continue
+        files = _lock_files(literal, is_guess=is_guess)
         if is_file_name:
             names.append(LockName(_lock_file(literal), folder=working_directory))
-        names += [LockName(file) for file in _lock_files(literal)]
+        names += files
         if not is_file_name:
-            names.append(LockName(f"{literal}-topic-", is_topic_of=True))
+            names.append(LockName(f"{literal}-topic-", is_topic_of=True, is_guess=True))
     return sorted(dict.fromkeys(names), key=lambda it: it.folder is None)
 
 
@@ -65,20 +71,33 @@ def session_keys(text: str) -> list[str]:
     return list(dict.fromkeys((text, _cleaned(text))))
 
 
-def _by_path(path: str) -> list[LockName]:
+def is_typed(name: str, text: str) -> bool:
+    """Whether a name is the whole text, or in quotes there. Else it is a guess where it ends: ids
+    and keys may end in what is punctuation too.
+    """
+    if name == text.strip():
+        return True
+    quoted = re.search(f"[{_QUOTES}]{re.escape(name)}[{_QUOTES}]", text)
+    return quoted is not None
+
+
+def _by_path(path: str, *, is_guess: bool) -> list[LockName]:
     folder, file = posixpath.split(path)
     if not file:
         return []
     found = _FOLDER.fullmatch(folder)
-    names = [LockName(it, folder=folder) for it in _lock_files(file)]
+    files = _lock_files(file, is_guess=is_guess)
+    names = [it._replace(folder=folder) for it in files]
     if found is not None:
-        names += [LockName(it, agent=found["agent"]) for it in _lock_files(file)]
+        names += [it._replace(agent=found["agent"]) for it in files]
     return names
 
 
-def _lock_files(text: str) -> list[str]:
+def _lock_files(text: str, *, is_guess: bool) -> list[LockName]:
     """Return the lock files that `text` may mean: as a file's name, then as a session's id."""
-    return list(dict.fromkeys((_lock_file(text), text + LOCK_SUFFIX)))
+    file, by_id = _lock_file(text), text + LOCK_SUFFIX
+    names = [LockName(file, is_guess=is_guess)]
+    return names if by_id == file else [*names, LockName(by_id, is_guess=True)]
 
 
 def _lock_file(text: str) -> str:

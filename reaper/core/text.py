@@ -1,5 +1,10 @@
 """Text from outside, made fit to show."""
 
+from typing import Final
+
+_SHOWN: Final = 200
+"""Bytes in a sentence; a log line quotes at most 300 of a file."""
+
 
 def printable(text: str) -> str:
     r"""Return the text on one line, with all that a terminal could act on as \xNN or \uNNNN."""
@@ -9,3 +14,9 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in text
     )
+
+
+def beginning(text: str) -> str:
+    """Return the text, printable, or only its beginning where it is long."""
+    shown = printable(text).encode()
+    return f"{shown[:_SHOWN].decode(errors='ignore')}{'...' if len(shown) > _SHOWN else ''}"

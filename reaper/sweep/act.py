@@ -1,12 +1,13 @@
 """Acts on a judgement."""
 
+import os
 from typing import Final, NamedTuple
 
 from reaper.adapters.locks import removal
 from reaper.adapters.locks.reading import OpenLock
 from reaper.core.evidence import Evidence, HoldProof
 from reaper.core.finding import Finding, Mode
-from reaper.core.lock import LockKey
+from reaper.core.lock import Lock, LockKey
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement, Verdict
@@ -87,9 +88,14 @@ class Actor(NamedTuple):
         before = None if failure is None else failure.retry
         retry = Retry.after(before, attempt.cause, now=now, longest=self.longest_retry)
         other_lock = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
-        fingerprint = None if other_lock else opened.lock.fingerprint
+        fingerprint = None if other_lock else _now(opened).fingerprint
         self.failures[key] = FailedRemoval(fingerprint, *attempt, retry)
         return _Done(*attempt, retry)
+
+
+def _now(opened: OpenLock) -> Lock:
+    """Return the lock after an attempt to remove it, which can have changed its ctime."""
+    return opened.lock._replace(ctime_ns=os.fstat(opened.fd).st_ctime_ns)
 
 
 def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:

@@ -115,6 +115,12 @@ class EvidenceCollector:
             return ""
         return self._sources.runs.store_problem(_session(folder, found.lock))
 
+    def problem_of_store(self, folder: Folder) -> str:
+        """Return why the folder's session store as a whole is not understood, if so."""
+        linked = folder.through_symlink
+        session = Session(folder.state.path, folder.agent, "", folder.fd, folder.locks, linked)
+        return self._sources.runs.problem_of_store(session)
+
     def _probe(
         self, opened: OpenLock, holder: Holder, *, known_for: float
     ) -> tuple[HoldProof, str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, UserDict, defaultdict
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -48,6 +49,10 @@ class Histories(UserDict[LockKey, LockHistory]):
             del self._sizes[agent]
         super().__delitem__(key)
 
+    def agents(self) -> AbstractSet[_Agent]:
+        """The agents of which a lock is remembered."""
+        return self._sizes.keys()
+
     def have_room_for(self, key: LockKey) -> bool:
         """Whether this lock is remembered, or its agent has fewer remembered than it may."""
         return key in self or self._sizes[key.state, key.agent] < self._most
@@ -70,8 +75,12 @@ class FolderNames:
         self._first_of: dict[_Agent, _Agent] = {}
         self._linked: set[tuple[int, int]] = set()
         self._linked_before: set[tuple[int, int]] = set()
+        self._folders: dict[_Agent, tuple[int, int]] = {}
 
-    def start_full_pass(self) -> None:
+    def start_full_pass(self, remembered: AbstractSet[_Agent]) -> None:
+        """Keep which folder each agent had, also of a remembered agent whose folder is gone."""
+        kept = {agent: at for agent, at in self._folders.items() if agent in remembered}
+        self._folders = kept | {agent: at for at, agent in self._first.items()}
         self._first, self._first_of = {}, {}
         self._linked, self._linked_before = set(), self._linked
 
@@ -93,6 +102,14 @@ class FolderNames:
             self._first_of[name] = first
         return first == name
 
+    def firsts(self) -> AbstractSet[_Agent]:
+        """The first name of each folder that the last full pass met."""
+        return set(self._first.values())
+
+    def renamed(self) -> set[_Agent]:
+        """The agents whose folder is met in this full pass as another agent's."""
+        return {it for it, at in self._folders.items() if self._first.get(at, it) != it}
+
     def first_name(self, key: LockKey) -> LockKey:
         """Return the key under which the lock is remembered that has this one."""
         state, agent = self._first_of.get((key.state, key.agent), key[:2])
@@ -108,6 +125,8 @@ class Memory:
         self.earlier: dict[_Agent, EarlierLocks] = defaultdict(EarlierLocks)
         self.folder_names = FolderNames()
         self.litter: dict[_Agent, Litter] = {}
+        self.had_sessions: set[StateDir] = set()
+        """State directories in which some pass met a `sessions` folder."""
 
     def history(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
         """Return what is remembered of this very lock; it begins `now` if it is another one."""
@@ -119,6 +138,12 @@ class Memory:
     def forget(self, key: LockKey) -> None:
         self.histories.pop(key, None)
         self.failures.pop(key, None)
+
+    def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:
+        """Forget what is remembered of agents besides their locks."""
+        for remembered in (self.earlier, self.litter):
+            for agent in remembered.keys() - known:
+                del remembered[agent]
 
     @contextmanager
     def with_litter(self, folder: Folder) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from reaper.adapters import hold_proof
 from reaper.core.finding import Finding, Mode, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir
-from reaper.core.policy import Policy
+from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
 from reaper.sweep.act import Actor
 from reaper.sweep.evidence import is_held
@@ -111,6 +111,11 @@ class Reaper:
             unseen.add(found)
             if found.key is not None:
                 seen.add(found.key)
+            if isinstance(found, Finding) and found.outcome in {
+                Outcome.REMOVED,
+                Outcome.VANISHED,
+            }:
+                self.memory.forget(found.key)
             yield found
         histories = self.memory.histories
         known = histories.keys() | self.memory.failures.keys() if only is None else only
@@ -118,7 +123,10 @@ class Reaper:
             if not unseen.hides(key):
                 self.memory.forget(key)
         if only is None:
-            agents = {key[:2] for key in seen | histories.keys()}
+            memory = self.memory
+            agents = memory.folder_names.firsts() | histories.agents()
+            agents |= {it for it in memory.earlier if unseen.hides(LockKey(*it, name=""))}
+            memory.forget_agents_but(agents)
             self._sources.runs.forget_all_but(
                 {f"{state.path}/agents/{agent}" for state, agent in agents}
             )

@@ -1,5 +1,7 @@
 """One pass over the locks of some state directories: look at each, judge, act."""
 
+import os
+import traceback
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -13,6 +15,7 @@ from reaper.core.finding import SESSION_STORE, Finding, Skipped
 from reaper.core.judge import judge
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome
+from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
 from reaper.sweep.evidence import EvidenceCollector, PassStart
@@ -20,7 +23,7 @@ from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
 from reaper.sweep.plan import Plan
 from reaper.sweep.sources import Sources
-from reaper.sweep.unseen import TOO_MANY_LOCKS
+from reaper.sweep.unseen import TOO_MANY_LOCKS, Unseen
 
 MOST_NAMES: Final = 10 * MOST_REMEMBERED
 """Locks of one agent that a sidecar looks at in one pass."""
@@ -41,7 +44,7 @@ class Scanner(NamedTuple):
         start = PassStart.now(self.sources.clock)
         only = self.plan.only
         if only is None:
-            self.memory.folder_names.start_full_pass()
+            self.memory.folder_names.start_full_pass(self.memory.histories.agents())
         else:
             only = set(map(self.memory.folder_names.first_name, only))
         for state in self.states:
@@ -58,16 +61,33 @@ class Scanner(NamedTuple):
         self, state: StateDir, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
         skipped: list[Skipped] = []
-        is_empty = True
+        met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
-            is_empty = False
+            met.add(folder.agent)
             with self.memory.with_litter(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
-                    collector.enter(folder)
-                    yield from self._scan_folder(folder, collector)
+                    try:
+                        collector.enter(folder)
+                        yield from self._scan_folder(folder, collector)
+                    except OSError:
+                        raise
+                    except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+                        yield _bug(folder.path, error)
         yield from skipped
-        yield from self._hints(state, is_empty=is_empty and not skipped)
+        had_sessions = state in self.memory.had_sessions
+        if met:
+            self.memory.had_sessions.add(state)
+        elif had_sessions and not skipped:
+            yield _gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)
+            return
+        renamed = self.memory.folder_names.renamed()
+        lost = {agent for of, agent in self.memory.histories.agents() - renamed if of == state}
+        lost -= met
+        if lost:
+            keys = [it for it in self.memory.histories if it.state == state and it.agent in lost]
+            yield from _lost(keys, skipped)
+        yield from self._hints(state, is_empty=not met and not skipped)
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
@@ -77,13 +97,17 @@ class Scanner(NamedTuple):
             if key.state == state:
                 names[key.agent].append(key.name)
         skipped: list[Skipped] = []
+        met: set[str] = set()
         for folder in reading.folders(state, skipped, set(names)):
+            met.add(folder.agent)
             with self.memory.with_litter(folder), folder:
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
                 folder.locks = sorted(names[folder.agent])
                 yield from self._scan_locks(folder, collector)
         yield from (one for one in skipped if one.failed)
+        known = (it for it in only if it.state == state and it in self.memory.histories)
+        yield from _lost([key for key in known if key.agent not in met], skipped)
 
     def _scan_folder(
         self, folder: Folder, collector: EvidenceCollector
@@ -99,6 +123,8 @@ class Scanner(NamedTuple):
         problem = yield from self._scan_locks(folder, collector)
         if folder.locks_left_out:
             yield _too_many_locks(folder, folder.locks_left_out)
+        if not problem and not self.plan.with_unread:
+            problem = collector.problem_of_store(folder)
         if problem:
             path = f"{folder.path}/sessions.json"
             yield Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
@@ -111,9 +137,15 @@ class Scanner(NamedTuple):
         for name in folder.locks:
             key = _key(folder, name)
             if self.plan.wanted(key):
-                found = self._look_at(key, folder, collector)
+                try:
+                    found = self._look_at(key, folder, collector)
+                    if found is not None:
+                        problem = problem or collector.store_problem(folder, found)
+                except OSError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # whatever one lock brings about
+                    found = _bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
-                    problem = problem or collector.store_problem(folder, found)
                     yield found
         return problem
 
@@ -157,12 +189,39 @@ class Scanner(NamedTuple):
             yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
         store = openclaw_config.store_elsewhere(state)
         if store is not None:
-            note = f"openclaw.json sets session.store to {store[:_STORE_SHOWN]!r}: {_STORE_NOTE}"
+            note = f"openclaw.json sets session.store to {beginning(store)!r}: {_STORE_NOTE}"
             yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
 
 
 def _key(folder: Folder, name: str) -> LockKey:
     return LockKey(folder.state, folder.agent, name)
+
+
+def _lost(keys: Iterable[LockKey], skipped: Iterable[Skipped]) -> Iterator[Skipped]:
+    """Report the locks that were there and whose folder is not: it may have been moved, or its
+    volume unmounted. Not those of which a failure says already that they are not seen.
+    """
+    unseen = Unseen()
+    for one in skipped:
+        unseen.add(one)
+    for key in keys:
+        if not unseen.hides(key):
+            path = f"{key.state.path}/agents/{key.agent}/sessions/{key.name}"
+            yield _gone(path, _FOLDER_GONE_NOTE, key)
+
+
+def _gone(path: str, note: str, key: LockKey | None = None) -> Skipped:
+    return Skipped(path=path, reason="missing", failed=True, note=note, key=key)
+
+
+def _bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
+    """Report an error that is none of the system's, so that one agent's file takes no other agent's
+    service. Where it was raised is part of the note; its text is not, which may quote a file.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
+    where = " > ".join(f"{os.path.basename(it.filename)}:{it.lineno} {it.name}" for it in frames)
+    note = f"a bug in the reaper, please report it: {type(error).__name__} at {where}"
+    return Skipped(path=path, reason="error", failed=True, note=note, key=key)
 
 
 def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
@@ -177,5 +236,13 @@ _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
     "with --state-dir"
 )
+_FRAMES_SHOWN: Final = 5
+_AGENTS_GONE_NOTE: Final = (
+    "agents had sessions folders here, and there is none now: mount or move them back; if they "
+    "were deleted, restart the reaper"
+)
+_FOLDER_GONE_NOTE: Final = (
+    "its folder is gone, and nothing says that the lock went before: mount or move the folder "
+    "back; if the agent was deleted, restart the reaper"
+)
 _STORE_NOTE: Final = "locks beside it are not looked at"
-_STORE_SHOWN: Final = 200

@@ -1,5 +1,7 @@
 """Where the worker reports to, and its reports on locks, with a bound for each agent."""
 
+import math
+import os
 import time
 from collections import Counter
 from typing import Final
@@ -11,8 +13,13 @@ from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import lock_record
 
+_PERIOD: Final = 60.0
+"""Seconds for which the bounds below hold at least: an agent can make sweeps frequent."""
 _LINES_OF_AN_AGENT: Final = 50
-"""Lines on the locks of one agent between two sweeps, those on removed locks not counted."""
+"""Lines on the locks of one agent, those on removed locks not counted."""
+_SKIPPED_IN_A_FOLDER: Final = 100
+_SKIPPED_IN_ALL: Final = 1000
+"""Lines on what was skipped: new folders can be made as easily as new files."""
 
 
 class Reporter:
@@ -20,8 +27,13 @@ class Reporter:
         self.knowledge = knowledge
         self.metrics = metrics
         self.journal = journal
+        self._period_began = -math.inf
         self._lines: Counter[tuple[str, str]] = Counter()
+        self._left_out: Counter[tuple[str, str]] = Counter()
+        """Lines that were left out in this period, as far as that was reported."""
         self._skipped: set[tuple[str, str]] = set()
+        self._not_logged: set[tuple[str, str]] = set()
+        self._skipped_lines: Counter[str] = Counter()
 
     def lock(self, found: Finding, *, changed: bool, is_new: bool) -> None:
         """Count and log an act, or a change of verdict; that a new lock is held is none."""
@@ -55,21 +67,46 @@ class Reporter:
         return self._lines[agent] <= _LINES_OF_AN_AGENT
 
     def swept(self, skipped: list[Skipped]) -> None:
-        """Log how many lines were left out, and what a sweep skipped: each file once, and again
-        when it was not skipped in between.
+        """Log what a sweep skipped, and how many lines were left out. Each file is logged once, and
+        again when it was not skipped in between; what is beyond the bound in a later period.
         """
         self.knowledge.set_skipped(skipped)
-        for file in skipped:
-            if (file.path, file.reason) not in self._skipped:
-                log = self.journal.warn if file.failed else self.journal.info
-                log("skipped", path=file.path, reason=file.reason, note=file.note)
-                if file.failed:
-                    self.metrics.errors.labels("unreadable").inc()
-        self._skipped = {(file.path, file.reason) for file in skipped}
+        now = time.monotonic()
+        is_over = now - self._period_began >= _PERIOD
+        self._log_skipped(skipped)
         for (state_dir, agent), lines in self._lines.items():
-            if lines > _LINES_OF_AN_AGENT:
-                left_out = lines - _LINES_OF_AN_AGENT
+            left_out = lines - _LINES_OF_AN_AGENT - self._left_out[state_dir, agent]
+            if left_out > 0 and (is_over or not self._left_out[state_dir, agent]):
                 self.journal.warn(
                     "lines-left-out", state_dir=state_dir, agent=agent, lines=left_out
                 )
-        self._lines.clear()
+                self._left_out[state_dir, agent] += left_out
+        if is_over:
+            if self._not_logged:
+                self.journal.warn("lines-left-out", of="skipped", lines=len(self._not_logged))
+            self._period_began = now
+            self._lines.clear()
+            self._left_out.clear()
+            self._skipped_lines.clear()
+
+    def _log_skipped(self, skipped: list[Skipped]) -> None:
+        not_logged = set()
+        for file in skipped:
+            name = file.path, file.reason
+            is_new = name not in self._skipped
+            if is_new and file.failed:
+                self.metrics.errors.labels("unreadable").inc()
+            if not is_new and name not in self._not_logged:
+                continue
+            folder = os.path.dirname(file.path)
+            if (
+                self._skipped_lines[folder] < _SKIPPED_IN_A_FOLDER
+                and self._skipped_lines.total() < _SKIPPED_IN_ALL
+            ):
+                self._skipped_lines[folder] += 1
+                log = self.journal.warn if file.failed else self.journal.info
+                log("skipped", path=file.path, reason=file.reason, note=file.note)
+            else:
+                not_logged.add(name)
+        self._skipped = {(file.path, file.reason) for file in skipped}
+        self._not_logged = not_logged

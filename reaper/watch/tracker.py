@@ -9,7 +9,7 @@ from typing import Final
 
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.finding import Finding
-from reaper.core.lock import Lock, LockKey, StateDir
+from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome
 from reaper.core.retry import Retry
 from reaper.gateway_health import GatewayHealth
@@ -108,7 +108,7 @@ class Tracker:
         before = self._reporter.knowledge.get(lock.key)
         seen = Seen.of(found, now, before)
         self._reporter.knowledge.put(lock.key, seen)
-        is_new = before is None or not _is_same_lock(before.lock, found.lock)
+        is_new = before is None or before.lock.hold != found.lock.hold
         changed = is_new or before is None or _verdict(before) != _verdict(seen)
         self._reporter.lock(found, changed=changed, is_new=is_new)
         self._health.add(seen)
@@ -184,15 +184,6 @@ class Tracker:
             lock = self._followed[key] = _Followed(key)
             self._number_of[key.state, key.agent] += 1
         return lock
-
-
-def _is_same_lock(before: Lock, now: Lock) -> bool:
-    """Whether it is the same file with the same content; removal attempts change its times."""
-    return (before.file.device, before.file.inode, before.data) == (
-        now.file.device,
-        now.file.inode,
-        now.data,
-    )
 
 
 def _verdict(seen: Seen) -> tuple[object, ...]:

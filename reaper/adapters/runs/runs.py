@@ -71,6 +71,12 @@ class Runs:
         """Return why the store's latest word on this session was UNKNOWN, and what to do."""
         return self._stores.problem(session)
 
+    def problem_of_store(self, session: Session) -> str:
+        """Return why the folder's store as a whole is not understood, and what to do; reads it only
+        where it has changed.
+        """
+        return self._stores.problem_of_store(session)
+
     def forget_all_but(self, folders: set[str]) -> None:
         """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
         self._stores.forget_all_but(folders)

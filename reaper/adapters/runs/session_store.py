@@ -21,6 +21,7 @@ from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_re
 from reaper.core.evidence import Run, StoreStatus
 from reaper.core.json_text import NotJsonError, loads, whole
 from reaper.core.lock import LOCK_SUFFIX
+from reaper.core.text import beginning
 
 if TYPE_CHECKING:
     import msgspec
@@ -36,6 +37,8 @@ _LONGEST_FIELD: Final = 64 * 1024
 """Bytes; no path and no status is longer."""
 _LONGEST_KEY: Final = 512
 """Bytes. Keys are kept, and one emoji makes each character of a key take four bytes."""
+_MOST_KEYS: Final = 16
+"""Keys of one session that are kept; a session has one as a rule, and an agent may give it many."""
 _MOST_ODD_BYTES: Final = 256 * 1024
 """Bytes of an entry that `msgspec` refuses and `json` may accept, which takes up to 26 times as
 much memory."""
@@ -103,13 +106,32 @@ class SessionStores:
 
     def run(self, session: Session) -> Run:
         """Return what the store says of the session's last run. Never raises OSError."""
+        store = self._read_if_changed(session)
+        return store.entries.get(session.name, store.otherwise)
+
+    def problem_of_store(self, session: Session) -> str:
+        """Return why the store as a whole is not understood now, whosever lock is there, and what
+        to do about it. The name of the session does not matter. Never raises OSError.
+        """
+        known = self._stores.get(_folder(session))
+        if known is not None and time.monotonic() < known.not_before:
+            return known.problem  # nobody's lock waits for a newer answer
+        try:
+            _stamp_at(session.folder_fd)
+        except PermissionError:
+            return ""  # nothing in this folder can be read, so the locks are reported
+        except OSError:
+            pass
+        return self._read_if_changed(session).problem
+
+    def _read_if_changed(self, session: Session) -> _Store:
         folder = _folder(session)
         try:
             store = _current(session, self._stores.get(folder))
         except OSError as error:
             store = _Store(_UNKNOWN, {}, problem=_why_not_read(error, session))
         self._stores[folder] = store
-        return store.entries.get(session.name, store.otherwise)
+        return store
 
     def problem(self, session: Session) -> str:
         """Return why the latest answer for this session was UNKNOWN, and what to do about it."""
@@ -250,15 +272,16 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> _Store
             except NotJsonError:
                 # Whose entry that is cannot be known: perhaps a session's that has no other one.
                 otherwise = _UNKNOWN
-                named = _key(data, key) or "with a long key"
-                problem = f"the entry {named} is no JSON that can be read: {_tidy(agent)}"
+                shown = beginning(_key(data, key) or "with a long key")
+                problem = f"the entry {shown} is no JSON that can be read: {_tidy(agent)}"
                 continue
-            for name in _sessions(fields) & sessions:
+            spoken_of, named = _sessions(fields)
+            for name in spoken_of & sessions:
                 entry = Run(
                     store=_status(fields.get("status")),
                     store_started_ms=whole(fields.get("startedAt"), least=0),
                     store_ended_ms=whole(fields.get("endedAt"), least=0),
-                    session_key=_key(data, key),
+                    session_key=_key(data, key) if name == named else None,
                 )
                 known = entries.get(name)
                 entries[name] = entry if known is None else _stricter(known, entry)
@@ -276,17 +299,19 @@ def _status(value: object) -> StoreStatus:
     return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
 
 
-def _sessions(fields: dict[str, Any]) -> set[str]:
-    """Return the sessions whose lock an entry speaks of: by its id, and by its transcript's name,
-    which differs for topics.
+def _sessions(fields: dict[str, Any]) -> tuple[set[str], str | None]:
+    """Return the sessions whose lock an entry may speak of: by its id, and by its transcript's
+    name, which differs for topics; and the one of them whose key it has, the transcript's if any.
     """
-    sessions = set()
+    sessions, named = set(), None
     session, file = fields.get("sessionId"), fields.get("sessionFile")
     if isinstance(session, str):
-        sessions.add(session)
+        named = session
+        sessions.add(named)
     if isinstance(file, str) and file.endswith(".jsonl"):
-        sessions.add(file.removesuffix(".jsonl").rsplit("/", 1)[-1])
-    return sessions
+        named = file.removesuffix(".jsonl").rsplit("/", 1)[-1]
+        sessions.add(named)
+    return sessions, named
 
 
 _STRICTNESS: Final = (
@@ -304,7 +329,12 @@ def _stricter(one: Run, other: Run) -> Run:
     their times bounds what the other's run did, so the result has none.
     """
     first, second = sorted((one, other), key=lambda entry: _STRICTNESS.index(entry.store))
-    same = first[:] == second._replace(session_key=first.session_key)[:]
+    keys = tuple(dict.fromkeys(first.session_keys + second.session_keys))[:_MOST_KEYS]
+    first, second = (
+        run._replace(session_key=keys[0] if keys else None, other_session_keys=keys[1:])
+        for run in (first, second)
+    )
+    same = first == second
     if same or second.store is StoreStatus.NONE:
         return first
     return first._replace(store_started_ms=None, store_ended_ms=None)
