@@ -684,6 +684,17 @@ def test_the_first_line_does_not_soothe_where_a_session_store_is_not_understood(
     assert first_line(served) == "No session is stuck."
 
 
+def test_the_first_line_does_not_soothe_where_no_agent_has_a_sessions_folder(
+    serving: Serving,
+) -> None:
+    """The state directory may be the wrong one; a lock shows that it is not."""
+    served = serving()
+    served.knowledge.set_skipped([Skipped(path="/state", reason="no-sessions")])
+    assert first_line(served).startswith("No agent has a sessions folder yet: is --state-dir ")
+    put(served.knowledge, session="healthy")
+    assert first_line(served) == "No session is stuck."
+
+
 def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
     served = serving()
     assert first_line(served) == "No session is stuck."

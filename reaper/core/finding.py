@@ -11,6 +11,8 @@ from reaper.core.verdict import Judgement
 
 SESSION_STORE: Final = "session-store"
 """The reason for a `sessions.json` that is not understood."""
+NO_SESSIONS: Final = "no-sessions"
+"""The reason for a state directory in which no agent has a `sessions` folder; it is no failure."""
 
 
 class Skipped(NamedTuple):

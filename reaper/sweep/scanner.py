@@ -11,7 +11,7 @@ from reaper.adapters import openclaw_config
 from reaper.adapters.locks import reading
 from reaper.adapters.locks.reading import Folder, OpenLock
 from reaper.core.evidence import NOT_READ
-from reaper.core.finding import SESSION_STORE, Finding, Skipped
+from reaper.core.finding import NO_SESSIONS, SESSION_STORE, Finding, Skipped
 from reaper.core.judge import judge
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome
@@ -186,7 +186,7 @@ class Scanner(NamedTuple):
         if self.sources.databases.hold_sessions_of(state):
             yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
         elif is_empty:
-            yield Skipped(path=state.path, reason="no-sessions", note=_EMPTY_NOTE)
+            yield Skipped(path=state.path, reason=NO_SESSIONS, note=_EMPTY_NOTE)
         store = openclaw_config.store_elsewhere(state)
         if store is not None:
             note = f"openclaw.json sets session.store to {beginning(store)!r}: {_STORE_NOTE}"

@@ -19,6 +19,7 @@ from typing import Any, Final
 from prometheus_client import Counter, Gauge
 
 from reaper.core.evidence import DEAD, HoldProof
+from reaper.core.finding import NO_SESSIONS
 from reaper.core.lock import StateDir, iso
 from reaper.core.policy import Outcome
 from reaper.core.text import printable
@@ -171,9 +172,11 @@ class View:
         blind = [it for it in seen if NO_HOLD_PROOF in it.judgement.reasons]
         special = {id(it) for it in (*stuck, *pending, *blind)}
         others = [it for it in seen if id(it) not in special]
-        skipped = [it for it in self._knowledge.skipped() if it.failed]
+        noted = self._knowledge.skipped()
+        skipped = [it for it in noted if it.failed]
+        is_empty = not seen and any(it.reason == NO_SESSIONS for it in noted)
         wedged = self._wedged()
-        level, answer = self._answer(stuck, blind, skipped, wedged)
+        level, answer = self._answer(stuck, blind, skipped, wedged, is_empty=is_empty)
         groups = partial(self._group, names=names)
         now_ms = time.time_ns() // 1_000_000
         details = [
@@ -206,6 +209,8 @@ class View:
         blind: list[Seen],
         skipped: list[SkippedFile],
         wedged: list[dict[str, Any]],
+        *,
+        is_empty: bool,
     ) -> tuple[str, str]:
         """Return how bad it is, and the first line: what is stuck, since when, who holds it."""
         if not self.healthy():
@@ -225,6 +230,8 @@ class View:
             return "doubt", f"Not known: {_count(blind)} cannot be judged."
         if skipped:
             return "doubt", f"Not known: {_many(len(skipped), 'file')} could not be read."
+        if is_empty:
+            return "doubt", "No agent has a sessions folder yet: is --state-dir the gateway's own?"
         return "good", "No session is stuck."
 
     def _details(
