@@ -40,7 +40,9 @@ class EvidenceCollector:
         self._layered = hold_proof.is_below(folder.path, self._sources.layers)
 
     def collect(self, opened: OpenLock, key: LockKey) -> Evidence:
-        """Ask each source once, each with what the one before it said."""
+        """Ask each source once, in this order: the process table, the lease (the lock was read
+        before), and the files of the run, where they can change the verdict.
+        """
         lock, record = opened.lock, opened.lock.record
         # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
         now = self._sources.clock.monotonic()
