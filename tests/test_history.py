@@ -17,34 +17,43 @@ from reaper.core.evidence import (
     RunEnd,
     StoreStatus,
 )
-from reaper.core.history import EarlierLocks, Facts, LockHistory, Times
+from reaper.core.history import Ages, EarlierLocks, Facts, LockHistory, PassStart
 from reaper.core.lock import FileId, Lock
 from tests.test_verdict import NOW, a_lock
 
 ALIVE = Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=70, up_for=900.0)
 GONE = Holder(state=HolderState.GONE)
-AT_FIRST = Times(wall_ms=NOW, began=100.0, now=100.0)
+START = 100.0
+"""Monotonic seconds at which the first pass begins."""
 
 
-def after(seconds: float, *, step: float = 0.0, slow: float = 0.0) -> Times:
-    """Return the times of a pass that begins some seconds after the first one. Meanwhile somebody
-    sets the wall clock by `step`; the pass needs `slow` seconds until it comes to the lock.
+def start(after: float, step: float = 0.0) -> PassStart:
+    """Return the clocks at the start of a pass, seconds after the first one; meanwhile somebody
+    moves the wall clock by `step`.
     """
-    began = AT_FIRST.began + seconds
-    return Times(NOW + round((seconds + step) * 1000), began, began + slow)
+    return PassStart(NOW + round((after + step) * 1000), START + after)
 
 
 class Looks:
-    """A lock that is looked at several times."""
+    """A lock that is looked at several times.
 
-    def __init__(self, lock: Lock | None = None, times: Times = AT_FIRST) -> None:
+    Each look is made in a pass that begins `after` seconds after the first one began, and needs
+    `slow` seconds until it comes to the lock.
+    """
+
+    def __init__(self, lock: Lock | None = None, *, slow: float = 0.0) -> None:
         self.lock = a_lock() if lock is None else lock
-        self.history = LockHistory(self.lock, since=times.now)
+        self.history = LockHistory(self.lock, since=START + slow)
 
-    def look(self, times: Times = AT_FIRST, **facts: Any) -> Evidence:
-        defaults = {"proof": HoldProof.OPEN, "holder": ALIVE}
-        ages = self.history.ages(self.lock, times)
-        return self.history.evidence(Facts(self.lock, **{**defaults, **facts}), ages, times)
+    def ages(self, after: float = 0.0, *, step: float = 0.0, slow: float = 0.0) -> Ages:
+        return self.history.ages(self.lock, start(after, step), START + after + slow)
+
+    def look(
+        self, after: float = 0.0, *, step: float = 0.0, slow: float = 0.0, **facts: Any
+    ) -> Evidence:
+        ages = self.ages(after, step=step, slow=slow)
+        seen = Facts(self.lock, **{"proof": HoldProof.OPEN, "holder": ALIVE, **facts})
+        return self.history.evidence(seen, ages, start(after, step), START + after + slow)
 
 
 # Whose history it is
@@ -66,7 +75,7 @@ def test_another_file_or_other_bytes_have_another_history(other: dict[str, Any])
 
 def test_at_the_first_look_ages_are_those_of_the_wall_clock() -> None:
     lock = a_lock(age=600.0)._replace(mtime_ms=NOW - 500_000)
-    assert Looks(lock).history.ages(lock, AT_FIRST)[:2] == (600.0, 500.0)
+    assert Looks(lock).ages()[:2] == (600.0, 500.0)
 
 
 @given(step=st.floats(min_value=-1e6, max_value=1e6), seconds=st.floats(min_value=0, max_value=1e6))
@@ -75,7 +84,7 @@ def test_a_step_of_the_wall_clock_ages_nothing_that_was_seen_before(
 ) -> None:
     run = Run(end=RunEnd(NOW - 300_000, cut_short=True), last_write_ms=NOW - 200_000)
     looks = Looks(a_lock(age=2e6))
-    first, second = looks.look(run=run), looks.look(after(seconds, step=step), run=run)
+    first, second = looks.look(run=run), looks.look(seconds, step=step, run=run)
     for age in ("age", "file_age", "run_end_age", "quiet_for"):
         grown = getattr(second, age) - getattr(first, age)
         assert grown == pytest.approx(seconds, abs=1e-6)
@@ -84,17 +93,16 @@ def test_a_step_of_the_wall_clock_ages_nothing_that_was_seen_before(
 def test_a_pass_that_began_before_the_first_look_makes_nothing_younger() -> None:
     """Passes can nest: the inner one may look at a lock first."""
     looks = Looks()
-    first = looks.look(after(10))
-    outer = looks.look(after(0))
+    first = looks.look(10)
+    outer = looks.look(0)
     assert (outer.age, outer.file_age) == (first.age, first.file_age)
 
 
 def test_a_lock_is_known_for_as_long_as_it_was_seen_unchanged_in_a_slow_pass_too() -> None:
     looks = Looks(a_lock(age=0.0))
     looks.look()
-    assert looks.history.ages(looks.lock, after(3, slow=4)) == (3.0, 3.0, 7.0)
-    old = a_lock(age=50.0)
-    assert Looks(old).history.ages(old, AT_FIRST).known_for == 50.0
+    assert looks.ages(3, slow=4) == (3.0, 3.0, 7.0)
+    assert Looks(a_lock(age=50.0)).ages().known_for == 50.0
 
 
 def test_a_runs_end_is_as_old_as_the_later_of_its_witnesses_says() -> None:
@@ -115,7 +123,7 @@ def test_what_is_not_known_of_a_run_has_no_age() -> None:
 def test_another_end_of_a_run_has_the_age_that_the_wall_clock_gives_it() -> None:
     looks = Looks()
     looks.look(run=Run(end=RunEnd(NOW - 300_000, cut_short=True)))
-    later = looks.look(after(60), run=Run(end=RunEnd(NOW + 20_000, cut_short=True)))
+    later = looks.look(60, run=Run(end=RunEnd(NOW + 20_000, cut_short=True)))
     assert later.run_end_age == 40.0
 
 
@@ -130,14 +138,14 @@ def test_what_the_wall_clock_puts_into_the_future_is_not_younger_than_nothing() 
 
 def test_what_is_seen_unchanged_is_seen_for_longer_and_longer() -> None:
     looks = Looks()
-    seen_for = [looks.look(after(seconds)).seen_for for seconds in (0, 4, 9)]
+    seen_for = [looks.look(seconds).seen_for for seconds in (0, 4, 9)]
     assert seen_for == [0.0, 4.0, 9.0]
 
 
 def test_how_long_something_is_seen_counts_from_the_look_at_this_very_lock() -> None:
-    looks = Looks(times=after(0, slow=5))
-    assert looks.look(after(0, slow=5)).seen_for == 0.0
-    assert looks.look(after(10, slow=1)).seen_for == 6.0
+    looks = Looks(slow=5)
+    assert looks.look(0, slow=5).seen_for == 0.0
+    assert looks.look(10, slow=1).seen_for == 6.0
 
 
 @pytest.mark.parametrize(
@@ -153,16 +161,16 @@ def test_how_long_something_is_seen_counts_from_the_look_at_this_very_lock() -> 
 def test_a_change_of_what_is_seen_starts_the_time_again(change: dict[str, Any]) -> None:
     looks = Looks()
     looks.look()
-    assert looks.look(after(5)).seen_for == 5.0
-    assert looks.look(after(6), **change).seen_for == 0.0
-    assert looks.look(after(8), **change).seen_for == 2.0
-    assert looks.look(after(9)).seen_for == 0.0  # what was there before is another change
+    assert looks.look(5).seen_for == 5.0
+    assert looks.look(6, **change).seen_for == 0.0
+    assert looks.look(8, **change).seen_for == 2.0
+    assert looks.look(9).seen_for == 0.0  # what was there before is another change
 
 
 def test_that_a_holder_grows_older_is_no_change() -> None:
     looks = Looks()
     looks.look()
-    assert looks.look(after(5), holder=ALIVE._replace(up_for=905.0)).seen_for == 5.0
+    assert looks.look(5, holder=ALIVE._replace(up_for=905.0)).seen_for == 5.0
 
 
 # Who was seen alive
@@ -172,7 +180,7 @@ def test_a_holder_that_was_seen_alive_was_so_once_it_is_dead_too() -> None:
     looks = Looks()
     assert looks.look().holder_seen_alive
     assert looks.history.seen_alive_as == ALIVE.pid
-    assert looks.look(after(1), holder=GONE, proof=HoldProof.NOT_OPEN).holder_seen_alive
+    assert looks.look(1, holder=GONE, proof=HoldProof.NOT_OPEN).holder_seen_alive
 
 
 def test_a_holder_that_was_never_seen_alive_was_not() -> None:
@@ -191,18 +199,18 @@ def test_without_proof_a_holder_was_seen_alive_only_while_it_is_dead_by_that_pid
 ) -> None:
     looks = Looks()
     looks.look(proof=HoldProof.UNAVAILABLE)
-    dead = {"holder": Holder(state=state), "proof": HoldProof.UNAVAILABLE}
-    assert looks.look(after(1), **dead, died_here=died_here).holder_seen_alive is died_here
+    dead: dict[str, Any] = {"holder": Holder(state=state), "proof": HoldProof.UNAVAILABLE}
+    assert looks.look(1, **dead, died_here=died_here).holder_seen_alive is died_here
     # What was forgotten does not return by itself.
-    assert looks.look(after(2), **dead, died_here=True).holder_seen_alive is died_here
+    assert looks.look(2, **dead, died_here=True).holder_seen_alive is died_here
 
 
 @pytest.mark.parametrize("state", [HolderState.UNKNOWN, HolderState.FOREIGN_PROGRAM])
 def test_without_proof_a_holder_that_is_not_dead_is_not_forgotten(state: HolderState) -> None:
     looks = Looks()
     looks.look()
-    unclear = {"holder": Holder(state=state), "proof": HoldProof.UNAVAILABLE}
-    assert looks.look(after(1), **unclear).holder_seen_alive
+    unclear: dict[str, Any] = {"holder": Holder(state=state), "proof": HoldProof.UNAVAILABLE}
+    assert looks.look(1, **unclear).holder_seen_alive
 
 
 @pytest.mark.parametrize("program", [Program.AGENT, Program.OTHER])

@@ -22,17 +22,11 @@ _SESSIONS: Final = 1000
 """Sessions of one agent whose earlier locks are remembered; those that were locked last count."""
 
 
-class Times(NamedTuple):
-    """When a lock is looked at.
-
-    `wall_ms` (epoch ms) and `began` (monotonic seconds) are both clocks as read when the pass
-    began. `now` is the monotonic clock as read for this lock: a pass can be slow, and each grace
-    must be seen to pass in full.
-    """
+class PassStart(NamedTuple):
+    """Both clocks as read when a pass began: epoch ms, and monotonic seconds."""
 
     wall_ms: int
-    began: float
-    now: float
+    monotonic: float
 
 
 class Ages(NamedTuple):
@@ -98,21 +92,24 @@ class LockHistory:
         """How many bytes of the file are remembered with it."""
         return len(self._identity[-1])
 
-    def ages(self, lock: Lock, times: Times) -> Ages:
+    def ages(self, lock: Lock, start: PassStart, now: float) -> Ages:
         """Return how old the lock is. What was seen before ages with the monotonic clock, so that
         a step of the wall clock ages nothing.
-        """
-        of_lock = self._age("created", *wall_age(lock, times.wall_ms), times)
-        of_file = self._age("file", *file_age(lock, times.wall_ms), times)
-        return Ages(of_lock, of_file, max(of_file, times.now - self.since))
 
-    def evidence(self, facts: Facts, ages: Ages, times: Times) -> Evidence:
+        `now` is the monotonic clock as read for this very look: a pass can be slow, and each grace
+        must be seen to pass in full.
+        """
+        of_lock = self._age("created", *wall_age(lock, start.wall_ms), start)
+        of_file = self._age("file", *file_age(lock, start.wall_ms), start)
+        return Ages(of_lock, of_file, max(of_file, now - self.since))
+
+    def evidence(self, facts: Facts, ages: Ages, start: PassStart, now: float) -> Evidence:
         """Remember the facts, and combine them with what earlier looks showed."""
         lock, proof, holder, run = facts.lock, facts.proof, facts.holder, facts.run
         self._remember_holder(facts)
         unchanged = (proof, holder.state, holder.program, run)
         if self._unchanged != unchanged:
-            self._unchanged, self.since = unchanged, times.now
+            self._unchanged, self.since = unchanged, now
         ended_ms = None if run.end is None else max(run.end.at_ms, run.store_end_ms or 0)
         return Evidence(
             lock=lock,
@@ -122,9 +119,9 @@ class LockHistory:
             run=run,
             age=ages.lock,
             file_age=ages.file,
-            run_end_age=self._age_of_instant("end", ended_ms, times),
-            quiet_for=self._age_of_instant("write", run.last_write_ms, times),
-            seen_for=times.now - self.since,
+            run_end_age=self._age_of_instant("end", ended_ms, start),
+            quiet_for=self._age_of_instant("write", run.last_write_ms, start),
+            seen_for=now - self.since,
             holder_seen_alive=self.seen_alive_as is not None,
             seen_as_other_program=self._seen_as_other_program,
             holder_began_ms=facts.holder_began_ms,
@@ -147,21 +144,21 @@ class LockHistory:
         ):
             self.seen_alive_as = None
 
-    def _age_of_instant(self, kind: str, instant_ms: int | None, times: Times) -> float | None:
+    def _age_of_instant(self, kind: str, instant_ms: int | None, start: PassStart) -> float | None:
         if instant_ms is None:
             return None
-        return self._age(kind, instant_ms, max(0, times.wall_ms - instant_ms) / 1000, times)
+        return self._age(kind, instant_ms, max(0, start.wall_ms - instant_ms) / 1000, start)
 
-    def _age(self, kind: str, instant_ms: int, by_wall: float, times: Times) -> float:
+    def _age(self, kind: str, instant_ms: int, by_wall: float, start: PassStart) -> float:
         """Return the age of an instant, seconds; `by_wall` is its age by the wall clock. It is
         remembered with the monotonic time, from which later ages of the same instant grow.
         """
         first = self._ages.get(kind)
         if first is None or first[0] != instant_ms:
-            self._ages[kind] = (instant_ms, by_wall, times.began)
+            self._ages[kind] = (instant_ms, by_wall, start.monotonic)
             return by_wall
         # Passes can nest: the outer one began before the inner one, which may have set this.
-        return first[1] + max(0.0, times.began - first[2])
+        return first[1] + max(0.0, start.monotonic - first[2])
 
 
 class EarlierLocks:

@@ -2,7 +2,6 @@
 
 import os
 from contextlib import suppress
-from typing import NamedTuple, Self
 
 from reaper.adapters import hold_proof, state_database
 from reaper.adapters.locks import reading
@@ -11,27 +10,13 @@ from reaper.adapters.runs.session_store import Session
 from reaper.core.abandoned import HOLDER_MARGIN_MS
 from reaper.core.evidence import DEAD, NOT_READ, Evidence, Holder, HoldProof, Run, StoreStatus
 from reaper.core.finding import Finding, Mode, Skipped
-from reaper.core.history import Facts, LockHistory, Times
+from reaper.core.history import Facts, LockHistory, PassStart
 from reaper.core.judge import wants_run
 from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age
 from reaper.core.verdict import TOO_EARLY
 from reaper.sweep.memory import Memory
 from reaper.sweep.plan import Plan
-from reaper.sweep.sources import Clock, Probe, Sources
-
-
-class PassStart(NamedTuple):
-    """What is read once for a whole pass: both clocks, and the folders that overlays are made of
-    (None: not known).
-    """
-
-    wall_ms: int
-    monotonic: float
-    layers: frozenset[tuple[int, int]] | None
-
-    @classmethod
-    def now(cls, clock: Clock) -> Self:
-        return cls(clock.wall_ms(), clock.monotonic(), hold_proof.overlay_layers())
+from reaper.sweep.sources import Probe, Sources
 
 
 class EvidenceCollector:
@@ -52,16 +37,17 @@ class EvidenceCollector:
         self._layered = True
 
     def enter(self, folder: Folder) -> None:
-        self._layered = hold_proof.is_below(folder.path, self._start.layers)
+        self._layered = hold_proof.is_below(folder.path, self._sources.layers)
 
     def collect(self, opened: OpenLock, key: LockKey) -> Evidence:
-        """Ask each source once, each with what the one before it said."""
+        """Ask each source once, in this order: the process table, the lease (the lock was read
+        before), and the files of the run, where they can change the verdict.
+        """
         lock, record = opened.lock, opened.lock.record
-        wall_ms, began, _ = self._start
-        # The clock is read for each lock: a pass can be slow, and a grace must pass in full.
-        times = Times(wall_ms, began, self._sources.clock.monotonic())
-        history = self._memory.history(key, lock, times.now)
-        ages = history.ages(lock, times)
+        # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
+        now = self._sources.clock.monotonic()
+        history = self._memory.history(key, lock, now)
+        ages = history.ages(lock, self._start, now)
         holder = self._sources.processes.holder(
             record.pid, record.starttime, seen_as=history.seen_alive_as
         )
@@ -89,7 +75,7 @@ class EvidenceCollector:
             may_be_newer_gateway=may_be_newer,
             earlier=self._memory.earlier[key.state, key.agent].with_this(lock),
         )
-        return history.evidence(facts, ages, times)
+        return history.evidence(facts, ages, self._start, now)
 
     def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
         """Return the hold proof of a file that a removal left; None for a young empty one, which is

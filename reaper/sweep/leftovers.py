@@ -10,7 +10,7 @@ from reaper.core.finding import Mode, Skipped
 from reaper.core.lock import Shape
 from reaper.core.policy import Outcome
 from reaper.sweep.evidence import EvidenceCollector
-from reaper.sweep.unseen import LEFT_ASIDE
+from reaper.sweep.plan import LEFT_ASIDE
 
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
 """Reasons of what no removal ever left."""

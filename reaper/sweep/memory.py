@@ -38,7 +38,8 @@ class Histories(UserDict[LockKey, LockHistory]):
         self._sizes: Counter[_Agent] = Counter()
 
     def __setitem__(self, key: LockKey, history: LockHistory) -> None:
-        self.pop(key, None)
+        if key in self:
+            del self[key]
         super().__setitem__(key, history)
         self._sizes[key.state, key.agent] += _size(history)
 
@@ -130,10 +131,9 @@ class Memory:
 
     def history(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
         """Return what is remembered of this very lock; it begins `now` if it is another one."""
-        history = self.histories.get(key)
-        if history is None or not history.is_of(lock):
-            history = self.histories[key] = LockHistory(lock, since=now)
-        return history
+        if key not in self.histories or not self.histories[key].is_of(lock):
+            self.histories[key] = LockHistory(lock, since=now)
+        return self.histories[key]
 
     def forget(self, key: LockKey) -> None:
         self.histories.pop(key, None)

@@ -8,9 +8,8 @@ from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey
 from reaper.core.policy import Outcome
 from reaper.sweep.memory import Histories
-from reaper.sweep.plan import Plan
+from reaper.sweep.plan import Plan, Unseen
 from reaper.sweep.sources import Clock
-from reaper.sweep.unseen import Unseen
 
 Scan = Callable[[Plan], Iterator[Finding | Skipped]]
 

@@ -12,10 +12,9 @@ from reaper.sweep.act import Actor
 from reaper.sweep.evidence import is_held
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
 from reaper.sweep.one_shot import OneShot
-from reaper.sweep.plan import Plan, Unlock
+from reaper.sweep.plan import Plan, Unlock, Unseen
 from reaper.sweep.scanner import Scanner
 from reaper.sweep.sources import Clock, Probe, Processes, Sources, SystemClock, process_table
-from reaper.sweep.unseen import Unseen
 
 
 class Reaper:

@@ -18,12 +18,11 @@ from reaper.core.policy import Outcome
 from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
-from reaper.sweep.evidence import EvidenceCollector, PassStart
+from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
-from reaper.sweep.plan import Plan
+from reaper.sweep.plan import TOO_MANY_LOCKS, Plan, Unseen
 from reaper.sweep.sources import Sources
-from reaper.sweep.unseen import TOO_MANY_LOCKS, Unseen
 
 MOST_NAMES: Final = 10 * MOST_REMEMBERED
 """Locks of one agent that a sidecar looks at in one pass."""
@@ -40,8 +39,7 @@ class Scanner(NamedTuple):
 
     def scan(self) -> Iterator[Finding | Skipped]:
         """Yield each lock as soon as its outcome is known, and what was skipped."""
-        self.sources.start_pass()
-        start = PassStart.now(self.sources.clock)
+        start = self.sources.start_pass()
         only = self.plan.only
         if only is None:
             self.memory.folder_names.start_full_pass(self.memory.histories.agents())

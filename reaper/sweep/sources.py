@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from reaper.adapters import hold_proof
 from reaper.adapters.runs.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import Holder, HoldProof
+from reaper.core.history import PassStart
 
 
 class Clock(Protocol):
@@ -66,12 +68,16 @@ class Sources:
         self.probe = probe
         self.runs = Runs()
         self.databases = SessionDatabases()
+        self.layers: frozenset[tuple[int, int]] | None = None
+        """The folders that overlays are made of; None where that is not known."""
         self._make_table = process_table
         self._table: Processes | None = None
 
-    def start_pass(self) -> None:
-        """Have the process table read again."""
+    def start_pass(self) -> PassStart:
+        """Read the clocks, and the mounts; have the process table read again."""
         self._table = None
+        self.layers = hold_proof.overlay_layers()
+        return PassStart(self.clock.wall_ms(), self.clock.monotonic())
 
     @property
     def processes(self) -> Processes:
