@@ -48,6 +48,7 @@ def test_the_end_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
 def test_an_awake_worker_is_not_woken_and_sleeps_no_longer_than_the_event_may_wait(
     inbox: Inbox,
 ) -> None:
+    inbox.sleep_until(100.0)
     inbox.drain()
     inbox.put(Event(key("new"), APPEARED, 10.0))
     assert not woken(inbox)

@@ -63,6 +63,9 @@ def test_sweeps_that_fail_are_due_later_and_later_until_all_goes_well(
     assert reports.events() == ["sweep-failed"]
     sweeps.failed(error, now)
     assert sweeps.next() == now + 1
+    sweeps.ended(now, now + 0.5, NOTHING)  # a person asked for this one
+    sweeps.step_ended()
+    assert sweeps.next() == now + 1
     assert reports.events() == ["sweep-failed", "sweep-failed"]
 
 

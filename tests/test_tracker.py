@@ -106,6 +106,13 @@ def test_a_held_lock_is_waited_for_by_its_holder_or_by_probes_and_by_its_deadlin
     assert tracked.deadlines.next() == math.inf
 
 
+def test_a_lock_that_is_no_longer_held_is_not_probed(tracked: Tracked) -> None:
+    tracked.tracker.update(a_finding("sid"), 100.0)
+    assert len(tracked.unseen) == 1
+    tracked.tracker.update(a_finding("sid", proof=HoldProof.NOT_OPEN), 101.0)
+    assert len(tracked.unseen) == 0
+
+
 def test_a_removal_that_failed_is_tried_again_when_its_retry_says_so(tracked: Tracked) -> None:
     retry = Retry.after(None, "EIO", now=100.0, longest=60.0)
     stale = a_finding(
@@ -142,6 +149,10 @@ def test_what_cannot_be_looked_at_is_due_later_and_later_until_it_is_looked_at(
         tracked.tracker.look_again(key("sid"), "unreadable", 100.0)
         assert tracked.deadlines.next() == 100.0 + delay
     tracked.tracker.update(a_finding("sid"), 100.0)
+    tracked.tracker.look_again(key("sid"), "unreadable", 100.0)
+    assert tracked.deadlines.next() == 101.0
+    tracked.appear("sid", 100.0)
+    tracked.tracker.forget(key("sid"))
     tracked.tracker.look_again(key("sid"), "unreadable", 100.0)
     assert tracked.deadlines.next() == 101.0
 
