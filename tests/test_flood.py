@@ -930,6 +930,23 @@ def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgot
     assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
 
 
+def test_a_long_hold_whose_end_is_announced_during_a_sweep_is_counted(
+    tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = sidecar()
+    it.watch.inbox.put(Event(it.place("sid"), APPEARED, time.monotonic() - 3600))
+    it.watch.handle_events()
+    act = it.watch.reaper.act
+
+    def during(only: Any = None) -> Iterator[Any]:
+        yield from act(only)
+        it.announce("sid", WENT)
+
+    monkeypatch.setattr(it.watch.reaper, "act", during)
+    it.sweep()
+    assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
+
+
 @pytest.mark.parametrize("successor", [b"", record(os.getpid())], ids=["empty", "closed"])
 def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_events(
     tree: Tree, sidecar: MakeSidecar, successor: bytes

@@ -47,7 +47,7 @@ class Inbox:
         self._most_of_agent = most_of_agent
         self._is_known = is_known
         self._notices = {Notice.SWEEP}
-        # Of events alone: a signal handler may run while the worker has it.
+        # Guards events alone: a signal handler may interrupt the worker while that has it.
         self._mutex = threading.Lock()
         self._events: list[Event] = []
         self._number_of: Counter[tuple[StateDir, str]] = Counter()

@@ -88,9 +88,7 @@ class Watch:
         return time.monotonic() < self._expected_by + _LATE
 
     def ready(self) -> bool:
-        """Whether every folder could be read in the last full sweep; a single file does not count:
-        any agent can make one that nobody can read.
-        """
+        """Whether every folder could be read in the last full sweep."""
         return self.sweeps.readable
 
     # The worker
@@ -178,12 +176,12 @@ class Watch:
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._handle_urgent()
                 looked_up = time.monotonic()
+        self.trust.swept()  # before events are handled: what is dropped now, the next sweep finds
         self.handle_events()
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
-        self.trust.swept()
 
     def _handle_urgent(self) -> None:
         """During a full sweep, which can take seconds: handle events, deaths and deadlines."""

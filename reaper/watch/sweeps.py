@@ -29,7 +29,8 @@ class SkippedFiles:
         self._found: dict[tuple[str, str], Skipped] = {}
         self._named: Counter[tuple[str, str]] = Counter()
         self.readable = True
-        """Whether every folder could be read; a single file does not count."""
+        """Whether every folder could be read; a single file does not count, because any agent can
+        make one that nobody can read."""
 
     def add(self, skipped: Skipped) -> None:
         self.readable &= skipped.key is not None or not hides_locks(skipped)

@@ -33,8 +33,10 @@ class _Followed:
     """`key` is the one value by which the lock is followed: of equal keys only one is kept, because
     each pass has values of its own, and there may be 10,000 locks.
 
-    `appeared_at` is set until the end of this hold is announced. Only events change it: a look may
-    find the next lock under the same name before the end of the last one is announced.
+    `announced_at` is when the last event announced it, so that a sweep which is past its folder
+    does not forget it. `appeared_at` is set until the end of this hold is announced. Only events
+    change it: a look may find the next lock under the same name before the end of the last one is
+    announced.
     """
 
     key: LockKey

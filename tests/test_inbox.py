@@ -1,0 +1,88 @@
+"""What other threads tell the worker, and when that wakes it."""
+
+import math
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from reaper.adapters.file_events import APPEARED, WENT
+from reaper.watch.inbox import SETTLE, Event, Inbox, Notice
+from tests.watch_parts import STATE, key
+
+
+@pytest.fixture
+def inbox() -> Iterator[Inbox]:
+    inbox = Inbox(4, is_known=key("known").__eq__)
+    yield inbox
+    inbox.close()
+
+
+def woken(inbox: Inbox) -> bool:
+    poll = select.poll()
+    poll.register(inbox.fd, select.POLLIN)
+    ready = bool(poll.poll(0))
+    inbox.clear_wakes()
+    return ready
+
+
+def test_an_event_wakes_the_worker_only_if_it_would_sleep_too_long(inbox: Inbox) -> None:
+    assert inbox.sleep_until(100.0) == 100.0
+    inbox.put(Event(key("late"), APPEARED, 100.0))
+    assert not woken(inbox)
+    inbox.put(Event(key("new"), APPEARED, 50.0))
+    assert woken(inbox)
+    inbox.put(Event(key("new"), WENT, 50.1))
+    assert not woken(inbox)
+    assert inbox.sleep_until(100.0) == 50.0 + SETTLE
+
+
+def test_the_end_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
+    inbox.sleep_until(100.1)
+    inbox.put(Event(key("unknown"), WENT, 100.0))
+    assert not woken(inbox)
+    inbox.put(Event(key("known"), WENT, 100.0))
+    assert woken(inbox)
+
+
+def test_an_awake_worker_is_not_woken_and_sleeps_no_longer_than_the_event_may_wait(
+    inbox: Inbox,
+) -> None:
+    inbox.sleep_until(100.0)
+    inbox.drain()
+    inbox.put(Event(key("new"), APPEARED, 10.0))
+    assert not woken(inbox)
+    assert inbox.sleep_until(math.inf) == 10.0 + SETTLE
+    assert inbox.drain() == ([Event(key("new"), APPEARED, 10.0)], set())
+    assert inbox.sleep_until(math.inf) == math.inf
+
+
+def test_of_one_agents_events_a_share_is_queued_and_the_rest_is_dropped(inbox: Inbox) -> None:
+    for number in range(10):
+        inbox.put(Event(key(f"x{number}", "hostile"), APPEARED, 1.0))
+    for number in range(4):
+        inbox.put(Event(key(f"x{number}", "other"), APPEARED, 1.0))
+    assert len(inbox) == 8
+    queued, crowded = inbox.drain()
+    assert [event.key.agent for event in queued] == ["hostile"] * 4 + ["other"] * 4
+    assert crowded == {(STATE, "hostile")}
+    assert inbox.drain() == ([], set())
+    assert not inbox._number_of
+
+
+def test_a_notice_wakes_the_worker_and_is_taken_once(inbox: Inbox) -> None:
+    assert inbox.take(Notice.SWEEP)  # the first sweep is due at once
+    assert not inbox.take(Notice.SWEEP)
+    inbox.send(Notice.SWEEP)
+    assert woken(inbox)
+    assert inbox.has(Notice.SWEEP)
+    assert inbox.take(Notice.SWEEP)
+    assert not inbox.has(Notice.SWEEP)
+
+
+def test_more_wakes_than_the_pipe_has_room_for_are_one(inbox: Inbox) -> None:
+    for _ in range(100_000):
+        inbox.wake()
+    assert woken(inbox)
+    inbox.clear_wakes()
+    assert not woken(inbox)

@@ -1,0 +1,83 @@
+"""What the parts of the watch loop work on, in tests without a loop."""
+
+import io
+import json
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
+from reaper.core.finding import Finding
+from reaper.core.judge import judge
+from reaper.core.lock import FileId, Lock, LockKey, StateDir
+from reaper.core.policy import Policy, decide
+from reaper.core.record import parse
+from reaper.core.verdict import Limits
+from reaper.reports.journal import Journal
+from reaper.reports.metrics import Knowledge, Metrics
+from reaper.watch.reporter import Reporter
+from tests.conftest import record
+
+STATE = StateDir("s", "/s")
+DEAD = 2**22 + 1
+
+
+def key(session: str, agent: str = "main") -> LockKey:
+    return LockKey(STATE, agent, f"{session}.jsonl.lock")
+
+
+def a_lock(session: str, *, agent: str = "main", data: bytes | None = None) -> Lock:
+    data = record(DEAD) if data is None else data
+    return Lock(
+        state_dir=STATE.name,
+        agent=agent,
+        session=session,
+        path=f"/s/agents/{agent}/sessions/{session}.jsonl.lock",
+        file=FileId(1, 2),
+        uid=0,
+        mtime_ms=5000,
+        ctime_ns=5000,
+        data=data,
+        record=parse(data),
+    )
+
+
+def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
+    """A held lock, as a pass yields it; `how` is other evidence, or fields of the finding."""
+    fields: dict[str, Any] = {
+        "proof": HoldProof.OPEN,
+        "holder": Holder(state=HolderState.UNKNOWN),
+        "age": 10.0,
+        "file_age": 10.0,
+    }
+    fields |= {name: how.pop(name) for name in list(how) if name in Evidence._fields}
+    evidence = Evidence(lock=a_lock(session, agent=agent), **fields)
+    judgement = judge(evidence, Limits())
+    found = Finding(
+        key(session, agent), evidence.lock, evidence, judgement, decide(judgement, Policy()), None
+    )
+    return found._replace(**how)
+
+
+class Reports(Reporter):
+    """A reporter that shows what it wrote and counted."""
+
+    def __init__(self) -> None:
+        self.log = io.StringIO()
+        knowledge = Knowledge()
+        metrics = Metrics(
+            knowledge,
+            version="test",
+            states=["s"],
+            acquire_timeout=60,
+            max_agents=10,
+            now=lambda: 0.0,
+            holder_use=lambda _pid: None,
+        )
+        super().__init__(knowledge, metrics, Journal(self.log, json=True))
+
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.log.getvalue().splitlines()]
+
+    def scrape(self) -> str:
+        return generate_latest(self.metrics.registry).decode()
