@@ -96,6 +96,15 @@ def test_an_attempt_with_a_gap_is_not_whole(missing: int) -> None:
     assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
+def test_an_attempt_says_when_its_prompt_was_submitted() -> None:
+    end = read(*stuck()).end
+    assert end is not None
+    assert (end.started_ms, end.prompted_ms) == (BEGAN, BEGAN + 3)
+    without = stuck()
+    without[3]["type"] = "prompt.skipped"
+    assert read(*without).end == end._replace(prompted_ms=None)
+
+
 def test_a_run_that_began_before_and_has_no_end_may_go_on() -> None:
     """It took the lock again after the other one had been cut short, and waits for its model."""
     other = attempt("L", BEGAN - 500, ENDED, invocation=["node", "openclaw.mjs", "agent"])

@@ -75,6 +75,8 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
         return Unmet.ATTEMPT_NOT_WHOLE
     if began_ms is None or began_ms + HOLDER_MARGIN_MS > end.started_ms:
         return Unmet.HOLDER_YOUNGER
+    if run.is_overlapped:
+        return Unmet.ANOTHER_RUN
     if run.other_run_ms is not None and run.other_run_ms + HOLDER_MARGIN_MS >= began_ms:
         # It may be this holder's. An older one is a dead gateway's, which was killed during it.
         return Unmet.ANOTHER_RUN
