@@ -155,6 +155,13 @@ def test_nor_is_one_whose_holder_was_once_seen_as_another_program() -> None:
     held_because(Unmet.OTHER_PROGRAM, evidence(seen_as_other_program=True, **stuck()))
 
 
+@pytest.mark.parametrize("state", [HolderState.GONE, HolderState.REUSED, HolderState.ZOMBIE])
+def test_nor_is_one_whose_holder_died_before_our_eyes(state: HolderState) -> None:
+    """It is not in another PID namespace: a child of it has the lock open."""
+    seen = evidence(holder=state, **stuck(), holder_seen_alive=True)
+    held_because(Unmet.HOLDER_UNCLEAR, seen)
+
+
 def test_a_lock_that_names_nobody_is_never_abandoned() -> None:
     held_because(Unmet.NO_HOLDER, evidence(OPEN, HolderState.UNNAMED, **stuck()))
 
