@@ -142,6 +142,21 @@ def test_no_byte_anywhere_raises(data: st.DataObject) -> None:
     last_attempt(found, bytes(whole))
 
 
+def test_any_other_file_than_the_one_whose_last_record_was_read_is_no_live_witness() -> None:
+    """A writer can put other content there between the two reads."""
+    found = last_record(lines(*stuck()), whole=True)
+    assert found is not None
+    for data in (b"", b"\n", lines(step("A", 1, "succeeded")), lines(*stuck()[-1:]), b"torn"):
+        assert last_attempt(found, data).unmet is not None
+
+
+@given(st.binary())
+def test_no_file_read_in_place_of_another_raises(data: bytes) -> None:
+    found = last_record(lines(*stuck()), whole=True)
+    assert found is not None
+    assert last_attempt(found, data).unmet is not None
+
+
 @pytest.mark.parametrize("text", [b'"2026.5.22"', b'"gateway"', b'"succeeded"'])
 def test_invalid_utf_8_within_a_record_is_no_live_witness(text: bytes) -> None:
     whole = lines(*stuck(), step("A", 1, "succeeded"))

@@ -193,7 +193,7 @@ def _attempt(data: bytes) -> list[_Record] | Unmet:
         if record.type == "session.started":
             break
     found.reverse()
-    is_whole = found[0].type == "session.started" and len(found) > 1
+    is_whole = bool(found) and found[0].type == "session.started" and len(found) > 1
     if not is_whole or [record.seq for record in found] != list(range(1, len(found) + 1)):
         return Unmet.ATTEMPT_NOT_WHOLE
     if any(record.source_seq != record.seq for record in found):
