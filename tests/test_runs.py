@@ -1,5 +1,6 @@
 """The end of a run, as trajectory and session store tell it."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from reaper.adapters import safe_open
 from reaper.adapters.runs import runs
 from reaper.adapters.runs.runs import Runs
 from reaper.adapters.runs.session_store import Session
 from reaper.core.evidence import Run, RunState, StoreStatus, Unmet
 from reaper.core.trajectory import TAIL
 from tests.conftest import Tree, a_run
-from tests.trajectories import lines
+from tests.trajectories import lines, step
 
 
 def read(
@@ -79,6 +81,32 @@ def test_the_last_attempt_is_read_once_for_each_change(
     tree.age(path, 50)
     with pytest.raises(TypeError):
         read(tree, runs=memory)
+
+
+@pytest.mark.parametrize("later", [step("run", 1, "succeeded"), a_run(90, 80)[-1]])
+def test_a_file_that_is_written_over_between_two_reads_is_unknown(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, later: dict[str, Any]
+) -> None:
+    path = tree.trajectory("sid", *a_run(200, 100))
+    real = safe_open.read_at_most
+
+    def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
+        data = real(fd, limit, offset=offset)
+        path.write_bytes(lines(later))
+        return data
+
+    monkeypatch.setattr(runs, "read_at_most", read_at_most)
+    assert read(tree).trajectory is RunState.UNKNOWN
+
+
+def test_a_trajectory_of_another_uid_than_the_locks_is_no_witness(tree: Tree) -> None:
+    path = tree.trajectory("sid", *a_run(200, 100))
+    fd = os.open(tree.sessions(), os.O_RDONLY)
+    uid = path.stat().st_uid
+    for owner, unmet in ((uid, None), (uid + 1, Unmet.UNUSUAL_FILE)):
+        session = Session(str(tree.root), "main", "sid", fd, uid=owner)
+        assert Runs().run(session, checkpoints=list).unmet is unmet
+    os.close(fd)
 
 
 @pytest.mark.parametrize("how", ["full", "two names", "through a symlink"])
@@ -160,6 +188,12 @@ def test_a_pointer_that_leads_out_is_final_and_unknown(
     assert read(tree).trajectory is RunState.UNKNOWN
 
 
+def test_a_pointer_to_another_sessions_trajectory_is_final_and_unknown(tree: Tree) -> None:
+    tree.trajectory("sid", *a_run(200, 100))
+    point(tree, str(tree.trajectory("other", *a_run(200, 100))))
+    assert read(tree).trajectory is RunState.UNKNOWN
+
+
 def test_a_malformed_pointer_is_unknown(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100))
     (tree.sessions() / "sid.trajectory-path.json").write_text("{")
@@ -185,6 +219,25 @@ def test_the_transcripts_size_is_told_and_a_missing_one_is_empty(tree: Tree) -> 
     assert read(tree).transcript_bytes == 0
     transcript.symlink_to(tree.sessions() / "sid.trajectory.jsonl")
     assert read(tree).transcript_bytes is None
+
+
+def test_a_checkpoint_whose_time_cannot_be_read_is_not_quiet(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.trajectory("sid", *a_run(200, 100))
+    (tree.sessions() / "sid.checkpoint.a.jsonl").write_text("")
+    real = os.stat
+    error = OSError(errno.EIO, "input/output error")
+
+    def stat(path: Any, **how: Any) -> os.stat_result:
+        if ".checkpoint." in str(path):
+            raise error
+        return real(path, **how)
+
+    monkeypatch.setattr("reaper.adapters.runs.runs.os.stat", stat)
+    assert read(tree).last_write_ms is None
+    error = FileNotFoundError(errno.ENOENT, "gone since the folder was read")
+    assert read(tree).last_write_ms is not None
 
 
 def test_the_youngest_checkpoint_of_this_session_counts(tree: Tree) -> None:

@@ -114,6 +114,31 @@ def test_a_time_is_what_javascript_takes_for_a_whole_number(
     assert (run.store, run.store_ended_ms) == (StoreStatus.ENDED, expected)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [{"sessionId": " sid\ufeff"}, {"sessionId": "x", "sessionFile": "\t/s/sid.jsonl\n"}],
+)
+def test_both_names_are_trimmed_as_upstream_does(tree: Tree, entry: dict[str, str]) -> None:
+    tree.store({"agent:main:main": entry | {"status": "running"}})
+    assert read(tree).store is StoreStatus.RUNNING
+
+
+def test_a_store_that_is_gone_may_come_back(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = SessionStores()
+    tree.store({"agent:main:main": {"sessionId": "sid", "status": "running"}})
+    assert read(tree, stores=stores).store is StoreStatus.RUNNING
+    (tree.sessions() / "sessions.json").unlink()
+    now = 1000.0
+    monkeypatch.setattr("reaper.adapters.runs.session_store.time.monotonic", lambda: now)
+    assert read(tree, stores=stores).store is StoreStatus.UNKNOWN
+    now += 59
+    assert read(tree, stores=stores).store is StoreStatus.UNKNOWN
+    now += 1
+    assert read(tree, stores=stores).store is StoreStatus.NONE
+    now += 1
+    assert read(tree, stores=stores).store is StoreStatus.NONE
+
+
 def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tree) -> None:
     done = {"sessionId": "sid", "status": "done", "endedAt": 9}
     for entries in (

@@ -24,7 +24,7 @@ from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.sweep import Reaper, SystemClock, Unlock, scanner
-from reaper.sweep.evidence import EvidenceCollector
+from reaper.sweep.evidence import EvidenceCollector, _is_reached_through_symlink
 from reaper.sweep.sources import Probe
 from tests.conftest import (
     DEAD,
@@ -1090,3 +1090,14 @@ def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.CHANGED
     assert path.exists()
+
+
+def test_a_symlink_above_the_state_directory_makes_the_trajectory_no_witness(
+    tree: Tree, tmp_path: Path
+) -> None:
+    """2026.5.22 appends to no file that it reaches through a symlink, but one in the root."""
+    (tmp_path / "link").symlink_to(tree.root.parent)
+    assert not _is_reached_through_symlink(str(tree.root))
+    assert _is_reached_through_symlink(str(tmp_path / "link" / tree.root.name))
+    (tmp_path / "last").symlink_to(tree.root)
+    assert _is_reached_through_symlink(str(tmp_path / "last"))

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from reaper.core.evidence import Holder, HolderState, HoldProof
-from reaper.core.health import ChurnLimits
 from reaper.core.lock import LockKey
 from reaper.core.policy import Outcome
 from reaper.core.retry import Retry
+from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.watch.deadlines import Deadlines
-from reaper.watch.health_checks import HealthChecks
 from reaper.watch.holders import HolderWatch
 from reaper.watch.inbox import SETTLE
 from reaper.watch.tracker import Tracker
@@ -29,10 +28,9 @@ class Tracked:
         self.deadlines = Deadlines()
         self.holders = HolderWatch(wake_fd)
         self.unseen = UnseenHolders(lambda *_: True)
-        health = GatewayHealth(churn=ChurnLimits(), limits=None)
         self.tracker = Tracker(
             self.reports,
-            HealthChecks(health, self.reports),
+            GatewayHealth(self.reports.knowledge, WedgedLimits()),
             self.deadlines,
             self.holders,
             self.unseen,

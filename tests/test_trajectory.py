@@ -96,6 +96,15 @@ def test_an_attempt_with_a_gap_is_not_whole(missing: int) -> None:
     assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
+def test_an_attempt_says_when_its_prompt_was_submitted() -> None:
+    end = read(*stuck()).end
+    assert end is not None
+    assert (end.started_ms, end.prompted_ms) == (BEGAN, BEGAN + 3)
+    without = stuck()
+    without[3]["type"] = "prompt.skipped"
+    assert read(*without).end == end._replace(prompted_ms=None)
+
+
 def test_a_run_that_began_before_and_has_no_end_may_go_on() -> None:
     """It took the lock again after the other one had been cut short, and waits for its model."""
     other = attempt("L", BEGAN - 500, ENDED, invocation=["node", "openclaw.mjs", "agent"])
@@ -131,6 +140,21 @@ def test_no_byte_anywhere_raises(data: st.DataObject) -> None:
     found = last_record(bytes(whole), whole=True)
     assert found is not None
     last_attempt(found, bytes(whole))
+
+
+def test_any_other_file_than_the_one_whose_last_record_was_read_is_no_live_witness() -> None:
+    """A writer can put other content there between the two reads."""
+    found = last_record(lines(*stuck()), whole=True)
+    assert found is not None
+    for data in (b"", b"\n", lines(step("A", 1, "succeeded")), lines(*stuck()[-1:]), b"torn"):
+        assert last_attempt(found, data).unmet is not None
+
+
+@given(st.binary())
+def test_no_file_read_in_place_of_another_raises(data: bytes) -> None:
+    found = last_record(lines(*stuck()), whole=True)
+    assert found is not None
+    assert last_attempt(found, data).unmet is not None
 
 
 @pytest.mark.parametrize("text", [b'"2026.5.22"', b'"gateway"', b'"succeeded"'])

@@ -15,6 +15,7 @@ from reaper.core.abandoned import (
 from reaper.core.evidence import (
     DEAD,
     NOT_READ,
+    STORE_START_MARGIN_MS,
     EarlierLock,
     Evidence,
     Holder,
@@ -152,6 +153,13 @@ def test_a_lock_of_a_visible_process_that_is_no_gateway_is_never_abandoned(
 
 def test_nor_is_one_whose_holder_was_once_seen_as_another_program() -> None:
     held_because(Unmet.OTHER_PROGRAM, evidence(seen_as_other_program=True, **stuck()))
+
+
+@pytest.mark.parametrize("state", [HolderState.GONE, HolderState.REUSED, HolderState.ZOMBIE])
+def test_nor_is_one_whose_holder_died_before_our_eyes(state: HolderState) -> None:
+    """It is not in another PID namespace: a child of it has the lock open."""
+    seen = evidence(holder=state, **stuck(), holder_seen_alive=True)
+    held_because(Unmet.HOLDER_UNCLEAR, seen)
 
 
 def test_a_lock_that_names_nobody_is_never_abandoned() -> None:
@@ -362,10 +370,30 @@ def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet
         "store": StoreStatus.RUNNING,
         "store_ended_ms": None,
     }
-    same = stuck(**running, store_started_ms=born - 2000)
-    assert verdict(evidence(**same))[0] is Verdict.ABANDONED
-    for began in (born - 1999, None):
-        held_because(Unmet.LATER_RUN, evidence(**stuck(**running, store_started_ms=began)))
+    for prompted in (None, STARTED + 9000):
+        running["end"] = end._replace(prompted_ms=prompted)
+        at_most = STORE_START_MARGIN_MS + (prompted or STARTED)
+        same = stuck(**running, store_started_ms=at_most)
+        assert verdict(evidence(**same))[0] is Verdict.ABANDONED
+        for began in (at_most + 1, born - 1999, None):
+            held_because(Unmet.LATER_RUN, evidence(**stuck(**running, store_started_ms=began)))
+
+
+def test_the_times_of_a_run_that_began_during_the_one_that_ended_do_not_date_it() -> None:
+    began = STARTED + STORE_START_MARGIN_MS + 1
+    until = STUCK_END
+    for ended, born_after_end, expected in (
+        (until, -0.3, Unmet.ANOTHER_RUN),
+        # A message that waited for the run, and then failed on its lock.
+        (until + 60_000, -0.3, None),
+        (until + 60_000, BIRTH_MARGIN_MS / 1000 + 0.001, Unmet.CREATED_AFTER_RUN),
+    ):
+        born = until + int(born_after_end * 1000)
+        seen = stuck(store_started_ms=began, store_ended_ms=ended)
+        end = RunEnd(at_ms=until, cut_short=True, started_ms=STARTED)
+        run = seen["run"]._replace(end=end)
+        lock = a_lock(created_at_ms=born)
+        assert judge(evidence(lock=lock, **(seen | {"run": run})), LIMITS).unmet is expected
 
 
 def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:

@@ -70,7 +70,7 @@ class Reports(Reporter):
             version="test",
             states=["s"],
             acquire_timeout=60,
-            max_agents=10,
+            policy=Policy(),
             now=lambda: 0.0,
             holder_use=lambda _pid: None,
         )

@@ -3,6 +3,7 @@
 from typing import Final
 
 from reaper.core.evidence import (
+    DEAD,
     Evidence,
     Holder,
     HolderState,
@@ -42,11 +43,19 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
     return (
         unmet_by_holder(evidence.lock, evidence.holder)
         or (Unmet.OTHER_PROGRAM if evidence.seen_as_other_program else None)
+        or (Unmet.HOLDER_UNCLEAR if died_here(evidence) else None)
         or evidence.run.unmet
         or _unmet_by_witness(evidence)
         or _unmet_by_birth(evidence)
         or _unmet_by_compaction(evidence)
     )
+
+
+def died_here(evidence: Evidence) -> bool:
+    """Whether the holder was seen alive and is no longer: then it is dead, and not elsewhere, and
+    whoever has the lock open is not the process that the record names.
+    """
+    return evidence.holder_seen_alive and evidence.holder.state in DEAD
 
 
 def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
@@ -75,6 +84,8 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
         return Unmet.ATTEMPT_NOT_WHOLE
     if began_ms is None or began_ms + HOLDER_MARGIN_MS > end.started_ms:
         return Unmet.HOLDER_YOUNGER
+    if run.is_overlapped:
+        return Unmet.ANOTHER_RUN
     if run.other_run_ms is not None and run.other_run_ms + HOLDER_MARGIN_MS >= began_ms:
         # It may be this holder's. An older one is a dead gateway's, which was killed during it.
         return Unmet.ANOTHER_RUN

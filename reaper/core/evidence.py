@@ -105,16 +105,30 @@ class StoreStatus(Enum):
     """There is a store and it could not be understood: rights, size, half-written, malformed."""
 
 
+STORE_START_MARGIN_MS = 1000
+"""How long after `prompt.submitted` a run's `startedAt` may be. Seen: up to 16 ms after, or seconds
+before."""
+
+
 class RunEnd(NamedTuple):
     """The trajectory's last record, where that is `session.ended`; epoch ms.
 
     `cut_short`: aborted, or timed out while a tool ran. `started_ms` is the `session.started` of
-    the same attempt; None where the attempt was not looked at or is not whole.
+    the same attempt; None where the attempt was not looked at or is not whole. `prompted_ms` is its
+    `prompt.submitted`, None where there is none.
     """
 
     at_ms: int
     cut_short: bool
     started_ms: int | None = None
+    prompted_ms: int | None = None
+
+    def is_before(self, began_ms: int) -> bool:
+        """Whether the run that the store dates from then is another one, which began later."""
+        prompted_ms = self.started_ms if self.prompted_ms is None else self.prompted_ms
+        if prompted_ms is None:
+            return began_ms > self.at_ms
+        return began_ms > min(self.at_ms, prompted_ms + STORE_START_MARGIN_MS)
 
 
 class Run(NamedTuple):
@@ -164,21 +178,32 @@ class Run(NamedTuple):
             return None
         if self.store_started_ms is None or self.store_ended_ms is None:
             return None
-        if self.store_started_ms > self.end.at_ms:
+        if self.end.is_before(self.store_started_ms):
             return None
         is_earlier = self.end.started_ms is not None and self.store_ended_ms < self.end.started_ms
         return None if is_earlier else self.store_ended_ms
 
     @property
     def later_run_goes_on(self) -> bool:
-        """Whether the store says that a run goes on which began after the last record, or cannot
-        say when it began.
+        """Whether the store says that a run goes on which began after the one that ended, perhaps
+        before its end; or cannot say when it began.
         """
         if self.store is not StoreStatus.RUNNING:
             return False
         if self.end is None or self.store_started_ms is None:
             return True
-        return self.store_started_ms > self.end.at_ms
+        return self.end.is_before(self.store_started_ms)
+
+    @property
+    def is_overlapped(self) -> bool:
+        """Whether the store has the times of another run, which began and ended during this one:
+        that is over for the store, but it may try again, or compact.
+        """
+        if self.store is not StoreStatus.ENDED or self.end is None:
+            return False
+        if self.store_started_ms is None or self.store_ended_ms is None:
+            return False
+        return self.end.is_before(self.store_started_ms) and self.store_ended_ms <= self.end.at_ms
 
     @property
     def state(self) -> RunState:

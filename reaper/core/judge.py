@@ -2,7 +2,13 @@
 
 from typing import Final, assert_never
 
-from reaper.core.abandoned import NOT_VISIBLE, abandoned_in, unmet_by_holder, unmet_condition
+from reaper.core.abandoned import (
+    NOT_VISIBLE,
+    abandoned_in,
+    died_here,
+    unmet_by_holder,
+    unmet_condition,
+)
 from reaper.core.evidence import (
     DEAD,
     Evidence,
@@ -123,7 +129,8 @@ def _judge_by_promise(
     unmet: Unmet | None,
 ) -> Judgement:
     """Rows 2 and 3 (9, without proof): over the holder's own promise, or simply held."""
-    notes = (OTHER_PID_NAMESPACE,) if evidence.holder.state in NOT_VISIBLE else ()
+    is_elsewhere = evidence.holder.state in NOT_VISIBLE and not died_here(evidence)
+    notes = (OTHER_PID_NAMESPACE,) if is_elsewhere else ()
     max_hold_ms = evidence.lock.record.max_hold_ms
     promise = TOO_OLD if max_hold_ms is None else max_hold_ms / 1000
     overdue_in = promise + limits.grace - evidence.age

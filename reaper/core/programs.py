@@ -16,6 +16,28 @@ _ENTRIES: Final = (
 )
 _OPTIONS_WITH_VALUE: Final = frozenset({"--profile", "--log-level", "--container"})
 """Options before the command whose value is the next argument (2026.5.22, ROOT_VALUE_FLAGS)."""
+_OPTIONS: Final = _OPTIONS_WITH_VALUE | {"--dev", "--no-color"}
+"""All options before the command (2026.5.22)."""
+_GATEWAY_OPTIONS_WITH_VALUE: Final = frozenset(
+    {
+        "--auth",
+        "--bind",
+        "--password",
+        "--password-file",
+        "--port",
+        "--raw-stream-path",
+        "--tailscale",
+        "--token",
+        "--ws-log",
+    }
+)
+_GATEWAY_OPTIONS: Final = _GATEWAY_OPTIONS_WITH_VALUE | {
+    "--allow-unconfigured",
+    "--dev",
+    "--force",
+    "--verbose",
+}
+"""Options of `gateway` and `gateway run` (2026.5.22)."""
 
 
 def program_of(arguments: Sequence[str]) -> Program:
@@ -23,6 +45,7 @@ def program_of(arguments: Sequence[str]) -> Program:
 
     As upstream does (`isOpenClawSessionOwnerArgv`), and by the process titles that it sets:
     `openclaw`, `openclaw-gateway`, `openclaw-<command>`. A fork's `<anything>-gateway` counts too.
+    A title has no further words; a command line that has another command there is UNKNOWN.
     GATEWAY and AGENT are strict: a process that only names a path that ends in `openclaw` is
     neither, but UNKNOWN, because upstream counts it as its own; OTHER is surely foreign.
     """
@@ -30,24 +53,52 @@ def program_of(arguments: Sequence[str]) -> Program:
     if not words:
         return Program.UNKNOWN
     title = re.sub(r"\.(bat|cmd|exe)$", "", words[0]).rsplit("/", 1)[-1]
-    if title.endswith("-gateway") or words == ["openclaw"]:
+    if title.endswith("-gateway"):
+        has_command = any(
+            word[0].isalpha() and word not in {"gateway", "run"} for word in words[1:]
+        )
+        return Program.UNKNOWN if has_command else Program.GATEWAY
+    if words == ["openclaw"]:
         return Program.GATEWAY
     if title.startswith("openclaw-"):
         return Program.AGENT
     entries = [at for at, word in enumerate(words) if word.endswith(_ENTRIES)]
     entry = 0 if title == "openclaw" else entries[0] if entries else None
     if entry is not None:
-        command, *rest = [*_from_command(words[entry + 1 :]), ""]
-        if command in {"gateway", "agent"}:
-            serves = command == "gateway" and (rest[0] in {"", "run"} or rest[0].startswith("-"))
-            return Program.GATEWAY if serves else Program.AGENT
+        known = _of_command(words[entry + 1 :])
+        if known is not None:
+            return known
     named = any(word.rsplit("/", 1)[-1] in {"openclaw", "openclaw.mjs"} for word in words)
     return Program.UNKNOWN if named else Program.OTHER
 
 
-def _from_command(words: Sequence[str]) -> Sequence[str]:
-    """Return the words from the command on; what follows it is anybody's, a message for example."""
+def _of_command(words: list[str]) -> Program | None:
+    """Return what OpenClaw is with these arguments, None where neither its gateway nor its agent.
+
+    What follows the command is anybody's, a message for example. After an option that is not known
+    the next word may be its value, and not the command.
+    """
     at = 0
     while at < len(words) and words[at].startswith("-"):
-        at += 2 if words[at] in _OPTIONS_WITH_VALUE else 1
-    return words[at:]
+        option, equals, _ = words[at].partition("=")
+        if option not in _OPTIONS:
+            return Program.UNKNOWN
+        at += 2 if option in _OPTIONS_WITH_VALUE and not equals else 1
+    command, *rest = [*words[at:], ""]
+    if command == "gateway":
+        return _gateway_with(rest[:-1])
+    return Program.AGENT if command == "agent" else None
+
+
+def _gateway_with(arguments: list[str]) -> Program:
+    """Return what the command `gateway` is with these arguments: it serves where all of them are
+    options, or `run` and options; UNKNOWN where a word may be a command or an option's value.
+    """
+    at, may_have_value = 0, False
+    while at < len(arguments):
+        option, equals, _ = arguments[at].partition("=")
+        if not option.startswith("-") and option != "run":
+            return Program.UNKNOWN if may_have_value else Program.AGENT
+        may_have_value = not equals and option not in _GATEWAY_OPTIONS | {"run"}
+        at += 2 if option in _GATEWAY_OPTIONS_WITH_VALUE and not equals else 1
+    return Program.GATEWAY

@@ -142,11 +142,14 @@ def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
     if isinstance(attempt, Unmet):
         return found._replace(unmet=attempt)
     start, metadata = attempt[0], attempt[1]
+    prompts = [record.ts for record in attempt if record.type == "prompt.submitted"]
     started_ms = parse_date(start.ts)
     if started_ms is None or found.end is None:
         return found._replace(unmet=Unmet.ATTEMPT_NOT_WHOLE)
     return found._replace(
-        end=found.end._replace(started_ms=started_ms),
+        end=found.end._replace(
+            started_ms=started_ms, prompted_ms=parse_date(prompts[-1]) if prompts else None
+        ),
         unmet=_unmet_by_writer(metadata),
         other_run_ms=_youngest_open_run(data, but=start.run_id, until_ms=found.end.at_ms),
     )
@@ -190,7 +193,7 @@ def _attempt(data: bytes) -> list[_Record] | Unmet:
         if record.type == "session.started":
             break
     found.reverse()
-    is_whole = found[0].type == "session.started" and len(found) > 1
+    is_whole = bool(found) and found[0].type == "session.started" and len(found) > 1
     if not is_whole or [record.seq for record in found] != list(range(1, len(found) + 1)):
         return Unmet.ATTEMPT_NOT_WHOLE
     if any(record.source_seq != record.seq for record in found):

@@ -35,6 +35,7 @@ class EvidenceCollector:
         self._memory = memory
         self._state_identity = reading.identity(state)
         self._layered = True
+        self._through_symlink = _is_reached_through_symlink(state.path)
 
     def enter(self, folder: Folder) -> None:
         self._layered = hold_proof.is_below(folder.path, self._sources.layers)
@@ -91,7 +92,7 @@ class EvidenceCollector:
 
     def run_by_store(self, opened: OpenLock) -> Run:
         """Return what the session store alone says of the session's last run."""
-        return self._sources.runs.by_store(_session(opened.folder, opened.lock))
+        return self._sources.runs.by_store(self._session(opened.folder, opened.lock))
 
     def store_problem(self, folder: Folder, found: Finding | Skipped) -> str:
         """Return why the session store was not understood when this lock was judged by it."""
@@ -99,7 +100,7 @@ class EvidenceCollector:
             return ""
         if found.evidence.run.store is not StoreStatus.UNKNOWN:
             return ""
-        return self._sources.runs.store_problem(_session(folder, found.lock))
+        return self._sources.runs.store_problem(self._session(folder, found.lock))
 
     def problem_of_store(self, folder: Folder) -> str:
         """Return why the folder's session store as a whole is not understood, if so."""
@@ -140,11 +141,17 @@ class EvidenceCollector:
             return False
         return self._sources.processes.holder(pid, lock.record.starttime).state in DEAD
 
+    def _session(self, folder: Folder, lock: Lock) -> Session:
+        linked = folder.through_symlink or self._through_symlink
+        return Session(
+            folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked, lock.uid
+        )
+
     def _run(self, opened: OpenLock, proof: HoldProof) -> Run:
         if self._plan.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
             # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
             return self.run_by_store(opened)
-        session = _session(opened.folder, opened.lock)
+        session = self._session(opened.folder, opened.lock)
         return self._sources.runs.run(session, opened.folder.checkpoints)
 
     def _gateway(self, lock: Lock, holder: Holder, run: Run) -> tuple[int | None, bool]:
@@ -181,6 +188,14 @@ def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
     return False
 
 
-def _session(folder: Folder, lock: Lock) -> Session:
-    linked = folder.through_symlink or os.path.islink(folder.state.path)
-    return Session(folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked)
+def _is_reached_through_symlink(path: str) -> bool:
+    """Whether a symlink leads to a state directory: at any component but the first, which upstream
+    allows.
+    """
+    _, first, *others = os.path.abspath(path).split("/")
+    folder = f"/{first}"
+    for name in others:
+        folder = f"{folder}/{name}"
+        if os.path.islink(folder):
+            return True
+    return False

@@ -45,19 +45,19 @@ class Runs:
         end = trajectory.end
         folder_fd = session.folder_fd
         transcript_ms, transcript_bytes = _transcript(f"{session.name}.jsonl", folder_fd)
-        prefix = f"{session.name}.checkpoint."
+        checkpoint_ms = None
         try:
-            names = checkpoints() if end is not None and end.cut_short else []
+            if end is not None and end.cut_short:
+                checkpoint_ms = _youngest_checkpoint(session, checkpoints())
         except OSError:
-            names, written_ms = [], None  # not known to be quiet
-        found = [_mtime_ms(name, folder_fd) for name in names if name.startswith(prefix)]
+            written_ms = None  # not known to be quiet
         return run._replace(
             trajectory=trajectory.state,
             end=end,
             unmet=trajectory.unmet,
             other_run_ms=trajectory.other_run_ms,
             last_write_ms=None if written_ms is None else max(written_ms, transcript_ms),
-            checkpoint_ms=max((ms for ms in found if ms is not None), default=None),
+            checkpoint_ms=checkpoint_ms,
             transcript_bytes=transcript_bytes,
         )
 
@@ -99,13 +99,18 @@ class Runs:
         shown = _last_record(fd, found.st_size)
         if shown.unmet is not None:
             return shown
-        if session.through_symlink or found.st_nlink != 1 or found.st_size >= _FULL:
-            # 2026.5.22 silently writes nothing more then: a later run would not be visible.
+        other_owner = session.uid not in {None, found.st_uid}
+        if session.through_symlink or other_owner or found.st_nlink != 1 or found.st_size >= _FULL:
+            # 2026.5.22 silently writes nothing more then (of a file that is not its own, it cannot
+            # set the mode): a later run would not be visible.
             return shown._replace(unmet=Unmet.UNUSUAL_FILE)
         key, stamp = session[:3], stamp_of(found)
         known = self._attempts.pop(key, None)
         if known is None or known[0] != stamp:
-            known = stamp, last_attempt(shown, read_at_most(fd, _FULL))
+            data = read_at_most(fd, _FULL)
+            if last_record(data, whole=True) != shown:
+                return Trajectory()  # written over since the last record was read
+            known = stamp, last_attempt(shown, data)
             if len(self._attempts) >= _REMEMBERED:
                 del self._attempts[next(iter(self._attempts))]
         self._attempts[key] = known
@@ -138,11 +143,16 @@ def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
     return found.st_mtime_ns // 1_000_000, found.st_size if is_file else None
 
 
-def _mtime_ms(name: str, dir_fd: int) -> int | None:
-    with suppress(OSError):
-        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        return found.st_mtime_ns // 1_000_000
-    return None
+def _youngest_checkpoint(session: Session, names: list[str]) -> int | None:
+    """Return when the session's youngest checkpoint was written (epoch ms), None where it has none.
+    Raises OSError where one is there and its time cannot be read.
+    """
+    found = []
+    for name in names:
+        if name.startswith(f"{session.name}.checkpoint."):
+            with suppress(FileNotFoundError):
+                found.append(os.stat(name, dir_fd=session.folder_fd, follow_symlinks=False))
+    return max((one.st_mtime_ns // 1_000_000 for one in found), default=None)
 
 
 def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
@@ -166,6 +176,8 @@ def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
     # The gateway's own path for the state directory can differ from ours (another mount point).
     if target.endswith(f"/agents/{agent}/sessions/{beside}"):
         return open_regular(beside, dir_fd=folder_fd)
+    if target.endswith(".trajectory.jsonl"):
+        raise ValueError("the pointer leads to another session's trajectory")
     for root in {state_dir, os.path.realpath(state_dir)}:
         if target.startswith(f"{root}/"):
             return _open_below(root, target.removeprefix(f"{root}/").split("/"))

@@ -51,6 +51,9 @@ _QUICK: Final = 0.05
 _PUT_OFF: Final = 10
 """...but after this many times as long as it took: no agent takes more of the worker's time."""
 
+_MAY_COME_BACK: Final = 60
+"""Seconds for which a store that was there and is gone may say anything of its sessions."""
+
 _TOO_LONG: Final = object()
 _FIELDS: Final = ("sessionId", "sessionFile", "status", "startedAt", "endedAt")
 _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
@@ -63,6 +66,7 @@ _Stamp = tuple[int, ...]
 class Session(NamedTuple):
     """Whose run is read, and where: `folder_fd` is its agent's open `sessions` folder, `locks` are
     the names of lock files there that may be asked for next. `through_symlink`: one leads there.
+    `uid` owns the session's lock, None where that does not matter.
     """
 
     state_dir: str
@@ -71,6 +75,7 @@ class Session(NamedTuple):
     folder_fd: int
     locks: Sequence[str] = ()
     through_symlink: bool = False
+    uid: int | None = None
 
 
 class _Store(NamedTuple):
@@ -79,7 +84,8 @@ class _Store(NamedTuple):
     `otherwise` is what it says of a session without an entry, `problem` why that is UNKNOWN.
     `sessions` are those whose entries were looked for, None where the answer is the same for all.
     `settled` is False while another write may have left the same stamp. A store that has changed is
-    not read before `not_before` (monotonic seconds).
+    not read before `not_before`; `gone_at` is when one that was there was first seen gone (both
+    monotonic seconds).
     """
 
     otherwise: Run
@@ -89,9 +95,13 @@ class _Store(NamedTuple):
     stamp: _Stamp | None = None
     settled: bool = False
     not_before: float = 0.0
+    gone_at: float | None = None
 
     def answers(self, session: str) -> bool:
         return self.settled and (self.sessions is None or session in self.sessions)
+
+
+_NO_STORE: Final = _Store(_NO_ENTRY, {})
 
 
 class _NotUnderstoodError(Exception):
@@ -177,7 +187,7 @@ def _current(session: Session, known: _Store | None) -> _Store:
     """Return the store as it is now: what is known, where that still holds. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
-        return _Store(_NO_ENTRY, {})
+        return _without(known)
     remembered: frozenset[str] = frozenset()
     if known is not None and known.stamp == stamp:
         if known.answers(session.name):
@@ -189,6 +199,19 @@ def _current(session: Session, known: _Store | None) -> _Store:
         return _Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
     locks = {name.removesuffix(LOCK_SUFFIX) for name in session.locks}
     return _read(session, remembered | locks | {session.name})
+
+
+def _without(known: _Store | None) -> _Store:
+    """Return what a store says that is not there. One that was there may come back in a moment, as
+    where somebody edits or restores it.
+    """
+    now = time.monotonic()
+    if known is None or known == _NO_STORE:
+        return _NO_STORE
+    gone_at = now if known.gone_at is None else known.gone_at
+    if now - gone_at >= _MAY_COME_BACK:
+        return _NO_STORE
+    return _Store(_UNKNOWN, {}, problem=_GONE, gone_at=gone_at)
 
 
 def _read(session: Session, sessions: frozenset[str]) -> _Store:
@@ -235,6 +258,12 @@ def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
 _NOT_JSON: Final = (
     "no JSON object, or half written at this moment: if this lasts, the gateway cannot read it "
     "either; stop the gateway, and restore the file or move it away"
+)
+
+
+_GONE: Final = (
+    f"gone since the last look; after {_MAY_COME_BACK} s that counts as a folder without one: if "
+    "you moved it, put it back or wait"
 )
 
 
@@ -306,12 +335,19 @@ def _sessions(fields: dict[str, Any]) -> tuple[set[str], str | None]:
     sessions, named = set(), None
     session, file = fields.get("sessionId"), fields.get("sessionFile")
     if isinstance(session, str):
-        named = session
+        named = session.strip(_TRIMMED)
         sessions.add(named)
-    if isinstance(file, str) and file.endswith(".jsonl"):
+    if isinstance(file, str) and (file := file.strip(_TRIMMED)).endswith(".jsonl"):
         named = file.removesuffix(".jsonl").rsplit("/", 1)[-1]
         sessions.add(named)
     return sessions, named
+
+
+_TRIMMED: Final = (
+    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+"""What JavaScript's `trim` takes away, as upstream does from both fields."""
 
 
 _STRICTNESS: Final = (
