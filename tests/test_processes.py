@@ -193,6 +193,22 @@ def test_a_holder_in_a_nested_pid_namespace_is_found_by_its_inner_pid(
     assert state(1, ticks + 1) is HolderState.REUSED
 
 
+def test_a_process_whose_other_threads_outlive_its_main_thread_is_not_dead() -> None:
+    code = (
+        "import ctypes, threading; threading.Thread(target=input).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        found = ProcessTable().holder(process.pid, start_ticks(process.pid))
+        assert found.state is HolderState.UNKNOWN
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("arguments", "program"),
     [

@@ -203,7 +203,10 @@ def _look(pid: int) -> _Seen:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)
         if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
-            return _Seen(state=HolderState.ZOMBIE, starttime=starttime)
+            dead = len(os.listdir(f"{psutil.PROCFS_PATH}/{pid}/task")) <= 1
+            # Its main thread alone may have ended.
+            state = HolderState.ZOMBIE if dead else HolderState.UNKNOWN
+            return _Seen(state=state, starttime=starttime)
         state = HolderState.REUSED if _is_thread_of_another(pid) else HolderState.SAME
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
