@@ -34,7 +34,7 @@ from reaper.core.wedged import Load
 from reaper.gateway_health import HolderHealth, HolderName
 from reaper.reports.metrics import Knowledge
 from reaper.reports.records import Seen, lock_record
-from reaper.web import app, client
+from reaper.web import app, client, server
 from reaper.web.app import WebServer
 from reaper.web.config import OPEN, WebConfig, WebConfigError, WebConfigFile
 from reaper.web.page import View
@@ -338,6 +338,19 @@ def test_a_full_house_makes_room_by_cutting_off(
             it.setblocking(False)
             with pytest.raises(BlockingIOError):
                 it.recv(1)
+
+
+def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_CHANCE", 3600.0)
+    served = serving(bounds=Bounds(connections=1))
+    with socket.create_connection(("127.0.0.1", served.port)) as it:
+        until(lambda: served.listener.visits)
+        assert [served.status("/-/healthy") for _ in range(3)] == [200] * 3
+        it.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            it.recv(1)
 
 
 @pytest.mark.parametrize("limited", [False, True])

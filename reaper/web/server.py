@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ _VERSIONS: Final = {b"1.0", b"1.1"}
 _MOST_HEADERS: Final = 100
 _CHUNK: Final = 4096
 _BACKLOG: Final = 128
+_CHANCE: Final = 0.02
+"""Seconds that a client has at least to ask, however many others come meanwhile; they wait."""
 _RETRY: Final = 0.1
 """Seconds between two tries to accept while the system has no descriptor to give."""
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -174,6 +177,7 @@ class Visit:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.stage = Stage.ASKING
+        self.came = time.monotonic()
 
 
 class Listener:
@@ -225,8 +229,13 @@ class Listener:
         while len(self.visits) > self._bounds.connections:
             others = list(self.visits)[:-1]
             oldest = min(others, key=lambda task: self.visits[task].stage)
-            oldest.cancel()
-            await asyncio.wait([oldest])
+            visit = self.visits[oldest]
+            wait = visit.came + _CHANCE - time.monotonic()
+            if visit.stage is Stage.ASKING and wait > 0:
+                await asyncio.wait(self.visits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                oldest.cancel()
+                await asyncio.wait([oldest])
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self.visits.pop(task).connection.close()
