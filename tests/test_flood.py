@@ -30,7 +30,7 @@ from reaper.reports.journal import Journal
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
 from reaper.watch import loop, reporter, tracker
-from reaper.watch.inbox import Event
+from reaper.watch.inbox import Event, Notice
 from reaper.watch.loop import Watch
 from tests.conftest import HoldLock, Tree, record
 from tests.failing import failing
@@ -716,6 +716,7 @@ def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
         raise OSError(code, os.strerror(code))
 
     def no_wait(_seconds: float) -> list[tuple[int, int]]:
+        assert not watch.inbox.has(Notice.SWEEP)  # or the next one would be made at once
         delays.append(round(watch.sweeps.next() - time.monotonic()))
         return []
 
