@@ -512,19 +512,20 @@ def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
         sessions = waited_for(gateway, waiter)
         for session in sessions:
             keeps(gateway, session)
-        assert not {line["session"] for line in sidecar.journal("removed")} & set(sessions)
+            assert holder_of(gateway, session) == waiter.process.pid
+        assert waiter.process.pid not in {line["pid"] for line in sidecar.journal("removed")}
 
 
 def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
     """Let a process wait for the lock of a run until the run times out in its tool. Return the
     sessions where it has the lock: in the last one the run's end was recorded after that.
 
-    Else the run's clean-up was first, and the lock is younger than the end.
+    Else the run's clean-up was first, and the lock is younger than the end, or is the gateway's
+    own again.
     """
-    sessions = []
+    sessions: list[str] = []
     for attempt in range(_ATTEMPTS):
         session = f"shared-{attempt}"
-        sessions.append(session)
         over = begin_in_tool(gateway, session, RUN_TIMEOUT)
         waiter.tell("wait", gateway.sessions() / f"{session}.jsonl")
         assert waiter.answer() == "held"
@@ -533,9 +534,19 @@ def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
         with suppress(Refused):
             over.result()
         end = eventually(lambda it=session: cut_short_in_a_tool(gateway, it), "the run's end")
-        if held["createdAt"] < end["ts"]:
-            return sessions
+        if holder_of(gateway, session) == waiter.process.pid:
+            sessions.append(session)
+            if held["createdAt"] < end["ts"]:
+                return sessions
     raise AssertionError("no run ended while the process that waited for it had the lock")
+
+
+def holder_of(gateway: Gateway, session: str) -> int | None:
+    """Return the pid that a session's lock names, None while it cannot be read."""
+    with suppress(OSError, ValueError):
+        pid: int = json.loads(gateway.lock(session).read_text())["pid"]
+        return pid
+    return None
 
 
 def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(

@@ -187,6 +187,8 @@ def test_a_lock_in_a_pid_namespace_of_its_own_is_never_touched_while_held(
         assert locks["sid"]["holder_pid"] != 1
     tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": now_ms()}})
     holder.kill()
+    # What is killed lives on for a moment inside its namespace, and has the lock open.
+    until(lambda: not Path(f"/proc/{locks['sid']['holder_pid']}").exists())
     code, locks = reap(tree, "sweep")
     assert code == 0
     assert ends(locks)["sid"][2] == "removed"
