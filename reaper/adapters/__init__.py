@@ -1,1 +1,1 @@
-"""One outside thing each; none imports another (safe_open.py, kernel.py and owners.py are their tools)."""
+"""One outside thing each; none imports another. Their tools are safe_open, kernel and owners."""
