@@ -1,7 +1,6 @@
 """How a lock file's bytes are read."""
 
 import re
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -23,8 +22,7 @@ def parse(data: bytes) -> Record:
         return Record(shape=Shape.EMPTY)
     usual = _USUAL.fullmatch(data)
     if usual is not None:
-        with suppress(ValueError):  # no such day: JavaScript has a word on that
-            return _as_usual(usual)
+        return _as_usual(usual)
     if len(data) > READ_LIMIT:
         return Record(shape=Shape.OVERSIZED)
     try:
@@ -60,68 +58,20 @@ def _as_usual(match: re.Match[bytes]) -> Record:
     return Record(
         shape=Shape.RECORD,
         pid=int(pid),
-        created_at_ms=(datetime.fromisoformat(created.decode()) - _EPOCH) // _MS,
+        created_at_ms=parse_date(created.decode()),
         max_hold_ms=int(longest),
         starttime=int(ticks),
     )
 
 
-_DATE: Final = re.compile(
-    r"(?P<year>[0-9]{4}|\+[0-9]{6}|-(?!000000)[0-9]{6})"
-    r"(?:-(?P<month>[0-9]{2})(?:-(?P<day>[0-9]{2}))?)?"
-    r"(?P<time>T(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})"
-    r"(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]{1,64}))?)?"
-    r"(?P<zone>Z|[+-][0-9]{2}:[0-9]{2})?)?"
-)
-_MOST_MS: Final = 8_640_000_000_000_000
-"""Farthest instant of a JavaScript Date from the epoch, ms."""
-
-
 def parse_date(text: str) -> int | None:
-    """Return epoch ms of an ISO 8601 date as JavaScript's Date.parse takes it, else None.
+    """Return epoch ms of an ISO 8601 date with a time and a zone, else None.
 
-    Date-only is UTC; a date with time and no zone is local time. The 30th of February is the
-    2nd of March there, and 24:00 the midnight after.
+    JavaScript's Date.parse knows more: dates without a time or a zone, a 30th of February, years
+    beyond 9999. A gateway writes none of these, and to know no instant is the safe side.
     """
-    match = _DATE.fullmatch(text)
-    if match is None:
-        return None
-    year, month, day = int(match["year"]), int(match["month"] or 1), int(match["day"] or 1)
-    hour, minute = int(match["hour"] or 0), int(match["minute"] or 0)
-    second = int(match["second"] or 0)
-    ms = int((match["fraction"] or "0")[:3].ljust(3, "0"))
-    midnight_after = hour == 24 and minute == second == ms == 0  # noqa: PLR2004  # 24:00
-    if not (1 <= month <= 12 and 1 <= day <= 31):  # noqa: PLR2004  # a calendar's numbers
-        return None
-    if not ((hour <= 23 or midnight_after) and minute <= 59 and second <= 59):  # noqa: PLR2004
-        return None
-    days = _days_to_month(year, month) + day - 1
-    total = days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1000 + ms
-    zone = match["zone"]
-    if zone is None and match["time"]:
-        total -= _local_offset_ms(total)
-    elif zone is not None and zone != "Z":
-        zone_hour, zone_minute = int(zone[1:3]), int(zone[4:6])
-        if zone_hour > 23 or zone_minute > 59:  # noqa: PLR2004  # a clock's numbers
-            return None
-        total -= (zone_hour * 60 + zone_minute) * 60_000 * (1 if zone[0] == "+" else -1)
-    return total if abs(total) <= _MOST_MS else None
-
-
-def _days_to_month(year: int, month: int) -> int:
-    """Days from the epoch to the first of the month, in the proleptic Gregorian calendar.
-
-    datetime's own arithmetic knows the years 1 to 9999 only; the calendar repeats after 400.
-    """
-    cycles, year_in_cycle = divmod(year - 2000, 400)
-    first = datetime(2000 + year_in_cycle, month, 1, tzinfo=UTC)
-    return (first - _EPOCH).days + cycles * 146_097
-
-
-def _local_offset_ms(local_ms: int) -> int:
     try:
-        naive = datetime(1970, 1, 1) + timedelta(milliseconds=local_ms)  # noqa: DTZ001
-        offset = naive.astimezone().utcoffset()
-    except (OverflowError, ValueError, OSError):
-        return 0
-    return int((offset or timedelta()).total_seconds() * 1000)
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if date.tzinfo is None else (date - _EPOCH) // _MS
