@@ -519,6 +519,9 @@ def test_only_a_holder_that_is_elsewhere_is_said_to_be_in_another_pid_namespace(
     elsewhere = state in {HolderState.GONE, HolderState.REUSED}
     noted = (Verdict.HELD, ("other-pid-namespace",) if elsewhere else (), 3)
     assert verdict(evidence(OPEN, state, program=Program.OTHER)) == noted
+    # Who was seen alive here, and is dead now, is not elsewhere.
+    seen = evidence(OPEN, state, program=Program.OTHER, holder_seen_alive=True)
+    assert verdict(seen) == (Verdict.HELD, (), 3)
 
 
 # Rows 4 and 5
