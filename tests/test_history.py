@@ -279,3 +279,18 @@ def test_of_too_many_sessions_those_that_were_locked_last_are_remembered() -> No
         earlier.with_this(taken(1, session=f"x{number}"))
     assert len(earlier.with_this(taken(2, session="first"))) == 1
     assert len(earlier.with_this(taken(2, session="x999"))) == 2
+
+
+def test_of_many_sessions_one_that_is_locked_again_stays_remembered() -> None:
+    earlier = EarlierLocks()
+
+    def locked(session: int, pid: int) -> int:
+        return len(earlier.with_this(a_lock(pid=pid)._replace(session=str(session))))
+
+    locked(0, 1)
+    locked(1, 1)
+    locked(0, 2)
+    for session in range(2, 1001):
+        locked(session, 1)
+    assert locked(0, 3) == 3
+    assert locked(1, 2) == 1
