@@ -10,7 +10,7 @@ from reaper.adapters.processes import use_of
 from reaper.commands.console import ACQUIRE_TIMEOUT
 from reaper.commands.options import Judging
 from reaper.core.finding import Finding
-from reaper.core.policy import Outcome
+from reaper.core.policy import GONE
 from reaper.reports.metrics import Knowledge, Metrics
 from reaper.reports.records import Seen
 
@@ -59,7 +59,7 @@ class SweepMetrics:
                 self._metrics.errors.labels("unreadable").inc()
             return
         self._metrics.count_action(found)
-        if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+        if found.outcome not in GONE:
             self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
 
     def write(self, path: str) -> None:

@@ -10,7 +10,7 @@ from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED
 from reaper.commands.explain import LockArgument, Match, explain_matches
 from reaper.commands.options import Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, stop_between_locks, told_to_standard_output
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.text import printable
 from reaper.reports.explain import why_kept
 from reaper.reports.records import lock_record
@@ -96,7 +96,7 @@ def _free(
     refusal = None
     for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
         if isinstance(it, Finding):
-            freed = it.outcome in {Outcome.REMOVED, Outcome.VANISHED}
+            freed = it.outcome in GONE
             refusal = None if freed else it.note or why_kept(it.evidence, it.judgement)
             if not freed and stop():
                 refusal = _INTERRUPTED

@@ -1,7 +1,7 @@
 """From verdict to action."""
 
 from enum import Enum
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Verdict
 
@@ -27,6 +27,10 @@ class Outcome(Enum):
     RESTORED = "restored"
     """Another lock was taken by mistake and is back where it was."""
     FAILED = "failed"
+
+
+GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED})
+"""Outcomes after which no lock has the name."""
 
 
 class Policy(NamedTuple):

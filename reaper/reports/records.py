@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, Judgement, Verdict
 
 SCHEMA: Final = 1
 
-_GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED, Outcome.CHANGED, Outcome.RESTORED})
+_NOT_LEFT: Final = GONE | {Outcome.CHANGED, Outcome.RESTORED}
 """Outcomes after which the lock that was judged stuck is not there any more."""
 
 
@@ -141,7 +141,7 @@ class Summary:
             self.failed += 1
         if judgement.verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in judgement.reasons:
             self.blind += 1
-        if judgement.wants_freeing and outcome not in _GONE:
+        if judgement.wants_freeing and outcome not in _NOT_LEFT:
             self.stuck += 1
 
     def count_skipped(

@@ -8,7 +8,7 @@ from reaper.adapters.locks.reading import OpenLock
 from reaper.core.evidence import Evidence, HoldProof
 from reaper.core.finding import Finding, Mode
 from reaper.core.lock import Lock, LockKey
-from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.policy import GONE, Action, Outcome, Policy, decide
 from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement, Verdict
 from reaper.sweep.memory import FailedRemoval
@@ -82,7 +82,7 @@ class Actor(NamedTuple):
         if failure is not None and now < failure.retry.at:
             return _Done(failure.outcome, failure.note, failure.retry, attempted=False)
         attempt = removal.remove(opened, forced=self._is_forced)
-        if not self.plan.remembers or attempt.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+        if not self.plan.remembers or attempt.outcome in GONE:
             self.failures.pop(key, None)
             return _Done(*attempt)
         before = None if failure is None else failure.retry

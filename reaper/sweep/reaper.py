@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from reaper.adapters import hold_proof
 from reaper.core.finding import Finding, Mode, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir
-from reaper.core.policy import Outcome, Policy
+from reaper.core.policy import GONE, Policy
 from reaper.core.verdict import Limits
 from reaper.sweep.act import Actor
 from reaper.sweep.evidence import is_held
@@ -110,10 +110,7 @@ class Reaper:
             unseen.add(found)
             if found.key is not None:
                 seen.add(found.key)
-            if isinstance(found, Finding) and found.outcome in {
-                Outcome.REMOVED,
-                Outcome.VANISHED,
-            }:
+            if isinstance(found, Finding) and found.outcome in GONE:
                 self.memory.forget(found.key)
             yield found
         histories = self.memory.histories

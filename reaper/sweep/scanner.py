@@ -14,7 +14,7 @@ from reaper.core.evidence import NOT_READ
 from reaper.core.finding import NO_SESSIONS, SESSION_STORE, Finding, Skipped
 from reaper.core.judge import judge
 from reaper.core.lock import LockKey, StateDir
-from reaper.core.policy import Outcome
+from reaper.core.policy import GONE
 from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
@@ -175,7 +175,7 @@ class Scanner(NamedTuple):
         found = self.actor.act(opened, key, evidence, judgement)
         if not has_room:
             self.memory.forget(key)
-            if found.outcome not in {Outcome.REMOVED, Outcome.VANISHED}:
+            if found.outcome not in GONE:
                 return _too_many_locks(opened.folder)
         return found
 

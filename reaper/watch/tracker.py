@@ -10,7 +10,7 @@ from typing import Final
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.finding import Finding
 from reaper.core.lock import LockKey, StateDir
-from reaper.core.policy import Outcome
+from reaper.core.policy import GONE, Outcome
 from reaper.core.retry import Retry
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.records import Seen
@@ -118,7 +118,7 @@ class Tracker:
             if not is_new and due_since is not None:
                 self._reporter.metrics.reap_delay.observe(max(0.0, now - due_since))
             lock.appeared_at = None  # no hold that was completed
-        if found.outcome in {Outcome.REMOVED, Outcome.VANISHED}:
+        if found.outcome in GONE:
             self.forget(lock.key)
         else:
             self._wait_for(lock.key, found, now)
