@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from functools import cached_property
 
 from reaper.adapters import hold_proof, state_database
 from reaper.adapters.locks import reading
@@ -33,9 +34,17 @@ class EvidenceCollector:
         self._start = start
         self._sources = sources
         self._memory = memory
-        self._state_identity = reading.identity(state)
         self._layered = True
-        self._through_symlink = _is_reached_through_symlink(state.path)
+
+    # Read once in a pass, and only if a lock needs it: most passes are for one lock.
+
+    @cached_property
+    def _state_identity(self) -> tuple[int, int] | None:
+        return reading.identity(self._state)
+
+    @cached_property
+    def _through_symlink(self) -> bool:
+        return _is_reached_through_symlink(self._state.path)
 
     def enter(self, folder: Folder) -> None:
         self._layered = hold_proof.is_below(folder.path, self._sources.layers)
@@ -104,9 +113,7 @@ class EvidenceCollector:
 
     def problem_of_store(self, folder: Folder) -> str:
         """Return why the folder's session store as a whole is not understood, if so."""
-        linked = folder.through_symlink
-        session = Session(folder.state.path, folder.agent, "", folder.fd, folder.locks, linked)
-        return self._sources.runs.problem_of_store(session)
+        return self._sources.runs.problem_of_store(self._session(folder))
 
     def _probe(
         self, opened: OpenLock, holder: Holder, *, known_for: float
@@ -141,11 +148,11 @@ class EvidenceCollector:
             return False
         return self._sources.processes.holder(pid, lock.record.starttime).state in DEAD
 
-    def _session(self, folder: Folder, lock: Lock) -> Session:
+    def _session(self, folder: Folder, lock: Lock | None = None) -> Session:
+        """Return the session of a lock; without one, of nobody in this folder."""
         linked = folder.through_symlink or self._through_symlink
-        return Session(
-            folder.state.path, folder.agent, lock.session, folder.fd, folder.locks, linked, lock.uid
-        )
+        name, uid = ("", None) if lock is None else (lock.session, lock.uid)
+        return Session(folder.state.path, folder.agent, name, folder.fd, folder.locks, linked, uid)
 
     def _run(self, opened: OpenLock, proof: HoldProof) -> Run:
         if self._plan.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
