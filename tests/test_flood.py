@@ -19,7 +19,6 @@ from prometheus_client import generate_latest
 from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
 from reaper.adapters.locks import names, reading, removal
-from reaper.adapters.processes import use_of
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import Outcome, Policy
@@ -27,7 +26,7 @@ from reaper.core.verdict import Limits
 from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Knowledge
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
 from reaper.watch import loop, reporter, tracker
 from reaper.watch.inbox import Event, Notice
@@ -36,6 +35,7 @@ from tests.conftest import HoldLock, Tree, record
 from tests.failing import failing
 from tests.test_lock_files import opened, the_folder
 from tests.test_sweep import FakeClock
+from tests.watch_parts import metrics_of
 
 DEAD = 2**22 + 1
 FOREVER = 1e12
@@ -548,15 +548,7 @@ class Sidecar:
     def __init__(self, tree: Tree, **how: Any) -> None:
         self.log = io.StringIO()
         self.knowledge = Knowledge()
-        self.metrics = Metrics(
-            self.knowledge,
-            version="test",
-            states=["s"],
-            policy=Policy(),
-            acquire_timeout=60,
-            now=time.monotonic,
-            holder_use=use_of,
-        )
+        self.metrics = metrics_of(self.knowledge)
         reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
         self.watch = Watch(
             reaper,

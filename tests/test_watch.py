@@ -27,7 +27,7 @@ from prometheus_client import generate_latest
 from reaper.adapters import kernel
 from reaper.adapters.file_events import APPEARED, WENT
 from reaper.adapters.locks import removal
-from reaper.adapters.processes import ProcessTable, use_of
+from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState
 from reaper.core.lock import FileId, LockKey, StateDir
@@ -47,6 +47,7 @@ from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.sidecar import Watching, gone, port_of, until
 from tests.test_file_events import overflow_the_queue
 from tests.trajectories import attempt
+from tests.watch_parts import metrics_of
 
 # Waking
 
@@ -142,15 +143,7 @@ class CountingWatch(Watch):
 
 def watch_of(tree: Tree, **how: Any) -> CountingWatch:
     knowledge = Knowledge()
-    metrics = Metrics(
-        knowledge,
-        version="test",
-        states=["s"],
-        policy=Policy(),
-        acquire_timeout=60,
-        now=time.monotonic,
-        holder_use=use_of,
-    )
+    metrics = metrics_of(knowledge)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
     journal = Journal(sys.stderr, json=True)
     watch = CountingWatch(

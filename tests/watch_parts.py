@@ -2,10 +2,12 @@
 
 import io
 import json
+import time
 from typing import Any
 
 from prometheus_client import generate_latest
 
+from reaper.adapters.processes import use_of
 from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.finding import Finding
 from reaper.core.judge import judge
@@ -59,21 +61,26 @@ def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
     return found._replace(**how)
 
 
+def metrics_of(knowledge: Knowledge, **how: Any) -> Metrics:
+    """The metrics of a sidecar; `how` replaces what they are made of."""
+    options: dict[str, Any] = {"now": time.monotonic, "holder_use": use_of}
+    return Metrics(
+        knowledge,
+        version="test",
+        states=["s"],
+        policy=Policy(),
+        acquire_timeout=60,
+        **{**options, **how},
+    )
+
+
 class Reports(Reporter):
     """A reporter that shows what it wrote and counted."""
 
     def __init__(self) -> None:
         self.log = io.StringIO()
         knowledge = Knowledge()
-        metrics = Metrics(
-            knowledge,
-            version="test",
-            states=["s"],
-            acquire_timeout=60,
-            policy=Policy(),
-            now=lambda: 0.0,
-            holder_use=lambda _pid: None,
-        )
+        metrics = metrics_of(knowledge, now=lambda: 0.0, holder_use=lambda _pid: None)
         super().__init__(knowledge, metrics, Journal(self.log, json=True))
 
     def events(self) -> list[str]:
