@@ -29,8 +29,8 @@ run: .venv/.done ## set up, and run the sidecar on the default state directory, 
 test: .venv/.done ## set up, and pass all tests but those with the real gateway: a minute or two
 	$(PYTEST) $(PARALLEL) --hypothesis-profile $(EXAMPLES)
 
-test-gateway: .venv/.done ## the tests with the real gateway, three at a time (needs npm; fetches 700 MB once)
-	$(PYTEST) -n 3 --dist worksteal -m "gateway and not gateway611 and not torture"
+test-gateway: .venv/.done ## the tests with the real gateway, two at a time (needs npm; fetches 700 MB once)
+	$(PYTEST) -n 2 --dist worksteal -m "gateway and not gateway611 and not torture" -o faulthandler_timeout=840
 
 test-gateway-611: .venv/.done ## those that need 2026.6.11 besides (700 MB more)
 	$(PYTEST) -m "gateway611 and not torture"

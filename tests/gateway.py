@@ -20,8 +20,10 @@ from tests.openclaw_package import OpenClaw
 from tests.sidecar import free_port
 
 _TOKEN = "loopback-only"
-PATIENCE = 600.0
-"""Seconds that anything of the gateway's may take before it counts as never."""
+PATIENCE = 240.0
+"""Seconds that anything of the gateway's may take before it counts as never. Less than the time
+that a test has (Makefile), so that a test which waits in vain says for what.
+"""
 
 _QUIET = 3.0
 """Seconds for which an idle gateway has written nothing."""

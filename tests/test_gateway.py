@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -40,11 +41,15 @@ _LATE = "trap 'sleep 1; exit' TERM; sleep 400 & wait"
 """A tool that dies a second later: the run's end is recorded at once, its clean-up gives up after
 two seconds and releases the lock, and then it is taken again.
 """
-RUN_TIMEOUT = 10
-"""Seconds; enough to come to the tool, on most machines. Twice as many for each new attempt."""
+RUN_TIMEOUT = 15
+"""Seconds; enough to reach the tool on most machines. Each new attempt gets twice as many."""
 _ATTEMPTS = 4
 _SETTLES = 20.0
 """Seconds after a run's end for its lock to be left behind and to become old; else another try."""
+_TOO_SLOW = {"created-after-run", "not-quiet"}
+"""Conditions that a gateway on a busy machine may not meet, because it writes its session store or
+its last records seconds later than its lock. Such a lock is kept, as it must be; another try then.
+"""
 _LEFT_BEHIND = 6.0
 """Seconds. A run that is over keeps no lock for that long, unless it has left it behind."""
 
@@ -190,6 +195,14 @@ def cut_short_in_a_tool(gateway: Gateway, session: str) -> dict[str, Any] | None
     return None
 
 
+def is_cut_short(end: dict[str, Any]) -> bool:
+    """Whether a run's end is one after which a lock can be abandoned: on a slow machine a run can
+    time out before it comes to its tool.
+    """
+    how = end["data"]
+    return bool(how["timedOutDuringToolExecution"] or (how["aborted"] and not how["timedOut"]))
+
+
 def calls(command: str) -> Step:
     return Step(call=("exec", {"command": command, "yieldMs": 600_000, "timeout": 600}))
 
@@ -221,21 +234,32 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
             eventually(lambda it=begun: ended(gateway, it), f"the end of {begun}")
             if begun.over is not None:
                 eventually(begun.over.done, f"the answer of {begun}")
-        for it, begun in tried:
-            with suppress(AssertionError):
-                eventually(lambda it=begun: left_behind(gateway, it), patience=_SETTLES, every=1.0)
-                found[it] = begun
+        with suppress(AssertionError):
+            eventually(
+                lambda tried=tried: all(left_behind(gateway, begun) for _, begun in tried),
+                patience=_SETTLES,
+                every=1.0,
+            )
+        locks = look(gateway, "--abandoned-after", "2s")
+        for one, begun in tried:
+            if left_behind(gateway, begun):
+                unmet = locks[begun.session]["not_freed_because"]
+                assert unmet in {None, *_TOO_SLOW}, (begun, unmet)
+                if unmet is None:
+                    found[one] = begun
         if len(found) == len(wanted):
             return [found[it] for it in wanted]
     raise AssertionError(f"no lock stayed behind of {set(wanted) - set(found)}")
 
 
 def left_behind(gateway: Gateway, begun: Begun) -> bool:
-    """Tell whether a lock is there that is so old, and the run's end too."""
+    """Whether the run was cut short, and a lock is there that is so old, and the run's end too."""
     end = ended(gateway, begun)
+    if end is None or not is_cut_short(end):
+        return False
     with suppress(FileNotFoundError, json.JSONDecodeError):
         lock = json.loads(gateway.lock(begun.session, begun.agent).read_text())
-        dates = [parse_date(lock["createdAt"]), parse_date(end["ts"]) if end else None]
+        dates = [parse_date(lock["createdAt"]), parse_date(end["ts"])]
         return all(date is not None and now_ms() - date > _LEFT_BEHIND * 1000 for date in dates)
     return False
 
@@ -296,10 +320,24 @@ def begin_healthy(gateway: Gateway, go: threading.Event) -> list[Healthy]:
     found.append(Healthy(what="a compaction inside a run", session="full", over=needed))
 
     for part, number in ((slow, 1), (local, 3), (provider.summary, 2)):
-        eventually(lambda it=part, number=number: it.open == number, f"{number} ask {part.name}")
+        eventually(
+            lambda part=part, number=number: all_go_on(found) and part.open == number,
+            f"{number} ask {part.name}",
+        )
     for it in found:
         it.identity = eventually(lambda it=it: identity(it.lock(gateway)), f"a lock: {it.what}")
     return found
+
+
+def all_go_on(healthy: list[Healthy]) -> bool:
+    """Raise AssertionError, with what it said, where a run that must wait has ended."""
+    for one in healthy:
+        if isinstance(one.over, Future):
+            assert not one.over.done(), f"{one.what}: {one.over.exception() or one.over.result()}"
+        else:
+            ended_with = one.over.poll()
+            assert ended_with is None, f"{one.what}: {one.over.communicate()[0][-2000:]}"
+    return True
 
 
 def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
@@ -313,7 +351,7 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
         busy_part = provider.part("busy", Step(call=("exec", {"command": "sleep 0.2"})), again=go)
         busy = gateway.run("busy", busy_part.cue)
         eventually(lambda: busy_part.asked > 1)
-        found = stuck(gateway, [(kind, tool) for tool in (_EARLY, _LATE) for kind in FOUR_KINDS])
+        found = stuck(gateway, [(kind, _EARLY) for kind in FOUR_KINDS])
 
         # Without the reaper: told, and in the way.
         locks = look(gateway, "--abandoned-after", "1h")
@@ -330,7 +368,11 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
             for begun in blocked:
                 gateway.hello(begun.session, agent=begun.agent)
             # The healthy ones are by now as old as any lock must be to be freed, several times.
-            eventually(lambda: all_older(gateway, healthy, 5 * _ABANDONED_AFTER), every=1.0)
+            eventually(
+                lambda: all_go_on(healthy) and all_older(gateway, healthy, 5 * _ABANDONED_AFTER),
+                "healthy runs that are old",
+                every=1.0,
+            )
             for it in healthy:
                 assert identity(it.lock(gateway)) == it.identity, it.what
             freed = {line["session"] for line in sidecar.journal("removed")}
@@ -359,6 +401,15 @@ def found_to_be_stuck(gateway: Gateway, begun: list[Begun]) -> None:
         assert (lock["hold_proof"], lock["holder_pid"]) == ("open", gateway.pid)
 
 
+def test_stuck_locks_of_the_late_shape_are_freed(gateways: StartGateway) -> None:
+    gateway = gateways()
+    found = stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
+    found_to_be_stuck(gateway, found)
+    with watching(gateway, limits=SHORT):
+        wait_until_freed(gateway, found)
+
+
+@pytest.mark.torture  # four minutes; what it varies of the tests above is one record
 def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
     gateways: StartGateway, provider: Provider
 ) -> None:
@@ -367,8 +418,8 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
     provider.down.add("mock")
     try:
         found += stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
-        last = {gateway.trajectory(begun.session, begun.agent)[-1]["type"] for begun in found}
-        assert last == {"session.ended", "model.fallback_step"}
+        records = [it for begun in found for it in gateway.trajectory(begun.session, begun.agent)]
+        assert "model.fallback_step" in {record["type"] for record in records}
         found_to_be_stuck(gateway, found)
         with watching(gateway, limits=SHORT):
             wait_until_freed(gateway, found)
@@ -479,16 +530,25 @@ def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_mes
 # Overlapping runs
 
 
-def keeps(gateway: Gateway, session: str) -> None:
-    """Return when the lock of a session, as it is now, has outlived all limits several times."""
-    held = identity(gateway.lock(session))
-    assert held is not None
+def keeps(gateway: Gateway, session: str, sidecar: Sidecar) -> None:
+    """Return when a lock of a session has outlived all limits several times, after the end of a run
+    that timed out in its tool. The gateway itself may pass the lock on before; the reaper removes
+    none.
+    """
     end = cut_short_in_a_tool(gateway, session)
     assert end is not None
-    ended_ms = parse_date(end["ts"])
-    assert ended_ms is not None
-    eventually(lambda: now_ms() - ended_ms > 5000 * _ABANDONED_AFTER, every=1.0)
-    assert identity(gateway.lock(session)) == held
+    held, since = None, 0.0
+
+    def has_outlived() -> bool:
+        nonlocal held, since
+        assert not [line for line in sidecar.journal("removed") if line["session"] == session]
+        now = identity(gateway.lock(session))
+        if now is None or now != held:
+            held, since = now, time.monotonic()
+        return held is not None and time.monotonic() - since > 5 * _ABANDONED_AFTER
+
+    eventually(has_outlived, f"a lock of {session} that stays", every=0.5)
+    assert cut_short_in_a_tool(gateway, session) == end
 
 
 def begin_in_tool(gateway: Gateway, session: str, timeout: int) -> "Future[Any]":
@@ -499,7 +559,9 @@ def begin_in_tool(gateway: Gateway, session: str, timeout: int) -> "Future[Any]"
     return over
 
 
-@pytest.mark.parametrize("title", [("openclaw",), ("openclaw", "gateway")])
+@pytest.mark.parametrize(
+    "title", [("openclaw",), pytest.param(("openclaw", "gateway"), marks=pytest.mark.torture)]
+)
 def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
     gateways: StartGateway, openclaw: OpenClaw, title: tuple[str, ...]
 ) -> None:
@@ -511,7 +573,7 @@ def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
     ):
         sessions = waited_for(gateway, waiter)
         for session in sessions:
-            keeps(gateway, session)
+            keeps(gateway, session, sidecar)
             assert holder_of(gateway, session) == waiter.process.pid
         assert waiter.process.pid not in {line["pid"] for line in sidecar.journal("removed")}
 
@@ -549,6 +611,7 @@ def holder_of(gateway: Gateway, session: str) -> int | None:
     return None
 
 
+@pytest.mark.torture  # whether it comes about is the gateway's own race, and takes minutes
 def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
     gateways: StartGateway, provider: Provider
 ) -> None:
@@ -559,8 +622,7 @@ def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
         session = overlapping(gateway, waits)
         with watching(gateway, limits=SHORT) as sidecar:
             assert look(gateway, "--abandoned-after", "2s")[session]["verdict"] == "held"
-            keeps(gateway, session)
-            assert session not in {line["session"] for line in sidecar.journal("removed")}
+            keeps(gateway, session, sidecar)
         go.set()
         lock = gateway.lock(session)
         eventually(lambda: not lock.exists(), "its run ends well")

@@ -38,7 +38,7 @@ def is_kept(gateway: "Gateway", session: str, waiting: "Future[Any]", go: thread
         watching(gateway, limits=SHORT) as near,
         watching(gateway, limits=SHORT, wrap=_ELSEWHERE) as far,
     ):
-        keeps(gateway, session)
+        keeps(gateway, session, near)
         for wrap in ((), _ELSEWHERE):
             lock = look(gateway, "--abandoned-after", "2s", wrap=wrap)[session]
             assert (lock["verdict"], lock["hold_proof"]) == ("held", "open")
