@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reaper.adapters import hold_proof
-from reaper.adapters.hold_proof import is_below, overlay_layers, probe
+from reaper.adapters.hold_proof import FolderMounts, is_below, overlay_layers, probe
 from reaper.adapters.owners import uid_name
 from reaper.core.evidence import HoldProof
 from reaper.reports.explain import no_proof_advice
@@ -23,11 +23,17 @@ from tests.processes import start
 OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
 
 
+def probe_fd(fd: int, *, same_mount: bool = False, layered: bool = False) -> tuple[HoldProof, str]:
+    """Probe a file of a folder of which nothing is known yet."""
+    mounts = FolderMounts(layered, {})
+    return probe(fd, device=os.fstat(fd).st_dev, mounts=mounts, same_mount=lambda: same_mount)
+
+
 def proof(path: Path, *, same_mount: bool = False) -> tuple[HoldProof, str]:
     fd = os.open(path, os.O_RDONLY)
     try:
         layered = is_below(str(path.parent), overlay_layers())
-        return probe(fd, same_mount=lambda: same_mount, layered=layered)
+        return probe_fd(fd, same_mount=same_mount, layered=layered)
     finally:
         os.close(fd)
 
@@ -119,7 +125,7 @@ def test_another_uid_without_cap_lease_has_no_proof_and_is_told_why(
         known = False
         try:
             os.setuid(4321)
-            known = probe(fd, same_mount=lambda: False, layered=False) == (NONE, "no-rights")
+            known = probe_fd(fd) == (NONE, "no-rights")
         finally:
             os._exit(0 if known else 1)
     os.close(fd)
@@ -214,7 +220,7 @@ def test_without_leases_there_is_no_proof_and_the_cause_is_named(
     monkeypatch.setattr(hold_proof, "_LEASES_ENABLE", str(leases_enable))
     read_end, write_end = os.pipe()
     try:
-        assert probe(read_end, same_mount=lambda: True, layered=False) == (NONE, reason)
+        assert probe_fd(read_end, same_mount=True) == (NONE, reason)
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -268,7 +274,7 @@ def test_two_probes_at_once_do_not_disturb_each_other(tree: Tree) -> None:
     one, other = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
     try:
         fcntl.fcntl(one, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        assert probe(other, same_mount=lambda: False, layered=False) == (NOT_OPEN, "")
+        assert probe_fd(other) == (NOT_OPEN, "")
     finally:
         os.close(one)
         os.close(other)

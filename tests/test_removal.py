@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from reaper.adapters import hold_proof
 from reaper.adapters.locks import names, removal
 from reaper.adapters.locks.reading import OpenLock, open_lock
 from reaper.adapters.locks.removal import drop_aside, put_back, remove
@@ -17,6 +16,7 @@ from reaper.core.evidence import HoldProof
 from reaper.core.policy import Outcome
 from tests.conftest import Meanwhile, Tree, record
 from tests.failing import ALL_RENAMES, FEWER_RENAMES, failing, take_away, unlink_fails
+from tests.test_hold_proof import probe_fd
 from tests.test_lock_files import listing, opened, the_folder
 
 NAME = "sid.jsonl.lock"
@@ -207,7 +207,7 @@ def test_the_placeholder_is_a_lock_that_nobody_holds(tree: Tree, meanwhile: Mean
 
     def probe() -> None:
         with path.open("rb") as file:
-            found, _ = hold_proof.probe(file.fileno(), same_mount=lambda: True, layered=False)
+            found, _ = probe_fd(file.fileno(), same_mount=True)
         proofs.append(found)
 
     meanwhile("_withdraw", probe)

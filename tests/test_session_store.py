@@ -333,7 +333,7 @@ def test_no_bytes_are_more_than_not_understood(put: bytes, data: st.DataObject) 
     assert (store.otherwise.store is StoreStatus.UNKNOWN) is bool(store.problem)
 
 
-def understood(data: bytes) -> session_store._Store:
+def understood(data: bytes) -> session_store.Store:
     held = mmap.mmap(-1, max(1, len(data)))
     held[: len(data)] = data
     return session_store._understood(held, frozenset({"sid"}), "main")
@@ -390,7 +390,7 @@ import os, sys
 from reaper.adapters.runs.session_store import Session, SessionStores, _decoder
 def peak():
     return int(next(it for it in open("/proc/self/status") if it.startswith("VmHWM")).split()[1])
-_decoder()
+_decoder(raw=True), _decoder(raw=False)
 fd = os.open(sys.argv[2], os.O_RDONLY)
 before = peak()
 locks = [f"s{number}.jsonl.lock" for number in range(2000)]

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from reaper.adapters.kernel import file_system_type
 from reaper.core.evidence import HoldProof
@@ -45,12 +45,26 @@ def prepare() -> None:
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
-def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[HoldProof, str]:  # noqa: PLR0911  # a table of answers
+class FolderMounts(NamedTuple):
+    """What is known, during one pass, of the file systems that a folder's files are on.
+
+    `layered`: the folder is a layer of an overlay, or below one. `types`: the file system type of
+    each device (`st_dev`) that was met in this folder.
+    """
+
+    layered: bool
+    types: dict[int, int]
+
+
+def probe(  # noqa: PLR0911  # a table of answers
+    fd: int, *, device: int, mounts: FolderMounts, same_mount: Callable[[], bool]
+) -> tuple[HoldProof, str]:
     """Return the proof for the file behind `fd` (opened for reading) and, without one, why not.
+    `device` is the file's, `mounts` those of its folder.
 
     Tries a read lease and gives it straight back; 6 µs. "Open" is believed on any file system,
     "not open" only where it can be relied on: a file system of the allow-list that is no layer of
-    an overlay (`layered`), or an overlay that a gateway is known to use through this same mount
+    an overlay, or an overlay that a gateway is known to use through this same mount
     (`same_mount`, asked only there). Reasons: `no-rights`; `no-leases:` and who grants none
     (`sysctl`, `system`, or a file system's name); `file-system:` and its name; `other-layer`.
     Never raises.
@@ -68,15 +82,19 @@ def probe(fd: int, *, same_mount: Callable[[], bool], layered: bool) -> tuple[Ho
                 return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_who_grants_no_leases(fd)}"
     except AttributeError:  # a system without leases: its fcntl module does not name them
         return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
-    try:
-        kind = file_system_type(fd)
-    except OSError:
-        return HoldProof.UNAVAILABLE, FILE_SYSTEM
+    kind = mounts.types.get(device)
+    if kind is None:
+        # Once for each device of the folder: files of one folder that have one device are on one
+        # file system, except a file that is mounted over a name here, which nobody can remove.
+        try:
+            kind = mounts.types[device] = file_system_type(fd)
+        except OSError:
+            return HoldProof.UNAVAILABLE, FILE_SYSTEM
     if kind == OVERLAYFS:
         return (HoldProof.NOT_OPEN, "") if same_mount() else (HoldProof.UNAVAILABLE, OTHER_LAYER)
     if kind not in _COUNTS_ON:
         return HoldProof.UNAVAILABLE, f"{FILE_SYSTEM}:{file_system_name(kind)}"
-    return (HoldProof.UNAVAILABLE, OTHER_LAYER) if layered else (HoldProof.NOT_OPEN, "")
+    return (HoldProof.UNAVAILABLE, OTHER_LAYER) if mounts.layered else (HoldProof.NOT_OPEN, "")
 
 
 def _who_grants_no_leases(fd: int) -> str:

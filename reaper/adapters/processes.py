@@ -28,6 +28,10 @@ class _Seen:
     program: Program = Program.UNKNOWN
 
 
+_GONE: Final = _Seen(state=HolderState.GONE)
+_GONE_HOLDER: Final = Holder(state=HolderState.GONE)
+
+
 class ProcessTable:
     """The process table at one moment: each pid is looked at once. Make a new one per sweep."""
 
@@ -60,7 +64,7 @@ class ProcessTable:
     def _find_holder(self, pid: int | None, starttime: int | None, known_here: bool) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
-        seen = self._look(pid)
+        seen = self._seen.get(pid) or self._look(pid)
         if seen.state is HolderState.ZOMBIE and starttime not in {None, seen.starttime}:
             state = HolderState.REUSED
         elif seen.state is HolderState.SAME:
@@ -75,13 +79,15 @@ class ProcessTable:
             state = seen.state
         dead = state in {HolderState.GONE, HolderState.REUSED}
         if dead and starttime is not None and not known_here:
-            nested = self._nested_pid(pid, starttime)
+            if self._nested is None:
+                self._nested = self._nested_pids()
+            nested = self._nested.get((pid, starttime))
             if nested is not None:
                 return self._as_holder(nested, HolderState.SAME, self._look(nested))
             if not self._nested_complete:
                 # It may be one of those that could not be read: doubt is not death.
                 return Holder(state=HolderState.UNKNOWN)
-        return self._as_holder(pid, state, seen)
+        return _GONE_HOLDER if seen is _GONE else self._as_holder(pid, state, seen)
 
     def _as_holder(self, pid: int, state: HolderState, seen: _Seen) -> Holder:
         if state is not HolderState.SAME or seen.starttime is None:
@@ -94,23 +100,24 @@ class ProcessTable:
             seen = self._seen[pid] = _look(pid)
         return seen
 
-    def _nested_pid(self, pid: int, starttime: int) -> int | None:
-        if self._nested is None:
-            nested = {}
-            for outer in psutil.pids():
-                try:
-                    inner = _innermost_pid(outer)
-                except OSError:
-                    self._nested_complete = False
-                    continue
-                if inner is not None:
-                    seen = self._look(outer)
-                    if seen.starttime is None:
-                        self._nested_complete &= seen.state is HolderState.GONE
-                    elif seen.state is HolderState.SAME:
-                        nested[inner, seen.starttime] = outer
-            self._nested = nested
-        return self._nested.get((pid, starttime))
+    def _nested_pids(self) -> dict[tuple[int, int], int]:
+        """Return each process in a nested PID namespace by the pid that it has there and its start
+        time; note whether some could not be read.
+        """
+        nested = {}
+        for outer in psutil.pids():
+            try:
+                inner = _innermost_pid(outer)
+            except OSError:
+                self._nested_complete = False
+                continue
+            if inner is not None:
+                seen = self._look(outer)
+                if seen.starttime is None:
+                    self._nested_complete &= seen.state is HolderState.GONE
+                elif seen.state is HolderState.SAME:
+                    nested[inner, seen.starttime] = outer
+        return nested
 
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool:
         """Whether this holder is known to use that very state directory through the same mount;
@@ -198,7 +205,7 @@ def _look(pid: int) -> _Seen:
     if pid > _PID_LIMIT:
         return _Seen(state=HolderState.UNKNOWN)  # no system call takes it, so none can tell
     if _kernel_says_gone(pid):  # most holders of stale locks: one system call tells
-        return _Seen(state=HolderState.GONE)
+        return _GONE
     try:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)

@@ -26,15 +26,22 @@ class SymlinkError(OSError):
     """A symlink that is not followed; its text says why, and what to do."""
 
 
-def open_regular(name: str, *, dir_fd: int) -> tuple[int, os.stat_result]:
+def open_regular(
+    name: str, *, dir_fd: int, was_regular: bool = False
+) -> tuple[int, os.stat_result]:
     """Open a regular file for reading, and look at it; follows no symlink, never blocks, opens no
     device.
 
-    Raises NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
+    `was_regular`: the directory has just said that the name is a regular file. Raises
+    NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
     component.
     """
-    # Looked at before it is opened: opening alone can make a device act.
-    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+    # Looked at before it is opened: opening alone can make a device act. A name that is exchanged
+    # after that look gets through to `open`, whoever looked; it opens a FIFO without waiting, and
+    # no symlink, and whoever may write here can make no device.
+    if not was_regular and not stat.S_ISREG(
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    ):
         raise NotRegularError(f"{name!r} is no regular file")
     fd = os.open(name, _FLAGS, dir_fd=dir_fd)
     try:

@@ -64,7 +64,9 @@ def command(
         output = judging.output("outcome", only_notable=not talk.verbose)
         report = Report(judging, output)
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
-        for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
+        if sys.stderr.isatty() and not talk.quiet:
+            found = _with_progress(found)
+        for it in found:
             report.take(it)
             if metrics is not None:
                 metrics.take(it)
@@ -80,9 +82,7 @@ def command(
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
 
-def _with_progress(
-    found: "Iterator[Finding | Skipped]", *, shown: bool
-) -> "Iterator[Finding | Skipped]":
+def _with_progress(found: "Iterator[Finding | Skipped]") -> "Iterator[Finding | Skipped]":
     """Show a bar on standard error from _PROGRESS_FROM locks on; how many there are is not known
     before they have been looked at, so it tells how many were.
     """
@@ -90,7 +90,7 @@ def _with_progress(
     try:
         for count, it in enumerate(found, start=1):
             yield it
-            if shown and count >= _PROGRESS_FROM:
+            if count >= _PROGRESS_FROM:
                 if bar is None:
                     bar = _progress_bar()
                 bar.update(bar.task_ids[0], completed=count)

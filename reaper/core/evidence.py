@@ -1,12 +1,12 @@
 """Evidence: what was found out about one lock at one moment. Ages are seconds, never negative."""
 
-from enum import Enum
 from typing import NamedTuple
 
+from reaper.core.fast_enum import FastEnum
 from reaper.core.lock import Lock
 
 
-class HoldProof(Enum):
+class HoldProof(FastEnum):
     """The kernel's word on whether any process has the lock file open for writing."""
 
     OPEN = "open"
@@ -14,7 +14,7 @@ class HoldProof(Enum):
     UNAVAILABLE = "unavailable"
 
 
-class HolderState(Enum):
+class HolderState(FastEnum):
     """The process that the record names, as the process table shows it now."""
 
     SAME = "same"
@@ -30,7 +30,7 @@ DEAD = frozenset({HolderState.GONE, HolderState.ZOMBIE, HolderState.REUSED})
 """States in which the process that the record names is not there, as seen from here."""
 
 
-class Program(Enum):
+class Program(FastEnum):
     """Which of OpenClaw's programs a process is, by its title or arguments; AGENT stands for all
     but the gateway, of which `openclaw agent --local` holds locks too.
     """
@@ -53,7 +53,7 @@ class Holder(NamedTuple):
     up_for: float | None = None
 
 
-class Unmet(Enum):
+class Unmet(FastEnum):
     """A condition for freeing a lock that is held, which the evidence does not meet.
 
     Row 1 of the table needs all of them; docs/facts.md has the real files that each is for. In the
@@ -88,13 +88,13 @@ class Unmet(Enum):
     NOT_QUIET = "not-quiet"
 
 
-class RunState(Enum):
+class RunState(FastEnum):
     RUNNING = "running"
     ENDED = "ended"
     UNKNOWN = "unknown"
 
 
-class StoreStatus(Enum):
+class StoreStatus(FastEnum):
     """What sessions.json says of the session."""
 
     RUNNING = "running"

@@ -1,9 +1,9 @@
 """What a pass over the locks yields: findings, and what was skipped."""
 
-from enum import Enum
 from typing import Final, NamedTuple
 
 from reaper.core.evidence import Evidence
+from reaper.core.fast_enum import FastEnum
 from reaper.core.lock import Lock, LockKey
 from reaper.core.policy import Action, Outcome
 from reaper.core.retry import Retry
@@ -30,7 +30,7 @@ class Skipped(NamedTuple):
     key: LockKey | None = None
 
 
-class Mode(Enum):
+class Mode(FastEnum):
     """LOOK changes nothing and tells what a sweep would come to; DRY does all but the act."""
 
     LOOK = "look"

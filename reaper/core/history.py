@@ -14,7 +14,7 @@ from reaper.core.evidence import (
     Program,
     Run,
 )
-from reaper.core.lock import Lock, file_age, wall_age
+from reaper.core.lock import Lock, file_since
 
 _EARLIER_LOCKS: Final = 8
 """Locks of one session that are remembered; the newest count."""
@@ -99,18 +99,28 @@ class LockHistory:
         `now` is the monotonic clock as read for this very look: a pass can be slow, and each grace
         must be seen to pass in full.
         """
-        of_lock = self._age("created", *wall_age(lock, start.wall_ms), start)
-        of_file = self._age("file", *file_age(lock, start.wall_ms), start)
+        file_ms = file_since(lock, start.wall_ms)
+        # createdAt; where it is missing, invalid or in the future, the file's own time.
+        created_ms = lock.record.created_at_ms
+        if created_ms is None or created_ms > start.wall_ms:
+            created_ms = file_ms
+        of_lock = self._age("created", created_ms, start)
+        of_file = self._age("file", file_ms, start)
         return Ages(of_lock, of_file, max(of_file, now - self.since))
 
     def evidence(self, facts: Facts, ages: Ages, start: PassStart, now: float) -> Evidence:
         """Remember the facts, and combine them with what earlier looks showed."""
         lock, proof, holder, run = facts.lock, facts.proof, facts.holder, facts.run
-        self._remember_holder(facts)
+        if holder.state is HolderState.SAME or proof is HoldProof.UNAVAILABLE:
+            self._remember_holder(facts)
         unchanged = (proof, holder.state, holder.program, run)
         if self._unchanged != unchanged:
             self._unchanged, self.since = unchanged, now
-        ended_ms = None if run.end is None else max(run.end.at_ms, run.store_end_ms or 0)
+        run_end_age = quiet_for = None
+        if run.end is not None:
+            run_end_age = self._age("end", max(run.end.at_ms, run.store_end_ms or 0), start)
+        if run.last_write_ms is not None:
+            quiet_for = self._age("write", run.last_write_ms, start)
         return Evidence(
             lock=lock,
             proof=proof,
@@ -119,8 +129,8 @@ class LockHistory:
             run=run,
             age=ages.lock,
             file_age=ages.file,
-            run_end_age=self._age_of_instant("end", ended_ms, start),
-            quiet_for=self._age_of_instant("write", run.last_write_ms, start),
+            run_end_age=run_end_age,
+            quiet_for=quiet_for,
             seen_for=now - self.since,
             holder_seen_alive=self.seen_alive_as is not None,
             seen_as_other_program=self._seen_as_other_program,
@@ -144,17 +154,13 @@ class LockHistory:
         ):
             self.seen_alive_as = None
 
-    def _age_of_instant(self, kind: str, instant_ms: int | None, start: PassStart) -> float | None:
-        if instant_ms is None:
-            return None
-        return self._age(kind, instant_ms, max(0, start.wall_ms - instant_ms) / 1000, start)
-
-    def _age(self, kind: str, instant_ms: int, by_wall: float, start: PassStart) -> float:
-        """Return the age of an instant, seconds; `by_wall` is its age by the wall clock. It is
+    def _age(self, kind: str, instant_ms: int, start: PassStart) -> float:
+        """Return the age of an instant, seconds: by the wall clock where it is seen first. That is
         remembered with the monotonic time, from which later ages of the same instant grow.
         """
         first = self._ages.get(kind)
         if first is None or first[0] != instant_ms:
+            by_wall = max(0, start.wall_ms - instant_ms) / 1000
             self._ages[kind] = (instant_ms, by_wall, start.monotonic)
             return by_wall
         # Passes can nest: the outer one began before the inner one, which may have set this.

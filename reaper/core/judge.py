@@ -189,12 +189,13 @@ def _judge_dead(evidence: Evidence) -> Judgement:
     """Rows 4 and 5."""
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
-    stale = Judgement(verdict=Verdict.STALE, reasons=reasons, row=5)
-    if evidence.lock.record.starttime is None:
-        # From 2026.5.28 on a gateway never takes such a lock back where the pid is alive again as
-        # another of OpenClaw's processes: kept for it, the session would fail for ever.
-        return stale
-    return _kept_for_gateway(evidence, reasons) or stale
+    # A lock without a start time is not kept for a gateway: from 2026.5.28 on none ever takes it
+    # back where the pid is alive again as another of OpenClaw's processes, and the session would
+    # fail for ever.
+    kept = None
+    if evidence.lock.record.starttime is not None:
+        kept = _kept_for_gateway(evidence, reasons)
+    return kept or Judgement(verdict=Verdict.STALE, reasons=reasons, row=5)
 
 
 def _kept_for_gateway(evidence: Evidence, reasons: tuple[str, ...]) -> Judgement | None:

@@ -1,15 +1,16 @@
 """A lock file as read once: record, identity, path; and how its record is read."""
 
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from typing import Final, NamedTuple
+
+from reaper.core.fast_enum import FastEnum
 
 LOCK_SUFFIX: Final = ".jsonl.lock"
 READ_LIMIT: Final = 64 * 1024
 """Bytes read of a lock file; the gateway's own are 106 to 109 bytes."""
 
 
-class Shape(Enum):
+class Shape(FastEnum):
     """What the file's bytes are, before any field is looked at."""
 
     RECORD = "record"
@@ -109,22 +110,8 @@ def iso(ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
-def wall_age(lock: Lock, now_ms: int) -> tuple[int, float]:
-    """Return the instant the lock's age counts from (epoch ms) and that age in seconds, ≥ 0.
-
-    createdAt; where it is missing, invalid or in the future, the file's own times.
+def file_since(lock: Lock, now_ms: int) -> int:
+    """Return the instant that the file's age counts from (epoch ms): mtime, which anyone may set;
+    where it is in the future, ctime, which only the clock sets.
     """
-    created = lock.record.created_at_ms
-    since = created if created is not None and created <= now_ms else _file_since(lock, now_ms)
-    return since, max(0, now_ms - since) / 1000
-
-
-def file_age(lock: Lock, now_ms: int) -> tuple[int, float]:
-    """Return the instant the file's age counts from (epoch ms) and that age in seconds, ≥ 0."""
-    since = _file_since(lock, now_ms)
-    return since, max(0, now_ms - since) / 1000
-
-
-def _file_since(lock: Lock, now_ms: int) -> int:
-    """mtime, which anyone may set; where it is in the future, ctime, which only the clock sets."""
     return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ns // 1_000_000

@@ -1,18 +1,18 @@
 """From verdict to action."""
 
-from enum import Enum
 from typing import Final, NamedTuple, assert_never
 
+from reaper.core.fast_enum import FastEnum
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Verdict
 
 
-class Action(Enum):
+class Action(FastEnum):
     KEEP = "keep"
     FLAG = "flag"
     REMOVE = "remove"
 
 
-class Outcome(Enum):
+class Outcome(FastEnum):
     """What became of an action."""
 
     KEPT = "kept"

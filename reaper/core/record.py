@@ -22,7 +22,10 @@ def parse(data: bytes) -> Record:
         return Record(shape=Shape.EMPTY)
     usual = _USUAL.fullmatch(data)
     if usual is not None:
-        return _as_usual(usual)
+        pid, created_at, longest, ticks = usual.groups()
+        return Record(
+            Shape.RECORD, int(pid), parse_date(created_at.decode()), int(longest), int(ticks)
+        )
     if len(data) > READ_LIMIT:
         return Record(shape=Shape.OVERSIZED)
     try:
@@ -51,17 +54,6 @@ _USUAL: Final = re.compile(
 """What the gateway writes, to the byte: read without a JSON parser, in a fifth of the time."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
-
-
-def _as_usual(match: re.Match[bytes]) -> Record:
-    pid, created, longest, ticks = match.groups()
-    return Record(
-        shape=Shape.RECORD,
-        pid=int(pid),
-        created_at_ms=parse_date(created.decode()),
-        max_hold_ms=int(longest),
-        starttime=int(ticks),
-    )
 
 
 def parse_date(text: str) -> int | None:

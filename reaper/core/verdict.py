@@ -1,12 +1,12 @@
 """Verdicts, their reasons, and the limits by which they are reached."""
 
-from enum import Enum
 from typing import Final, NamedTuple
 
 from reaper.core.evidence import Unmet
+from reaper.core.fast_enum import FastEnum
 
 
-class Verdict(Enum):
+class Verdict(FastEnum):
     HELD = "held"
     STALE = "stale"
     ORPHANED = "orphaned"

@@ -128,15 +128,15 @@ class Summary:
 
     def __init__(self) -> None:
         self.locks = self.stuck = self.failed = self.blind = 0
-        self.verdicts: Counter[str] = Counter()
-        self.outcomes: Counter[str] = Counter()
+        self.verdicts: Counter[Verdict] = Counter()
+        self.outcomes: Counter[Outcome] = Counter()
         self.skipped: list[dict[str, str | None]] = []
 
     def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
         self.locks += 1
-        self.verdicts[judgement.verdict.value] += 1
+        self.verdicts[judgement.verdict] += 1
         if outcome is not None:
-            self.outcomes[outcome.value] += 1
+            self.outcomes[outcome] += 1
         if outcome is Outcome.FAILED:
             self.failed += 1
         if judgement.verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in judgement.reasons:
@@ -157,7 +157,7 @@ class Summary:
             "stuck": self.stuck,
             "failed": self.failed,
             "no_hold_proof": self.blind,
-            "verdicts": {verdict.value: self.verdicts[verdict.value] for verdict in Verdict},
-            "outcomes": {outcome.value: self.outcomes[outcome.value] for outcome in Outcome},
+            "verdicts": {verdict.value: self.verdicts[verdict] for verdict in Verdict},
+            "outcomes": {outcome.value: self.outcomes[outcome] for outcome in Outcome},
             "skipped": self.skipped,
         }

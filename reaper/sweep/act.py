@@ -38,10 +38,6 @@ class Actor(NamedTuple):
     failures: dict[LockKey, FailedRemoval]
     longest_retry: float
 
-    @property
-    def _is_forced(self) -> bool:
-        return self.plan.unlock is not None and self.plan.unlock.force
-
     def act(
         self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement
     ) -> Finding:
@@ -56,24 +52,24 @@ class Actor(NamedTuple):
             done = _Done(Outcome.CHANGED, "another lock stands there now")
         else:
             action = decide(judgement, self.policy)
-            if self._is_forced:
+            forced = unlock is not None and unlock.force
+            if forced:
                 judgement = judgement._replace(pending=False)
                 action = Action.REMOVE
-            done = self._do(action, opened, key, note)
+            if action is Action.REMOVE and self.plan.mode is Mode.ACT:
+                done = self._remove(opened, key, forced=forced)
+            else:
+                if action is not Action.REMOVE:
+                    self.failures.pop(key, None)
+                done = _WITHOUT_REMOVAL[action]
+                if note:
+                    done = done._replace(note=note)
             if done.outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
                 notes = filter(None, (done.note, _RELEASE_BY_PATH))
                 done = done._replace(note="; ".join(notes))
         return Finding(key, opened.lock, evidence, judgement, action, *done)
 
-    def _do(self, action: Action, opened: OpenLock, key: LockKey, note: str) -> _Done:
-        if action is Action.REMOVE:
-            if self.plan.mode is Mode.DRY:
-                return _Done(Outcome.WOULD_REMOVE, note)
-            return self._remove(opened, key)
-        self.failures.pop(key, None)
-        return _Done(Outcome.KEPT if action is Action.KEEP else Outcome.FLAGGED, note)
-
-    def _remove(self, opened: OpenLock, key: LockKey) -> _Done:
+    def _remove(self, opened: OpenLock, key: LockKey, *, forced: bool) -> _Done:
         """Remove the lock, unless it is too early for another attempt."""
         now = self.clock.monotonic()
         failure = self.failures.get(key) if self.plan.remembers else None
@@ -81,7 +77,7 @@ class Actor(NamedTuple):
             failure = None
         if failure is not None and now < failure.retry.at:
             return _Done(failure.outcome, failure.note, failure.retry, attempted=False)
-        attempt = removal.remove(opened, forced=self._is_forced)
+        attempt = removal.remove(opened, forced=forced)
         if not self.plan.remembers or attempt.outcome in GONE:
             self.failures.pop(key, None)
             return _Done(*attempt)
@@ -91,6 +87,13 @@ class Actor(NamedTuple):
         fingerprint = None if other_lock else _now(opened).fingerprint
         self.failures[key] = FailedRemoval(fingerprint, *attempt, retry)
         return _Done(*attempt, retry)
+
+
+_WITHOUT_REMOVAL: Final = {
+    Action.KEEP: _Done(Outcome.KEPT),
+    Action.FLAG: _Done(Outcome.FLAGGED),
+    Action.REMOVE: _Done(Outcome.WOULD_REMOVE),
+}
 
 
 def _now(opened: OpenLock) -> Lock:

@@ -7,13 +7,22 @@ from functools import cached_property
 from reaper.adapters import hold_proof, state_database
 from reaper.adapters.locks import reading
 from reaper.adapters.locks.reading import Folder, OpenLock
-from reaper.adapters.runs.session_store import Session
+from reaper.adapters.runs.session_store import Session, Store
 from reaper.core.abandoned import HOLDER_MARGIN_MS
-from reaper.core.evidence import DEAD, NOT_READ, Evidence, Holder, HoldProof, Run, StoreStatus
-from reaper.core.finding import Finding, Mode, Skipped
+from reaper.core.evidence import (
+    DEAD,
+    NOT_READ,
+    EarlierLock,
+    Evidence,
+    Holder,
+    HoldProof,
+    Run,
+    StoreStatus,
+)
+from reaper.core.finding import Mode
 from reaper.core.history import Facts, LockHistory, PassStart
 from reaper.core.judge import wants_run
-from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_age
+from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_since
 from reaper.core.verdict import TOO_EARLY
 from reaper.sweep.memory import Memory
 from reaper.sweep.plan import Plan
@@ -34,7 +43,10 @@ class EvidenceCollector:
         self._start = start
         self._sources = sources
         self._memory = memory
-        self._layered = True
+        self._mounts = hold_proof.FolderMounts(layered=True, types={})
+        self._store: Store | None = None
+        self._store_problem = ""
+        """Why the folder's session store was not understood when a lock was judged by it."""
 
     # Read once in a pass, and only if a lock needs it: most passes are for one lock.
 
@@ -47,22 +59,28 @@ class EvidenceCollector:
         return _is_reached_through_symlink(self._state.path)
 
     def enter(self, folder: Folder) -> None:
-        self._layered = hold_proof.is_below(folder.path, self._sources.layers)
+        layered = hold_proof.is_below(folder.path, self._sources.layers)
+        self._mounts = hold_proof.FolderMounts(layered=layered, types={})
+        self._store, self._store_problem = None, ""
 
-    def collect(self, opened: OpenLock, key: LockKey) -> Evidence:
+    def collect(self, opened: OpenLock, key: LockKey, history: LockHistory, now: float) -> Evidence:
         """Ask each source once, in this order: the process table, the lease (the lock was read
-        before), and the files of the run, where they can change the verdict.
+        before), and the files of the run, where they can change the verdict. `now` is the monotonic
+        clock, read for this lock.
         """
         lock, record = opened.lock, opened.lock.record
-        # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
-        now = self._sources.clock.monotonic()
-        history = self._memory.history(key, lock, now)
         ages = history.ages(lock, self._start, now)
         holder = self._sources.processes.holder(
             record.pid, record.starttime, seen_as=history.seen_alive_as
         )
         proof, proof_note = self._probe(opened, holder, known_for=ages.known_for)
-        died_here = self._died_here(lock, proof, holder, history)
+        # Without a hold proof, the process that was seen alive as this holder counts as dead only
+        # if it is dead by the pid that it then had, too.
+        died_here = (
+            proof is HoldProof.UNAVAILABLE
+            and holder.state in DEAD
+            and self._is_dead(history.seen_alive_as, record.starttime)
+        )
         run = NOT_READ
         if self._plan.mode is Mode.LOOK or wants_run(
             lock,
@@ -73,7 +91,15 @@ class EvidenceCollector:
             limits=self._plan.limits,
         ):
             run = self._run(opened, proof)
-        began_ms, may_be_newer = self._gateway(lock, holder, run)
+            if run.store is StoreStatus.UNKNOWN and not self._store_problem:
+                session = self._session(opened.folder, lock)
+                self._store_problem = self._sources.runs.store_problem(session)
+        began_ms, may_be_newer = None, True
+        if run.end is not None and run.is_live_witness and record.starttime is not None:
+            began_ms, may_be_newer = self._gateway(record.starttime, holder)
+        earlier: tuple[EarlierLock, ...] = ()
+        if self._plan.remembers or holder.state not in DEAD:
+            earlier = self._memory.earlier[key.state, key.agent].with_this(lock)
         facts = Facts(
             lock=lock,
             proof=proof,
@@ -83,7 +109,7 @@ class EvidenceCollector:
             died_here=died_here,
             holder_began_ms=began_ms,
             may_be_newer_gateway=may_be_newer,
-            earlier=self._memory.earlier[key.state, key.agent].with_this(lock),
+            earlier=earlier,
         )
         return history.evidence(facts, ages, self._start, now)
 
@@ -92,7 +118,8 @@ class EvidenceCollector:
         not probed: the removal that created it may still be under way.
         """
         record = opened.lock.record
-        _, age = file_age(opened.lock, self._start.wall_ms)
+        wall_ms = self._start.wall_ms
+        age = max(0, wall_ms - file_since(opened.lock, wall_ms)) / 1000
         if record.shape is Shape.EMPTY and age < self._plan.limits.orphan_grace:
             return None
         holder = self._sources.processes.holder(record.pid, record.starttime)
@@ -100,19 +127,25 @@ class EvidenceCollector:
         return proof
 
     def run_by_store(self, opened: OpenLock) -> Run:
-        """Return what the session store alone says of the session's last run."""
-        return self._sources.runs.by_store(self._session(opened.folder, opened.lock))
+        """Return what the session store alone says of the session's last run.
 
-    def store_problem(self, folder: Folder, found: Finding | Skipped) -> str:
-        """Return why the session store was not understood when this lock was judged by it."""
-        if isinstance(found, Skipped) or found.evidence.run is NOT_READ:
-            return ""
-        if found.evidence.run.store is not StoreStatus.UNKNOWN:
-            return ""
-        return self._sources.runs.store_problem(self._session(folder, found.lock))
+        A pass that removes something asks for each lock whether the store has changed. One that
+        removes nothing asks once for each folder.
+        """
+        runs = self._sources.runs
+        if self._plan.mode is Mode.ACT:
+            return runs.by_store(self._session(opened.folder, opened.lock))
+        if self._store is None:
+            self._store = runs.store(self._session(opened.folder, opened.lock))
+        run = self._store.run(opened.lock.session)
+        return runs.by_store(self._session(opened.folder, opened.lock)) if run is None else run
 
     def problem_of_store(self, folder: Folder) -> str:
-        """Return why the folder's session store as a whole is not understood, if so."""
+        """Return why the folder's session store was not understood when a lock was judged by it; or
+        in a pass over all locks, why it is not understood now, as a whole.
+        """
+        if self._store_problem or self._plan.wanted is not None or self._plan.with_unread:
+            return self._store_problem
         return self._sources.runs.problem_of_store(self._session(folder))
 
     def _probe(
@@ -135,18 +168,16 @@ class EvidenceCollector:
                 and self._sources.processes.shares_state_dir(holder, self._state_identity)
             )
 
-        return self._sources.probe(opened.fd, same_mount=same_mount, layered=self._layered)
+        return self._sources.probe(
+            opened.fd,
+            device=opened.lock.file.device,
+            mounts=self._mounts,
+            same_mount=same_mount,
+        )
 
-    def _died_here(
-        self, lock: Lock, proof: HoldProof, holder: Holder, history: LockHistory
-    ) -> bool:
-        """Whether the process that was seen alive as this holder is dead by the pid that it then
-        had, too; asked only without a hold proof.
-        """
-        pid = history.seen_alive_as
-        if proof is not HoldProof.UNAVAILABLE or holder.state not in DEAD or pid is None:
-            return False
-        return self._sources.processes.holder(pid, lock.record.starttime).state in DEAD
+    def _is_dead(self, pid: int | None, starttime: int | None) -> bool:
+        """Whether this process is known to be dead; not where there is no pid."""
+        return pid is not None and self._sources.processes.holder(pid, starttime).state in DEAD
 
     def _session(self, folder: Folder, lock: Lock | None = None) -> Session:
         """Return the session of a lock; without one, of nobody in this folder."""
@@ -161,17 +192,15 @@ class EvidenceCollector:
         session = self._session(opened.folder, opened.lock)
         return self._sources.runs.run(session, opened.folder.checkpoints)
 
-    def _gateway(self, lock: Lock, holder: Holder, run: Run) -> tuple[int | None, bool]:
+    def _gateway(self, starttime: int, holder: Holder) -> tuple[int, bool]:
         """Return when the holder began (epoch ms), and whether it may be a gateway from 2026.6.1
-        on, which has the state's database open; None and True where the run does not need it.
+        on, which has the state's database open.
 
         By its descriptors, where it is visible and they can be read; else by whether the database
         has changed since the holder began: such a gateway opens it before it serves.
         """
-        if not run.is_live_witness or lock.record.starttime is None:
-            return None, True
         processes = self._sources.processes
-        began_ms = processes.began_ms(lock.record.starttime)
+        began_ms = processes.began_ms(starttime)
         if holder.pid is not None:
             has_open = processes.has_open(holder.pid, state_database.PATH_END)
             if has_open is not None:
@@ -190,7 +219,12 @@ def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
                     with opened:
                         if opened.lock.file != file or not opened.lock.data:
                             return False  # never probed: somebody may be creating it just now
-                        proof, _ = probe(opened.fd, same_mount=lambda: False, layered=True)
+                        proof, _ = probe(
+                            opened.fd,
+                            device=file.device,
+                            mounts=hold_proof.FolderMounts(layered=True, types={}),
+                            same_mount=lambda: False,
+                        )
                         return proof is HoldProof.OPEN
     return False
 

@@ -1,7 +1,7 @@
 """What is remembered between two looks at a lock, within bounds."""
 
-from collections import Counter, UserDict, defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -29,26 +29,46 @@ class FailedRemoval(NamedTuple):
     retry: Retry
 
 
-class Histories(UserDict[LockKey, LockHistory]):
-    """The history of each lock. `most` is how many locks of one agent a sidecar remembers."""
+class Histories(Collection[LockKey]):
+    """The history of each lock; iterates over the locks that have one.
+
+    `most` is how many locks of one agent a sidecar remembers.
+    """
 
     def __init__(self, most: int) -> None:
-        super().__init__()
+        self._of: dict[LockKey, LockHistory] = {}
         self._most = most
         self._sizes: Counter[_Agent] = Counter()
 
-    def __setitem__(self, key: LockKey, history: LockHistory) -> None:
-        if key in self:
-            del self[key]
-        super().__setitem__(key, history)
-        self._sizes[key.state, key.agent] += _size(history)
+    def of(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
+        """Return what is remembered of this very lock; a history that begins `now`, and is not
+        remembered yet, where that is nothing.
+        """
+        history = self._of.get(key)
+        return history if history and history.is_of(lock) else LockHistory(lock, since=now)
 
-    def __delitem__(self, key: LockKey) -> None:
-        agent = key.state, key.agent
-        self._sizes[agent] -= _size(self[key])
-        if not self._sizes[agent]:
-            del self._sizes[agent]
-        super().__delitem__(key)
+    def remember(self, key: LockKey, history: LockHistory) -> None:
+        if self._of.get(key) is not history:
+            self.forget(key)
+            self._of[key] = history
+            self._sizes[key.state, key.agent] += _size(history)
+
+    def forget(self, key: LockKey) -> None:
+        history = self._of.pop(key, None)
+        if history is not None:
+            agent = key.state, key.agent
+            self._sizes[agent] -= _size(history)
+            if not self._sizes[agent]:
+                del self._sizes[agent]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._of
+
+    def __iter__(self) -> Iterator[LockKey]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
 
     def agents(self) -> AbstractSet[_Agent]:
         """The agents of which a lock is remembered."""
@@ -56,7 +76,7 @@ class Histories(UserDict[LockKey, LockHistory]):
 
     def have_room_for(self, key: LockKey) -> bool:
         """Whether this lock is remembered, or its agent has fewer remembered than it may."""
-        return key in self or self._sizes[key.state, key.agent] < self._most
+        return key in self._of or self._sizes[key.state, key.agent] < self._most
 
 
 def _size(history: LockHistory) -> int:
@@ -129,14 +149,8 @@ class Memory:
         self.had_sessions: set[StateDir] = set()
         """State directories in which some pass met a `sessions` folder."""
 
-    def history(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
-        """Return what is remembered of this very lock; it begins `now` if it is another one."""
-        if key not in self.histories or not self.histories[key].is_of(lock):
-            self.histories[key] = LockHistory(lock, since=now)
-        return self.histories[key]
-
     def forget(self, key: LockKey) -> None:
-        self.histories.pop(key, None)
+        self.histories.forget(key)
         self.failures.pop(key, None)
 
     def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:

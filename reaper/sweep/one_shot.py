@@ -67,14 +67,20 @@ class OneShot:
         waited_for, self._pending = self._pending, {}
         unseen = Unseen()
         for found in self._scan(self._plan._replace(only=only)):
-            unseen.add(found)
-            if found.key is not None:
-                waited_for.pop(found.key, None)
-            match found:
-                case Finding(judgement=judgement) if judgement.pending:
-                    self._pending[found.key] = found
-                case _ if self._forget(found):
+            if isinstance(found, Skipped):
+                unseen.add(found)
+                if found.key is not None:
+                    waited_for.pop(found.key, None)
+                if found not in self._reported:  # it is skipped in each round
+                    self._reported.add(found)
                     yield found
+            elif found.judgement.pending:
+                waited_for.pop(found.key, None)
+                self._pending[found.key] = found
+            else:
+                if waited_for.pop(found.key, None) is not None:
+                    self._histories.forget(found.key)
+                yield found
             if self._stop():
                 self._pending.update(waited_for)
                 return
@@ -82,17 +88,5 @@ class OneShot:
             if unseen.hides(key):
                 self._pending[key] = found
             else:
-                self._forget(found)
+                self._histories.forget(key)
                 yield found._replace(outcome=Outcome.VANISHED)
-
-    def _forget(self, found: Finding | Skipped) -> bool:
-        """Forget a lock that is not waited for. Return whether this is news: what is skipped is
-        skipped in each round, and reported once.
-        """
-        if found.key is not None:
-            self._histories.pop(found.key, None)
-        if isinstance(found, Finding):
-            return True
-        is_news = found not in self._reported
-        self._reported.add(found)
-        return is_news

@@ -23,7 +23,8 @@ class Unlock(NamedTuple):
 class Plan(NamedTuple):
     """What one pass looks at, and what it may do.
 
-    It looks at the locks in `only` (None: at all, a full pass) that are `wanted`. `with_unread`:
+    It looks at the locks in `only` (None: at all, a full pass) that are `wanted` (None: each one).
+    `with_unread`:
     also at what has a lock's name and cannot be read. `remembers`: it is one of many passes of a
     sidecar, so attempts are spread over time and memory is bounded.
     """
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     mode: Mode
     limits: Limits
     only: AbstractSet[LockKey] | None = None
-    wanted: Callable[[LockKey], bool] = lambda _key: True
+    wanted: Callable[[LockKey], bool] | None = None
     unlock: Unlock | None = None
     with_unread: bool = False
     remembers: bool = False

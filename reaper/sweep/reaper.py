@@ -56,7 +56,7 @@ class Reaper:
         """
         for found in self._scan(self._looking):
             if found.key is not None:
-                self.memory.histories.pop(found.key, None)
+                self.memory.histories.forget(found.key)
             yield found
 
     def explain(self, wanted: Callable[[LockKey], bool]) -> Iterator[Finding | Skipped]:
@@ -114,7 +114,7 @@ class Reaper:
                 self.memory.forget(found.key)
             yield found
         histories = self.memory.histories
-        known = histories.keys() | self.memory.failures.keys() if only is None else only
+        known = self.memory.failures.keys() | set(histories) if only is None else only
         for key in known - seen:
             if not unseen.hides(key):
                 self.memory.forget(key)

@@ -5,6 +5,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from typing import Final, NamedTuple
 
 from reaper.adapters import openclaw_config
@@ -28,6 +29,9 @@ MOST_NAMES: Final = 10 * MOST_REMEMBERED
 """Locks of one agent that a sidecar looks at in one pass."""
 
 
+_Part = Iterable[Finding | Skipped]
+
+
 class Scanner(NamedTuple):
     """Goes over the locks of some state directories once."""
 
@@ -49,15 +53,19 @@ class Scanner(NamedTuple):
             collector = EvidenceCollector(state, self.plan, start, self.sources, self.memory)
             try:
                 if only is None:
-                    yield from self._scan_state(state, collector)
+                    all_parts = self._scan_state(state, collector)
                 else:
-                    yield from self._scan_some(state, only, collector)
+                    all_parts = self._scan_some(state, only, collector)
+                with closing(all_parts) as parts:
+                    for part in parts:
+                        yield from part
             except OSError as error:
                 yield reading.skip(state.path, error)
 
-    def _scan_state(
-        self, state: StateDir, collector: EvidenceCollector
-    ) -> Iterator[Finding | Skipped]:
+    def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Generator[_Part]:
+        """Yield what is to be yielded for each folder, then for the whole: in parts, so that a lock
+        does not pass through a generator for each level.
+        """
         skipped: list[Skipped] = []
         met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
@@ -65,31 +73,28 @@ class Scanner(NamedTuple):
             with self.memory.with_litter(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
-                    try:
-                        collector.enter(folder)
-                        yield from self._scan_folder(folder, collector)
-                    except OSError:
-                        raise
-                    except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
-                        yield _bug(folder.path, error)
-        yield from skipped
+                    yield self._begin_folder(folder, collector)
+                    yield self._scan_locks(folder, collector)
+                    yield self._end_folder(folder, collector)
+        yield skipped
         had_sessions = state in self.memory.had_sessions
         if met:
             self.memory.had_sessions.add(state)
         elif had_sessions and not skipped:
-            yield _gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)
+            yield [_gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)]
             return
         renamed = self.memory.folder_names.renamed()
         lost = {agent for of, agent in self.memory.histories.agents() - renamed if of == state}
         lost -= met
         if lost:
-            keys = [it for it in self.memory.histories if it.state == state and it.agent in lost]
-            yield from _lost(keys, skipped)
-        yield from self._hints(state, is_empty=not met and not skipped)
+            known = self.memory.histories
+            keys = [key for key in known if key.state == state and key.agent in lost]
+            yield _lost(keys, skipped)
+        yield self._hints(state, is_empty=not met and not skipped)
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
-    ) -> Iterator[Finding | Skipped]:
+    ) -> Generator[_Part]:
         names: dict[str, list[str]] = defaultdict(list)
         for key in only:
             if key.state == state:
@@ -102,50 +107,56 @@ class Scanner(NamedTuple):
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
                 folder.locks = sorted(names[folder.agent])
-                yield from self._scan_locks(folder, collector)
-        yield from (one for one in skipped if one.failed)
-        known = (it for it in only if it.state == state and it in self.memory.histories)
-        yield from _lost([key for key in known if key.agent not in met], skipped)
+                yield self._scan_locks(folder, collector)
+        yield (one for one in skipped if one.failed)
+        known = (key for key in only if key in self.memory.histories)
+        lost = [key for key in known if key.state == state and key.agent not in met]
+        yield _lost(lost, skipped)
 
-    def _scan_folder(
-        self, folder: Folder, collector: EvidenceCollector
-    ) -> Iterator[Finding | Skipped]:
-        histories = self.memory.histories
+    def _begin_folder(self, folder: Folder, collector: EvidenceCollector) -> list[Skipped]:
+        """Read a folder's names, and settle what interrupted removals left there."""
+        known = self.memory.histories
         most = MOST_NAMES if self.plan.remembers else None
         try:
-            folder.read_names(most, known=lambda name: _key(folder, name) in histories)
+            collector.enter(folder)
+            folder.read_names(most, known=lambda name: _key(folder, name) in known)
+            return list(settle_leftovers(folder, self.plan.mode, collector))
         except OSError as error:
-            yield reading.skip(folder.path, error)
-            return
-        yield from settle_leftovers(folder, self.plan.mode, collector)
-        problem = yield from self._scan_locks(folder, collector)
-        if folder.locks_left_out:
-            yield _too_many_locks(folder, folder.locks_left_out)
-        if not problem and not self.plan.with_unread:
-            problem = collector.problem_of_store(folder)
-        if problem:
-            path = f"{folder.path}/sessions.json"
-            yield Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem)
+            return [reading.skip(folder.path, error)]
+        except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+            return [_bug(folder.path, error)]
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
-    ) -> Generator[Finding | Skipped, None, str]:
-        """Go over `folder.locks`; return why the session store was not understood, if so."""
-        problem = ""
+    ) -> Generator[Finding | Skipped]:
+        """Look at `folder.locks`, one after the other."""
+        wanted = self.plan.wanted
         for name in folder.locks:
-            key = _key(folder, name)
-            if self.plan.wanted(key):
+            key = LockKey(folder.state, folder.agent, name)
+            if wanted is None or wanted(key):
                 try:
                     found = self._look_at(key, folder, collector)
-                    if found is not None:
-                        problem = problem or collector.store_problem(folder, found)
                 except OSError:
                     raise
                 except Exception as error:  # noqa: BLE001  # whatever one lock brings about
                     found = _bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
                     yield found
-        return problem
+
+    def _end_folder(self, folder: Folder, collector: EvidenceCollector) -> list[Skipped]:
+        """Return what is wrong with a folder as a whole, once its locks have been looked at."""
+        skipped = []
+        if folder.locks_left_out:
+            skipped.append(_too_many_locks(folder, folder.locks_left_out))
+        problem = ""
+        try:
+            problem = collector.problem_of_store(folder)
+        except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+            skipped.append(_bug(folder.path, error))
+        if problem:
+            path = f"{folder.path}/sessions.json"
+            skipped.append(Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem))
+        return skipped
 
     def _look_at(
         self, key: LockKey, folder: Folder, collector: EvidenceCollector
@@ -160,15 +171,23 @@ class Scanner(NamedTuple):
             case Skipped():
                 return opened._replace(key=key)
             case OpenLock():
-                with opened:
+                try:
                     return self._judge(opened, key, collector)
+                finally:
+                    os.close(opened.fd)
 
     def _judge(
         self, opened: OpenLock, key: LockKey, collector: EvidenceCollector
     ) -> Finding | Skipped:
-        has_room = not self.plan.remembers or self.memory.histories.have_room_for(key)
-        evidence = collector.collect(opened, key)
+        histories = self.memory.histories
+        has_room = not self.plan.remembers or histories.have_room_for(key)
+        # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
+        now = self.sources.clock.monotonic()
+        history = histories.of(key, opened.lock, now)
+        evidence = collector.collect(opened, key, history, now)
         judgement = judge(evidence, self.plan.limits)
+        if self.plan.remembers or judgement.pending or not judgement.confirmed:
+            histories.remember(key, history)
         if judgement.verdict in STUCK and evidence.run is NOT_READ:
             # No part of the verdict: it shows a person whose session is stuck.
             evidence = evidence._replace(run=collector.run_by_store(opened))

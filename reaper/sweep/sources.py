@@ -23,9 +23,8 @@ class SystemClock:
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
-    def monotonic(self) -> float:
-        """Seconds that stand still in suspend: whoever holds a lock cannot go on then either."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    """Seconds that stand still in suspend: whoever holds a lock cannot go on then either."""
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -46,7 +45,13 @@ class Probe(Protocol):
     """How a lock is probed; see `hold_proof.probe`."""
 
     def __call__(
-        self, fd: int, /, *, same_mount: Callable[[], bool], layered: bool
+        self,
+        fd: int,
+        /,
+        *,
+        device: int,
+        mounts: hold_proof.FolderMounts,
+        same_mount: Callable[[], bool],
     ) -> tuple[HoldProof, str]: ...
 
 

@@ -59,6 +59,8 @@ class Folder:
         self.locks: list[str] = []
         self.asides: list[str] = []
         self.locks_left_out = 0
+        self.regular: set[str] = set()
+        """Names of locks that the folder says are regular files; none before it was read."""
         self.litter: Litter | None = None
         self._checkpoints: list[str] | None = None
 
@@ -80,6 +82,8 @@ class Folder:
                 if name.endswith(LOCK_SUFFIX):
                     if most is None or len(self.locks) < most or known(name):
                         self.locks.append(name)
+                        if entry.is_file(follow_symlinks=False):
+                            self.regular.add(name)
                     else:
                         self.locks_left_out += 1
                 elif name.startswith(PREFIX) and ASIDE.fullmatch(name):
@@ -279,7 +283,7 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     """
     path = f"{folder.path}/{name}"
     try:
-        fd, found = open_regular(name, dir_fd=folder.fd)
+        fd, found = open_regular(name, dir_fd=folder.fd, was_regular=name in folder.regular)
     except FileNotFoundError:
         return None
     except OSError as error:

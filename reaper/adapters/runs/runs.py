@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from reaper.adapters.runs.session_store import Session, SessionStores
+from reaper.adapters.runs.session_store import Session, SessionStores, Store
 from reaper.adapters.safe_open import open_folder, open_regular, read_at_most, stamp_of
 from reaper.core.evidence import Run, Unmet
 from reaper.core.json_text import NotJsonError, loads
@@ -66,6 +66,10 @@ class Runs:
         once its holder is dead. Never raises OSError.
         """
         return self._stores.run(session)
+
+    def store(self, session: Session) -> Store:
+        """Return the session's store as it is now. Never raises OSError."""
+        return self._stores.store(session)
 
     def store_problem(self, session: Session) -> str:
         """Return why the store's latest word on this session was UNKNOWN, and what to do."""

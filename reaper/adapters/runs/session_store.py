@@ -14,7 +14,6 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_regular, stamp_of
@@ -55,7 +54,8 @@ _MAY_COME_BACK: Final = 60
 """Seconds for which a store that was there and is gone may say anything of its sessions."""
 
 _TOO_LONG: Final = object()
-_FIELDS: Final = ("sessionId", "sessionFile", "status", "startedAt", "endedAt")
+_LATEST: Final = 2**53
+"""Epoch ms. JavaScript has no larger integers."""
 _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
 _NO_ENTRY: Final = Run(store=StoreStatus.NONE)
 _UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
@@ -78,7 +78,7 @@ class Session(NamedTuple):
     uid: int | None = None
 
 
-class _Store(NamedTuple):
+class Store(NamedTuple):
     """A store as read once.
 
     `otherwise` is what it says of a session without an entry, `problem` why that is UNKNOWN.
@@ -97,11 +97,14 @@ class _Store(NamedTuple):
     not_before: float = 0.0
     gone_at: float | None = None
 
-    def answers(self, session: str) -> bool:
-        return self.settled and (self.sessions is None or session in self.sessions)
+    def run(self, session: str) -> Run | None:
+        """Return what it says of a session; None where its entry was not looked for."""
+        if self.sessions is None or session in self.sessions:
+            return self.entries.get(session, self.otherwise)
+        return None
 
 
-_NO_STORE: Final = _Store(_NO_ENTRY, {})
+_NO_STORE: Final = Store(_NO_ENTRY, {})
 
 
 class _NotUnderstoodError(Exception):
@@ -112,11 +115,11 @@ class SessionStores:
     """Reads session stores; remembers each one for as long as its file does not change."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, Store] = {}
 
     def run(self, session: Session) -> Run:
         """Return what the store says of the session's last run. Never raises OSError."""
-        store = self._read_if_changed(session)
+        store = self.store(session)
         return store.entries.get(session.name, store.otherwise)
 
     def problem_of_store(self, session: Session) -> str:
@@ -132,14 +135,17 @@ class SessionStores:
             return ""  # nothing in this folder can be read, so the locks are reported
         except OSError:
             pass
-        return self._read_if_changed(session).problem
+        return self.store(session).problem
 
-    def _read_if_changed(self, session: Session) -> _Store:
+    def store(self, session: Session) -> Store:
+        """Return the store as it is now; reads it only where it has changed, or the session is
+        another. Never raises OSError.
+        """
         folder = _folder(session)
         try:
             store = _current(session, self._stores.get(folder))
         except OSError as error:
-            store = _Store(_UNKNOWN, {}, problem=_why_not_read(error, session))
+            store = Store(_UNKNOWN, {}, problem=_why_not_read(error, session))
         self._stores[folder] = store
         return store
 
@@ -183,25 +189,25 @@ def _folder(session: Session) -> str:
 # Reading
 
 
-def _current(session: Session, known: _Store | None) -> _Store:
+def _current(session: Session, known: Store | None) -> Store:
     """Return the store as it is now: what is known, where that still holds. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
         return _without(known)
     remembered: frozenset[str] = frozenset()
     if known is not None and known.stamp == stamp:
-        if known.answers(session.name):
+        if known.settled and known.run(session.name) is not None:
             return known
         if known.sessions is not None and len(known.sessions) <= _MOST_REMEMBERED:
             remembered = known.sessions
     elif known is not None and time.monotonic() < known.not_before:
         why = f"changes faster than it can be read: {_tidy(session.agent)}"
-        return _Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
+        return Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
     locks = {name.removesuffix(LOCK_SUFFIX) for name in session.locks}
     return _read(session, remembered | locks | {session.name})
 
 
-def _without(known: _Store | None) -> _Store:
+def _without(known: Store | None) -> Store:
     """Return what a store says that is not there. One that was there may come back in a moment, as
     where somebody edits or restores it.
     """
@@ -211,17 +217,17 @@ def _without(known: _Store | None) -> _Store:
     gone_at = now if known.gone_at is None else known.gone_at
     if now - gone_at >= _MAY_COME_BACK:
         return _NO_STORE
-    return _Store(_UNKNOWN, {}, problem=_GONE, gone_at=gone_at)
+    return Store(_UNKNOWN, {}, problem=_GONE, gone_at=gone_at)
 
 
-def _read(session: Session, sessions: frozenset[str]) -> _Store:
+def _read(session: Session, sessions: frozenset[str]) -> Store:
     started, now_ns = time.monotonic(), time.time_ns()
     owner = os.stat(session.state_dir).st_uid
     fd, found, _ = open_own_regular(_NAME, dir_fd=session.folder_fd, owner=owner)
     try:
         data = _bytes_of(fd, found.st_size, session.agent)
     except _NotUnderstoodError as error:
-        return _Store(_UNKNOWN, {}, problem=str(error))
+        return Store(_UNKNOWN, {}, problem=str(error))
     finally:
         os.close(fd)
     store = _understood(data, sessions, session.agent)
@@ -291,32 +297,32 @@ def _why_not_read(error: OSError, session: Session) -> str:
 # What an entry says
 
 
-def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> _Store:
+def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
     entries: dict[str, Run] = {}
     otherwise, problem = _NO_ENTRY, ""
     try:
         for key, value in _split(data, agent):
             try:
-                fields = _fields(data, value)
+                entry = _entry(data, value)
             except NotJsonError:
                 # Whose entry that is cannot be known: perhaps a session's that has no other one.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
                 problem = f"the entry {shown} is no JSON that can be read: {_tidy(agent)}"
                 continue
-            spoken_of, named = _sessions(fields)
+            spoken_of, named = _sessions(entry.sessionId, entry.sessionFile)
             for name in spoken_of & sessions:
-                entry = Run(
-                    store=_status(fields.get("status")),
-                    store_started_ms=whole(fields.get("startedAt"), least=0),
-                    store_ended_ms=whole(fields.get("endedAt"), least=0),
+                run = Run(
+                    store=_status(entry.status),
+                    store_started_ms=_time(entry.startedAt),
+                    store_ended_ms=_time(entry.endedAt),
                     session_key=_key(data, key) if name == named else None,
                 )
                 known = entries.get(name)
-                entries[name] = entry if known is None else _stricter(known, entry)
+                entries[name] = run if known is None else _stricter(known, run)
     except _NotUnderstoodError as error:
-        return _Store(_UNKNOWN, {}, problem=str(error))
-    return _Store(otherwise, entries, problem=problem, sessions=sessions)
+        return Store(_UNKNOWN, {}, problem=str(error))
+    return Store(otherwise, entries, problem=problem, sessions=sessions)
 
 
 def _status(value: object) -> StoreStatus:
@@ -328,12 +334,11 @@ def _status(value: object) -> StoreStatus:
     return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
 
 
-def _sessions(fields: dict[str, Any]) -> tuple[set[str], str | None]:
+def _sessions(session: object, file: object) -> tuple[set[str], str | None]:
     """Return the sessions whose lock an entry may speak of: by its id, and by its transcript's
     name, which differs for topics; and the one of them whose key it has, the transcript's if any.
     """
     sessions, named = set(), None
-    session, file = fields.get("sessionId"), fields.get("sessionFile")
     if isinstance(session, str):
         named = session.strip(_TRIMMED)
         sessions.add(named)
@@ -379,31 +384,51 @@ def _stricter(one: Run, other: Run) -> Run:
 # Decoding
 
 
-def _fields(data: mmap.mmap, value: slice) -> dict[str, Any]:
-    """Return the fields of an entry; none of what is no object, which a gateway takes for nobody's.
+class _Entry(NamedTuple):
+    """The fields of an entry that count, of any JSON type; None where one is missing."""
+
+    sessionId: Any = None  # noqa: N815  # as in the file
+    sessionFile: Any = None  # noqa: N815
+    status: Any = None
+    startedAt: Any = None  # noqa: N815
+    endedAt: Any = None  # noqa: N815
+
+
+def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or msgspec's like it
+    """Return an entry; without any field where it is no object, which a gateway takes for nobody's.
 
     Raises NotJsonError where the entry is no JSON, or too large for what is odd in it.
     """
     from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
 
+    text = memoryview(data)[value]
+    if text.nbytes <= _LONGEST_FIELD:
+        try:
+            return _decoder(raw=False).decode(text)  # a gateway's own entries
+        except (DecodeError, RecursionError, UnicodeDecodeError):
+            pass  # others, which JSON.parse may accept
     try:
-        entry = _decoder().decode(memoryview(data)[value])
+        entry = _decoder(raw=True).decode(text)
     except ValidationError:
-        return {}
+        return _Entry()
     except (DecodeError, RecursionError):
         # A gateway writes "\\ud83e" where it cut a text in the middle of an emoji.
-        if value.stop - value.start > _MOST_ODD_BYTES:
+        if text.nbytes > _MOST_ODD_BYTES:
             raise NotJsonError("too large") from None
         fields = loads(data[value])
-        return fields if isinstance(fields, dict) else {}
-    return {name: _value(getattr(entry, name)) for name in _FIELDS}
+        if not isinstance(fields, dict):
+            return _Entry()
+        return _Entry(*(fields.get(name) for name in _Entry._fields))
+    return _Entry(*(_value(getattr(entry, name)) for name in _Entry._fields))
 
 
 @functools.cache
-def _decoder() -> "msgspec.json.Decoder[msgspec.Struct]":
+def _decoder(*, raw: bool) -> "msgspec.json.Decoder[msgspec.Struct]":
+    """Return a decoder of entries: with `raw`, their fields are not decoded."""
     import msgspec  # noqa: PLC0415  # as above
 
-    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in _FIELDS]
+    kind, absent = (msgspec.Raw, msgspec.Raw()) if raw else (Any, None)
+    fields = [(name, kind, absent) for name in _Entry._fields]
     return msgspec.json.Decoder(msgspec.defstruct("Entry", fields))
 
 
@@ -414,12 +439,24 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
     return loads(bytes(text)) if text.nbytes <= _LONGEST_FIELD else _TOO_LONG
 
 
+def _time(value: Any) -> int | None:  # noqa: ANN401  # any JSON value
+    """Return a time of the store in epoch ms, None where it is none."""
+    return value if type(value) is int and 0 <= value <= _LATEST else whole(value, least=0)
+
+
 def _key(data: mmap.mmap, key: slice) -> str | None:
     """Return a key for people to read, None where it is too long for that."""
-    if key.stop - key.start <= _LONGEST_KEY:
-        with suppress(NotJsonError):
-            return str(loads(data[key]))
-    return None
+    if key.stop - key.start > _LONGEST_KEY:
+        return None
+    text = data[key]
+    if text.isascii() and b"\\" not in text:
+        plain = text[1:-1].decode()
+        if plain.isprintable():
+            return plain
+    try:
+        return str(loads(text))
+    except NotJsonError:
+        return None
 
 
 # Splitting
