@@ -89,7 +89,7 @@ def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_on
     with bindfs(tree.root, tmp_path / "seen") as seen:
         done = reap("sweep", "--state-dir", seen, "--json")
         assert done.returncode == 4
-        assert "a holder beyond the mount is not seen" in done.stderr
+        assert "does not show who has a file open elsewhere" in done.stderr
         assert report(done)["summary"]["no_hold_proof"] == 1
         other = Tree(tmp_path / "other")
         other.lock("dead", record(DEAD))
@@ -207,7 +207,8 @@ def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept
 FIELDS = {
     "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
     "max_hold_ms", "fingerprint", "age_seconds", "holder", "holder_pid", "hold_proof", "run",
-    "verdict", "reasons", "rule", "not_freed_because", "action", "outcome", "note",
+    "verdict", "reasons", "rule", "not_freed_because", "not_freed_text", "action", "outcome",
+    "note",
 }  # fmt: skip
 
 
@@ -243,6 +244,8 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
         "reasons": [],
         "rule": 3,
         "not_freed_because": "run-goes-on",
+        "not_freed_text": "the run has not ended: the last record of its trajectory is not "
+        "session.ended",
         "action": "keep",
         "outcome": None,
         "note": "",
@@ -313,8 +316,10 @@ def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -
     where = ("held", "--state-dir", tree.root)
     done = reap("unlock", *where)
     assert done.returncode == 1
-    assert "not unlocked: a process holds it and nothing shows that its run is over" in done.stderr
+    pid = holder.pid
+    assert f"not removed: pid {pid} holds this lock and its run may still be working" in done.stderr
     assert "--force" in done.stderr
+    assert "two runs may then write to one transcript" in done.stderr
     assert holder.path.exists()
     done = reap("unlock", *where, "--force", "--json")
     assert done.returncode == 0, done.stderr
@@ -329,7 +334,10 @@ def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_fo
     hold("overdue", age=7200)
     tree.lock("cut", record(DEAD, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
-    for session, why in (("overdue", "for longer than it promised"), ("cut", "next gateway")):
+    for session, why in (
+        ("overdue", "longer than its limit"),
+        ("cut", "the gateway needs this lock"),
+    ):
         done = reap("unlock", session, "--state-dir", tree.root)
         assert done.returncode == 1
         assert why in done.stderr
@@ -344,7 +352,7 @@ def test_unlock_refuses_when_the_lock_changed_since(tree: Tree, hold: HoldLock) 
     hold("sid")
     done = reap("unlock", "sid", "--state-dir", tree.root, "--fingerprint", before, "--force")
     assert done.returncode == 1
-    assert f"another lock stands there now, its fingerprint is {fingerprint(tree, 'sid')}" in (
+    assert f"another lock has this name now; its fingerprint is {fingerprint(tree, 'sid')}" in (
         done.stderr
     )
     assert path.exists()
@@ -356,7 +364,7 @@ def test_unlock_waits_for_what_must_be_seen_to_pass(tree: Tree, hold: HoldLock) 
     where = ("--state-dir", tree.root)
     done = reap("unlock", "forgotten", *where, limits={"orphan_grace": 1.0})
     assert done.returncode == 0, done.stderr
-    assert "it must be seen unchanged for a while" in done.stderr
+    assert "to make sure that the lock does not change" in done.stderr
     assert not holder.path.exists()
 
 
@@ -366,7 +374,7 @@ def test_unlock_wants_one_lock(tree: Tree) -> None:
     where = ("--state-dir", tree.root)
     done = reap("unlock", "sid", *where)
     assert done.returncode == 1
-    assert "several locks have that name" in done.stderr
+    assert "several locks have this name" in done.stderr
     path = tree.root / "agents" / "ops" / "sessions" / "sid.jsonl.lock"
     assert reap("unlock", path, *where).returncode == 0
     assert reap("unlock", path, *where).returncode == 1
@@ -413,11 +421,11 @@ def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -
 def waiting(
     *arguments: str, tree: Tree, limits: dict[str, float] | None = None
 ) -> "subprocess.Popen[str]":
-    """Start a command, and return once it waits for a lock that must be seen unchanged."""
+    """Start a command, and return once it waits for a lock to stay unchanged."""
     command = command_of(*arguments, "--state-dir", tree.root, limits=limits)
     process = start(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    assert "must be seen unchanged" in process.stderr.readline()
+    assert "waiting up to" in process.stderr.readline()
     return process
 
 
@@ -431,7 +439,7 @@ def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold
     _, said = process.communicate(timeout=PATIENCE)
     tree.root.with_name("away").rename(tree.root)
     assert process.returncode == 1
-    assert "not unlocked" in said
+    assert "not removed" in said
     assert (tree.sessions() / "forgotten.jsonl.lock").exists()
 
 
@@ -444,7 +452,7 @@ def test_an_unlock_that_is_interrupted_while_it_waits_leaves_the_lock(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "not unlocked: interrupted before" in said
+    assert "not removed: interrupted" in said
     assert holder.path.exists()
 
 
@@ -543,18 +551,23 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
             }
         }
     )
-    tree.trajectory("stuck", *attempt("run", created - 500, created + 999), quiet=599)
+    tree.trajectory("stuck", *attempt("run", created - 500, created + 999), quiet=600.5)
     options = ("--abandoned-after", "0")
     done = reap("explain", "stuck", "--state-dir", tree.root, *options)
     assert done.returncode == 3
     for words in (
-        "some process has the lock file open",
-        "is the process that took it",
+        "file open?    yes: a process has the lock file open",
+        "is alive and took the lock (a gateway, up ",
         "aborted, or timed out in a tool",
-        "[agent:x]",
+        "session key   agent:x",
+        "last write    10m 00s ago",
         "ABANDONED (run-ended, seen-once)",
-        "rule        1:",
-        "removes it, once it has been seen so for 10s",
+        "rule          1:",
+        "a sweep       removes it, after it has not changed for 10s",
+        "not freed     because it was seen only once, and a sweep looks twice",
+        "next step     A sweep removes this lock.",
+        f"command       reaper sweep --state-dir {tree.root}",
+        "runbook       docs/runbook.md#abandoned",
     ):
         assert words in done.stdout
     by_path = reap("explain", f"{tree.sessions()}/stuck.jsonl.lock", "--state-dir", tree.root)
@@ -609,7 +622,7 @@ def test_waiting_is_announced_on_standard_error_and_can_be_silenced(
     where = ("--state-dir", tree.root)
     limits = {"orphan_grace": 0.3, "confirm": 0.0}
     done = reap("sweep", "--dry-run", *where, limits=limits)
-    assert "1 lock must be seen unchanged for a while" in done.stderr
+    assert "to make sure that 1 lock does not change" in done.stderr
     assert reap("sweep", "-q", *where, limits=limits).stderr == ""
 
 
@@ -626,8 +639,8 @@ def test_a_progress_bar_shows_on_a_terminal_from_a_few_thousand_locks_on(tree: T
     for number in range(3100):
         (folder / f"dead{number}.jsonl.lock").write_bytes(b'{"pid": 4194305}')
     shown = on_a_terminal("sweep", "--dry-run", "--json", "--state-dir", tree.root)
-    assert "locks looked at" in shown
-    assert "looked at" not in on_a_terminal("sweep", "-q", "--json", "--state-dir", tree.root)
+    assert "locks checked" in shown
+    assert "locks checked" not in on_a_terminal("sweep", "-q", "--json", "--state-dir", tree.root)
 
 
 def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) -> None:
@@ -760,6 +773,7 @@ def test_list_and_explain_show_what_a_policy_would_do(tree: Tree, hold: HoldLock
     assert lock["action"] == "remove"
     said = reap("explain", "overdue", "--on-overdue", "remove", *where).stdout
     assert "a sweep removes it" in " ".join(said.split())
+    assert "reaper sweep --state-dir" in said
 
 
 def test_the_default_state_directory_is_upstreams(tmp_path: Path) -> None:

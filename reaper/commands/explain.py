@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from reaper.commands.console import terminal_width
 from reaper.commands.options import POLICY, Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
 from reaper.core.lock_name import is_typed, lock_names, session_keys
 from reaper.core.text import printable
-from reaper.reports.explain import explain as explain_in_words
+from reaper.reports.advice import advice
+from reaper.reports.explain import evidence_lines, line
+from reaper.reports.links import runbook
+from reaper.reports.unmet import why_not_freed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,8 +140,7 @@ def explain_matches(judging: Judging, reaper: "Reaper", text: str, report: Repor
     for match in matches:
         found = match.found
         if not judging.as_json:
-            lines = explain_in_words(found.evidence, found.judgement, found.action, judging.limits)
-            typer.echo("\n".join(lines))
+            typer.echo("\n".join(_in_words(judging, found)))
         if match.other_folder is not None:
             judging.talk.info(
                 f"{printable(match.other_folder)} exists here and is not the folder of this lock, "
@@ -147,6 +150,38 @@ def explain_matches(judging: Judging, reaper: "Reaper", text: str, report: Repor
         judging.talk.error(_not_found(judging, search, text))
         report.summary.failed += 1
     return matches
+
+
+def _in_words(judging: Judging, found: "Finding") -> list[str]:
+    """Return the evidence for one lock, why it is not removed, and what to do next."""
+    state_dir = found.key.state.path if judging.by_option else None
+    step = advice(found, state_dir=state_dir, explained=True)
+    not_freed = why_not_freed(found)
+    lines = evidence_lines(found, judging.limits)
+    if not_freed is not None:
+        lines.append(line("not freed", f"because {not_freed.text}"))
+    lines.append(line("next step", step.text))
+    if step.command is not None:
+        lines.append(line("command", step.command))
+    lines.append(line("runbook", runbook(step.runbook)))
+    width = terminal_width()
+    return lines if width is None else [part for text in lines for part in _wrapped(text, width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a line between words, but neither the path nor the command, which people copy."""
+    from textwrap import wrap  # noqa: PLC0415  # on a terminal only
+
+    if not text.startswith(" ") or text.startswith(line("command", "")):
+        return [text]
+    indent = " " * len(line("", ""))
+    return wrap(
+        text,
+        max(width, 2 * len(indent)),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _not_found(judging: Judging, search: _Search, text: str) -> str:

@@ -96,9 +96,12 @@ DryRun = Annotated[
 
 
 class Judging(NamedTuple):
-    """What each command needs that judges locks; see `with_judging`."""
+    """What each command needs that judges locks; see `with_judging`. `by_option`: the state
+    directories were named on the command line, so another command does not find them by itself.
+    """
 
     states: list["StateDir"]
+    by_option: bool
     limits: Limits
     policy: Policy
     as_json: bool
@@ -150,6 +153,7 @@ def _judging(
         talk.info(f"looking at {', '.join(printable(state.path) for state in states)}")
     return Judging(
         states=states,
+        by_option=bool(state_dir),
         limits=Limits(abandoned_after=abandoned_after),
         policy=Policy(
             on_abandoned=Action(on_abandoned.value),

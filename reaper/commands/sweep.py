@@ -58,7 +58,8 @@ def command(
         metrics = SweepMetrics(judging, dry_run=dry_run)
 
     def on_wait(count: int, seconds: float) -> None:
-        talk.info(f"{locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
+        do = "does" if count == 1 else "do"
+        talk.info(f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change")
 
     with told_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output("outcome", only_notable=not talk.verbose)
@@ -75,7 +76,7 @@ def command(
             except OSError as error:
                 fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
         if stop():
-            talk.error("interrupted; not every lock was looked at, or for long enough")
+            talk.error("interrupted; not every lock was checked")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
@@ -108,7 +109,7 @@ def _progress_bar() -> "Progress":
         TimeElapsedColumn,
     )
 
-    columns = (SpinnerColumn(), "locks looked at:", MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), "locks checked:", MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     bar.add_task("locks", total=None)
     bar.start()
