@@ -7,8 +7,9 @@ import typer
 
 from reaper.commands.console import EXIT_INTERRUPTED, fail, seconds
 from reaper.commands.options import OUTPUT, POLICY, DryRun, ExitZero, Judging, with_judging
-from reaper.commands.reporting import Report, locks, stop_between_locks, told_to_standard_output
+from reaper.commands.reporting import Report, stop_between_locks, told_to_standard_output
 from reaper.core.text import printable
+from reaper.reports.output import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ def command(
         talk.info(f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change")
 
     with told_to_standard_output(talk), stop_between_locks() as stop:
-        output = judging.output("outcome", only_notable=not talk.verbose)
+        output = judging.output(result=True, only_notable=not talk.verbose)
         report = Report(judging, output)
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):

@@ -132,7 +132,7 @@ def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bo
         )
     elif fingerprint is not None and fingerprint.strip().lower() != found.lock.fingerprint:
         why = f"another lock has this name now; its fingerprint is {found.lock.fingerprint}"
-    elif force and is_guess:
+    elif force and is_guess and fingerprint is None:
         why = f"the name may mean another session; with --force, give the path: {path}"
     elif not force and found.action is not Action.REMOVE:
         why = f"{why_kept(found.evidence, found.judgement)}; `--force` removes it anyway"

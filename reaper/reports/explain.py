@@ -39,7 +39,9 @@ def evidence_lines(found: "Found", limits: Limits) -> list[str]:
     """Return what was found out about one lock, the verdict, and what a sweep does."""
     lock, evidence, judgement = found.lock, found.evidence, found.judgement
     reasons = f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""
+    key = evidence.run.session_key
     lines = [
+        *([("session key", printable(key))] if key else []),
         ("lock file", _record(lock)),
         ("fingerprint", lock.fingerprint),
         ("age", f"{duration(evidence.age)}, by {_age_source(lock)}"),
@@ -256,8 +258,6 @@ def _run(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "sessions.json", "no status for this session"
         case StoreStatus.UNKNOWN:
             yield "sessions.json", "cannot be read or understood"
-    if run.session_key:
-        yield "session key", printable(run.session_key)
     quiet = evidence.quiet_for
     yield "last write", "not known" if quiet is None else f"{duration(quiet)} ago"
     if run.checkpoint_ms is not None:

@@ -1,17 +1,14 @@
-"""Writing findings to standard output: a table for people, lines for pipes, JSON for programs."""
+"""Writing findings to standard output: a table for people, JSON for programs."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TextIO
 
-from reaper.core.text import printable
 from reaper.core.verdict import Verdict
-from reaper.reports.explain import duration
+from reaper.reports.advice import advice
 from reaper.reports.records import SCHEMA, Found, Summary, lock_record
+from reaper.reports.table import Table
 
-_MOST_ROWS: Final = 1000
-"""Rows that a table lays out; beyond, lines are written as they come."""
-
-_COLUMNS: Final = ("agent", "session", "session_key", "pid", "age", "verdict", "reasons")
 VERDICT_STYLES: Final = {
     "held": "green",
     "stale": "yellow",
@@ -56,85 +53,43 @@ class JsonOutput:
 
 
 class TableOutput:
-    """A table on a terminal; elsewhere, and beyond _MOST_ROWS, lines with tabs between fields.
+    """A table of locks, then what they are in one sentence, and the commands for what is left.
 
-    `last` are the columns after the reasons: what a look or a sweep came to; `only_notable` leaves
-    out locks that are simply held.
+    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `where` is
+    what the commands need to find the state directories.
     """
 
     def __init__(
-        self, stream: TextIO, *, states: int, last: tuple[str, ...], only_notable: bool
+        self, table: Table, *, say: Callable[[str], None], where: str, only_notable: bool
     ) -> None:
-        self._stream = stream
-        self._columns = (*(("state_dir",) if states > 1 else ()), *_COLUMNS, *last)
+        self._table = table
+        self._say = say
+        self._where = where
         self._only_notable = only_notable
-        self._rows: list[tuple[str, ...]] | None = [] if stream.isatty() else None
-        self._wrote_header = False
+        self._next: Counter[str] = Counter()
 
     def lock(self, found: Found) -> None:
-        if self._only_notable and found.judgement.verdict is Verdict.HELD:
-            return
-        row = tuple(_CELLS[column](found) for column in self._columns)
-        if self._rows is None:
-            self._line(row)
-            return
-        self._rows.append(row)
-        if len(self._rows) > _MOST_ROWS:
-            rows, self._rows = self._rows, None
-            for earlier in rows:
-                self._line(earlier)
-
-    def _line(self, row: tuple[str, ...]) -> None:
-        if not self._wrote_header:
-            self._stream.write("\t".join(self._columns) + "\n")
-            self._wrote_header = True
-        self._stream.write("\t".join(row) + "\n")
+        shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
+        self._table.add(found, shown=shown)
+        self._next[advice(found).brief] += 1
 
     def end(self, summary: Summary) -> None:
-        if self._rows:
-            self._table(self._rows)
-        self._stream.write(sentence(summary) + "\n")
-        self._stream.flush()
-
-    def _table(self, rows: list[tuple[str, ...]]) -> None:
-        from rich.box import SIMPLE_HEAD  # noqa: PLC0415  # 24 ms that pipes need not pay
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in self._columns:
-            right = column in {"pid", "age"}
-            table.add_column(
-                column.replace("_", " "),
-                justify="right" if right else "left",
-                no_wrap=column not in {"agent", "session", "session_key", "reasons"},
-                overflow="fold",
-            )
-        for row in rows:
-            cells = zip(self._columns, row, strict=True)
-            table.add_row(
-                *(
-                    Text(cell, style=VERDICT_STYLES[cell.lower()] if column == "verdict" else "")
-                    for column, cell in cells
-                )
-            )
-        Console(file=self._stream).print(table)
+        self._table.end()
+        self._say(sentence(summary))
+        steps = next_commands(self._next, self._where)
+        if steps:
+            self._say(steps)
 
 
-_CELLS: Final[dict[str, Callable[[Found], str]]] = {
-    "state_dir": lambda found: printable(found.lock.state_dir),
-    "agent": lambda found: printable(found.lock.agent),
-    "session": lambda found: printable(found.lock.session),
-    "session_key": lambda found: printable(found.evidence.run.session_key or "-"),
-    "pid": lambda found: "-" if found.lock.record.pid is None else str(found.lock.record.pid),
-    "age": lambda found: duration(found.evidence.age),
-    "verdict": lambda found: found.judgement.verdict.name,
-    "reasons": lambda found: ", ".join(found.judgement.reasons) or "-",
-    "fingerprint": lambda found: found.lock.fingerprint,
-    "action": lambda found: found.action.value,
-    "outcome": lambda found: "-" if found.outcome is None else found.outcome.value,
-}
+def next_commands(steps: Mapping[str, int], where: str) -> str:
+    """Return the commands for the next steps of so many locks; empty where none helps."""
+    removable, others = steps.get("sweep", 0), steps.get("explain", 0) + steps.get("unlock", 0)
+    said = []
+    if removable:
+        said.append(f"`reaper sweep{where}` removes {locks(removable)}")
+    if others:
+        said.append(f"`reaper explain{where} ID` says what to do about {locks(others)}")
+    return "next: " + ", ".join(said) if said else ""
 
 
 def sentence(summary: Summary) -> str:
@@ -145,5 +100,8 @@ def sentence(summary: Summary) -> str:
     outcomes = summary.as_record()["outcomes"]
     parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
     done = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
-    noun = "lock" if summary.locks == 1 else "locks"
-    return f"{summary.locks} {noun}: {parts}" + (f"; {done}" if done else "")
+    return f"{locks(summary.locks)}: {parts}" + (f"; {done}" if done else "")
+
+
+def locks(count: int) -> str:
+    return "1 lock" if count == 1 else f"{count} locks"
