@@ -9,6 +9,7 @@ import pytest
 
 from reaper.core.evidence import HolderState, Run, StoreStatus
 from reaper.core.policy import Outcome
+from reaper.reports.advice import advice
 from reaper.reports.table import COLUMNS, MOST_ROWS, Table
 from tests.conftest import DEAD, HoldLock, Tree, record
 from tests.processes import reap
@@ -34,7 +35,7 @@ def lines(
     columns = [name for name in COLUMNS if name not in {"result", "state dir", *but}]
     table = Table(stream, columns=columns, width=width, coloured=coloured)
     for look in looks:
-        table.add(look, shown=True)
+        table.add(look, advice(look).brief, shown=True)
     table.end()
     return stream.getvalue().splitlines()
 
@@ -90,10 +91,14 @@ def test_more_locks_than_a_table_are_written_as_they_come_with_whole_ids() -> No
     stream = io.StringIO()
     table = Table(stream, columns=["id", "verdict"], width=80, coloured=False)
     for number in range(MOST_ROWS):
-        table.add(a_look(UUID.format(number)), shown=True)
+        table.add(
+            a_look(UUID.format(number)), advice(a_look(UUID.format(number))).brief, shown=True
+        )
     assert stream.getvalue() == ""
     for number in range(MOST_ROWS, MOST_ROWS + 5):
-        table.add(a_look(UUID.format(number)), shown=True)
+        table.add(
+            a_look(UUID.format(number)), advice(a_look(UUID.format(number))).brief, shown=True
+        )
         assert stream.getvalue().endswith(f"{UUID.format(number)}  STALE\n")
     assert len(stream.getvalue().splitlines()) == MOST_ROWS + 6
 
@@ -102,8 +107,8 @@ def test_a_lock_that_is_not_shown_makes_the_names_of_others_longer() -> None:
     stream = io.StringIO()
     table = Table(stream, columns=["id"], width=80, coloured=False)
     one, other = UUID.format(1), UUID.format(1).replace("-0001-", "-f001-")
-    table.add(a_look(other), shown=False)
-    table.add(a_look(one), shown=True)
+    table.add(a_look(other), advice(a_look(other)).brief, shown=False)
+    table.add(a_look(one), advice(a_look(one)).brief, shown=True)
     table.end()
     assert stream.getvalue() == "ID\n00000001-0\n"
 
@@ -137,7 +142,7 @@ def test_why_is_a_few_plain_words(seen: Any, why: str) -> None:
 def test_a_sweep_shows_what_became_of_a_lock(outcome: Outcome, result: str) -> None:
     stream = io.StringIO()
     table = Table(stream, columns=["id", "result"], width=None, coloured=False)
-    table.add(a_look(outcome=outcome), shown=True)
+    table.add(a_look(outcome=outcome), advice(a_look(outcome=outcome)).brief, shown=True)
     table.end()
     assert stream.getvalue().endswith(f"sid  {result}\n")
 

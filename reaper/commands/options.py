@@ -14,8 +14,7 @@ from reaper.commands.console import Talk, fail, seconds, terminal_width
 from reaper.core.policy import Action, Policy
 from reaper.core.text import printable
 from reaper.core.verdict import Limits
-from reaper.reports.output import JsonOutput, Output, TableOutput
-from reaper.reports.table import COLUMNS, Table
+from reaper.reports.output import JsonOutput, Output
 from reaper.settings import SettingsError, UsageError, state_dirs
 
 if TYPE_CHECKING:
@@ -126,6 +125,8 @@ class Judging(NamedTuple):
         """Make what writes locks to standard output. `result`: with what a sweep did to each."""
         if self.as_json:
             return JsonOutput(sys.stdout)
+        from reaper.reports.table import COLUMNS, Table, TableOutput  # noqa: PLC0415  # only here
+
         width = terminal_width()
         wanted = {"result": result, "state dir": len(self.states) > 1}
         table = Table(
@@ -137,7 +138,6 @@ class Judging(NamedTuple):
         say = self._say_on_terminal if width is not None else self.talk.info
         return TableOutput(table, say=say, where=self.where, only_notable=only_notable)
 
-    @property
     def where(self) -> str:
         """Return what must follow a command's name, so that it looks at the same directories."""
         if not self.by_option:

@@ -1,13 +1,8 @@
-"""Writing findings to standard output: a table for people, JSON for programs."""
+"""What commands write to standard output, apart from the table for people: JSON, sentences."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TextIO
 
-from reaper.core.verdict import Verdict
-from reaper.reports.advice import advice
 from reaper.reports.records import SCHEMA, Found, Summary, lock_record
-from reaper.reports.table import Table
 
 VERDICT_STYLES: Final = {
     "held": "green",
@@ -50,46 +45,6 @@ class JsonOutput:
 
     def end(self, summary: Summary) -> None:
         self.summary(summary.as_record())
-
-
-class TableOutput:
-    """A table of locks, then what they are in one sentence, and the commands for what is left.
-
-    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `where` is
-    what the commands need to find the state directories.
-    """
-
-    def __init__(
-        self, table: Table, *, say: Callable[[str], None], where: str, only_notable: bool
-    ) -> None:
-        self._table = table
-        self._say = say
-        self._where = where
-        self._only_notable = only_notable
-        self._next: Counter[str] = Counter()
-
-    def lock(self, found: Found) -> None:
-        shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
-        self._table.add(found, shown=shown)
-        self._next[advice(found).brief] += 1
-
-    def end(self, summary: Summary) -> None:
-        self._table.end()
-        self._say(sentence(summary))
-        steps = next_commands(self._next, self._where)
-        if steps:
-            self._say(steps)
-
-
-def next_commands(steps: Mapping[str, int], where: str) -> str:
-    """Return the commands for the next steps of so many locks; empty where none helps."""
-    removable, others = steps.get("sweep", 0), steps.get("explain", 0) + steps.get("unlock", 0)
-    said = []
-    if removable:
-        said.append(f"`reaper sweep{where}` removes {locks(removable)}")
-    if others:
-        said.append(f"`reaper explain{where} ID` says what to do about {locks(others)}")
-    return "next: " + ", ".join(said) if said else ""
 
 
 def sentence(summary: Summary) -> str:

@@ -1,5 +1,6 @@
 """The table of locks that people read: one line for each, aligned, also where it is piped."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, TextIO
 
@@ -20,15 +21,18 @@ from reaper.core.verdict import (
     RUN_ENDED,
     TOO_EARLY,
     Judgement,
+    Verdict,
 )
 from reaper.reports.advice import advice
 from reaper.reports.explain import duration
-from reaper.reports.records import Found
+from reaper.reports.output import locks, sentence
+from reaper.reports.records import Found, Summary
 
 MOST_ROWS: Final = 1000
 """Locks of which a table is laid out as a whole. Of more, lines are written as they come, laid out
 by these, so that any number of locks needs no memory."""
 
+COLUMNS: Final = ("id", "age", "pid", "verdict", "why", "result", "next", "state dir", "session")
 _GAP: Final = "  "
 _COLOURS: Final = {
     "HELD": "32",
@@ -41,6 +45,47 @@ _COLOURS: Final = {
 _RIGHT: Final = frozenset({"age", "pid"})
 _TO_FIT: Final = (("session", 28), ("pid", 0), ("session", 12), ("session", 0), ("state dir", 0))
 """What gives way on a narrow terminal, in this order: a column, and the width that it keeps."""
+
+
+class TableOutput:
+    """A table of locks, then what they are in one sentence, and the commands for what is left.
+
+    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `where` gives
+    what the commands need to find the state directories.
+    """
+
+    def __init__(
+        self,
+        table: "Table",
+        *,
+        say: Callable[[str], None],
+        where: Callable[[], str],
+        only_notable: bool,
+    ) -> None:
+        self._table = table
+        self._say = say
+        self._where = where
+        self._only_notable = only_notable
+        self._next: Counter[str] = Counter()
+
+    def lock(self, found: Found) -> None:
+        shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
+        step = advice(found).brief
+        self._next[step] += 1
+        self._table.add(found, step, shown=shown)
+
+    def end(self, summary: Summary) -> None:
+        self._table.end()
+        self._say(sentence(summary))
+        removable, others = self._next["sweep"], self._next["explain"] + self._next["unlock"]
+        said = []
+        if removable:
+            said.append(f"`reaper sweep{self._where()}` removes {locks(removable)}")
+        if others:
+            command = f"reaper explain{self._where()} ID"
+            said.append(f"`{command}` says what to do about {locks(others)}")
+        if said:
+            self._say(f"next: {', '.join(said)}")
 
 
 class Table:
@@ -61,15 +106,17 @@ class Table:
         self._sessions: set[str] = set()
         self._widths: dict[str, int] | None = None
 
-    def add(self, found: Found, *, shown: bool) -> None:
-        """Add a lock. One that is not shown counts too: a short name must not mean it."""
+    def add(self, found: Found, step: str, *, shown: bool) -> None:
+        """Add a lock, and what comes next. One that is not shown counts too: a short name must not
+        mean it.
+        """
         if self._widths is not None:
             if shown:
-                self._write(self._row(found))
+                self._write(self._row(found, step))
             return
         self._sessions.add(found.lock.session)
         if shown:
-            self._rows.append(self._row(found))
+            self._rows.append(self._row(found, step))
         if max(len(self._rows), len(self._sessions)) > MOST_ROWS:
             self._lay_out()
 
@@ -82,9 +129,9 @@ class Table:
             self._lay_out()
         self._stream.flush()
 
-    def _row(self, found: Found) -> dict[str, str]:
-        row = {name: printable(COLUMNS[name](found)) for name in self._columns if name != "id"}
-        return {**row, "id": found.lock.session}
+    def _row(self, found: Found, step: str) -> dict[str, str]:
+        row = {name: printable(CELLS[name](found)) for name in self._columns if name in CELLS}
+        return {**row, "next": step, "id": found.lock.session}
 
     def _lay_out(self) -> None:
         """Choose the widths by the rows so far, and write them."""
@@ -186,14 +233,12 @@ def _result(found: Found) -> str:
     return "-" if outcome is None else _RESULTS.get(outcome, outcome.value)
 
 
-COLUMNS: Final[dict[str, Callable[[Found], str]]] = {
-    "id": lambda found: found.lock.session,
+CELLS: Final[dict[str, Callable[[Found], str]]] = {
     "age": lambda found: duration(found.evidence.age).replace(" ", ""),
     "pid": lambda found: "-" if found.lock.record.pid is None else str(found.lock.record.pid),
     "verdict": lambda found: found.judgement.verdict.name,
     "why": lambda found: why(found.judgement, found.evidence),
     "result": _result,
-    "next": lambda found: advice(found).brief,
     "state dir": lambda found: found.lock.state_dir,
     "session": _session,
 }
