@@ -238,8 +238,8 @@ def test_a_file_system_that_does_not_count_is_named(
     assert proof(path) == (NONE, f"file-system:{name}")
 
 
-SHARED = "a holder beyond the mount is not seen"
-UNTRIED = "was not tried on this file system type"
+SHARED = "does not show who has a file open elsewhere"
+UNTRIED = "was never tested on this type of file system"
 
 
 @pytest.mark.parametrize(

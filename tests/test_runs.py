@@ -61,6 +61,16 @@ def test_a_longer_one_than_upstream_writes_is_unknown(tree: Tree) -> None:
     assert read(tree).unmet is Unmet.NO_TRAJECTORY
 
 
+def test_without_a_trajectory_the_transcript_shows_when_the_session_was_written(tree: Tree) -> None:
+    assert read(tree).last_write_ms is None
+    transcript = tree.sessions() / "sid.jsonl"
+    transcript.write_text("{}\n")
+    tree.age(transcript, 40)
+    run = read(tree)
+    assert run.last_write_ms == transcript.stat().st_mtime_ns // 1_000_000
+    assert run.unmet is Unmet.NO_TRAJECTORY
+
+
 def test_a_long_attempt_is_read_from_its_start(tree: Tree) -> None:
     """In a long session one attempt was seen to take 735 kB."""
     records = a_run(200, 100)

@@ -126,7 +126,7 @@ def test_a_session_key_that_several_agents_have_is_shown_for_each(tree: Tree) ->
     assert explained(tree, "global") == paths
     done = unlocks(tree, "global")
     assert done.returncode == 1
-    assert "several locks have that name" in done.stderr
+    assert "several locks have this name" in done.stderr
     assert all(path in done.stderr for path in paths)
 
 
@@ -161,7 +161,7 @@ def test_force_never_takes_a_guess_for_the_session_that_was_named(
     assert done.returncode == 1
     assert held.path.exists()
     if str(held.path) in done.stdout:
-        assert f"to force this lock, give its path: {held.path}" in done.stderr
+        assert f"with --force, give the path: {held.path}" in done.stderr
     assert unlocks(tree, held.path, "--force").returncode == 0
     assert not held.path.exists()
 
@@ -176,7 +176,7 @@ def test_a_fingerprint_is_not_that_of_the_next_file_with_the_same_bytes(
     (after,) = findings(reaper(tree).look()).values()
     assert before.lock.fingerprint != after.lock.fingerprint
     done = unlocks(tree, "s", "--force", "--fingerprint", before.lock.fingerprint)
-    assert "another lock stands there now" in done.stderr
+    assert "another lock has this name now" in done.stderr
     assert path.exists()
 
 
@@ -289,7 +289,7 @@ def test_what_only_has_a_locks_name_is_removed_by_force_alone(
     before = path.lstat()
     done = unlocks(tree, "s")
     assert done.returncode == 1
-    assert "it cannot be read, so nothing proves that nobody holds it; --force" in done.stderr
+    assert "it cannot be read, so nothing proves that it is not in use; `--force`" in done.stderr
     assert path.lstat() == before
     done = unlocks(tree, KEY, "--force")
     assert done.returncode == 0, done.stderr
@@ -445,7 +445,7 @@ def test_taking_a_lock_that_may_be_held_says_how_old_gateways_release(
     assert words not in unlocks(tree, "dead", "--force").stderr
     hold("overdue", age=7200)
     done = reap("sweep", "--on-overdue", "remove", "--state-dir", tree.root)
-    assert "1 removed" in done.stdout
+    assert "1 removed" in done.stderr
     assert words in done.stderr
 
 

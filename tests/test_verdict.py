@@ -289,21 +289,39 @@ def test_a_run_that_completed_abandons_nothing() -> None:
     held_because(Unmet.NOT_CUT_SHORT, evidence(**stuck(end=done, unmet=Unmet.NOT_CUT_SHORT)))
 
 
-@pytest.mark.parametrize("what", ["run_end_age", "quiet_for", "file_age", "age"])
-def test_all_of_it_must_be_older_than_abandoned_after(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "unmet"),
+    [
+        ("run_end_age", Unmet.RUN_JUST_ENDED),
+        ("quiet_for", Unmet.NOT_QUIET),
+        ("file_age", Unmet.TOO_YOUNG),
+        ("age", Unmet.TOO_YOUNG),
+    ],
+)
+def test_all_of_it_must_be_older_than_abandoned_after(what: str, unmet: Unmet) -> None:
     old: dict[str, Any] = {"lock": a_lock(), "file_age": 600.0, **stuck()}
     how = old | {what: LIMITS.abandoned_after - 0.001}
     judgement = judge(evidence(**how), LIMITS)
     assert judgement.verdict is Verdict.HELD
     assert judgement.due_in == pytest.approx(0.001)
-    assert judgement.unmet is Unmet.NOT_QUIET
+    assert judgement.unmet is unmet
     assert verdict(evidence(**(how | {what: LIMITS.abandoned_after})))[0] is Verdict.ABANDONED
+
+
+def test_of_several_ages_the_one_that_is_old_enough_last_is_named() -> None:
+    """A run's end is written a moment after it: that is not another write."""
+    for end, quiet, expected in (
+        (90.0, 20.0, Unmet.NOT_QUIET),
+        (60.7, 60.2, Unmet.RUN_JUST_ENDED),
+        (20.0, 90.0, Unmet.RUN_JUST_ENDED),
+    ):
+        held_because(expected, evidence(**stuck() | {"run_end_age": end, "quiet_for": quiet}))
 
 
 @pytest.mark.parametrize("what", ["run_end_age", "quiet_for"])
 def test_what_is_not_known_is_not_quiet(what: str) -> None:
     seen = evidence(**(stuck() | {what: None}))
-    held_because(Unmet.NOT_QUIET, seen)
+    held_because(Unmet.LAST_WRITE_UNKNOWN, seen)
     assert judge(seen, LIMITS).due_in == _until_overdue(seen)  # time alone will not show that
 
 
@@ -893,6 +911,18 @@ def _is_run_over(it: Evidence) -> bool:
         and it.run.transcript_bytes <= 64 * 1024 * 1024
         and (it.run.checkpoint_ms or 0) < record.created_at_ms - 60_000
     )
+
+
+@given(_EVIDENCE, _LIMITS)
+def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
+    it: Evidence, limits: Limits
+) -> None:
+    judgement = judge(it, limits)
+    every = Policy(on_abandoned=Action.REMOVE, on_overdue=Action.REMOVE)
+    if decide(judgement, every) is not Action.REMOVE:
+        assert judgement.unmet is not None
+    elif judgement.verdict is not Verdict.OVERDUE:
+        assert judgement.unmet is None
 
 
 @given(_EVIDENCE, _LIMITS, _POLICIES)

@@ -1,5 +1,6 @@
 """What all commands share: how they end, what they say beside their output, kinds of options."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -65,6 +66,15 @@ class Talk(NamedTuple):
     def detail(self, text: str) -> None:
         if self.verbose:
             typer.echo(f"reaper: {text}", err=True)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of standard output, None where it is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    from shutil import get_terminal_size  # noqa: PLC0415  # pipes do not need it
+
+    return get_terminal_size().columns
 
 
 def fail(talk: Talk, text: str) -> NoReturn:

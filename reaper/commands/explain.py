@@ -1,32 +1,43 @@
 """`reaper explain`, which `unlock` shows first."""
 
 import os
+import re
 from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
+from reaper.commands.console import terminal_width
 from reaper.commands.options import POLICY, Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
+from reaper.core.lock import LOCK_SUFFIX
 from reaper.core.lock_name import is_typed, lock_names, session_keys
+from reaper.core.short_name import abbreviation
 from reaper.core.text import printable
-from reaper.reports.explain import explain as explain_in_words
+from reaper.reports.advice import advice
+from reaper.reports.explain import evidence_lines, line
+from reaper.reports.links import runbook
+from reaper.reports.unmet import why_not_freed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from reaper.core.finding import Finding, Skipped
     from reaper.core.lock import LockKey
     from reaper.sweep import Reaper
 
+_MOST_SHOWN: Final = 20
+"""Locks that are listed where a short name fits more than one."""
+_HEXADECIMAL: Final = re.compile("[0-9a-fA-F-]{4,}")
+
 LockArgument = Annotated[
     str,
     typer.Argument(
         metavar="LOCK|SESSION",
-        help="A session's id or key, or its lock's or transcript's file name or path, also from "
-        "another host: what counts is how the path ends, agents/AGENT/sessions/FILE.",
+        help="The session: its id or key as `reaper list` shows it (also shortened), or the name "
+        "or path of its lock or transcript file, also from another machine.",
     ),
 ]
 
@@ -50,41 +61,74 @@ class _Search:
         self._report = report
         self._reported: set[Skipped] = set()
         self._names = lock_names(text, _working_directory())
+        self._short = abbreviation(text)
+        self._shortened: list[Match] = []
         self.stores_not_understood: set[str] = set()
+        self.ambiguous: list[Match] = []
+        self.fitting = 0
 
     def matches(self) -> list[Match]:
-        """Return the locks that fit best: by name, else by session key."""
+        """Return the locks that fit best: by name, else by session key, else by a short name. Of
+        several that a short name fits, none is returned, and `ambiguous` has them.
+        """
         by_rank: dict[int, list[Match]] = defaultdict(list)
-        for found in self._looked_at(by_key=False):
+        for found in self._looked_at(lambda key: self._rank(key) is not None):
             rank = self._rank(found.key)
             if rank is not None:
                 is_guess = self._names[rank].is_guess
                 by_rank[rank].append(Match(found, self._other_folder(rank), is_guess))
         if not by_rank and not self.is_lock_path:
-            keys = session_keys(self._text)
-            for found in self._looked_at(by_key=True):
-                run = found.evidence.run
-                rank = next((i for i, key in enumerate(keys) if key in run.session_keys), None)
-                if rank is not None:
-                    is_guess = not is_typed(keys[rank], self._text)
-                    by_rank[rank].append(Match(found, is_guess=is_guess))
-                elif run.store is StoreStatus.UNKNOWN and not run.session_keys:
-                    self.stores_not_understood.add(_sessions_folder(found.key) + "/sessions.json")
-        return by_rank[min(by_rank)] if by_rank else []
+            if self._short is not None and _HEXADECIMAL.fullmatch(self._short.start):
+                # No session key looks so: the names of the files tell, and need less than a look.
+                short = self._short
+                for found in self._looked_at(
+                    lambda key: short.fits(key.name.removesuffix(LOCK_SUFFIX))
+                ):
+                    self._add_shortened(found)
+            if not self._shortened:
+                self._match_keys(by_rank)
+        if by_rank:
+            return by_rank[min(by_rank)]
+        self.ambiguous = self._shortened if len(self._shortened) > 1 else []
+        return [] if self.ambiguous else self._shortened
+
+    def _match_keys(self, by_rank: dict[int, list[Match]]) -> None:
+        keys = session_keys(self._text)
+        for found in self._looked_at(None):
+            run = found.evidence.run
+            rank = next((i for i, key in enumerate(keys) if key in run.session_keys), None)
+            if rank is not None:
+                is_guess = not is_typed(keys[rank], self._text)
+                by_rank[rank].append(Match(found, is_guess=is_guess))
+                continue
+            self._add_shortened(found)
+            if run.store is StoreStatus.UNKNOWN and not run.session_keys:
+                self.stores_not_understood.add(_sessions_folder(found.key) + "/sessions.json")
+
+    def _add_shortened(self, found: "Finding") -> None:
+        """Keep a lock that the text is a short name of; of many, some and their number."""
+        names = (found.lock.session, *found.evidence.run.session_keys)
+        fitting = [name for name in names if self._short and self._short.fits(name)]
+        if self._short is None or not fitting:
+            return
+        self.fitting += 1
+        if len(self._shortened) < _MOST_SHOWN:
+            is_guess = all(map(self._short.is_guess, fitting))
+            self._shortened.append(Match(found, is_guess=is_guess))
 
     @property
     def is_lock_path(self) -> bool:
         """Whether the text is a path that ends as the paths of locks do."""
         return any(it.agent for it in self._names)
 
-    def _looked_at(self, *, by_key: bool) -> "Iterator[Finding]":
-        """Look at the locks that may be meant; report what could not be looked at."""
+    def _looked_at(self, wanted: "Callable[[LockKey], bool] | None") -> "Iterator[Finding]":
+        """Look at the locks that may be meant, None for all; report what could not be checked."""
         from reaper.core.finding import Finding  # noqa: PLC0415
 
-        for found in self._reaper.explain(lambda key: by_key or self._rank(key) is not None):
+        for found in self._reaper.explain(wanted or (lambda _key: True)):
             if isinstance(found, Finding):
                 yield found
-            elif found not in self._reported and (found.failed or (found.key and not by_key)):
+            elif found not in self._reported and (found.failed or (found.key and wanted)):
                 self._reported.add(found)
                 self._report.take(found)
 
@@ -136,17 +180,61 @@ def explain_matches(judging: Judging, reaper: "Reaper", text: str, report: Repor
     for match in matches:
         found = match.found
         if not judging.as_json:
-            lines = explain_in_words(found.evidence, found.judgement, found.action, judging.limits)
-            typer.echo("\n".join(lines))
+            typer.echo("\n".join(_in_words(judging, found)))
         if match.other_folder is not None:
             judging.talk.info(
                 f"{printable(match.other_folder)} exists here and is not the folder of this lock, "
                 f"which has the same name: {printable(found.lock.path)}"
             )
     if not matches:
-        judging.talk.error(_not_found(judging, search, text))
+        which = _which(search, text) if search.ambiguous else _not_found(judging, search, text)
+        judging.talk.error(which)
         report.summary.failed += 1
     return matches
+
+
+def _in_words(judging: Judging, found: "Finding") -> list[str]:
+    """Return the evidence for one lock, why it is not removed, and what to do next."""
+    state_dir = found.key.state.path if judging.by_option else None
+    step = advice(found, state_dir=state_dir, explained=True)
+    not_freed = why_not_freed(found)
+    lines = evidence_lines(found, judging.limits)
+    if not_freed is not None:
+        lines.append(line("not freed", f"because {not_freed.text}"))
+    lines.append(line("next step", step.text))
+    if step.command is not None:
+        lines.append(line("command", step.command))
+    lines.append(line("runbook", runbook(step.runbook)))
+    width = terminal_width()
+    return lines if width is None else [part for text in lines for part in _wrapped(text, width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a line between words, but neither the path nor the command, which people copy."""
+    from textwrap import wrap  # noqa: PLC0415  # on a terminal only
+
+    if not text.startswith(" ") or text.startswith(line("command", "")):
+        return [text]
+    indent = " " * len(line("", ""))
+    return wrap(
+        text,
+        max(width, 2 * len(indent)),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _which(search: _Search, text: str) -> str:
+    """Return the locks that a short name fits, one a line."""
+    said = [f"{printable(text)} fits {search.fitting} locks; type more of the name of one:"]
+    for match in search.ambiguous:
+        key = match.found.evidence.run.session_key
+        agent = f"agent {match.found.lock.agent}"
+        said.append(printable(f"  {match.found.lock.session}  {agent if key is None else key}"))
+    if search.fitting > len(search.ambiguous):
+        said.append("  ...")
+    return "\n".join(said)
 
 
 def _not_found(judging: Judging, search: _Search, text: str) -> str:

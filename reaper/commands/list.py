@@ -14,7 +14,7 @@ def command(judging: Judging) -> None:
     that a sweep would first confirm by a second look says `seen-once`.
     """
     with told_to_standard_output(judging.talk):
-        report = Report(judging, judging.output("fingerprint", "action"))
+        report = Report(judging, judging.output())
         for found in judging.reaper().look():
             report.take(found)
         report.end()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from reaper.commands.console import Talk, fail, seconds
+from reaper.commands.console import Talk, fail, seconds, terminal_width
 from reaper.core.policy import Action, Policy
 from reaper.core.text import printable
 from reaper.core.verdict import Limits
-from reaper.reports.output import JsonOutput, Output, TableOutput
+from reaper.reports.output import JsonOutput, Output
 from reaper.settings import SettingsError, UsageError, state_dirs
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ DryRun = Annotated[
 
 
 class Judging(NamedTuple):
-    """What each command needs that judges locks; see `with_judging`."""
+    """What each command needs that judges locks; see `with_judging`. `by_option`: the state
+    directories were named on the command line, so another command does not find them by itself.
+    """
 
     states: list["StateDir"]
+    by_option: bool
     limits: Limits
     policy: Policy
     as_json: bool
@@ -118,12 +121,34 @@ class Judging(NamedTuple):
             dry_run=dry_run,
         )
 
-    def output(self, *last: str, only_notable: bool = False) -> Output:
+    def output(self, *, result: bool = False, only_notable: bool = False) -> Output:
+        """Make what writes locks to standard output. `result`: with what a sweep did to each."""
         if self.as_json:
             return JsonOutput(sys.stdout)
-        return TableOutput(
-            sys.stdout, states=len(self.states), last=last, only_notable=only_notable
+        from reaper.reports.table import COLUMNS, Table, TableOutput  # noqa: PLC0415  # only here
+
+        width = terminal_width()
+        wanted = {"result": result, "state dir": len(self.states) > 1}
+        table = Table(
+            sys.stdout,
+            columns=[name for name in COLUMNS if wanted.get(name, True)],
+            width=width,
+            coloured=width is not None and not os.environ.get("NO_COLOR"),
         )
+        say = self._say_on_terminal if width is not None else self.talk.info
+        return TableOutput(table, say=say, where=self.where, only_notable=only_notable)
+
+    def where(self) -> str:
+        """Return what must follow a command's name, so that it looks at the same directories."""
+        if not self.by_option:
+            return ""
+        from shlex import quote  # noqa: PLC0415  # only where an option was given
+
+        return "".join(f" --state-dir {quote(printable(it.path))}" for it in self.states)
+
+    def _say_on_terminal(self, text: str) -> None:
+        if not self.talk.quiet:
+            typer.echo(text)
 
 
 def _judging(
@@ -150,6 +175,7 @@ def _judging(
         talk.info(f"looking at {', '.join(printable(state.path) for state in states)}")
     return Judging(
         states=states,
+        by_option=bool(state_dir),
         limits=Limits(abandoned_after=abandoned_after),
         policy=Policy(
             on_abandoned=Action(on_abandoned.value),

@@ -20,7 +20,7 @@ from reaper.core.policy import Outcome
 from reaper.core.text import printable
 from reaper.core.verdict import NO_HOLD_PROOF
 from reaper.reports.explain import no_proof_advice
-from reaper.reports.output import Output
+from reaper.reports.output import Output, locks
 from reaper.reports.records import Found, Summary
 
 if TYPE_CHECKING:
@@ -95,10 +95,6 @@ def _aside(note: str) -> str:
 class NoOutput:
     def lock(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
-
-
-def locks(count: int) -> str:
-    return "1 lock" if count == 1 else f"{count} locks"
 
 
 @contextmanager

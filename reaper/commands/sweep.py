@@ -7,8 +7,9 @@ import typer
 
 from reaper.commands.console import EXIT_INTERRUPTED, fail, seconds
 from reaper.commands.options import OUTPUT, POLICY, DryRun, ExitZero, Judging, with_judging
-from reaper.commands.reporting import Report, locks, stop_between_locks, told_to_standard_output
+from reaper.commands.reporting import Report, stop_between_locks, told_to_standard_output
 from reaper.core.text import printable
+from reaper.reports.output import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,10 +59,11 @@ def command(
         metrics = SweepMetrics(judging, dry_run=dry_run)
 
     def on_wait(count: int, seconds: float) -> None:
-        talk.info(f"{locks(count)} must be seen unchanged for a while: up to {seconds:.0f} s more")
+        do = "does" if count == 1 else "do"
+        talk.info(f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change")
 
     with told_to_standard_output(talk), stop_between_locks() as stop:
-        output = judging.output("outcome", only_notable=not talk.verbose)
+        output = judging.output(result=True, only_notable=not talk.verbose)
         report = Report(judging, output)
         found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         if sys.stderr.isatty() and not talk.quiet:
@@ -77,7 +79,7 @@ def command(
             except OSError as error:
                 fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
         if stop():
-            talk.error("interrupted; not every lock was looked at, or for long enough")
+            talk.error("interrupted; not every lock was checked")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
@@ -108,7 +110,7 @@ def _progress_bar() -> "Progress":
         TimeElapsedColumn,
     )
 
-    columns = (SpinnerColumn(), "locks looked at:", MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), "locks checked:", MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     bar.add_task("locks", total=None)
     bar.start()

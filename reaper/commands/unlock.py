@@ -10,6 +10,7 @@ from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED
 from reaper.commands.explain import LockArgument, Match, explain_matches
 from reaper.commands.options import Judging, with_judging
 from reaper.commands.reporting import NoOutput, Report, stop_between_locks, told_to_standard_output
+from reaper.core.evidence import HoldProof
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.text import printable
 from reaper.reports.explain import why_kept
@@ -70,12 +71,12 @@ def command(
                 report.take(match.found)
         report.end()
     if refusal is not None:
-        talk.error(f"not unlocked: {refusal}")
+        talk.error(f"not removed: {refusal}")
         raise typer.Exit(EXIT_INTERRUPTED if stop() else EXIT_FAILED)
     raise typer.Exit(0 if shown else EXIT_FAILED)
 
 
-_INTERRUPTED: Final = "interrupted before"
+_INTERRUPTED: Final = "interrupted"
 
 
 def _free(
@@ -91,7 +92,8 @@ def _free(
     from reaper.core.finding import Finding  # noqa: PLC0415
 
     def on_wait(_count: int, seconds: float) -> None:
-        judging.talk.info(f"it must be seen unchanged for a while: up to {seconds:.0f} s more")
+        until = f"waiting up to {seconds:.0f} s"
+        judging.talk.info(f"{until} to make sure that the lock does not change")
 
     refusal = None
     for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
@@ -108,7 +110,7 @@ def _free(
                 warn=wanted.force or not freed,
             )
         elif it.failed:
-            refusal = f"{printable(it.path)} could not be looked at: {it.reason}"
+            refusal = f"{printable(it.path)} cannot be checked: {it.reason}"
         report.take(it)
     return refusal
 
@@ -117,7 +119,7 @@ def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bo
     """Return why a lock that was looked at is not to be freed; None where it may be."""
     if len(shown) > 1:
         paths = ", ".join(printable(match.found.lock.path) for match in shown)
-        return f"several locks have that name; give the path of one: {paths}"
+        return f"several locks have this name; give the path of one: {paths}"
     if not shown:
         return None
     ((found, other_folder, is_guess),) = shown
@@ -126,12 +128,14 @@ def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bo
     if other_folder is not None:
         why = (
             f"that path leads to {printable(other_folder)}, which is not the folder of this lock; "
-            f"give the path of this one, {path}, or --state-dir for the other"
+            f"give the path of this lock, {path}, or use --state-dir to choose the other folder"
         )
     elif fingerprint is not None and fingerprint.strip().lower() != found.lock.fingerprint:
-        why = f"another lock stands there now, its fingerprint is {found.lock.fingerprint}"
-    elif force and is_guess:
-        why = f"that name may be another session's; to force this lock, give its path: {path}"
+        why = f"another lock has this name now; its fingerprint is {found.lock.fingerprint}"
+    elif force and is_guess and fingerprint is None:
+        why = f"the name may mean another session; with --force, give the path: {path}"
     elif not force and found.action is not Action.REMOVE:
-        why = f"{why_kept(found.evidence, found.judgement)}; --force frees it all the same"
+        why = f"{why_kept(found.evidence, found.judgement)}; `--force` removes it anyway"
+        if found.evidence.proof is not HoldProof.NOT_OPEN:
+            why += ", and two runs may then write to one transcript"
     return why

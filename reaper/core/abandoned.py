@@ -142,8 +142,20 @@ def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
     if run.checkpoint_ms is not None and run.checkpoint_ms >= born_ms - CHECKPOINT_MARGIN_MS:
         return Unmet.CHECKPOINT
     if evidence.run_end_age is None or evidence.quiet_for is None:
-        return Unmet.NOT_QUIET
+        return Unmet.LAST_WRITE_UNKNOWN
     return None
+
+
+def unmet_by_age(evidence: Evidence) -> Unmet:
+    """Return the condition about age that is met last, where one is not met yet. The end of a run
+    is written when the run ends, so ages of the same second count as equal.
+    """
+    ages = (
+        (Unmet.TOO_YOUNG, min(evidence.age, evidence.file_age)),
+        (Unmet.RUN_JUST_ENDED, evidence.run_end_age or 0.0),
+        (Unmet.NOT_QUIET, evidence.quiet_for or 0.0),
+    )
+    return min(ages, key=lambda it: int(it[1]))[0]
 
 
 def abandoned_in(evidence: Evidence, limits: Limits) -> float:

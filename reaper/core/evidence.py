@@ -54,11 +54,12 @@ class Holder(NamedTuple):
 
 
 class Unmet(FastEnum):
-    """A condition for freeing a lock that is held, which the evidence does not meet.
+    """A condition for removing a lock that the evidence does not meet.
 
-    Row 1 of the table needs all of them; docs/facts.md has the real files that each is for. In the
-    order in which they are looked at: what the lock and its holder are, what the trajectory shows,
-    whether that speaks of this holder, and whether the lock belongs to that run.
+    First those of row 1, in the order in which they are looked at: what the lock and its holder
+    are, what the trajectory shows, whether that speaks of this holder, whether the lock belongs to
+    that run, and whether all of this is old enough. docs/facts.md has the real files that each is
+    for. Then those of the other rows.
     """
 
     NO_HOLDER = "no-holder"
@@ -85,7 +86,13 @@ class Unmet(FastEnum):
     ANOTHER_HOLDER = "another-holder"
     LARGE_TRANSCRIPT = "large-transcript"
     CHECKPOINT = "checkpoint"
+    LAST_WRITE_UNKNOWN = "last-write-unknown"
+    RUN_JUST_ENDED = "run-just-ended"
     NOT_QUIET = "not-quiet"
+    SEEN_ONCE = "seen-once"
+    NO_HOLD_PROOF = "no-hold-proof"
+    RECOVERY_PENDING = "recovery-pending"
+    TOO_EARLY = "too-early"
 
 
 class RunState(FastEnum):
@@ -136,11 +143,12 @@ class Run(NamedTuple):
 
     `trajectory` is RUNNING when its last record is anything but `session.ended`. `unmet` is the
     first condition of a live witness that the trajectory does not meet, None where it meets all
-    that the file can show. `last_write_ms` is the last change of transcript and trajectory, None
-    where it is not known. `other_run_ms` is when the youngest other run began that has no end in
-    the trajectory. `checkpoint_ms` is the youngest checkpoint file of the session, if any;
-    a compaction makes one, unless `transcript_bytes`, the transcript's size, is too large for it
-    (None where that is not known). `other_session_keys`: one session can have several.
+    that the file can show. `last_write_ms` is the last change of transcript and trajectory, of the
+    transcript alone where there is no trajectory to read; None where it is not known.
+    `other_run_ms` is when the youngest other run began that has no end in the trajectory.
+    `checkpoint_ms` is the youngest checkpoint file of the session, if any; a compaction makes one,
+    unless `transcript_bytes`, the transcript's size, is too large for it (None where that is not
+    known). `other_session_keys`: one session can have several.
     """
 
     trajectory: RunState = RunState.UNKNOWN

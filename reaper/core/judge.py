@@ -6,6 +6,7 @@ from reaper.core.abandoned import (
     NOT_VISIBLE,
     abandoned_in,
     died_here,
+    unmet_by_age,
     unmet_by_holder,
     unmet_condition,
 )
@@ -103,7 +104,7 @@ def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
     ripe_in = abandoned_in(evidence, limits)
     if ripe_in > 0:
         return _judge_by_promise(
-            evidence, limits, again_in=ripe_in, rows=(2, 3), unmet=Unmet.NOT_QUIET
+            evidence, limits, again_in=ripe_in, rows=(2, 3), unmet=unmet_by_age(evidence)
         )
     unseen = limits.confirm - evidence.seen_for
     if unseen <= 0:
@@ -115,8 +116,9 @@ def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
             row=1,
             confirmed=False,
             due_in=unseen,
+            unmet=Unmet.SEEN_ONCE,
         )
-    held = _judge_by_promise(evidence, limits, again_in=unseen, rows=(2, 3), unmet=None)
+    held = _judge_by_promise(evidence, limits, again_in=unseen, rows=(2, 3), unmet=Unmet.SEEN_ONCE)
     return held._replace(pending=True)
 
 
@@ -126,7 +128,7 @@ def _judge_by_promise(
     *,
     again_in: float | None,
     rows: tuple[int, int],
-    unmet: Unmet | None,
+    unmet: Unmet,
 ) -> Judgement:
     """Rows 2 and 3 (9, without proof): over the holder's own promise, or simply held."""
     is_elsewhere = evidence.holder.state in NOT_VISIBLE and not died_here(evidence)
@@ -175,13 +177,19 @@ def _judge_not_open(evidence: Evidence, limits: Limits) -> Judgement:
             row=7,
             confirmed=False,
             due_in=wait,
+            unmet=Unmet.SEEN_ONCE,
         )
     return _too_early(wait)
 
 
 def _too_early(wait: float) -> Judgement:
     return Judgement(
-        verdict=Verdict.UNCERTAIN, reasons=(TOO_EARLY,), row=11, pending=True, due_in=wait
+        verdict=Verdict.UNCERTAIN,
+        reasons=(TOO_EARLY,),
+        row=11,
+        pending=True,
+        due_in=wait,
+        unmet=Unmet.TOO_EARLY,
     )
 
 
@@ -204,7 +212,9 @@ def _kept_for_gateway(evidence: Evidence, reasons: tuple[str, ...]) -> Judgement
     """
     if evidence.run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
         reasons = (RECOVERY_PENDING, *reasons)
-        return Judgement(verdict=Verdict.STALE, reasons=reasons, row=4)
+        return Judgement(
+            verdict=Verdict.STALE, reasons=reasons, row=4, unmet=Unmet.RECOVERY_PENDING
+        )
     return None
 
 
@@ -216,10 +226,15 @@ def _judge_without_proof(evidence: Evidence, limits: Limits) -> Judgement:
     if evidence.holder.state in DEAD and evidence.holder_seen_alive:
         return _judge_dead(evidence)
     if evidence.holder.state is HolderState.SAME:
-        return _judge_by_promise(evidence, limits, again_in=None, rows=(9, 9), unmet=None)
+        return _judge_by_promise(
+            evidence, limits, again_in=None, rows=(9, 9), unmet=Unmet.NO_HOLD_PROOF
+        )
     note, _, _ = evidence.proof_note.partition(":")
     return Judgement(
-        verdict=Verdict.UNCERTAIN, reasons=(NO_HOLD_PROOF, *filter(None, (note,))), row=10
+        verdict=Verdict.UNCERTAIN,
+        reasons=(NO_HOLD_PROOF, *filter(None, (note,))),
+        row=10,
+        unmet=Unmet.NO_HOLD_PROOF,
     )
 
 

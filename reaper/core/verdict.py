@@ -59,8 +59,8 @@ class Judgement(NamedTuple):
 
     `confirmed` is False where the verdict still rests on one look only; such a lock is never
     removed. `pending`: a grace that must be seen to pass is running. `due_in`: seconds after which
-    time alone makes another look worth while, else None. `unmet`: of a lock that is held, the first
-    condition for freeing it that is not met.
+    time alone makes another look worth while, else None. `unmet`: of each lock that is not removed
+    now, the first condition for removing it that is not met.
     """
 
     verdict: Verdict

@@ -1,21 +1,24 @@
 """Evidence in words, for people. Names go through `printable`."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from reaper.core.evidence import (
     Evidence,
     HolderState,
     HoldProof,
+    Program,
     RunState,
     StoreStatus,
-    Unmet,
 )
 from reaper.core.file_systems import SHARED
 from reaper.core.lock import Lock, Shape, iso
 from reaper.core.policy import Action
 from reaper.core.text import printable
 from reaper.core.verdict import RECOVERY_PENDING, Judgement, Limits, Verdict
+
+if TYPE_CHECKING:
+    from reaper.reports.records import Found
 
 
 def duration(seconds: float) -> str:
@@ -32,45 +35,51 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
-def explain(evidence: Evidence, judgement: Judgement, action: Action, limits: Limits) -> list[str]:
-    """Return the whole evidence for one lock, the rule that applied, and what follows."""
-    lock = evidence.lock
-    return [
-        printable(lock.path),
-        f"  record      {_record(lock)}",
-        f"  fingerprint {lock.fingerprint}",
-        f"  age         {duration(evidence.age)}, counted from {_age_source(lock)}",
-        f"  hold proof  {_hold_proof(evidence)}",
-        f"  holder      {whose(evidence)}",
-        *(f"  {line}" for line in _run(evidence)),
-        f"  verdict     {judgement.verdict.value.upper()}"
-        + (f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""),
-        f"  rule        {judgement.row}: {RULES[judgement.row]}",
-        *(f"  not freed   {line}" for line in not_freed_because(evidence, judgement)),
-        f"  a sweep     {next_step(judgement, action, limits)}",
+def evidence_lines(found: "Found", limits: Limits) -> list[str]:
+    """Return what was found out about one lock, the verdict, and what a sweep does."""
+    lock, evidence, judgement = found.lock, found.evidence, found.judgement
+    reasons = f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""
+    key = evidence.run.session_key
+    lines = [
+        *([("session key", printable(key))] if key else []),
+        ("lock file", _record(lock)),
+        ("fingerprint", lock.fingerprint),
+        ("age", f"{duration(evidence.age)}, by {_age_source(lock)}"),
+        ("file open?", _hold_proof(evidence)),
+        ("process", whose(evidence)),
+        *_run(evidence),
+        ("verdict", f"{judgement.verdict.value.upper()}{reasons}"),
+        ("rule", f"{judgement.row}: {RULES[judgement.row]}"),
+        ("a sweep", next_step(judgement, found.action, limits)),
     ]
+    return [printable(lock.path), *(line(name, text) for name, text in lines)]
+
+
+def line(name: str, text: str) -> str:
+    """Return one line of what `reaper explain` writes."""
+    return f"  {name:<13} {text}"
 
 
 _PROOF: Final = {
-    HoldProof.OPEN: "some process has the lock file open for writing: it is held",
-    HoldProof.NOT_OPEN: "no process has the lock file open for writing: nobody holds it",
-    HoldProof.UNAVAILABLE: "none available",
+    HoldProof.OPEN: "yes: a process has the lock file open for writing",
+    HoldProof.NOT_OPEN: "no: no process has the lock file open for writing",
+    HoldProof.UNAVAILABLE: "cannot be checked",
 }
 
 
 def _hold_proof(evidence: Evidence) -> str:
-    why = _why_no_proof(evidence.proof_note, f"uid {evidence.lock.uid}")
+    why = why_no_proof(evidence.proof_note, f"uid {evidence.lock.uid}")
     return _PROOF[evidence.proof] + (f": {why}" if why else "")
 
 
-def _why_no_proof(note: str, owner: str) -> str:
+def why_no_proof(note: str, owner: str) -> str:
     """Return why there is no hold proof, "" where the evidence gives no reason; `owner` is the lock
     file's.
     """
     reason, _, detail = note.partition(":")
     match reason:
         case "no-rights":
-            return f"the file belongs to {owner}, and this process may not probe it"
+            return f"the file belongs to {owner}, and the reaper has no right to check it"
         case "file-system":
             return _untrusted_file_system(detail)
         case "no-leases":
@@ -80,8 +89,9 @@ def _why_no_proof(note: str, owner: str) -> str:
 
 
 _NOTES: Final = {
-    "other-layer": "an overlay lies between; a holder may see the file through another layer",
-    "too-early": "an empty file this young is not touched: its creator may be opening it",
+    "other-layer": "an overlay is mounted there: a process may have the file open through another "
+    "layer",
+    "too-early": "the file is empty and new, and its creator may be about to open it",
     "unreadable": "the file cannot be opened",
     "symlink": "it is a symlink, which is not followed",
     "not-regular": "it is not a regular file",
@@ -90,11 +100,11 @@ _NOTES: Final = {
 
 def _untrusted_file_system(name: str) -> str:
     if name in SHARED:
-        return f"on this type of file system ({name}) a holder beyond the mount is not seen"
+        return f"this type of file system ({name}) does not show who has a file open elsewhere"
     named = f" ({name})" if name else ""
     return (
-        f"the hold proof was not tried on this file system type{named}, so nothing there counts as "
-        "not open"
+        f"the check was never tested on this type of file system{named}, so nothing there counts "
+        "as not open"
     )
 
 
@@ -112,22 +122,24 @@ def _no_leases(refused_by: str) -> str:
 
 
 def why_kept(evidence: Evidence, judgement: Judgement) -> str:
-    """Return in one sentence why nothing shows that a lock may be freed."""
+    """Return in one sentence why nothing shows that a lock may be removed."""
     if RECOVERY_PENDING in judgement.reasons:
         return (
-            "its process died, and the session store does not say that the run is over; the next "
-            "gateway needs this lock to resume it"
+            "its process died, and sessions.json does not say that the run is over; the gateway "
+            "needs this lock to resume it"
         )
     if evidence.lock.record.shape is Shape.UNREAD:
-        return "it cannot be read, so nothing proves that nobody holds it"
+        return "it cannot be read, so nothing proves that it is not in use"
+    pid = evidence.lock.record.pid
+    who = "a process" if pid is None else f"pid {pid}"
     match judgement.verdict:
         case Verdict.HELD | Verdict.OVERDUE if evidence.proof is HoldProof.OPEN:
-            over = ", for longer than it promised," if judgement.verdict is Verdict.OVERDUE else ""
-            return f"a process holds it{over} and nothing shows that its run is over"
+            over = ", longer than its limit," if judgement.verdict is Verdict.OVERDUE else ""
+            return f"{who} holds this lock{over} and its run may still be working"
         case Verdict.HELD | Verdict.OVERDUE:
-            return "its holder lives, and nothing shows that its run is over"
+            return f"{who} is alive and its run may still be working"
         case Verdict.UNCERTAIN:
-            return "nothing proves that nobody holds it"
+            return "nothing proves that it is not in use"
         case _:
             return "it was not removed"
 
@@ -148,16 +160,18 @@ def no_proof_advice(
     if reason == "no-rights":
         run_as = f"run the reaper as {owners}" + (", one for each" if len(uids) > 1 else "")
         if not stray:
-            return f"no rights to probe the lock files of {owners}: {run_as}"
+            return f"no right to check the lock files of {owners}: {run_as}"
         return (
-            f"no rights to probe the lock files of {owners} in a folder of another uid, as a "
-            f"command that runs as the wrong user leaves them: {run_as}, give them to the folder's "
+            f"no right to check the lock files of {owners} in a folder of another uid (a command "
+            f"that ran as the wrong user leaves such files): {run_as}, give them to the folder's "
             "owner with chown, or remove each with `reaper unlock --force`"
         )
-    why = _why_no_proof(note, owners)
+    why = why_no_proof(note, owners)
     match reason:
         case "file-system" if detail in SHARED:
-            why += f": run the reaper where the disk is, or keep sessions on {_TRIED}"
+            why += (
+                f": run the reaper on the machine that has the disk, or keep sessions on {_TRIED}"
+            )
         case "file-system":
             why += f": keep sessions on {_TRIED}"
         case "no-leases" if detail == "sysctl":
@@ -187,7 +201,7 @@ def _record(lock: Lock) -> str:
 
 def _age_source(lock: Lock) -> str:
     created = lock.record.created_at_ms
-    return "the file's own time" if created is None else "createdAt"
+    return "the time of the file" if created is None else "createdAt"
 
 
 def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
@@ -195,121 +209,75 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
     pid = evidence.lock.record.pid
     holder = evidence.holder
     if evidence.lock.record.shape is Shape.UNREAD:
-        return "unknown: the record was not read"
-    here = "" if holder.pid in {None, pid} else f" (pid {holder.pid} as seen from here)"
+        return "not known: the lock file was not read"
+    here = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
     up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
     match holder.state:
         case HolderState.SAME:
-            return f"pid {pid} is the process that took it{here}{up} ({holder.program.value})"
+            return f"pid {pid}{here} is alive and took the lock ({_PROGRAMS[holder.program]}{up})"
         case HolderState.GONE:
             return f"pid {pid} does not exist here"
         case HolderState.ZOMBIE:
-            return f"pid {pid} is dead, and not yet reaped by its parent"
+            return f"pid {pid} is dead; its parent process has not collected it yet"
         case HolderState.REUSED:
-            return f"pid {pid} is another process now: its start time differs"
+            return f"pid {pid} is another process now: it started at another time"
         case HolderState.FOREIGN_PROGRAM:
-            return f"pid {pid} is none of OpenClaw's programs, and no start time was recorded"
+            return f"pid {pid} is not a program of OpenClaw, and the lock has no start time"
         case HolderState.UNKNOWN:
-            return f"pid {pid} cannot be looked at with the rights at hand"
+            return f"pid {pid} exists, but the reaper has no right to look at it"
         case HolderState.UNNAMED:
-            return "the record names no process"
+            return "the lock file names no process"
 
 
-def _run(evidence: Evidence) -> list[str]:
+_PROGRAMS: Final = {
+    Program.GATEWAY: "a gateway",
+    Program.AGENT: "an OpenClaw program that is not the gateway",
+    Program.OTHER: "not a program of OpenClaw",
+    Program.UNKNOWN: "program not known",
+}
+
+
+def _run(evidence: Evidence) -> Iterator[tuple[str, str]]:
     run = evidence.run
     match run.trajectory:
         case RunState.ENDED if run.end is not None:
-            cut_short = "aborted, or timed out in a tool"
-            how = cut_short if run.end.cut_short else "completed, or timed out at the model"
-            trajectory = f"its last record is of a run that ended at {iso(run.end.at_ms)}, {how}"
+            how = "aborted, or timed out in a tool"
+            how = how if run.end.cut_short else "completed, or timed out at the model"
+            yield "trajectory", f"the last run ended at {iso(run.end.at_ms)}: {how}"
         case RunState.RUNNING:
-            trajectory = "a run is going on: the last record is not session.ended"
+            yield "trajectory", "the run has not ended: the last record is not session.ended"
         case _:
-            trajectory = "unknown: absent, unreadable or unfinished"
+            yield "trajectory", "not known: the file is missing, unreadable or not complete"
     match run.store:
         case StoreStatus.RUNNING:
-            store = "the session is running"
+            yield "sessions.json", "the run has not ended"
         case StoreStatus.ENDED:
-            ended = "-" if run.store_ended_ms is None else iso(run.store_ended_ms)
-            store = f"the session's last run ended at {ended}"
+            ended = "" if run.store_ended_ms is None else f" at {iso(run.store_ended_ms)}"
+            yield "sessions.json", f"the last run ended{ended}"
         case StoreStatus.NONE:
-            store = "no status for this session"
+            yield "sessions.json", "no status for this session"
         case StoreStatus.UNKNOWN:
-            store = "cannot be understood"
-    key = f" [{printable(run.session_key)}]" if run.session_key else ""
-    lines = [f"trajectory  {trajectory}", f"store       {store}{key}"]
-    if evidence.quiet_for is not None:
-        lines.append(f"quiet       nothing was written for {duration(evidence.quiet_for)}")
+            yield "sessions.json", "cannot be read or understood"
+    quiet = evidence.quiet_for
+    yield "last write", "not known" if quiet is None else f"{duration(quiet)} ago"
     if run.checkpoint_ms is not None:
-        lines.append(f"checkpoint  the youngest is of {iso(run.checkpoint_ms)}")
-    return lines
+        yield "checkpoint", f"the newest is of {iso(run.checkpoint_ms)}"
 
 
 RULES: Final = {
-    1: "held, but the run that took it was cut short, and all has been quiet since",
-    2: "held for longer than its record says, or than 30 minutes where that says nothing",
-    3: "held",
-    4: "nobody has it open, but its run may not be over: a starting gateway resumes the run by it",
-    5: "the holder is dead and nobody has the file open",
-    6: "names no holder, and nobody has the file open",
-    7: "nobody has the file open, though its holder is not known to be dead: forgotten",
-    8: "no proof, but this very holder was seen alive and then dead",
-    9: "no proof; the holder lives",
-    10: "no proof, and the process table alone proves nothing",
-    11: "too early to tell",
+    1: "a process has the file open, but its run was cut short, and nothing was written since",
+    2: "held longer than the limit in the lock file, or than 30 minutes if the file has none",
+    3: "a process has the file open",
+    4: "no process has the file open, but the gateway may need the lock to resume the run",
+    5: "the process is gone, and no process has the file open",
+    6: "the lock file names no process, and no process has it open",
+    7: "the process closed the lock file, but did not delete it",
+    8: "it cannot be checked whether the file is open, but its process was seen alive, then dead",
+    9: "it cannot be checked whether the file is open; its process is alive",
+    10: "it cannot be checked whether the file is open; a missing pid proves nothing (the process "
+    "may be in another container)",
+    11: "too early to judge",
 }
-
-
-_UNMET: Final = {
-    Unmet.NO_HOLDER: "the record names no process",
-    Unmet.NO_CREATED_AT: "the record does not say when the lock was taken",
-    Unmet.NO_START_TIME: "the record has no start time, so the process cannot be identified",
-    Unmet.HOLDER_UNCLEAR: "it is not clear whether the process that it names holds it",
-    Unmet.OTHER_PROGRAM: "a visible process holds it that is not a gateway",
-    Unmet.NO_TRAJECTORY: "there is no trajectory that can be read and whose last record is whole",
-    Unmet.RUN_GOES_ON: "the run has not ended: the trajectory's last record is not session.ended",
-    Unmet.NOT_CUT_SHORT: "the last run was neither aborted nor timed out in a tool",
-    Unmet.UNUSUAL_FILE: "the trajectory is full, has several names or is reached through a "
-    "symlink: a gateway then writes nothing more to it",
-    Unmet.ATTEMPT_NOT_WHOLE: "the trajectory does not show the whole run that ended",
-    Unmet.ANOTHER_RUN: "another run has written to the trajectory since that run began, or has not "
-    "ended",
-    Unmet.BUFFERED: "the trajectory is written only at the end of a run (OpenClaw 2026.5.28 or "
-    "newer), so a newer run would not be visible",
-    Unmet.VERSION: "the run that ended is not known to be of OpenClaw 2026.4.22 to 2026.5.27, "
-    "whose trajectory shows a newer run at once",
-    Unmet.NOT_A_GATEWAYS_RUN: "the run that ended was not a gateway's",
-    Unmet.HOLDER_YOUNGER: "the process that holds it is not known to be older than the run that "
-    "ended",
-    Unmet.NEWER_GATEWAY: "the gateway may be of OpenClaw 2026.6.1 or newer, which frees such locks "
-    "itself",
-    Unmet.STORE_UNCLEAR: "sessions.json does not say clearly when the run ended",
-    Unmet.LATER_RUN: "sessions.json says that a later run is going on",
-    Unmet.CREATED_BEFORE_RUN: "the lock is older than the run that ended",
-    Unmet.CREATED_AFTER_RUN: "the lock was taken after the run had ended",
-    Unmet.ANOTHER_HOLDER: "another process held a lock of this session during the run that ended",
-    Unmet.LARGE_TRANSCRIPT: "the transcript is larger than 64 MiB, so it may be in compaction",
-    Unmet.CHECKPOINT: "a checkpoint file is as young as the lock, so it may be in compaction",
-    Unmet.NOT_QUIET: "it is not known when transcript and trajectory were last written",
-}
-
-
-def not_freed_because(evidence: Evidence, judgement: Judgement) -> list[str]:
-    """Return why a lock that is held is not freed, in one sentence; nothing for other locks."""
-    no_limit = evidence.lock.record.max_hold_ms is None
-    healthy = ["a long healthy run looks the same"] if no_limit else []
-    also = healthy if judgement.verdict is Verdict.OVERDUE else []
-    unmet = judgement.unmet
-    if unmet is None:
-        return also
-    if unmet is Unmet.NOT_QUIET and evidence.quiet_for is not None:
-        if evidence.quiet_for <= min(evidence.age, evidence.file_age, evidence.run_end_age or 0):
-            return [
-                f"the transcript or trajectory changed {duration(evidence.quiet_for)} ago",
-                *also,
-            ]
-        return [f"its run ended only {duration(evidence.run_end_age or 0)} ago", *also]
-    return [_UNMET[unmet], *also]
 
 
 def next_step(judgement: Judgement, action: Action, limits: Limits) -> str:
@@ -320,11 +288,10 @@ def next_step(judgement: Judgement, action: Action, limits: Limits) -> str:
         case Action.KEEP:
             return "keeps it"
         case Action.FLAG:
-            return "flags it and leaves it"
+            return "reports it and does not remove it"
         case Action.REMOVE if not judgement.confirmed:
-            grace = (
-                limits.confirm if judgement.verdict is Verdict.ABANDONED else (limits.orphan_grace)
-            )
-            return f"removes it, once it has been seen so for {duration(grace)}"
+            is_abandoned = judgement.verdict is Verdict.ABANDONED
+            grace = limits.confirm if is_abandoned else limits.orphan_grace
+            return f"removes it, after it has not changed for {duration(grace)}"
         case Action.REMOVE:
             return "removes it"

@@ -10,6 +10,7 @@ from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, Judgement, Verdict
+from reaper.reports.unmet import why_not_freed
 
 SCHEMA: Final = 1
 
@@ -37,7 +38,7 @@ class Found(Protocol):
 def lock_record(found: Found) -> dict[str, Any]:
     """Return one lock as `--json` shows it."""
     lock, evidence, judgement = found.lock, found.evidence, found.judgement
-    record = lock.record
+    record, not_freed = lock.record, why_not_freed(found)
     return {
         "path": lock.path,
         "state_dir": lock.state_dir,
@@ -57,7 +58,8 @@ def lock_record(found: Found) -> dict[str, Any]:
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
         "rule": judgement.row,
-        "not_freed_because": None if judgement.unmet is None else judgement.unmet.value,
+        "not_freed_because": None if not_freed is None else not_freed.code,
+        "not_freed_text": None if not_freed is None else not_freed.text,
         "action": found.action.value,
         "outcome": None if found.outcome is None else found.outcome.value,
         "note": found.note,

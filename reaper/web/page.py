@@ -48,6 +48,7 @@ _PLAIN_FIELDS: Final = frozenset(
         "reasons",
         "rule",
         "not_freed_because",
+        "not_freed_text",
         "action",
         "outcome",
     }

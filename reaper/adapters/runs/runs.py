@@ -51,6 +51,9 @@ class Runs:
                 checkpoint_ms = _youngest_checkpoint(session, checkpoints())
         except OSError:
             written_ms = None  # not known to be quiet
+        if trajectory.unmet is Unmet.NO_TRAJECTORY:
+            # Such a run frees no lock; a person still wants to know whether it writes.
+            written_ms = written_ms or transcript_ms or None
         return run._replace(
             trajectory=trajectory.state,
             end=end,

@@ -1,0 +1,90 @@
+"""Short names of locks, as `reaper list` shows them and as people type them."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from reaper.core.text import printable
+
+ELLIPSIS: Final = "..."
+"""Stands for any text in the middle of a name."""
+_SHORTEST: Final = 8
+"""Characters of a prefix: the first group of a UUID, which a terminal selects by a double click."""
+_WHOLE: Final = 12
+"""A name of as many characters is not shortened."""
+_LONGEST: Final = 13
+"""A longer prefix would be shared by most names anyway; then both ends are shown."""
+_UUID: Final = 36
+
+
+class Abbreviation(NamedTuple):
+    """What a person typed, as the short name of a lock: how its session id or key begins and ends.
+
+    `is_plain`: the text has no ellipsis, so that it is a prefix.
+    """
+
+    start: str
+    end: str
+    is_plain: bool
+
+    def fits(self, name: str) -> bool:
+        """Tell whether this is a short name of `name`, which may be shown with escapes."""
+        return any(
+            len(it) >= len(self.start) + len(self.end)
+            and it.startswith(self.start)
+            and it.endswith(self.end)
+            for it in {name, printable(name)}
+        )
+
+    def is_guess(self, name: str) -> bool:
+        """Tell whether the text may be meant as the whole name of another session. The beginning of
+        a UUID is none, nor is a text with an ellipsis.
+        """
+        is_part_of_uuid = len(name) == _UUID and len(self.start) >= _SHORTEST
+        return self.is_plain and not is_part_of_uuid
+
+
+def abbreviation(text: str) -> Abbreviation | None:
+    """Return how a text is read as a short name; None where it says nothing."""
+    start, dots, end = _plain(text.strip()).partition(ELLIPSIS)
+    return Abbreviation(start, end, is_plain=not dots) if start or end else None
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the short name of each, which fits none of the others: a prefix, or both ends, or the
+    whole name.
+    """
+    ordered = sorted(set(names))
+    ends = Counter((name[:_SHORTEST], name[-_SHORTEST:]) for name in ordered)
+    found = {}
+    for before, name, after in zip(["", *ordered], ordered, [*ordered[1:], ""], strict=False):
+        length = max(_SHORTEST, _common(before, name) + 1, _common(name, after) + 1)
+        both = name[:_SHORTEST], name[-_SHORTEST:]
+        if len(name) <= _WHOLE or ELLIPSIS in _plain(name) or name.split() != [name]:
+            found[name] = name
+        elif length <= _LONGEST:
+            found[name] = name[:length]
+        elif ends[both] == 1 and len(name) > len(ELLIPSIS.join(both)):
+            found[name] = ELLIPSIS.join(both)
+        else:
+            found[name] = name
+    return found
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name in `width` characters: whole, or both ends, of which the last tells more."""
+    if len(name) <= width:
+        return name
+    kept = max(0, width - len(ELLIPSIS))
+    head = kept // 2
+    return f"{name[:head]}{ELLIPSIS}{name[len(name) - (kept - head) :]}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("\N{HORIZONTAL ELLIPSIS}", ELLIPSIS)
+
+
+def _common(one: str, other: str) -> int:
+    """Return how many characters two names have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

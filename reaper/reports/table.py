@@ -1,0 +1,244 @@
+"""The table of locks that people read: one line for each, aligned, also where it is piped."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, TextIO
+
+from reaper.core.evidence import Evidence
+from reaper.core.policy import Outcome
+from reaper.core.short_name import short_names, shortened
+from reaper.core.text import printable
+from reaper.core.verdict import (
+    DEAD_PID,
+    HOLD_EXCEEDED,
+    HOLDER_UNKNOWN,
+    MISSING_PID,
+    NO_HOLD_PROOF,
+    NON_OPENCLAW_OWNER,
+    ORPHAN_SELF_PID,
+    RECOVERY_PENDING,
+    RECYCLED_PID,
+    RUN_ENDED,
+    TOO_EARLY,
+    Judgement,
+    Verdict,
+)
+from reaper.reports.advice import advice
+from reaper.reports.explain import duration
+from reaper.reports.output import locks, sentence
+from reaper.reports.records import Found, Summary
+
+MOST_ROWS: Final = 1000
+"""Locks of which a table is laid out as a whole. Of more, lines are written as they come, laid out
+by these, so that any number of locks needs no memory."""
+
+COLUMNS: Final = ("id", "age", "pid", "verdict", "why", "result", "next", "state dir", "session")
+_GAP: Final = "  "
+_COLOURS: Final = {
+    "HELD": "32",
+    "STALE": "33",
+    "ORPHANED": "33",
+    "ABANDONED": "31",
+    "OVERDUE": "35",
+    "UNCERTAIN": "36",
+}
+_RIGHT: Final = frozenset({"age", "pid"})
+_TO_FIT: Final = (("session", 28), ("pid", 0), ("session", 12), ("session", 0), ("state dir", 0))
+"""What gives way on a narrow terminal, in this order: a column, and the width that it keeps."""
+
+
+class TableOutput:
+    """A table of locks, then what they are in one sentence, and the commands for what is left.
+
+    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `where` gives
+    what the commands need to find the state directories.
+    """
+
+    def __init__(
+        self,
+        table: "Table",
+        *,
+        say: Callable[[str], None],
+        where: Callable[[], str],
+        only_notable: bool,
+    ) -> None:
+        self._table = table
+        self._say = say
+        self._where = where
+        self._only_notable = only_notable
+        self._next: Counter[str] = Counter()
+
+    def lock(self, found: Found) -> None:
+        shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
+        step = advice(found).brief
+        self._next[step] += 1
+        self._table.add(found, step, shown=shown)
+
+    def end(self, summary: Summary) -> None:
+        self._table.end()
+        self._say(sentence(summary))
+        removable, others = self._next["sweep"], self._next["explain"] + self._next["unlock"]
+        said = []
+        if removable:
+            said.append(f"`reaper sweep{self._where()}` removes {locks(removable)}")
+        if others:
+            command = f"reaper explain{self._where()} ID"
+            said.append(f"`{command}` says what to do about {locks(others)}")
+        if said:
+            self._say(f"next: {', '.join(said)}")
+
+
+class Table:
+    """Writes a line for each lock, with a header before the first.
+
+    `width` is that of the terminal, None where there is none: then nothing is cut. `columns` are
+    some of `COLUMNS`, in their order.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, columns: Iterable[str], width: int | None, coloured: bool
+    ) -> None:
+        self._stream = stream
+        self._columns = tuple(columns)
+        self._width = width
+        self._coloured = coloured
+        self._rows: list[dict[str, str]] = []
+        self._sessions: set[str] = set()
+        self._widths: dict[str, int] | None = None
+
+    def add(self, found: Found, step: str, *, shown: bool) -> None:
+        """Add a lock, and what comes next. One that is not shown counts too: a short name must not
+        mean it.
+        """
+        if self._widths is not None:
+            if shown:
+                self._write(self._row(found, step))
+            return
+        self._sessions.add(found.lock.session)
+        if shown:
+            self._rows.append(self._row(found, step))
+        if max(len(self._rows), len(self._sessions)) > MOST_ROWS:
+            self._lay_out()
+
+    def end(self) -> None:
+        """Write what is left, so that nothing that is said afterwards goes before it."""
+        if self._widths is None:
+            names = short_names(self._sessions)
+            for row in self._rows:
+                row["id"] = names[row["id"]]
+            self._lay_out()
+        self._stream.flush()
+
+    def _row(self, found: Found, step: str) -> dict[str, str]:
+        row = {name: printable(CELLS[name](found)) for name in self._columns if name in CELLS}
+        return {**row, "next": step, "id": found.lock.session}
+
+    def _lay_out(self) -> None:
+        """Choose the widths by the rows so far, and write them."""
+        header = {name: name.upper() for name in self._columns}
+        for row in self._rows:
+            row["id"] = printable(row["id"])
+        natural = {
+            name: max(_width(row[name]) for row in (header, *self._rows)) for name in self._columns
+        }
+        self._widths = _fitting(natural, self._width)
+        if self._rows:
+            self._write(header, style="1")
+        for row in self._rows:
+            self._write(row)
+        self._rows.clear()
+
+    def _write(self, row: dict[str, str], style: str = "") -> None:
+        cells = []
+        for name, width in (self._widths or {}).items():
+            text = row[name] if self._width is None else shortened(row[name], width)
+            space = " " * (width - _width(text))
+            colour = style or (_COLOURS.get(text, "") if name == "verdict" else "")
+            if self._coloured and colour:
+                text = f"\x1b[{colour}m{text}\x1b[0m"
+            cells.append(space + text if name in _RIGHT else text + space)
+        self._stream.write(_GAP.join(cells).rstrip() + "\n")
+
+
+def _fitting(natural: dict[str, int], width: int | None) -> dict[str, int]:
+    """Return the width of each column that is shown."""
+    widths = dict(natural)
+    for name, kept in _TO_FIT:
+        excess = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - (width or 0)
+        if width is None or excess <= 0:
+            break
+        if kept and name in widths:
+            widths[name] = max(min(kept, widths[name]), widths[name] - excess)
+        elif not kept:
+            widths.pop(name, None)
+    return widths
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width  # noqa: PLC0415  # names are ASCII as a rule
+
+    wide = sum(east_asian_width(char) in {"W", "F"} for char in text)
+    return len(text) + wide - sum(combining(char) > 0 for char in text)
+
+
+_WHY: Final = {
+    DEAD_PID: "process is gone",
+    RECYCLED_PID: "pid was reused",
+    MISSING_PID: "names no pid",
+    HOLD_EXCEEDED: "held too long",
+    RUN_ENDED: "run is over",
+    RECOVERY_PENDING: "run interrupted",
+    ORPHAN_SELF_PID: "file not open",
+    NON_OPENCLAW_OWNER: "file not open",
+    HOLDER_UNKNOWN: "file not open",
+    TOO_EARLY: "too new",
+}
+_WHY_NO_PROOF: Final = {
+    "no-rights": "no rights",
+    "file-system": "file system",
+    "no-leases": "no leases",
+    "other-layer": "overlay",
+}
+
+
+def why(judgement: Judgement, evidence: Evidence) -> str:
+    """Return in at most 15 characters, as a rule, why a lock has its verdict."""
+    for reason in judgement.reasons:
+        if reason == NO_HOLD_PROOF:
+            note, _, _ = evidence.proof_note.partition(":")
+            return _WHY_NO_PROOF.get(note, note) or "cannot check"
+        if reason in _WHY:
+            return _WHY[reason]
+    return "in use"
+
+
+def _session(found: Found) -> str:
+    """Return what people know a session by: its key; of one without a key, the agent."""
+    key = found.evidence.run.session_key
+    return f"(agent {found.lock.agent})" if key is None else key
+
+
+_RESULTS: Final = {
+    Outcome.VANISHED: "gone",
+    Outcome.WOULD_REMOVE: "would remove",
+    Outcome.FLAGGED: "reported",
+}
+
+
+def _result(found: Found) -> str:
+    outcome = found.outcome
+    return "-" if outcome is None else _RESULTS.get(outcome, outcome.value)
+
+
+CELLS: Final[dict[str, Callable[[Found], str]]] = {
+    "age": lambda found: duration(found.evidence.age).replace(" ", ""),
+    "pid": lambda found: "-" if found.lock.record.pid is None else str(found.lock.record.pid),
+    "verdict": lambda found: found.judgement.verdict.name,
+    "why": lambda found: why(found.judgement, found.evidence),
+    "result": _result,
+    "state dir": lambda found: found.lock.state_dir,
+    "session": _session,
+}
