@@ -11,7 +11,8 @@ from reaper.commands.console import ACQUIRE_TIMEOUT
 from reaper.commands.options import Judging
 from reaper.core.finding import Finding
 from reaper.core.policy import GONE
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.inventory import LockInventory
+from reaper.reports.metrics import Metrics
 from reaper.reports.records import Seen
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def metrics_for(
     judging: Judging,
-    knowledge: Knowledge,
+    inventory: LockInventory,
     *,
     acquire_timeout: float = ACQUIRE_TIMEOUT,
     dry_run: bool = False,
@@ -30,7 +31,7 @@ def metrics_for(
     watching: bool = True,
 ) -> Metrics:
     return Metrics(
-        knowledge,
+        inventory,
         version=__version__,
         states=[state.name for state in judging.states],
         policy=judging.policy,
@@ -47,8 +48,8 @@ class SweepMetrics:
     """The sidecar's metrics, for one sweep."""
 
     def __init__(self, judging: Judging, *, dry_run: bool) -> None:
-        self._knowledge = Knowledge()
-        self._metrics = metrics_for(judging, self._knowledge, dry_run=dry_run, watching=False)
+        self._inventory = LockInventory()
+        self._metrics = metrics_for(judging, self._inventory, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
 
@@ -60,11 +61,11 @@ class SweepMetrics:
             return
         self._metrics.count_action(found)
         if found.outcome not in GONE:
-            self._knowledge.put(found.lock.path, Seen.of(found, time.monotonic()))
+            self._inventory.put(found.lock.path, Seen.of(found, time.monotonic()))
 
     def write(self, path: str) -> None:
         """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
-        self._knowledge.set_skipped(self._skipped)
+        self._inventory.set_skipped(self._skipped)
         self._metrics.sweep_duration.observe(time.monotonic() - self._started)
         self._metrics.last_sweep.set_to_current_time()
         write_to_textfile(path, self._metrics.registry)

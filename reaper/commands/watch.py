@@ -119,8 +119,8 @@ def command(
     """
     from reaper.commands.metrics import metrics_for  # noqa: PLC0415
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
+    from reaper.reports.inventory import LockInventory  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
-    from reaper.reports.metrics import Knowledge  # noqa: PLC0415
     from reaper.watch.holders import raise_descriptor_limit  # noqa: PLC0415
     from reaper.watch.loop import Watch  # noqa: PLC0415
     from reaper.web.app import WebServer, parse_address  # noqa: PLC0415
@@ -134,12 +134,12 @@ def command(
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
-    knowledge = Knowledge()
-    health = GatewayHealth(knowledge, WedgedLimits(wedged_sessions, wedged_rss or None))
+    inventory = LockInventory()
+    health = GatewayHealth(inventory, WedgedLimits(wedged_sessions, wedged_rss or None))
     raise_descriptor_limit()
     metrics = metrics_for(
         judging,
-        knowledge,
+        inventory,
         dry_run=dry_run,
         acquire_timeout=acquire_timeout,
         wedged=health.labelled,
@@ -152,7 +152,7 @@ def command(
     it = Watch(
         judging.reaper(longest_retry=resync, dry_run=dry_run),
         resync=resync,
-        knowledge=knowledge,
+        inventory=inventory,
         health=health,
         metrics=metrics,
         journal=journal,
@@ -172,7 +172,7 @@ def command(
     except WebConfigError as error:
         fail(judging.talk, f"--web-config {printable(web_config or '')}: {error}")
     view = View(
-        knowledge,
+        inventory,
         metrics,
         version=__version__,
         states=judging.states,

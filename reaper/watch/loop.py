@@ -12,8 +12,9 @@ from reaper.adapters.file_events import APPEARED, WENT
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey
 from reaper.gateway_health import GatewayHealth
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.sweep import Reaper, Unseen
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.event_trust import EventTrust
@@ -42,16 +43,16 @@ class Watch:
         reaper: Reaper,
         *,
         resync: float,
-        knowledge: Knowledge,
+        inventory: LockInventory,
         health: GatewayHealth,
         metrics: Metrics,
         journal: Journal,
     ) -> None:
         self.reaper = reaper
-        reporter = Reporter(knowledge, metrics, journal)
+        reporter = Reporter(inventory, metrics, journal)
         most = reaper.most_remembered
         # A beginning and an end of each lock.
-        self.inbox = Inbox(2 * most, is_known=lambda key: knowledge.get(key) is not None)
+        self.inbox = Inbox(2 * most, is_known=lambda key: inventory.get(key) is not None)
         self.deadlines = Deadlines()
         self.holders = HolderWatch(self.inbox.fd)
         self.unseen = UnseenHolders(reaper.is_held)
