@@ -900,8 +900,8 @@ def test_garbage_is_collected_once_the_program_runs(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_state_directory_is_told(tmp_path: Path) -> None:
     done = reap("list", "--state-dir", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, "no locks\n")
-    assert "no agent has a sessions folder" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "no locks\n")
+    assert "has no agents folder" in done.stderr
     assert "--state-dir" in done.stderr
     (tmp_path / "agents" / "main" / "sessions").mkdir(parents=True)
     assert reap("list", "--state-dir", str(tmp_path)).stderr == ""

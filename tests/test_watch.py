@@ -127,6 +127,45 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
     assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
 
 
+def test_a_state_directory_without_agents_is_never_reported_as_fine(
+    watching: Watching, tmp_path: Path
+) -> None:
+    """Docker makes an empty folder of a mistyped path."""
+    void = tmp_path / "void"
+    void.mkdir()
+    sidecar = watching("--resync", "1s", root=void)
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
+    assert sidecar.status("/-/healthy") == 200
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        sidecar.get("/-/ready")
+    with refused.value as answer:
+        assert answer.code == 503
+        assert answer.read() == b"Service Unavailable: a state directory has no agents folder\n"
+    assert sidecar.metric("reaper_watched_folders", state_dir="void") == 0
+    assert sidecar.metric("reaper_skipped_files", reason="missing") == 1
+    (skipped,) = sidecar.journal("skipped")
+    assert (skipped["level"], skipped["path"]) == ("warning", f"{void}/agents")
+    assert "--state-dir" in skipped["note"]
+    for command in ("list", "sweep"):
+        done = reap(command, "--state-dir", void, *(("--exit-zero",) if command == "sweep" else ()))
+        assert done.returncode == 1
+        assert f"{void}/agents: missing (this state directory has no agents folder" in done.stderr
+    (void / "agents" / "main" / "sessions").mkdir(parents=True)
+    until(lambda: sidecar.status("/-/ready") == 200)
+    assert sidecar.metric("reaper_watched_folders", state_dir="void") == 1
+    assert len(sidecar.journal("skipped")) == 1
+
+
+def test_a_gateway_that_has_no_session_yet_is_ready_and_watched_in_no_folder(
+    watching: Watching, tmp_path: Path
+) -> None:
+    (tmp_path / "new" / "agents" / "main").mkdir(parents=True)
+    sidecar = watching(root=tmp_path / "new")
+    until(lambda: sidecar.status("/-/ready") == 200)
+    assert sidecar.metric("reaper_watched_folders") == 0
+    assert reap("list", "--state-dir", tmp_path / "new").returncode == 0
+
+
 FOREVER = 1e12
 
 

@@ -16,7 +16,7 @@ from reaper.reports.metrics import Metrics
 from reaper.reports.records import Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from reaper.core.finding import Skipped
 
@@ -63,8 +63,9 @@ class SweepMetrics:
         if found.outcome not in GONE:
             self._inventory.put(found.lock.path, Seen.of(found, time.monotonic()))
 
-    def write(self, path: str) -> None:
+    def write(self, path: str, watched_folders: "Mapping[str, int]") -> None:
         """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
+        self._inventory.set_watched_folders(watched_folders)
         self._inventory.set_skipped(self._skipped)
         self._metrics.sweep_duration.observe(time.monotonic() - self._started)
         self._metrics.last_sweep.set_to_current_time()

@@ -63,7 +63,8 @@ def command(
     with told_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output("outcome", only_notable=not talk.verbose)
         report = Report(judging, output)
-        found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
+        reaper = judging.reaper()
+        found = reaper.sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
         for it in _with_progress(found, shown=sys.stderr.isatty() and not talk.quiet):
             report.take(it)
             if metrics is not None:
@@ -71,7 +72,7 @@ def command(
         report.end()
         if metrics is not None and textfile is not None:
             try:
-                metrics.write(textfile)
+                metrics.write(textfile, reaper.watched_folders())
             except OSError as error:
                 fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
         if stop():

@@ -189,6 +189,7 @@ def command(
         gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
+        not_ready_because=it.not_ready_because,
         on_error=on_web_error,
     )
     _handle_signals(it)  # before anybody is answered: who has been may send one

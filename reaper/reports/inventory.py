@@ -1,7 +1,7 @@
 """What is known of all locks, kept for the page, the JSON and the metrics."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ class LockInventory:
         self._lock = threading.Lock()
         self._seen: dict[object, Seen] = {}
         self._skipped: list[SkippedFile] | None = None
+        self._watched_folders: dict[str, int] = {}
         self._acts: dict[tuple[str, str], Act] = {}
         self._tallies = Tallies()
 
@@ -43,6 +44,14 @@ class LockInventory:
     def set_skipped(self, skipped: Iterable[SkippedFile]) -> None:
         with self._lock:
             self._skipped = list(skipped)
+
+    def set_watched_folders(self, counts: Mapping[str, int]) -> None:
+        """Note how many `sessions` folders each state directory has, as a full sweep found."""
+        self._watched_folders = dict(counts)
+
+    def watched_folders(self) -> Mapping[str, int]:
+        """Return that, by state directory; empty before the first full sweep has ended."""
+        return self._watched_folders
 
     def remember(self, record: dict[str, Any], at_ms: int) -> None:
         """Note an act, as `lock_record` gives it; the last _ACTS are kept. One that came to the

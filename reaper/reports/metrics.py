@@ -214,8 +214,20 @@ class _LockCollector(Collector):
             holders = {key: tallies.stuck_of_holder.get(key, 0) for key in tallies.of_holder}
         yield from locks
         yield from proofs
+        yield self._watched()
         yield from self._holders(holders)
         yield self._skipped()
+
+    def _watched(self) -> Metric:
+        family = GaugeMetricFamily(
+            "reaper_watched_folders",
+            "Sessions folders that the last full sweep found. 0 means that nothing is watched: "
+            "a wrong path, an empty mount, or a gateway without sessions.",
+            labels=["state_dir"],
+        )
+        for state, count in self._inventory.watched_folders().items():
+            family.add_metric([state], count)
+        return family
 
     def _skipped(self) -> Metric:
         """All reasons, or none before the first sweep: a 0 that nobody looked for would resolve an

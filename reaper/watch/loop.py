@@ -49,6 +49,7 @@ class Watch:
         journal: Journal,
     ) -> None:
         self.reaper = reaper
+        self.inventory = inventory
         reporter = Reporter(inventory, metrics, journal)
         most = reaper.most_remembered
         # A beginning and an end of each lock.
@@ -89,8 +90,14 @@ class Watch:
         return time.monotonic() < self._expected_by + _LATE
 
     def ready(self) -> bool:
-        """Whether every folder could be read in the last full sweep."""
-        return self.sweeps.readable
+        """Whether the last full sweep saw every folder, and found an `agents` in each state
+        directory.
+        """
+        return not self.sweeps.not_ready_because
+
+    def not_ready_because(self) -> str:
+        """Why it is not `ready`, in words that name no path."""
+        return self.sweeps.not_ready_because
 
     # The worker
 
@@ -181,6 +188,7 @@ class Watch:
         self.handle_events()
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
+        self.inventory.set_watched_folders(self.reaper.watched_folders())
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
 
