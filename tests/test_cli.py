@@ -25,6 +25,7 @@ from reaper.settings import (
     unknown_variables,
 )
 from tests.conftest import DEAD, HoldLock, Tree, a_run, bindfs, created_ms, record
+from tests.logfmt import parse as parse_logfmt
 from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.trajectories import attempt
@@ -303,9 +304,9 @@ def test_unlock_frees_one_lock_and_writes_the_journal_line(tree: Tree) -> None:
     assert other.exists()
     assert "pid 4194305 does not exist here" in done.stdout
     (line,) = done.stderr.splitlines()
-    assert re.search(r"\[info +\] removed .* by=unlock forced=False ", line)
-    assert " session_key=agent:main:cron:daily " in line
-    assert '"maxHoldMs": 77777' in line
+    assert re.search(r"level=info event=removed .* by=unlock forced=false ", line)
+    assert parse_logfmt(line)["key"] == "agent:main:cron:daily"
+    assert json.loads(parse_logfmt(line)["record"])["maxHoldMs"] == 77_777
 
 
 def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -> None:
@@ -319,7 +320,7 @@ def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -
     done = reap("unlock", *where, "--force", "--json")
     assert done.returncode == 0, done.stderr
     assert [lock["outcome"] for lock in report(done)["locks"]] == ["removed"]
-    assert " forced=True " in done.stderr
+    assert " forced=true " in done.stderr
     assert not holder.path.exists()
 
 
@@ -401,13 +402,13 @@ def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 1
     if not path.exists():
-        assert "] removed " in done.stderr
+        assert " event=removed " in done.stderr
 
 
 def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     done = reap("unlock", "held", "--force", "--state-dir", tree.root)
-    assert re.search(r"warning.*removed.*by=unlock forced=True", " ".join(done.stderr.split()))
+    assert re.search(r"warning.*removed.*by=unlock forced=true", " ".join(done.stderr.split()))
 
 
 def waiting(

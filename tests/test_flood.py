@@ -661,7 +661,7 @@ def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
     monkeypatch.setattr(removal, "_move_aside", lambda *_: False)
     for _ in range(3):
         it.sweep_when_due()
-    assert len(it.lines("flagged")) == 1
+    assert [line["outcome"] for line in it.lines("stuck")] == ["flagged"]
 
 
 def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: MakeSidecar) -> None:
@@ -669,7 +669,8 @@ def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: Make
     it = sidecar()
     for _ in range(3):
         it.sweep()
-    assert [line["verdict"] for line in it.lines("verdict")] == ["overdue"]
+    (line,) = it.lines("stuck")
+    assert (line["verdict"], line["level"]) == ("overdue", "warning")
 
 
 def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(

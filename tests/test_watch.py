@@ -43,6 +43,7 @@ from reaper.watch import event_trust, loop
 from reaper.watch.inbox import SETTLE, Event, Notice
 from reaper.watch.loop import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
+from tests.logfmt import parse as parse_logfmt
 from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.sidecar import Watching, gone, port_of, until
@@ -164,6 +165,32 @@ def test_a_gateway_that_has_no_session_yet_is_ready_and_watched_in_no_folder(
     until(lambda: sidecar.status("/-/ready") == 200)
     assert sidecar.metric("reaper_watched_folders") == 0
     assert reap("list", "--state-dir", tmp_path / "new").returncode == 0
+
+
+def test_the_journal_is_logfmt_and_warns_of_a_lock_that_stays_stuck(
+    tree: Tree, hold: HoldLock, tmp_path: Path
+) -> None:
+    evil = 'evil level=info event=stopped "\n'
+    tree.lock("dead", record(2**22 + 1))
+    tree.lock(evil, b"")
+    hold("overdue", age=7200)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        sidecar = start_reaper("watch", "--state-dir", tree.root, "--listen=off", stderr=stream)
+
+    def lines(event: str) -> list[dict[str, str]]:
+        found = [parse_logfmt(line) for line in log.read_text().splitlines(keepends=False)]
+        return [line for line in found if line["event"] == event]
+
+    until(lambda: len(lines("removed")) == 2 and lines("stuck"))
+    sidecar.terminate()
+    assert sidecar.wait(PATIENCE) == 0
+    removed = {line["session"]: line for line in lines("removed")}
+    assert removed.keys() == {"dead", evil.replace("\n", r"\n")}
+    assert json.loads(removed["dead"]["record"])["pid"] == 2**22 + 1
+    (stuck,) = lines("stuck")
+    assert (stuck["level"], stuck["session"]) == ("warning", "overdue")
+    assert [line["level"] for line in lines("watching") + lines("stopped")] == ["info", "info"]
 
 
 FOREVER = 1e12

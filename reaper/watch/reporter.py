@@ -8,7 +8,7 @@ from typing import Final
 
 from reaper.core.finding import Finding, Skipped
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import TOO_EARLY, Verdict
+from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Metrics
@@ -54,8 +54,8 @@ class Reporter:
             self.metrics.count_action(found)
             self.inventory.remember(record, time.time_ns() // 1_000_000)
         if logged and self._has_line_left(found):
-            event = found.outcome.value if found.outcome and (acted or would) else "verdict"
-            self.journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+            event, warn = _event(found)
+            self.journal.lock(event, record, found.lock, warn=warn)
 
     def _has_line_left(self, found: Finding) -> bool:
         """Whether there may be another line on this agent's locks; always for a removed lock, whose
@@ -111,3 +111,18 @@ class Reporter:
                 not_logged.add(name)
         self._skipped = {(file.path, file.reason) for file in skipped}
         self._not_logged = not_logged
+
+
+def _event(found: Finding) -> tuple[str, bool]:
+    """Return what happened, and whether a person must know: a lock stays stuck, or unjudged."""
+    match found:
+        case Finding(action=Action.FLAG) | Finding(outcome=Outcome.FLAGGED):
+            return "stuck", True
+        case Finding(action=Action.REMOVE, outcome=Outcome() as outcome):
+            return outcome.value, outcome in {Outcome.FAILED, Outcome.WOULD_REMOVE}
+        case _ if found.judgement.verdict is Verdict.UNCERTAIN:
+            return "not-judged", True
+        case _ if RECOVERY_PENDING in found.judgement.reasons:
+            return "kept", False
+        case _:
+            return "held", False
