@@ -271,7 +271,7 @@ def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(inventory: LockInv
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.GONE))
     metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.REMOVED))
     assert series(metrics)[leaked] == 1
-    assert "leaked" not in exposed(made(inventory, watching=False))
+    assert leaked in series(made(inventory, watching=False))
 
 
 def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_exporter(
@@ -279,6 +279,11 @@ def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_expor
 ) -> None:
     assert series(made(inventory))["process_resident_memory_bytes"] > 0
     assert "process_" not in exposed(made(inventory, watching=False))
+
+
+def test_a_one_shot_has_no_series_of_what_it_cannot_see(inventory: LockInventory) -> None:
+    text = exposed(made(inventory, watching=False))
+    assert not re.findall("reaper_(?:lock_hold|reap_delay|events|observer)", text)
 
 
 def test_a_failed_removal_is_an_error_too(inventory: LockInventory) -> None:

@@ -1,12 +1,14 @@
 """The metrics put together: of the sidecar, and of one sweep."""
 
+import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import write_to_textfile
 
 from reaper import __version__
 from reaper.adapters.processes import use_of
+from reaper.adapters.safe_open import NotRegularError, open_folder, open_regular
 from reaper.commands.console import ACQUIRE_TIMEOUT
 from reaper.commands.options import Judging
 from reaper.core.finding import Finding
@@ -14,6 +16,7 @@ from reaper.core.policy import GONE
 from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
 from reaper.reports.records import Seen
+from reaper.reports.textfile import Continued, OldCounts, TextfileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -63,10 +66,51 @@ class SweepMetrics:
         if found.outcome not in GONE:
             self._inventory.put(found.lock.path, Seen.of(found, time.monotonic()))
 
-    def write(self, path: str, watched_folders: "Mapping[str, int]") -> None:
-        """Write the file in one step: a reader sees the old one or the new one. Raises OSError."""
+    def write(self, path: str, watched_folders: "Mapping[str, int]") -> str | None:
+        """Write the file in one step, its counters going on from the file that is there; return why
+        they start from 0, if they do. Raises OSError.
+
+        A reader sees the old file or the new one. Of two sweeps that end in the same moment, the
+        counts of one are lost.
+        """
         self._inventory.set_watched_folders(watched_folders)
         self._inventory.set_skipped(self._skipped)
         self._metrics.sweep_duration.observe(time.monotonic() - self._started)
         self._metrics.last_sweep.set_to_current_time()
-        write_to_textfile(path, self._metrics.registry)
+        old, problem = OldCounts(), None
+        try:
+            old = OldCounts(_read(path))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            problem = _why(error)
+        write_to_textfile(path, Continued(self._metrics.registry, old))
+        return problem
+
+
+_LARGEST: Final = 16 * 1024 * 1024
+"""Bytes; 200 agents and all holders of a state directory take some 100 KiB."""
+
+
+def _read(path: str) -> str:
+    """Return the text of a file, if it is a regular one. Raises OSError, ValueError."""
+    folder, name = os.path.split(path)
+    folder_fd = open_folder(folder or ".")
+    try:
+        fd, found = open_regular(name, dir_fd=folder_fd)
+    finally:
+        os.close(folder_fd)
+    with open(fd, encoding="utf-8") as file:
+        if found.st_size > _LARGEST:
+            raise TextfileError("it is too large")
+        return file.read(_LARGEST)
+
+
+def _why(error: OSError | ValueError) -> str:
+    match error:
+        case TextfileError() | NotRegularError():
+            return str(error)
+        case OSError():
+            return f"it cannot be read: {error.strerror}"
+        case _:
+            return "it is no text"

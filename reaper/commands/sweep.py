@@ -44,7 +44,8 @@ def command(
             "--textfile",
             envvar="REAPER_TEXTFILE",
             metavar="FILE.prom",
-            help="Write the metrics of this sweep there, for node_exporter's textfile collector.",
+            help="Write metrics to this file, for node_exporter's textfile collector. Counters go "
+            "on from the file that is there.",
         ),
     ] = None,
     exit_zero: ExitZero = False,
@@ -53,6 +54,8 @@ def command(
     talk = judging.talk
     metrics = None
     if textfile is not None:
+        if not textfile.endswith(".prom"):
+            raise typer.BadParameter("--textfile: node_exporter only reads names that end in .prom")
         from reaper.commands.metrics import SweepMetrics  # noqa: PLC0415  # only where wanted
 
         metrics = SweepMetrics(judging, dry_run=dry_run)
@@ -72,9 +75,12 @@ def command(
         report.end()
         if metrics is not None and textfile is not None:
             try:
-                metrics.write(textfile, reaper.watched_folders())
+                problem = metrics.write(textfile, reaper.watched_folders())
             except OSError as error:
                 fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
+            if problem is not None:
+                was = f"the old {printable(textfile)} is not used"
+                talk.error(f"{was}, so its counters start from 0: {problem}")
         if stop():
             talk.error("interrupted; not every lock was looked at, or for long enough")
             raise typer.Exit(EXIT_INTERRUPTED)

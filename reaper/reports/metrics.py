@@ -84,13 +84,15 @@ class Metrics:
         # They double each counter, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped upstream
         registry = self.registry = CollectorRegistry()
+        # A one-shot sees no events, and must not look like a sidecar that lost them.
+        events = registry if watching else None
         info = Gauge("reaper_build_info", "The reaper's version.", ["version"], registry=registry)
         info.labels(version).set(1)
         self.hold = Histogram(
             "reaper_lock_hold_seconds",
             "How long completed holds lasted.",
             buckets=_HOLD_BUCKETS,
-            registry=registry,
+            registry=events,
         )
         self.actions = Counter(
             "reaper_actions_total",
@@ -100,12 +102,11 @@ class Metrics:
         )
         for action, reason, outcome in _possible_actions(policy, dry_run=dry_run):
             self.actions.labels(action.value, reason, outcome.value)
-        # A one-shot ends before it could count a second one.
         self._leaked = Counter(
             "reaper_leaked_sessions_total",
             "Abandoned locks freed since the sidecar started; the gateway leaks each session.",
             ["state_dir"],
-            registry=registry if watching else None,
+            registry=registry,
         )
         for state in states:
             self._leaked.labels(state)
@@ -113,7 +114,7 @@ class Metrics:
             "reaper_reap_delay_seconds",
             "From the moment a lock that was seen before became removable until it was gone.",
             buckets=_DELAY_BUCKETS,
-            registry=registry,
+            registry=events,
         )
         self.sweep_duration = Histogram(
             "reaper_sweep_duration_seconds", "How long full sweeps took.", registry=registry
@@ -123,8 +124,6 @@ class Metrics:
             "When the last full sweep ended.",
             registry=registry,
         )
-        # A one-shot has no events, and must not look like a sidecar that lost them.
-        events = registry if watching else None
         self.events = Counter(
             "reaper_events_total", "File events on locks, by type.", ["type"], registry=events
         )
