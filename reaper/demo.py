@@ -27,8 +27,9 @@ from reaper.core.verdict import STUCK, Limits
 from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.explain import duration
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.reports.output import VERDICT_STYLES
 from reaper.sweep import Reaper
 from reaper.watch.loop import Watch
@@ -122,9 +123,9 @@ def run(console: Console) -> None:
         sessions = root / "agents" / "main" / "sessions"
         sessions.mkdir(parents=True)
         state = StateDir("demo", str(root))
-        knowledge = Knowledge()
+        inventory = LockInventory()
         metrics = Metrics(
-            knowledge,
+            inventory,
             version="demo",
             states=[state.name],
             policy=Policy(),
@@ -135,17 +136,17 @@ def run(console: Console) -> None:
         lines = _LastLines()
         journal = Journal(lines if console.is_terminal else console.file, json=False)  # type: ignore[arg-type]  # as much of a stream as a journal needs
         reaper = Reaper([state], limits=_LIMITS, policy=Policy())
-        health = GatewayHealth(knowledge, WedgedLimits())
+        health = GatewayHealth(inventory, WedgedLimits())
         watch = Watch(
             reaper,
             resync=20.0,
-            knowledge=knowledge,
+            inventory=inventory,
             health=health,
             metrics=metrics,
             journal=journal,
         )
         view = View(
-            knowledge,
+            inventory,
             metrics,
             version="demo",
             states=[state],
@@ -176,7 +177,7 @@ def run(console: Console) -> None:
             until = min(started + _SECONDS, time.monotonic() + caption.seconds)
             while time.monotonic() < until:
                 if live is not None:
-                    live.update(_picture(knowledge, metrics, lines, caption.text, port))
+                    live.update(_picture(inventory, metrics, lines, caption.text, port))
                 time.sleep(0.25)
 
 
@@ -220,13 +221,13 @@ def _story(sessions: Path, holders: ExitStack) -> Iterator[_Caption]:
 
 
 def _picture(
-    knowledge: Knowledge, metrics: Metrics, lines: _LastLines, caption: str, port: int
+    inventory: LockInventory, metrics: Metrics, lines: _LastLines, caption: str, port: int
 ) -> Group:
     table = Table(title=caption, title_style="bold", title_justify="left", min_width=60)
     for column in ("session", "pid", "age", "verdict", "reasons"):
         table.add_column(column)
     now = time.monotonic()
-    for it in sorted(knowledge.all(), key=lambda it: it.lock.session):
+    for it in sorted(inventory.all(), key=lambda it: it.lock.session):
         verdict = it.judgement.verdict.value
         table.add_row(
             it.lock.session,
@@ -241,7 +242,7 @@ def _picture(
         for sample in family.samples
         if sample.name == "reaper_actions_total" and sample.labels["outcome"] == "removed"
     )
-    stuck = sum(it.judgement.verdict in STUCK for it in knowledge.all())
+    stuck = sum(it.judgement.verdict in STUCK for it in inventory.all())
     counts = Text(
         f"reaper_stuck_locks {stuck}   reaper_actions_total{{outcome=removed}} {removed:.0f}   "
         f"http://127.0.0.1:{port}/",

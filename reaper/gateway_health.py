@@ -13,7 +13,7 @@ from reaper.core.evidence import HolderState, HoldProof, Program
 from reaper.core.policy import Outcome
 from reaper.core.verdict import Verdict
 from reaper.core.wedged import Load, WedgedLimits, is_held_stuck
-from reaper.reports.metrics import Knowledge
+from reaper.reports.inventory import LockInventory
 from reaper.reports.records import Seen
 
 _MOST_REMEMBERED: Final = 1000
@@ -57,13 +57,13 @@ class GatewayHealth:
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        inventory: LockInventory,
         limits: WedgedLimits,
         *,
         use: Callable[[int], Use | None] = use_of,
         starttime: Callable[[int], int | None] = live_starttime,
     ) -> None:
-        self._knowledge = knowledge
+        self._inventory = inventory
         self._limits = limits
         self._enabled = limits != WedgedLimits()
         self._use = use
@@ -94,7 +94,7 @@ class GatewayHealth:
         with self._mutex:
             freed = dict(self._freed)
         stuck = Counter({name: 0 for name in freed if name.visible})
-        for seen in self._knowledge.all():
+        for seen in self._inventory.all():
             name = self._name(seen)
             if name is not None:
                 stuck[name] += is_held_stuck(seen.evidence, seen.judgement)

@@ -11,7 +11,8 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from reaper.core.policy import Policy
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.inventory import LockInventory
+from reaper.reports.metrics import Metrics
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = "| metric | type | labels | what it tells |\n|---|---|---|---|\n"
@@ -28,7 +29,7 @@ def with_table(page: str) -> str:
     """Return the page with its table made anew."""
     words = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", page, re.MULTILINE))
     metrics = Metrics(
-        Knowledge(),
+        LockInventory(),
         version="1",
         states=["state"],
         policy=Policy(),

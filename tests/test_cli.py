@@ -25,6 +25,7 @@ from reaper.settings import (
     unknown_variables,
 )
 from tests.conftest import DEAD, HoldLock, Tree, a_run, bindfs, created_ms, record
+from tests.logfmt import parse as parse_logfmt
 from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.trajectories import attempt
@@ -306,9 +307,9 @@ def test_unlock_frees_one_lock_and_writes_the_journal_line(tree: Tree) -> None:
     assert other.exists()
     assert "pid 4194305 does not exist here" in done.stdout
     (line,) = done.stderr.splitlines()
-    assert re.search(r"\[info +\] removed .* by=unlock forced=False ", line)
-    assert " session_key=agent:main:cron:daily " in line
-    assert '"maxHoldMs": 77777' in line
+    assert re.search(r"level=info event=removed .* by=unlock forced=false ", line)
+    assert parse_logfmt(line)["key"] == "agent:main:cron:daily"
+    assert json.loads(parse_logfmt(line)["record"])["maxHoldMs"] == 77_777
 
 
 def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -> None:
@@ -324,7 +325,7 @@ def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -
     done = reap("unlock", *where, "--force", "--json")
     assert done.returncode == 0, done.stderr
     assert [lock["outcome"] for lock in report(done)["locks"]] == ["removed"]
-    assert " forced=True " in done.stderr
+    assert " forced=true " in done.stderr
     assert not holder.path.exists()
 
 
@@ -409,13 +410,13 @@ def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 1
     if not path.exists():
-        assert "] removed " in done.stderr
+        assert " event=removed " in done.stderr
 
 
 def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     done = reap("unlock", "held", "--force", "--state-dir", tree.root)
-    assert re.search(r"warning.*removed.*by=unlock forced=True", " ".join(done.stderr.split()))
+    assert re.search(r"warning.*removed.*by=unlock forced=true", " ".join(done.stderr.split()))
 
 
 def waiting(
@@ -633,15 +634,6 @@ def test_held_locks_are_left_out_of_a_sweeps_table_unless_asked_for(
     done = reap("sweep", "--state-dir", tree.root)
     assert (done.stdout, done.stderr) == ("", "reaper: 1 lock: 1 held; 1 kept\n")
     assert "  HELD  " in reap("sweep", "-v", "--state-dir", tree.root).stdout
-
-
-def test_a_progress_bar_shows_on_a_terminal_from_a_few_thousand_locks_on(tree: Tree) -> None:
-    folder = tree.sessions()
-    for number in range(3100):
-        (folder / f"dead{number}.jsonl.lock").write_bytes(b'{"pid": 4194305}')
-    shown = on_a_terminal("sweep", "--dry-run", "--json", "--state-dir", tree.root)
-    assert "locks checked" in shown
-    assert "locks checked" not in on_a_terminal("sweep", "-q", "--json", "--state-dir", tree.root)
 
 
 def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) -> None:
@@ -914,8 +906,8 @@ def test_garbage_is_collected_once_the_program_runs(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_state_directory_is_told(tmp_path: Path) -> None:
     done = reap("list", "--state-dir", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "no agent has a sessions folder" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no agents folder" in done.stderr
     assert "--state-dir" in done.stderr
     (tmp_path / "agents" / "main" / "sessions").mkdir(parents=True)
     assert reap("list", "--state-dir", str(tmp_path)).stderr == "reaper: no locks\n"

@@ -25,8 +25,8 @@ from reaper.core.policy import Outcome, Policy
 from reaper.core.verdict import Limits
 from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge
 from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
 from reaper.watch import loop, reporter, tracker
 from reaper.watch.inbox import Event, Notice
@@ -547,14 +547,14 @@ class Sidecar:
 
     def __init__(self, tree: Tree, **how: Any) -> None:
         self.log = io.StringIO()
-        self.knowledge = Knowledge()
-        self.metrics = metrics_of(self.knowledge)
+        self.inventory = LockInventory()
+        self.metrics = metrics_of(self.inventory)
         reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
         self.watch = Watch(
             reaper,
             resync=60,
-            knowledge=self.knowledge,
-            health=GatewayHealth(self.knowledge, WedgedLimits()),
+            inventory=self.inventory,
+            health=GatewayHealth(self.inventory, WedgedLimits()),
             metrics=self.metrics,
             journal=Journal(self.log, json=True),
         )
@@ -614,7 +614,7 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     notes = [line["note"] for line in it.lines("failed")]
     assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
     assert 'reaper_errors_total{kind="removal"} 5.0' in it.scrape()
-    (act,) = it.knowledge.acts()
+    (act,) = it.inventory.acts()
     assert act.times == 5
     it.sweep_when_due()
     assert [line["session"] for line in it.lines("removed")] == ["dead"]
@@ -647,7 +647,7 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
     assert len(it.log.getvalue().splitlines()) == 1
     assert 'reaper_errors_total{kind="removal"} 1.0' in it.scrape()
     assert 'reaper_stuck_locks{agent="main",state_dir="s"} 1.0' in it.scrape()
-    (seen,) = it.knowledge.all()
+    (seen,) = it.inventory.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
     assert it.watch.deadlines.pop_due(FOREVER)[it.place("dead")] > time.monotonic() + 0.1
 
@@ -661,7 +661,7 @@ def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
     monkeypatch.setattr(removal, "_move_aside", lambda *_: False)
     for _ in range(3):
         it.sweep_when_due()
-    assert len(it.lines("flagged")) == 1
+    assert [line["outcome"] for line in it.lines("stuck")] == ["flagged"]
 
 
 def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: MakeSidecar) -> None:
@@ -669,7 +669,8 @@ def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: Make
     it = sidecar()
     for _ in range(3):
         it.sweep()
-    assert [line["verdict"] for line in it.lines("verdict")] == ["overdue"]
+    (line,) = it.lines("stuck")
+    assert (line["verdict"], line["level"]) == ("overdue", "warning")
 
 
 def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
@@ -753,7 +754,7 @@ def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_ful
     (rest,) = (line for line in lines if line["note"] == "further files in this folder")
     assert rest["path"] == str(tree.sessions("hostile"))
     assert 'reaper_skipped_files{reason="not-regular"} 251.0' in it.scrape()
-    assert len(it.knowledge.skipped()) == 102
+    assert len(it.inventory.skipped()) == 102
 
 
 def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
@@ -817,7 +818,7 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     assert line["level"] == "warning"
     assert it.watch.ready()
     assert len(it.watch.tracker.keys()) == 11
-    assert len(it.knowledge.all()) == 11
+    assert len(it.inventory.all()) == 11
     # A held lock of another agent is waited for by its pidfd, and freed when that is ready.
     dying.kill()
     it.watch.judge(it.watch.holders.exited(it.watch.holders.wait(0), time.monotonic()))

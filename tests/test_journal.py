@@ -5,12 +5,16 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from reaper.core import record
 from reaper.core.lock import FileId, Lock
-from reaper.core.record import parse
 from reaper.reports.journal import Journal
+from tests.logfmt import parse
 
 _NOW = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
@@ -41,28 +45,59 @@ def test_a_line_for_programs_ends_in_event_level_and_time() -> None:
     assert json.loads(second)["level"] == "warning"
 
 
-def test_a_line_for_people_parts_its_words_and_quotes_what_would_run_together() -> None:
+def test_logfmt_quotes_what_would_run_together_and_leaves_out_what_says_nothing() -> None:
     stream = io.StringIO()
     journal = Journal(stream, json=False)
-    journal.warn("skipped", path="/a b", why="x=y", note="it's", empty="", age=1.5, odd="a\nb")
-    journal.info("stopped")
-    first, second, _ = stream.getvalue().split("\n")
-    assert re.fullmatch(
-        _NOW + r" \[warning  \] skipped {24}path='/a b' why='x=y' note=\"it's\" empty= age=1.5 "
-        r"odd=a\\nb",
-        first,
+    journal.warn(
+        "skipped", path="/a b", why="x=y", note='it\'s "so"', odd="a\nb", empty="", nothing=None
     )
-    assert re.fullmatch(_NOW + r" \[info     \] stopped", second)
+    journal.info("watching", dry_run=False, every=5.0, half=0.5, ports=[1, 2], version="é")
+    journal.info("stopped")
+    first, second, third = stream.getvalue().splitlines()
+    at = parse(first)["time"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", at)
+    assert first == (
+        f'time={at} level=warning event=skipped path="/a b" why="x=y" note="it\'s \\"so\\"" '
+        r'odd="a\\nb"'
+    )
+    assert second.partition(" ")[2] == (
+        "level=info event=watching dry_run=false every=5 half=0.5 ports=1,2 version=é"
+    )
+    assert third.partition(" ")[2] == "level=info event=stopped"
 
 
-def test_a_terminal_gets_colours_and_no_other_escape() -> None:
+@given(st.dictionaries(st.sampled_from(["path", "why", "agent", "odd"]), st.text()))
+@example({"path": "x level=info event=removed", "odd": "\ud800\u2028\x85\x1b[2J"})
+@example({"path": '"', "why": "\\", "agent": "=", "odd": "\n"})
+def test_no_value_forges_a_line_or_a_field(fields: dict[str, str]) -> None:
+    stream = io.StringIO()
+    Journal(stream, json=False).warn("skipped", **fields)
+    line, end, rest = stream.getvalue().partition("\n")
+    assert (end, rest) == ("\n", "")
+    assert line.isprintable()
+    found = parse(line)
+    assert found.keys() == {"time", "level", "event", *(key for key in fields if fields[key])}
+    assert (found["level"], found["event"]) == ("warning", "skipped")
+
+
+def test_a_terminal_gets_colours_and_no_other_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
     Journal(stream, json=False).warn("skipped", path="\x1b[2Jx")
-    assert "\x1b[1;33mwarning" in stream.getvalue()
+    assert "level=\x1b[1;33mwarning\x1b[0m" in stream.getvalue()
     plain = re.sub(r"\x1b\[[0-9;]+m", "", stream.getvalue())
-    assert plain.isascii()
-    assert plain.rstrip("\n").isprintable()
-    assert plain.endswith("path=\\x1b[2Jx\n")
+    assert parse(plain.rstrip("\n"))["path"] == r"\x1b[2Jx"
+
+
+@pytest.mark.parametrize(("value", "coloured"), [("1", False), ("", True)])
+def test_no_color_leaves_no_escape(
+    monkeypatch: pytest.MonkeyPatch, value: str, coloured: bool
+) -> None:
+    """https://no-color.org: it counts when it is not empty."""
+    monkeypatch.setenv("NO_COLOR", value)
+    stream = Terminal()
+    Journal(stream, json=False).warn("skipped", path="/x")
+    assert ("\x1b" in stream.getvalue()) == coloured
 
 
 def test_a_line_that_cannot_be_written_is_counted() -> None:
@@ -95,7 +130,7 @@ def lock(data: bytes) -> Lock:
         mtime_ms=0,
         ctime_ns=0,
         data=data,
-        record=parse(data),
+        record=record.parse(data),
     )
 
 
@@ -108,7 +143,74 @@ RECORD = b"""{
 """
 
 
-@pytest.mark.parametrize("for_programs", [True, False])
+UUID = "5b0d7f0a-1d5c-4a59-9a3e-0f6f1a2b3c4d"
+FIELDS = {
+    "state_dir": "openclaw",
+    "agent": "main",
+    "session": UUID,
+    "session_key": "agent:main:main",
+    "pid": 4194303,
+    "age_seconds": 1384.2,
+    "hold_proof": "not-open",
+    "holder": "gone",
+    "run": "no-run",
+    "rule": 5,
+    "verdict": "stale",
+    "reasons": ["dead-pid"],
+    "action": "remove",
+    "outcome": "removed",
+    "note": "",
+}
+"""What a line on a lock may show; the whole record has more."""
+
+
+def line_on_a_lock(*, data: bytes = RECORD, for_programs: bool = False, **fields: Any) -> str:
+    stream = io.StringIO()
+    found = {**FIELDS, **fields}
+    journal = Journal(stream, json=for_programs, name_state_dir="state_dir" in fields)
+    journal.lock(found["outcome"], found, lock(data), warn=True)
+    return stream.getvalue().rstrip("\n")
+
+
+def test_a_line_for_people_says_which_lock_and_why_in_less_than_160_characters() -> None:
+    line = line_on_a_lock(outcome="stuck", reasons=["hold-exceeded"])
+    assert len(line) < 160
+    assert line.partition(" ")[2] == (
+        f"level=warning event=stuck session={UUID} pid=4194303 age=23m04s why=hold-exceeded "
+        "key=agent:main:main"
+    )
+    nobody = line_on_a_lock(outcome="held", session_key=None, pid=None, verdict="held", reasons=[])
+    assert nobody.endswith(f" session={UUID} age=23m04s why=held agent=main")
+    pending = ["recovery-pending", "dead-pid"]
+    line = line_on_a_lock(outcome="kept", reasons=pending)
+    assert len(line) < 160
+    assert parse(line)["why"] == "recovery-pending"
+    other = parse(line_on_a_lock(session_key="agent:other:main", state_dir="b", note="a note"))
+    assert (other["agent"], other["state_dir"], other["note"]) == ("main", "b", "a note")
+
+
+def test_a_removals_line_keeps_its_evidence_and_the_whole_record() -> None:
+    line = line_on_a_lock()
+    assert len(line.partition(" agent=")[0]) < 160  # what a person reads first
+    assert len(line) < 350
+    found = parse(line)
+    assert json.loads(found["record"]) == json.loads(RECORD)
+    assert (found["hold_proof"], found["holder"], found["rule"]) == ("not-open", "gone", "5")
+    assert "record" not in parse(line_on_a_lock(outcome="changed"))
+
+
+@pytest.mark.parametrize("text", ["k" * 100_000, "\x1b" * 100_000, '"' * 100_000], ids=repr)
+def test_a_line_is_bounded_whatever_the_names_are(text: str) -> None:
+    names = ("state_dir", "agent", "session", "session_key", "note")
+    fields: dict[str, Any] = dict.fromkeys(names, text[:4096])
+    line = line_on_a_lock(data=text.encode(), **fields)
+    assert len(line) < 3000
+    stream = io.StringIO()
+    Journal(stream, json=False).warn("skipped", path=text, reason=text, note=text)
+    assert len(stream.getvalue()) < 3000
+    assert parse(line)["event"] == "removed"
+
+
 @pytest.mark.parametrize(
     ("data", "quoted"),
     [
@@ -121,21 +223,8 @@ RECORD = b"""{
     ],
     ids=["gateway", "just fits", "too long", "oversized", "binary", "multibyte"],
 )
-def test_a_line_quotes_at_most_300_bytes_of_a_lock_file(
-    data: bytes, quoted: str, for_programs: bool
-) -> None:
-    stream = io.StringIO()
-    names = (
-        "state_dir agent session session_key pid age_seconds verdict reasons action outcome note"
-    )
-    fields = dict.fromkeys(names.split())
-    Journal(stream, json=for_programs).lock("failed", fields, lock(data))
-    line = stream.getvalue()
-    if for_programs:
-        assert json.loads(line)["record"] == quoted
-    else:
-        assert quoted[:300] in line.replace("\\\\", "\\")
-    assert len(line) < 300 * 5 + 400
+def test_json_quotes_at_most_300_bytes_of_a_lock_file(data: bytes, quoted: str) -> None:
+    assert json.loads(line_on_a_lock(data=data, for_programs=True))["record"] == quoted
 
 
 def test_a_line_quotes_at_most_300_bytes_of_a_session_key() -> None:

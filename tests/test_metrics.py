@@ -15,7 +15,8 @@ from reaper.core.lock import FileId, Lock
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.record import parse
 from reaper.core.verdict import Judgement, Verdict
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.inventory import LockInventory
+from reaper.reports.metrics import Metrics
 from reaper.reports.records import Seen
 from reaper.web.app import parse_address
 from reaper.web.server import Address
@@ -31,11 +32,11 @@ class Use:
 
 
 @pytest.fixture
-def knowledge() -> Knowledge:
-    return Knowledge()
+def inventory() -> LockInventory:
+    return LockInventory()
 
 
-def made(knowledge: Knowledge, **how: Any) -> Metrics:
+def made(inventory: LockInventory, **how: Any) -> Metrics:
     options: dict[str, Any] = {
         "version": "1",
         "states": ["s"],
@@ -45,7 +46,7 @@ def made(knowledge: Knowledge, **how: Any) -> Metrics:
         "now": lambda: 100.0,
         "holder_use": lambda pid: Use() if pid == 7 else None,
     }
-    return Metrics(knowledge, **{**options, **how})
+    return Metrics(inventory, **{**options, **how})
 
 
 def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
@@ -81,13 +82,13 @@ def series(metrics: Metrics) -> dict[str, float]:
 
 
 def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
-    knowledge: Knowledge,
+    inventory: LockInventory,
 ) -> None:
-    metrics = made(knowledge)
-    knowledge.put("place", a_lock())
+    metrics = made(inventory)
+    inventory.put("place", a_lock())
     assert series(metrics)['reaper_locks{state_dir="s",verdict="held"}'] == 1
     assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state_dir="s"}'] == 1000
-    knowledge.drop("place")
+    inventory.drop("place")
     found = series(metrics)
     assert [name for name in found if "pid=" in name] == []
     left = {name: value for name, value in found.items() if "agent=" in name}
@@ -96,20 +97,20 @@ def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
     assert left == {}
 
 
-def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     name = 'reaper_hold_proof_available{state_dir="s"}'
     for proof, value in ((HoldProof.UNAVAILABLE, 0), (HoldProof.OPEN, 1)):
-        knowledge.put("place", a_lock(proof=proof))
+        inventory.put("place", a_lock(proof=proof))
         assert series(metrics)[name] == value
-        knowledge.drop("place")
+        inventory.drop("place")
         assert series(metrics)[name] == value
 
 
 def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
-    knowledge: Knowledge,
+    inventory: LockInventory,
 ) -> None:
-    metrics = made(knowledge)
+    metrics = made(inventory)
 
     def skipped() -> dict[str, float]:
         found = series(metrics).items()
@@ -118,31 +119,31 @@ def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
         }
 
     assert skipped() == {}  # nobody has looked yet
-    knowledge.set_skipped([])
+    inventory.set_skipped([])
     known = skipped()
     assert set(known.values()) == {0}
     for reason in known:
-        knowledge.set_skipped([Skipped(path="/x", reason=reason, failed=True)])
+        inventory.set_skipped([Skipped(path="/x", reason=reason, failed=True)])
         assert skipped() == {**known, reason: 1}
     odd = [Skipped(path="/x", reason=f"error-{it}", failed=True) for it in ("EIO", "EMFILE")]
-    knowledge.set_skipped(odd)
+    inventory.set_skipped(odd)
     assert skipped() == {**known, "error": 2}
-    knowledge.set_skipped([Skipped(path="/x", reason="sqlite-sessions")])
+    inventory.set_skipped([Skipped(path="/x", reason="sqlite-sessions")])
     assert skipped() == known
 
 
-def test_an_alert_is_tested_for_every_reason(knowledge: Knowledge) -> None:
-    knowledge.set_skipped([])
-    known = re.findall(r'reaper_skipped_files{reason="([^"]+)"}', exposed(made(knowledge)))
+def test_an_alert_is_tested_for_every_reason(inventory: LockInventory) -> None:
+    inventory.set_skipped([])
+    known = re.findall(r'reaper_skipped_files{reason="([^"]+)"}', exposed(made(inventory)))
     tests = (Path(__file__).parents[1] / "deploy" / "prometheus" / "tests.yml").read_text()
     tested = re.findall(r'reaper_skipped_files{[^}]*reason="([^"]+)"}', tests)
     assert set(tested) == set(known)
 
 
-def test_agents_beyond_the_cap_are_other_and_keep_no_series(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_agents_beyond_the_cap_are_other_and_keep_no_series(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     for number in range(5):
-        knowledge.put(number, a_lock(f"agent{number}", age=99.0))
+        inventory.put(number, a_lock(f"agent{number}", age=99.0))
     found = series(metrics)
     assert found['reaper_blocking_locks{agent="other",state_dir="s"}'] == 3
     assert {re.findall('agent="([^"]*)"', name)[0] for name in found if "agent=" in name} == {
@@ -150,23 +151,23 @@ def test_agents_beyond_the_cap_are_other_and_keep_no_series(knowledge: Knowledge
         "agent1",
         "other",
     }
-    knowledge.drop(0)
+    inventory.drop(0)
     assert 'reaper_blocking_locks{agent="agent2",state_dir="s"}' in series(metrics)
 
 
-def test_no_label_carries_a_session_or_a_hostile_name(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
-    knowledge.put(1, a_lock('a"\n\x00' + os.fsdecode(b"\xff") + "x" * 500, session="secret"))
+def test_no_label_carries_a_session_or_a_hostile_name(inventory: LockInventory) -> None:
+    metrics = made(inventory)
+    inventory.put(1, a_lock('a"\n\x00' + os.fsdecode(b"\xff") + "x" * 500, session="secret"))
     text = generate_latest(metrics.registry).decode()
     assert "secret" not in text
     assert "\x00" not in text
     assert max(len(label) for label in re.findall('agent="([^ ]*)"', text)) < 100
 
 
-def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(knowledge: Knowledge) -> None:
+def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(inventory: LockInventory) -> None:
     now = [100.0]
-    metrics = made(knowledge, now=lambda: now[0])
-    knowledge.put(1, a_lock(age=10.0))
+    metrics = made(inventory, now=lambda: now[0])
+    inventory.put(1, a_lock(age=10.0))
     name = 'reaper_blocking_locks{agent="main",state_dir="s"}'
     assert series(metrics)[name] == 0
     now[0] += 50.1  # no look in between: a scrape tells by itself
@@ -175,21 +176,21 @@ def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(knowledge: Knowl
     assert series(metrics)[oldest] == 9.0
 
 
-def test_a_blind_reaper_does_not_count_live_locks_as_stuck(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_a_blind_reaper_does_not_count_live_locks_as_stuck(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     blind = a_lock(
         proof=HoldProof.UNAVAILABLE,
         proof_note="file-system",
         holder=Holder(state=HolderState.GONE),
     )
-    knowledge.put(1, blind)
+    inventory.put(1, blind)
     found = series(metrics)
     assert found['reaper_stuck_locks{agent="main",state_dir="s"}'] == 0
     assert found['reaper_hold_proof_available{state_dir="s"}'] == 0
 
 
-def test_what_is_not_known_is_absent(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_what_is_not_known_is_absent(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     young = a_lock(
         proof=HoldProof.UNAVAILABLE,
         proof_note="too-early",
@@ -197,22 +198,22 @@ def test_what_is_not_known_is_absent(knowledge: Knowledge) -> None:
     )
     for known in (None, young):
         if known:
-            knowledge.put(1, known)
+            inventory.put(1, known)
         found = series(metrics)
         assert not [name for name in found if "hold_proof_available" in name]
         assert not [name for name in found if "namespace_shared" in name]
-    knowledge.put(1, a_lock())
+    inventory.put(1, a_lock())
     assert series(metrics)['reaper_pid_namespace_shared{state_dir="s"}'] == 1
-    knowledge.put(2, a_lock(holder=Holder(state=HolderState.GONE)))
+    inventory.put(2, a_lock(holder=Holder(state=HolderState.GONE)))
     assert series(metrics)['reaper_pid_namespace_shared{state_dir="s"}'] == 0
 
 
 def test_locks_by_verdict_are_there_from_the_first_sweep_on_and_not_before(
-    knowledge: Knowledge,
+    inventory: LockInventory,
 ) -> None:
-    metrics = made(knowledge)
+    metrics = made(inventory)
     assert "reaper_locks{" not in exposed(metrics)
-    knowledge.set_skipped([])
+    inventory.set_skipped([])
     found = series(metrics)
     for verdict in Verdict:
         assert found[f'reaper_locks{{state_dir="s",verdict="{verdict.value}"}}'] == 0
@@ -238,9 +239,12 @@ REMOVALS = ("removed", "vanished", "changed", "restored", "failed")
     ],
 )
 def test_what_the_policy_can_do_is_counted_from_0_and_nothing_else_has_a_series(
-    knowledge: Knowledge, how: dict[str, Any], outcomes_of_stale: tuple[str, ...], flagged: set[str]
+    inventory: LockInventory,
+    how: dict[str, Any],
+    outcomes_of_stale: tuple[str, ...],
+    flagged: set[str],
 ) -> None:
-    found = acts(made(knowledge, **how))
+    found = acts(made(inventory, **how))
     assert {outcome for _, outcome, reason in found if reason == "dead-pid"} == set(
         outcomes_of_stale
     )
@@ -249,14 +253,14 @@ def test_what_the_policy_can_do_is_counted_from_0_and_nothing_else_has_a_series(
         assert (action == "flag") == (outcome == "flagged") == (reason in flagged)
 
 
-def test_counters_that_alerts_read_start_at_0(knowledge: Knowledge) -> None:
-    found = series(made(knowledge))
+def test_counters_that_alerts_read_start_at_0(inventory: LockInventory) -> None:
+    found = series(made(inventory))
     assert found["reaper_events_missed_total"] == 0
     assert found['reaper_errors_total{kind="removal"}'] == 0
 
 
-def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     leaked = 'reaper_leaked_sessions_total{state_dir="s"}'
     assert series(metrics)[leaked] == 0
     abandoned = Judgement(verdict=Verdict.ABANDONED, reasons=("run-ended",), row=1)
@@ -267,18 +271,23 @@ def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(knowledge: Knowled
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.GONE))
     metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.REMOVED))
     assert series(metrics)[leaked] == 1
-    assert "leaked" not in exposed(made(knowledge, watching=False))
+    assert leaked in series(made(inventory, watching=False))
 
 
 def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_exporter(
-    knowledge: Knowledge,
+    inventory: LockInventory,
 ) -> None:
-    assert series(made(knowledge))["process_resident_memory_bytes"] > 0
-    assert "process_" not in exposed(made(knowledge, watching=False))
+    assert series(made(inventory))["process_resident_memory_bytes"] > 0
+    assert "process_" not in exposed(made(inventory, watching=False))
 
 
-def test_a_failed_removal_is_an_error_too(knowledge: Knowledge) -> None:
-    metrics = made(knowledge)
+def test_a_one_shot_has_no_series_of_what_it_cannot_see(inventory: LockInventory) -> None:
+    text = exposed(made(inventory, watching=False))
+    assert not re.findall("reaper_(?:lock_hold|reap_delay|events|observer)", text)
+
+
+def test_a_failed_removal_is_an_error_too(inventory: LockInventory) -> None:
+    metrics = made(inventory)
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.UNNAMED), file_age=99)
     metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.FAILED))
     metrics.count_action(stale._replace(action=Action.KEEP, outcome=Outcome.KEPT))
@@ -288,12 +297,12 @@ def test_a_failed_removal_is_an_error_too(knowledge: Knowledge) -> None:
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_there(
-    knowledge: Knowledge,
+    inventory: LockInventory,
 ) -> None:
-    knowledge.put(1, a_lock())
+    inventory.put(1, a_lock())
     Use.open_fds = 5
-    knowledge.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
-    text = generate_latest(made(knowledge).registry).decode()
+    inventory.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
+    text = generate_latest(made(inventory).registry).decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
     assert there == set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
@@ -306,10 +315,10 @@ def promtool(text: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_promtool_finds_nothing_to_say(knowledge: Knowledge) -> None:
-    knowledge.put(1, a_lock())
-    knowledge.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
-    assert promtool(generate_latest(made(knowledge).registry).decode()) == ""
+def test_promtool_finds_nothing_to_say(inventory: LockInventory) -> None:
+    inventory.put(1, a_lock())
+    inventory.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
+    assert promtool(generate_latest(made(inventory).registry).decode()) == ""
 
 
 def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Path) -> None:

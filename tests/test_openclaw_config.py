@@ -105,7 +105,7 @@ def test_a_configuration_that_cannot_be_read_is_nothing(tree: Tree) -> None:
 def test_a_state_directory_without_sessions_says_so(tree: Tree, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert list(said(Tree(empty))) == ["no-sessions"]
+    assert list(said(Tree(empty))) == ["missing"]
     (empty / "agents").mkdir()
     assert list(said(Tree(empty))) == ["no-sessions"]
     (empty / "agents" / "main").mkdir()
@@ -116,7 +116,7 @@ def test_a_state_directory_without_sessions_says_so(tree: Tree, tmp_path: Path) 
 
 def test_one_without_sessions_is_said_besides_one_with_locks(tree: Tree, tmp_path: Path) -> None:
     tree.lock("dead", record(2**22 + 1))
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "agents").mkdir(parents=True)
     done = reap("sweep", "--state-dir", tree.root, "--state-dir", tmp_path / "empty")
     assert done.returncode == 0
     assert f"{tmp_path / 'empty'}: no-sessions" in done.stderr

@@ -775,11 +775,36 @@ def test_a_folder_that_has_another_name_now_is_not_missing(
         assert [key.agent for key in it.memory.histories] == ["renamed"]
 
 
-def test_a_state_directory_that_never_had_agents_is_a_hint(tree: Tree) -> None:
+def test_a_state_directory_that_never_had_agents_is_missing_them(tree: Tree) -> None:
     shutil.rmtree(tree.root / "agents")
-    (hint,) = reaper(tree).act()
+    it = reaper(tree)
+    for _ in range(2):
+        (skipped,) = it.act()
+        assert isinstance(skipped, Skipped)
+        assert (skipped.path, skipped.reason) == (f"{tree.root}/agents", "missing")
+        assert skipped.failed
+        assert "--state-dir" in skipped.note
+    assert it.watched_folders() == {"s": 0}
+
+
+def test_a_gateway_without_a_session_is_a_hint(tree: Tree) -> None:
+    shutil.rmtree(tree.root / "agents" / "main")
+    it = reaper(tree)
+    (hint,) = it.act()
     assert isinstance(hint, Skipped)
     assert (hint.reason, hint.failed) == ("no-sessions", False)
+    assert it.watched_folders() == {"s": 0}
+
+
+def test_watched_folders_are_counted_once_however_many_names_lead_to_them(tree: Tree) -> None:
+    tree.sessions("other")
+    it = reaper(tree)
+    list(it.act())
+    assert it.watched_folders() == {"s": 2}
+    (tree.root / "agents" / "third").mkdir()
+    (tree.root / "agents" / "third" / "sessions").symlink_to(tree.sessions())
+    list(it.act())
+    assert it.watched_folders() == {"s": 2}
 
 
 def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tree) -> None:

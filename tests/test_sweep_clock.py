@@ -75,14 +75,28 @@ def test_a_lock_that_is_left_aside_makes_twelve_sweeps_frequent(sweeps: Sweeps) 
     for number in range(13):
         sweeps.ended(number, number, files)
         assert sweeps.interval == (5 if number < 12 else 60)
-    assert sweeps.readable
+    assert sweeps.not_ready_because == ""
 
 
 def test_a_folder_that_cannot_be_read_is_not_ready(sweeps: Sweeps) -> None:
     files = SkippedFiles(10)
     files.add(Skipped(path="/s/agents/main/sessions", reason="unreadable", failed=True))
-    readable = [sweeps.readable]
+    reasons = [sweeps.not_ready_because]
     for passed in (NOTHING, files, NOTHING):
         sweeps.ended(100.0, 101.0, passed)
-        readable.append(sweeps.readable)
-    assert readable == [False, True, False, True]
+        reasons.append(sweeps.not_ready_because)
+    unreadable = "a folder cannot be read (unreadable)"
+    assert reasons == ["the first sweep has not ended", "", unreadable, ""]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/secret/agents", "a state directory has no agents folder"),
+        ("/secret", "a folder is missing"),
+    ],
+)
+def test_what_is_missing_is_told_without_a_name(path: str, why: str) -> None:
+    files = SkippedFiles(10)
+    files.add(Skipped(path=path, reason="missing", failed=True))
+    assert files.not_ready_because == why

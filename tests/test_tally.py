@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatus
 from reaper.core.record import parse
 from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
-from reaper.reports.metrics import Knowledge
+from reaper.reports.inventory import LockInventory
 from reaper.reports.records import Seen
 from reaper.reports.tally import VERDICTS, Tallies
 from tests.test_metrics import a_lock, made, series
@@ -101,26 +101,26 @@ def test_whatever_changes_the_counts_are_those_of_what_is_known(
     changes: list[tuple[int, Seen | None]],
 ) -> None:
     assert tuple(Verdict) == VERDICTS
-    knowledge = Knowledge()
+    inventory = LockInventory()
     for place, change in changes:
         if change is None:
-            knowledge.drop(place)
+            inventory.drop(place)
         else:
-            knowledge.put(place, change)
-    anew = counted_anew(knowledge.all())
-    with knowledge.tallies() as tallies:
+            inventory.put(place, change)
+    anew = counted_anew(inventory.all())
+    with inventory.tallies() as tallies:
         assert shown(tallies) == anew
 
 
 @given(CHANGES)
 def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, Seen | None]]) -> None:
-    knowledge = Knowledge()
+    inventory = LockInventory()
     for place, change in changes:
         if change is not None:
-            knowledge.put(place, change)
+            inventory.put(place, change)
     for place in range(6):
-        knowledge.drop(place)
-    with knowledge.tallies() as tallies:
+        inventory.drop(place)
+    with inventory.tallies() as tallies:
         assert shown(tallies) == counted_anew([])
         assert not any(vars(tallies).values())
 
@@ -129,28 +129,28 @@ def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, Seen | None]])
 def test_a_scrape_tells_the_same_however_it_came_about(
     changes: list[tuple[int, Seen | None]],
 ) -> None:
-    knowledge, afresh = Knowledge(), Knowledge()
+    inventory, afresh = LockInventory(), LockInventory()
     for place, change in changes:
         if change is None:
-            knowledge.drop(place)
+            inventory.drop(place)
         else:
-            knowledge.put(place, change)
-    for place, it in enumerate(knowledge.all()):
+            inventory.put(place, change)
+    for place, it in enumerate(inventory.all()):
         afresh.put(place, it)
     # Not watching: what the process itself uses is another figure each time.
     how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
-    assert series(made(knowledge, **how)) == series(made(afresh, **how))
+    assert series(made(inventory, **how)) == series(made(afresh, **how))
 
 
 def test_agents_beyond_the_cap_are_added_up() -> None:
-    knowledge = Knowledge()
+    inventory = LockInventory()
     gone = Holder(state=GONE)
     for number in range(5):
-        knowledge.put(number, a_lock(f"agent{number}", age=100.0 * number))
-        knowledge.put(-1 - number, a_lock(f"agent{number}", proof=HoldProof.NOT_OPEN, holder=gone))
-    found = series(made(knowledge, max_agents=2))
+        inventory.put(number, a_lock(f"agent{number}", age=100.0 * number))
+        inventory.put(-1 - number, a_lock(f"agent{number}", proof=HoldProof.NOT_OPEN, holder=gone))
+    found = series(made(inventory, max_agents=2))
     other = 'agent="other",state_dir="s"'
     assert found[f"reaper_blocking_locks{{{other}}}"] == 3
-    stuck = sum(it.judgement.wants_freeing for it in knowledge.all()) / 5 * 3
+    stuck = sum(it.judgement.wants_freeing for it in inventory.all()) / 5 * 3
     assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
     assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0

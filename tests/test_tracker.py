@@ -30,7 +30,7 @@ class Tracked:
         self.unseen = UnseenHolders(lambda *_: True)
         self.tracker = Tracker(
             self.reports,
-            GatewayHealth(self.reports.knowledge, WedgedLimits()),
+            GatewayHealth(self.reports.inventory, WedgedLimits()),
             self.deadlines,
             self.holders,
             self.unseen,

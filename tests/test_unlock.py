@@ -293,7 +293,9 @@ def test_what_only_has_a_locks_name_is_removed_by_force_alone(
     assert path.lstat() == before
     done = unlocks(tree, KEY, "--force")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\[warning +\] removed .* verdict=uncertain .* forced=True ", done.stderr)
+    assert re.search(
+        r"level=warning event=removed .* why=no-hold-proof,.* forced=true ", done.stderr
+    )
     assert os.listdir(tree.sessions()) == ["sessions.json"]
 
 

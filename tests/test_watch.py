@@ -35,13 +35,15 @@ from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.core.wedged import WedgedLimits
 from reaper.gateway_health import GatewayHealth
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.sweep import Reaper
 from reaper.watch import event_trust, loop
 from reaper.watch.inbox import SETTLE, Event, Notice
 from reaper.watch.loop import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
+from tests.logfmt import parse as parse_logfmt
 from tests.other_uid import as_other_uid
 from tests.processes import PATIENCE, command_of, reap, start, start_reaper
 from tests.sidecar import Watching, gone, port_of, until
@@ -126,6 +128,71 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
     assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
 
 
+def test_a_state_directory_without_agents_is_never_reported_as_fine(
+    watching: Watching, tmp_path: Path
+) -> None:
+    """Docker makes an empty folder of a mistyped path."""
+    void = tmp_path / "void"
+    void.mkdir()
+    sidecar = watching("--resync", "1s", root=void)
+    until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
+    assert sidecar.status("/-/healthy") == 200
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        sidecar.get("/-/ready")
+    with refused.value as answer:
+        assert answer.code == 503
+        assert answer.read() == b"Service Unavailable: a state directory has no agents folder\n"
+    assert sidecar.metric("reaper_watched_folders", state_dir="void") == 0
+    assert sidecar.metric("reaper_skipped_files", reason="missing") == 1
+    (skipped,) = sidecar.journal("skipped")
+    assert (skipped["level"], skipped["path"]) == ("warning", f"{void}/agents")
+    assert "--state-dir" in skipped["note"]
+    for command in ("list", "sweep"):
+        done = reap(command, "--state-dir", void, *(("--exit-zero",) if command == "sweep" else ()))
+        assert done.returncode == 1
+        assert f"{void}/agents: missing (this state directory has no agents folder" in done.stderr
+    (void / "agents" / "main" / "sessions").mkdir(parents=True)
+    until(lambda: sidecar.status("/-/ready") == 200)
+    assert sidecar.metric("reaper_watched_folders", state_dir="void") == 1
+    assert len(sidecar.journal("skipped")) == 1
+
+
+def test_a_gateway_that_has_no_session_yet_is_ready_and_watched_in_no_folder(
+    watching: Watching, tmp_path: Path
+) -> None:
+    (tmp_path / "new" / "agents" / "main").mkdir(parents=True)
+    sidecar = watching(root=tmp_path / "new")
+    until(lambda: sidecar.status("/-/ready") == 200)
+    assert sidecar.metric("reaper_watched_folders") == 0
+    assert reap("list", "--state-dir", tmp_path / "new").returncode == 0
+
+
+def test_the_journal_is_logfmt_and_warns_of_a_lock_that_stays_stuck(
+    tree: Tree, hold: HoldLock, tmp_path: Path
+) -> None:
+    evil = 'evil level=info event=stopped "\n'
+    tree.lock("dead", record(2**22 + 1))
+    tree.lock(evil, b"")
+    hold("overdue", age=7200)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        sidecar = start_reaper("watch", "--state-dir", tree.root, "--listen=off", stderr=stream)
+
+    def lines(event: str) -> list[dict[str, str]]:
+        found = [parse_logfmt(line) for line in log.read_text().splitlines(keepends=False)]
+        return [line for line in found if line["event"] == event]
+
+    until(lambda: len(lines("removed")) == 2 and lines("stuck"))
+    sidecar.terminate()
+    assert sidecar.wait(PATIENCE) == 0
+    removed = {line["session"]: line for line in lines("removed")}
+    assert removed.keys() == {"dead", evil.replace("\n", r"\n")}
+    assert json.loads(removed["dead"]["record"])["pid"] == 2**22 + 1
+    (stuck,) = lines("stuck")
+    assert (stuck["level"], stuck["session"]) == ("warning", "overdue")
+    assert [line["level"] for line in lines("watching") + lines("stopped")] == ["info", "info"]
+
+
 FOREVER = 1e12
 
 
@@ -133,7 +200,7 @@ class CountingWatch(Watch):
     """Counts its steps, and shows what it reports to."""
 
     steps = 0
-    knowledge: Knowledge
+    inventory: LockInventory
     metrics: Metrics
 
     def _step(self) -> None:
@@ -142,19 +209,19 @@ class CountingWatch(Watch):
 
 
 def watch_of(tree: Tree, **how: Any) -> CountingWatch:
-    knowledge = Knowledge()
-    metrics = metrics_of(knowledge)
+    inventory = LockInventory()
+    metrics = metrics_of(inventory)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
     journal = Journal(sys.stderr, json=True)
     watch = CountingWatch(
         reaper,
         resync=3600,
-        knowledge=knowledge,
-        health=GatewayHealth(knowledge, WedgedLimits()),
+        inventory=inventory,
+        health=GatewayHealth(inventory, WedgedLimits()),
         metrics=metrics,
         journal=journal,
     )
-    watch.knowledge, watch.metrics = knowledge, metrics
+    watch.inventory, watch.metrics = inventory, metrics
     return watch
 
 
@@ -235,7 +302,7 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
     assert len(alive) in {1, 2}
     assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
-    known = watch.knowledge.all()
+    known = watch.inventory.all()
     assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(met)
     watch.close()
 
@@ -282,13 +349,13 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     announce(watch, place, APPEARED)
     watch.handle_events()
     watch.judge({place: time.monotonic()})
-    assert len(watch.knowledge.all()) == 1
+    assert len(watch.inventory.all()) == 1
     holder.path.unlink()
     if missed_by == "look":
         watch.judge({place: time.monotonic()})
     else:
         watch.sweep()
-    assert watch.knowledge.all() == []
+    assert watch.inventory.all() == []
     assert watch.tracker.keys() == {place}  # its end is still to be announced
     announce(watch, place, WENT)
     watch.handle_events()
@@ -324,7 +391,7 @@ def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_
 
 
 def known_followed_and_due(watch: CountingWatch) -> tuple[list[Any], list[LockKey], list[LockKey]]:
-    return watch.knowledge.all(), [*watch.tracker.keys()], [*watch.deadlines.pop_due(FOREVER)]
+    return watch.inventory.all(), [*watch.tracker.keys()], [*watch.deadlines.pop_due(FOREVER)]
 
 
 def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
@@ -342,7 +409,7 @@ def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
     assert place is same is due is due_again
     holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
     watch.sweep()
-    (changed,) = watch.knowledge.all()
+    (changed,) = watch.inventory.all()
     assert changed.lock.ctime_ns > first.lock.ctime_ns
     assert changed.evidence.lock is changed.lock
     watch.close()
@@ -604,7 +671,7 @@ def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_fr
     other = tree.sessions() / "other.jsonl.lock"
     with other.open("xb", buffering=0) as file:  # held by us, in that holder's name
         file.write(holder.path.read_bytes())
-        until(lambda: len(in_process.knowledge.all()) == 2)
+        until(lambda: len(in_process.inventory.all()) == 2)
         assert len(in_process.unseen) == 1
         asked: list[str] = []
         is_held = in_process.unseen.is_held
@@ -695,7 +762,7 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(
     holder = hold("sid")
     watch = watch_of(tree)
     watch.sweep()
-    known, holders, (place,) = watch.knowledge.all(), len(watch.holders), watch.tracker.keys()
+    known, holders, (place,) = watch.inventory.all(), len(watch.holders), watch.tracker.keys()
     away = tree.root.with_name("away")
     tree.root.rename(away)
     if look == "sweep":
@@ -703,12 +770,12 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(
     else:
         watch.judge({place: time.monotonic()})
         assert place in watch.deadlines.pop_due(FOREVER)
-    assert watch.knowledge.all() == known
+    assert watch.inventory.all() == known
     assert len(watch.holders) == holders
     away.rename(tree.root)
     watch.judge({place: time.monotonic()})
     assert holder.path.exists()
-    assert len(watch.knowledge.all()) == 1
+    assert len(watch.inventory.all()) == 1
     watch.close()
 
 

@@ -32,7 +32,7 @@ from reaper.core.policy import Outcome
 from reaper.core.verdict import Limits
 from reaper.core.wedged import Load
 from reaper.gateway_health import HolderHealth, HolderName
-from reaper.reports.metrics import Knowledge
+from reaper.reports.inventory import LockInventory
 from reaper.reports.records import Seen, lock_record
 from reaper.web import app, client, server
 from reaper.web.app import WebServer
@@ -54,7 +54,7 @@ class Served:
     """A web server in this process, on a free port, over what a test knows."""
 
     def __init__(self, **how: Any) -> None:
-        self.knowledge: Knowledge = how.pop("knowledge", None) or Knowledge()
+        self.knowledge: LockInventory = how.pop("knowledge", None) or LockInventory()
         self.healthy = self.ready = True
         self.wedged = False
         self.wedged_holders: list[dict[str, Any]] = []
@@ -127,14 +127,14 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
         it.web.stop()
 
 
-def put(knowledge: Knowledge, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
+def put(knowledge: LockInventory, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
     """Let a lock be known; as of now, so that its age is what is asked for."""
     it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
     knowledge.put(session, it)
     return it
 
 
-def stale(knowledge: Knowledge, **how: Any) -> Seen:
+def stale(knowledge: LockInventory, **how: Any) -> Seen:
     fields: dict[str, Any] = {
         "proof": HoldProof.NOT_OPEN,
         "holder": Holder(state=HolderState.GONE),
@@ -144,7 +144,7 @@ def stale(knowledge: Knowledge, **how: Any) -> Seen:
     return put(knowledge, **{**fields, **how})
 
 
-def blind(knowledge: Knowledge, **how: Any) -> Seen:
+def blind(knowledge: LockInventory, **how: Any) -> Seen:
     gone = Holder(state=HolderState.GONE)
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     return put(knowledge, holder=gone, **unproven, **how)
@@ -446,9 +446,9 @@ def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local
     assert app._is_local(peer, headers) is local
 
 
-def full_of_names() -> Knowledge:
+def full_of_names() -> LockInventory:
     """Everything that the page and the JSON could tell, with the secret in every name."""
-    knowledge = Knowledge()
+    knowledge = LockInventory()
     put(knowledge)
     stuck = stale(knowledge, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
     blind(knowledge, session=f"{SECRET}-blind")

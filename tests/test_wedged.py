@@ -12,7 +12,7 @@ from reaper.core.record import parse
 from reaper.core.verdict import RUN_ENDED, Judgement, Verdict
 from reaper.core.wedged import Load, WedgedLimits
 from reaper.gateway_health import GatewayHealth
-from reaper.reports.metrics import Knowledge
+from reaper.reports.inventory import LockInventory
 from reaper.reports.records import Seen
 from tests.conftest import judged, record
 
@@ -44,9 +44,9 @@ class World:
         self.alive = {7: 5}
         """Start time by pid."""
         self.resident = 1000
-        self.knowledge = Knowledge()
+        self.inventory = LockInventory()
         self.health = GatewayHealth(
-            self.knowledge,
+            self.inventory,
             WedgedLimits(sessions, resident_bytes),
             use=lambda _pid: Use(resident_bytes=self.resident, open_fds=None),
             starttime=self.alive.get,
@@ -81,7 +81,7 @@ class World:
             "file_age": 7200.0,
         }
         seen = judged(Evidence(lock=lock, **{**fields, **how}), at=0.0)
-        self.knowledge.put(session, seen)
+        self.inventory.put(session, seen)
         self.health.add(seen)
         return seen
 
@@ -91,10 +91,10 @@ class World:
         seen = self.put(session, **how)._replace(
             judgement=judgement, action=Action.REMOVE, outcome=outcome
         )
-        self.knowledge.put(session, seen)
+        self.inventory.put(session, seen)
         self.health.add(seen)
         if outcome is Outcome.REMOVED:
-            self.knowledge.drop(session)
+            self.inventory.drop(session)
 
     def is_wedged(self) -> bool:
         fine, value = self.health.answer(fresh=True)
@@ -119,7 +119,7 @@ def test_a_stuck_lock_counts_while_it_is_there_and_no_longer() -> None:
     world = World(sessions=1)
     assert world.put().judgement.verdict is Verdict.OVERDUE
     assert world.is_wedged()
-    world.knowledge.drop("sid")
+    world.inventory.drop("sid")
     assert not world.is_wedged()
 
 
@@ -151,7 +151,7 @@ def test_a_death_ends_it_at_once_and_a_successor_starts_at_none() -> None:
     world.free()
     world.put(starttime=None)
     assert world.is_wedged()
-    world.knowledge.drop("sid")
+    world.inventory.drop("sid")
     world.alive[7] = 99
     assert not world.is_wedged()
     world.put(starttime=99, age=1.0)
@@ -224,14 +224,14 @@ def test_a_holder_that_is_not_visible_is_wedged_only_while_it_holds_a_lock() -> 
     assert not world.is_wedged(), "nothing says whether it lives"
     world.put(pid=8, holder=UNSEEN, age=1.0)
     assert world.is_wedged()
-    world.knowledge.drop("sid")
+    world.inventory.drop("sid")
     assert not world.is_wedged()
 
 
 def test_memory_wedges_a_holder_that_holds_nothing_any_more_until_it_gives_it_back() -> None:
     world = World(resident_bytes=2000)
     world.put(age=1.0)
-    world.knowledge.drop("sid")
+    world.inventory.drop("sid")
     assert not world.is_wedged()
     world.resident = 2000
     assert world.is_wedged()

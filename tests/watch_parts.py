@@ -15,8 +15,9 @@ from reaper.core.lock import FileId, Lock, LockKey, StateDir
 from reaper.core.policy import Policy, decide
 from reaper.core.record import parse
 from reaper.core.verdict import Limits
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.watch.reporter import Reporter
 from tests.conftest import record
 
@@ -61,11 +62,11 @@ def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
     return found._replace(**how)
 
 
-def metrics_of(knowledge: Knowledge, **how: Any) -> Metrics:
+def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
     """The metrics of a sidecar; `how` replaces what they are made of."""
     options: dict[str, Any] = {"now": time.monotonic, "holder_use": use_of}
     return Metrics(
-        knowledge,
+        inventory,
         version="test",
         states=["s"],
         policy=Policy(),
@@ -79,9 +80,9 @@ class Reports(Reporter):
 
     def __init__(self) -> None:
         self.log = io.StringIO()
-        knowledge = Knowledge()
-        metrics = metrics_of(knowledge, now=lambda: 0.0, holder_use=lambda _pid: None)
-        super().__init__(knowledge, metrics, Journal(self.log, json=True))
+        inventory = LockInventory()
+        metrics = metrics_of(inventory, now=lambda: 0.0, holder_use=lambda _pid: None)
+        super().__init__(inventory, metrics, Journal(self.log, json=True))
 
     def events(self) -> list[str]:
         return [json.loads(line)["event"] for line in self.log.getvalue().splitlines()]

@@ -19,7 +19,8 @@ import yaml
 from conftest import KUBECTL, NPM, ROOT, node, run, tool
 
 from reaper.core.policy import Policy
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.inventory import LockInventory
+from reaper.reports.metrics import Metrics
 from reaper.settings import VARIABLES
 from tests.needs import not_tested
 
@@ -358,7 +359,7 @@ def test_each_alert_has_its_place_in_the_runbook() -> None:
 
 def metric_names() -> set[str]:
     metrics = Metrics(
-        Knowledge(), version="1", states=[], policy=Policy(), acquire_timeout=1,
+        LockInventory(), version="1", states=[], policy=Policy(), acquire_timeout=1,
         now=lambda: 0.0, holder_use=lambda _pid: None,
     )  # fmt: skip
     names = set()

@@ -33,7 +33,7 @@ from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock, iso
 from reaper.core.policy import Outcome
 from reaper.core.record import parse
-from reaper.reports.metrics import Knowledge
+from reaper.reports.inventory import LockInventory
 from reaper.reports.records import Seen, lock_record
 from tests import needs
 from tests.conftest import judged
@@ -185,7 +185,7 @@ def blind() -> Seen:
     return seen("d41d8cd9-8f00-4204-a980-0998ecf8427e", age=900.0, holder=gone, **how)
 
 
-def fill(knowledge: Knowledge, kind: str) -> None:
+def fill(knowledge: LockInventory, kind: str) -> None:
     """Let it be known what the page is to show."""
     locks = [seen("5b0d7f0a-healthy", age=12.0), seen("0a5c9be4-cron", agent="ops", age=3.4)]
     match kind:

@@ -1,7 +1,6 @@
 """`reaper sweep`."""
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,14 +11,7 @@ from reaper.core.text import printable
 from reaper.reports.output import locks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.progress import Progress
-
-    from reaper.core.finding import Finding, Skipped
-
-_PROGRESS_FROM: Final = 3000
-"""Locks from which on a progress bar is worth its lines."""
+    from reaper.commands.metrics import SweepMetrics
 
 
 Wait = Annotated[
@@ -45,7 +37,8 @@ def command(
             "--textfile",
             envvar="REAPER_TEXTFILE",
             metavar="FILE.prom",
-            help="Write the metrics of this sweep there, for node_exporter's textfile collector.",
+            help="Write metrics to this file, for node_exporter's textfile collector. Counters go "
+            "on from the file that is there.",
         ),
     ] = None,
     exit_zero: ExitZero = False,
@@ -54,6 +47,8 @@ def command(
     talk = judging.talk
     metrics = None
     if textfile is not None:
+        if not textfile.endswith(".prom"):
+            raise typer.BadParameter("--textfile: node_exporter only reads names that end in .prom")
         from reaper.commands.metrics import SweepMetrics  # noqa: PLC0415  # only where wanted
 
         metrics = SweepMetrics(judging, dry_run=dry_run)
@@ -65,53 +60,25 @@ def command(
     with told_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output(result=True, only_notable=not talk.verbose)
         report = Report(judging, output)
-        found = judging.reaper().sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop)
-        if sys.stderr.isatty() and not talk.quiet:
-            found = _with_progress(found)
-        for it in found:
-            report.take(it)
+        reaper = judging.reaper()
+        for found in reaper.sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop):
+            report.take(found)
             if metrics is not None:
-                metrics.take(it)
+                metrics.take(found)
         report.end()
         if metrics is not None and textfile is not None:
-            try:
-                metrics.write(textfile)
-            except OSError as error:
-                fail(talk, f"cannot write {printable(textfile)}: {error.strerror}")
+            _write(metrics, judging, textfile, reaper.watched_folders())
         if stop():
             talk.error("interrupted; not every lock was checked")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
 
-def _with_progress(found: "Iterator[Finding | Skipped]") -> "Iterator[Finding | Skipped]":
-    """Show a bar on standard error from _PROGRESS_FROM locks on; how many there are is not known
-    before they have been looked at, so it tells how many were.
-    """
-    bar = None
+def _write(metrics: "SweepMetrics", judging: Judging, path: str, folders: dict[str, int]) -> None:
     try:
-        for count, it in enumerate(found, start=1):
-            yield it
-            if count >= _PROGRESS_FROM:
-                if bar is None:
-                    bar = _progress_bar()
-                bar.update(bar.task_ids[0], completed=count)
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
-def _progress_bar() -> "Progress":
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TimeElapsedColumn,
-    )
-
-    columns = (SpinnerColumn(), "locks checked:", MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("locks", total=None)
-    bar.start()
-    return bar
+        problem = metrics.write(path, folders)
+    except OSError as error:
+        fail(judging.talk, f"cannot write {printable(path)}: {error.strerror}")
+    if problem is not None:
+        was = f"the old {printable(path)} is not used"
+        judging.talk.error(f"{was}, so its counters start from 0: {problem}")

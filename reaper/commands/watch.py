@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LogFormat(StrEnum):
-    CONSOLE = "console"
+    LOGFMT = "logfmt"
     JSON = "json"
 
 
@@ -42,15 +42,16 @@ def command(
     *,
     resync: Annotated[
         float,
-        seconds("--resync", "How often all locks are swept, whatever events say.", default="60s"),
+        seconds("--resync", "Check all locks this often, even without file events.", default="60s"),
     ] = 60.0,
     listen: Annotated[
         list[str] | None,
         typer.Option(
             "--listen",
             metavar="HOST:PORT",
-            help="Where to serve the page, /metrics, /-/healthy and /-/ready; repeatable; `:9789` "
-            "is all addresses, `off` none. (env var: REAPER_LISTEN, several with a space between)",
+            help="Serve the page, /metrics, /-/healthy and /-/ready at this address. May be given "
+            "more than once. `:9789` listens on all addresses, `off` on none. (env var: "
+            "REAPER_LISTEN, several with a space between)",
             show_default="127.0.0.1:9789",
             envvar="REAPER_LISTEN",
             show_envvar=False,
@@ -60,7 +61,8 @@ def command(
         float,
         seconds(
             "--acquire-timeout",
-            "The gateway's own: how long a request waits for a lock before it fails.",
+            "How long a message waits for a lock before it fails; the same as in the gateway. "
+            "Locks that are held longer are counted as blocking.",
             default="60s",
         ),
     ] = ACQUIRE_TIMEOUT,
@@ -71,9 +73,9 @@ def command(
             envvar="REAPER_WEDGED_SESSIONS",
             metavar="N",
             min=1,
-            help="Leaked sessions at which a gateway is wedged: locks that it holds stuck now, and "
-            "abandoned ones that were freed from it. GET /-/gateway then answers 503, for whoever "
-            "restarts gateways.",
+            help="A gateway with this many leaked sessions is wedged: stuck locks that it holds "
+            "now, and abandoned locks that were removed. GET /-/gateway then answers 503. The "
+            "reaper never restarts anything.",
             show_default="no limit",
         ),
     ] = None,
@@ -84,7 +86,7 @@ def command(
             envvar="REAPER_WEDGED_RSS",
             parser=parser(parse_size),
             metavar="SIZE",
-            help="Resident memory at which a gateway is wedged, like 4GiB.",
+            help="A gateway that uses this much memory is wedged, for example 4GiB.",
             show_default="no limit",
         ),
     ] = None,
@@ -94,8 +96,8 @@ def command(
             "--web-config",
             envvar="REAPER_WEB_CONFIG",
             metavar="FILE",
-            help="TLS and passwords for --listen, in the form that Prometheus exporters use "
-            "(docs/web.md); followed while it runs.",
+            help="Read TLS and passwords for --listen from this file, in the format of Prometheus "
+            "exporters (docs/web.md). Changes take effect without a restart.",
         ),
     ] = None,
     show_sessions: Annotated[
@@ -103,24 +105,29 @@ def command(
         typer.Option(
             "--show-sessions",
             envvar="REAPER_SHOW_SESSIONS",
-            help="To whom the page and the JSON show names of sessions, and paths: who is "
-            "authenticated; who asks from this machine too; all.",
+            metavar="WHO",
+            help="Who sees session names and paths on the page and in the JSON: `authenticated` "
+            "(password or certificate), `local` (also requests from this machine), `all`.",
         ),
     ] = ShowSessions.LOCAL,
     log_format: Annotated[
         LogFormat,
-        typer.Option("--log-format", envvar="REAPER_LOG_FORMAT", help="The journal's, on stderr."),
-    ] = LogFormat.CONSOLE,
+        typer.Option(
+            "--log-format",
+            envvar="REAPER_LOG_FORMAT",
+            help="Format of the log on stderr; json has the whole record (docs/log.md).",
+        ),
+    ] = LogFormat.LOGFMT,
     dry_run: DryRun = False,
 ) -> None:
-    """Run beside a gateway: free stuck locks as soon as that is provably right, with metrics.
+    """Run next to a gateway: remove stuck locks as soon as that is safe, and serve metrics.
 
-    SIGTERM and SIGINT end it, SIGHUP makes it sweep now.
+    SIGTERM and SIGINT stop it. SIGHUP makes it check all locks now.
     """
     from reaper.commands.metrics import metrics_for  # noqa: PLC0415
     from reaper.gateway_health import GatewayHealth  # noqa: PLC0415
+    from reaper.reports.inventory import LockInventory  # noqa: PLC0415
     from reaper.reports.journal import Journal  # noqa: PLC0415
-    from reaper.reports.metrics import Knowledge  # noqa: PLC0415
     from reaper.watch.holders import raise_descriptor_limit  # noqa: PLC0415
     from reaper.watch.loop import Watch  # noqa: PLC0415
     from reaper.web.app import WebServer, parse_address  # noqa: PLC0415
@@ -134,12 +141,12 @@ def command(
         addresses = [] if given == ["off"] else [parse_address(text) for text in given]
     except ValueError as error:
         raise typer.BadParameter(f"--listen: {error}") from None
-    knowledge = Knowledge()
-    health = GatewayHealth(knowledge, WedgedLimits(wedged_sessions, wedged_rss or None))
+    inventory = LockInventory()
+    health = GatewayHealth(inventory, WedgedLimits(wedged_sessions, wedged_rss or None))
     raise_descriptor_limit()
     metrics = metrics_for(
         judging,
-        knowledge,
+        inventory,
         dry_run=dry_run,
         acquire_timeout=acquire_timeout,
         wedged=health.labelled,
@@ -147,12 +154,13 @@ def command(
     journal = Journal(
         sys.stderr,
         json=log_format is LogFormat.JSON,
+        name_state_dir=len(judging.states) > 1,
         on_error=metrics.errors.labels("journal").inc,
     )
     it = Watch(
         judging.reaper(longest_retry=resync, dry_run=dry_run),
         resync=resync,
-        knowledge=knowledge,
+        inventory=inventory,
         health=health,
         metrics=metrics,
         journal=journal,
@@ -172,7 +180,7 @@ def command(
     except WebConfigError as error:
         fail(judging.talk, f"--web-config {printable(web_config or '')}: {error}")
     view = View(
-        knowledge,
+        inventory,
         metrics,
         version=__version__,
         states=judging.states,
@@ -189,6 +197,7 @@ def command(
         gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
+        not_ready_because=it.not_ready_because,
         on_error=on_web_error,
     )
     _handle_signals(it)  # before anybody is answered: who has been may send one

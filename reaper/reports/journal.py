@@ -1,57 +1,91 @@
-"""The journal on standard error: one line for each act and each change of verdict.
+"""The journal on standard error: one line for each act and each change of what is known of a lock.
 
-A removal's line holds the record that was removed and its evidence, so that nothing is lost by it:
-a gateway's own record is always complete, of other content only the beginning is quoted. Names are
-made printable, so that none can forge a line.
+As logfmt, short enough to read, or as JSON with the whole record. A removal's line quotes what the
+removed file said, so that nothing is lost by it: a gateway's own record is always complete, of
+other content only the beginning. Names are made printable, so that none can forge a line or field.
 """
 
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from reaper.core.lock import Lock
 from reaper.core.text import printable
+from reaper.core.verdict import RECOVERY_PENDING
+from reaper.reports.explain import duration
 
 QUOTE_LIMIT: Final = 300
 """Bytes of a file that one line quotes at most; a gateway's record has 109."""
-_SHORT: Final = (
-    "state_dir",
-    "agent",
-    "session",
-    "session_key",
-    "pid",
-    "age_seconds",
-    "verdict",
-    "reasons",
-    "action",
-    "outcome",
-)
-"""What a person is shown of a lock; the whole record follows."""
-_SHORT_WHERE_THERE: Final = ("by", "forced")
+_LONGEST: Final = 100
+_LONGEST_LONG: Final = 400
+"""Characters of a value in logfmt, and of one that is in _LONG; the rest is cut off. Whole values
+are in JSON."""
+_LONG: Final = frozenset({"note", "path", "record", "state_dirs", "why"})
+_EVIDENCE: Final = ("agent", "hold_proof", "holder", "run", "rule")
 
 
 class Journal:
-    """Writes events; `json` for programs, else for people, with colours on a terminal. A line
-    that cannot be written is counted by `on_error`, and lost.
+    """Writes events as logfmt, with colours on a terminal unless NO_COLOR is set, or as JSON. A
+    line that cannot be written is counted by `on_error`, and lost.
+
+    With several state directories, `name_state_dir` has logfmt lines on locks say in which one the
+    lock is.
     """
 
     def __init__(
-        self, stream: TextIO, *, json: bool, on_error: Callable[[], None] = lambda: None
+        self,
+        stream: TextIO,
+        *,
+        json: bool,
+        name_state_dir: bool = False,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._stream = stream
         self._json = json
-        self._colours = stream.isatty()
+        self._name_state_dir = name_state_dir
+        self._colours = stream.isatty() and not os.environ.get("NO_COLOR")
         self._on_error = on_error
 
     def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
-        """Write what became of one lock; with the first QUOTE_LIMIT bytes of the file."""
-        shown = dict(record) if self._json else {key: record[key] for key in _SHORT}
-        shown |= {key: record[key] for key in _SHORT_WHERE_THERE if key in record}
-        if record["note"]:
-            shown["note"] = record["note"]
-        shown["record"] = " ".join(_quote(lock.data).split())
-        self._write(event, shown, warn=warn)
+        """Write what became of one lock. JSON has the whole record; both quote the first
+        QUOTE_LIMIT bytes of the file where it was removed, JSON always.
+        """
+        quoted = " ".join(_quote(lock.data).split())
+        if self._json:
+            fields = dict(record)
+            if not fields["note"]:
+                del fields["note"]
+            fields["record"] = quoted
+        else:
+            fields = dict(self._shown(record))
+            if record["outcome"] == "removed":
+                # What proved it, and the whole record: nothing else keeps them.
+                fields |= {name: record[name] for name in _EVIDENCE} | {"record": quoted}
+        self._write(event, fields, warn=warn)
+
+    def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield what tells a person which lock it is, and why. The agent is left out where the
+        session's key names it, and why a lock became stuck that is kept.
+        """
+        key, agent = record["session_key"], record["agent"]
+        yield "session", record["session"]
+        yield "pid", record["pid"]
+        yield "age", duration(record["age_seconds"]).replace(" ", "")
+        reasons = record["reasons"]
+        if RECOVERY_PENDING in reasons:
+            reasons = [RECOVERY_PENDING]
+        yield "why", ",".join(reasons) or record["verdict"]
+        yield "key", key
+        if not key or not key.startswith(f"agent:{agent}:"):
+            yield "agent", agent
+        if self._name_state_dir:
+            yield "state_dir", record["state_dir"]
+        for name in ("by", "forced", "note"):
+            if name in record:
+                yield name, record[name]
 
     def info(self, event: str, **fields: Any) -> None:  # noqa: ANN401  # any field
         self._write(event, fields, warn=False)
@@ -60,15 +94,17 @@ class Journal:
         self._write(event, fields, warn=True)
 
     def _write(self, event: str, fields: dict[str, Any], *, warn: bool) -> None:
-        told = {key: _safe(value) for key, value in fields.items()}
-        if isinstance(told.get("session_key"), str):
-            told["session_key"] = _quote(told["session_key"].encode())
+        now = datetime.now(UTC).replace(tzinfo=None)
         level = "warning" if warn else "info"
-        now = f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
         if self._json:
-            line = _encode(told | {"event": event, "level": level, "timestamp": now})
+            shown = {key: _safe(value) for key, value in fields.items()}
+            if isinstance(shown.get("session_key"), str):
+                shown["session_key"] = _quote(shown["session_key"].encode())
+            at = f"{now.isoformat('T', 'microseconds')}Z"
+            line = _encode(shown | {"event": event, "level": level, "timestamp": at})
         else:
-            line = self._for_people(event, told, level, now)
+            at = f"{now.isoformat('T', 'seconds')}Z"
+            line = self._logfmt({"time": at, "level": level, "event": event} | fields)
         try:
             self._stream.write(f"{line}\n")
             self._stream.flush()
@@ -76,19 +112,29 @@ class Journal:
             # A full disk or a reader that went away must not end the watch.
             self._on_error()
 
-    def _for_people(self, event: str, told: dict[str, Any], level: str, now: str) -> str:
-        def in_colour(code: str, text: str) -> str:
-            return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
+    def _logfmt(self, fields: dict[str, Any]) -> str:
+        """Return the fields that say something, as `key=value`."""
+        words = []
+        for key, value in fields.items():
+            text = _word(key, value)
+            if text and self._colours:
+                text = _coloured(key, text, fields["level"])
+            if text:
+                words.append(f"{key}={text}")
+        return " ".join(words)
 
-        words = [
-            in_colour("2", now),
-            f"[{in_colour('1;33' if level == 'warning' else '1;32', f'{level:<9}')}]",
-            in_colour("1", f"{event:<30}"),
-        ]
-        words += [
-            f"{in_colour('36', key)}={in_colour('35', _word(it))}" for key, it in told.items()
-        ]
-        return " ".join(words).rstrip()
+
+def _coloured(key: str, text: str, level: str) -> str:
+    match key:
+        case "time":
+            code = "2"
+        case "level":
+            code = "1;33" if level == "warning" else "32"
+        case "event" | "session":
+            code = "1"
+        case _:
+            return text
+    return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def _quote(data: bytes) -> str:
@@ -99,18 +145,30 @@ def _quote(data: bytes) -> str:
 
 _encode: Final = json.JSONEncoder().encode
 """One for all lines: json.dumps can make one for each."""
-_PARTS_WORDS: Final = frozenset(" \t=\r\n\"'")
+_quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
+_PLAIN: Final = re.compile(r'[^\s="\\]+')
 
 
-def _word(value: Any) -> str:  # noqa: ANN401  # any field
-    """Return a value so that it is seen where it ends."""
-    plain = isinstance(value, str) and _PARTS_WORDS.isdisjoint(value)
-    return value if plain else repr(value)
+def _word(key: str, value: Any) -> str:  # noqa: ANN401  # any field
+    """Return a value as logfmt has it, empty for None and for an empty one."""
+    match _safe(value):
+        case None:
+            return ""
+        case bool() as flag:
+            return "true" if flag else "false"
+        case float() as number:
+            return f"{number:g}"
+        case text:
+            shown = str(text)
+    longest = _LONGEST_LONG if key in _LONG else _LONGEST
+    if len(shown) > longest:
+        shown = f"{shown[:longest]}..."
+    return shown if not shown or _PLAIN.fullmatch(shown) else _quoted(shown)
 
 
 def _safe(value: Any) -> Any:  # noqa: ANN401  # any field
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
-        return ",".join(printable(str(it)) for it in value)
+        return ",".join(printable(str(one)) for one in value)
     return value

@@ -5,10 +5,8 @@ an alert reads becomes 0 rather than go away, except those of a holder that is g
 carries a session, or anything else without a bound.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,15 +22,14 @@ from prometheus_client.registry import Collector
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.text import printable
 from reaper.core.verdict import FIRST_REASONS, Judgement, Verdict
-from reaper.reports.records import Act, Found, Seen, SkippedFile
+from reaper.reports.inventory import LockInventory
+from reaper.reports.records import Found
 from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
 MAX_AGENTS: Final = 200
 """Agents that have series of their own; the others are OTHER."""
 OTHER: Final = "other"
 _LONGEST_LABEL: Final = 64
-_ACTS: Final = 50
-"""Acts that are remembered for the page."""
 _REMOVAL_OUTCOMES: Final = (
     Outcome.REMOVED,
     Outcome.VANISHED,
@@ -66,82 +63,12 @@ class HolderUse(Protocol):
     def open_fds(self) -> int | None: ...
 
 
-class Knowledge:
-    """What is known of all locks, shared between the worker and those who look; thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: dict[object, Seen] = {}
-        self._skipped: list[SkippedFile] | None = None
-        self._acts: dict[tuple[str, str], Act] = {}
-        self._tallies = Tallies()
-
-    def put(self, place: object, seen: Seen) -> Seen | None:
-        """Note the latest of a place; return what was known of it before."""
-        with self._lock:
-            before = self._seen.get(place)
-            self._seen[place] = seen
-            self._tallies.change(before, seen)
-            return before
-
-    def drop(self, place: object) -> Seen | None:
-        with self._lock:
-            before = self._seen.pop(place, None)
-            self._tallies.change(before, None)
-            return before
-
-    def get(self, place: object) -> Seen | None:
-        with self._lock:
-            return self._seen.get(place)
-
-    def set_skipped(self, skipped: Iterable[SkippedFile]) -> None:
-        with self._lock:
-            self._skipped = list(skipped)
-
-    def remember(self, record: dict[str, Any], at_ms: int) -> None:
-        """Note an act, as `lock_record` gives it; the last _ACTS are kept. One that came to the
-        same on the same lock before is counted, so that what fails each second drives out nothing.
-        """
-        key = (record["path"], record["outcome"])
-        with self._lock:
-            before = self._acts.pop(key, None)
-            times = 1 if before is None else before.times + 1
-            self._acts[key] = Act(record=record, at_ms=at_ms, times=times)
-            if len(self._acts) > _ACTS:
-                del self._acts[next(iter(self._acts))]
-
-    def acts(self) -> list[Act]:
-        """Return what is remembered, the latest first."""
-        with self._lock:
-            return list(reversed(self._acts.values()))
-
-    def all(self) -> list[Seen]:
-        with self._lock:
-            return list(self._seen.values())
-
-    @contextmanager
-    def tallies(self) -> Iterator[Tallies]:
-        """Give what the locks come to. All else here waits for as long, so be quick, and ask it
-        nothing else.
-        """
-        with self._lock:
-            yield self._tallies
-
-    def skipped(self) -> list[SkippedFile]:
-        with self._lock:
-            return list(self._skipped or ())
-
-    def has_swept(self) -> bool:
-        """Whether a full sweep has ended, so that what was skipped is known."""
-        return self._skipped is not None
-
-
 class Metrics:
     """The counters that the worker moves, and the registry that is scraped."""
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        inventory: LockInventory,
         *,
         version: str,
         states: Sequence[str],
@@ -157,13 +84,15 @@ class Metrics:
         # They double each counter, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped upstream
         registry = self.registry = CollectorRegistry()
+        # A one-shot sees no events, and must not look like a sidecar that lost them.
+        events = registry if watching else None
         info = Gauge("reaper_build_info", "The reaper's version.", ["version"], registry=registry)
         info.labels(version).set(1)
         self.hold = Histogram(
             "reaper_lock_hold_seconds",
             "How long completed holds lasted.",
             buckets=_HOLD_BUCKETS,
-            registry=registry,
+            registry=events,
         )
         self.actions = Counter(
             "reaper_actions_total",
@@ -173,12 +102,11 @@ class Metrics:
         )
         for action, reason, outcome in _possible_actions(policy, dry_run=dry_run):
             self.actions.labels(action.value, reason, outcome.value)
-        # A one-shot ends before it could count a second one.
         self._leaked = Counter(
             "reaper_leaked_sessions_total",
             "Abandoned locks freed since the sidecar started; the gateway leaks each session.",
             ["state_dir"],
-            registry=registry if watching else None,
+            registry=registry,
         )
         for state in states:
             self._leaked.labels(state)
@@ -186,7 +114,7 @@ class Metrics:
             "reaper_reap_delay_seconds",
             "From the moment a lock that was seen before became removable until it was gone.",
             buckets=_DELAY_BUCKETS,
-            registry=registry,
+            registry=events,
         )
         self.sweep_duration = Histogram(
             "reaper_sweep_duration_seconds", "How long full sweeps took.", registry=registry
@@ -196,8 +124,6 @@ class Metrics:
             "When the last full sweep ended.",
             registry=registry,
         )
-        # A one-shot has no events, and must not look like a sidecar that lost them.
-        events = registry if watching else None
         self.events = Counter(
             "reaper_events_total", "File events on locks, by type.", ["type"], registry=events
         )
@@ -220,7 +146,7 @@ class Metrics:
             self.errors.labels(kind)
         registry.register(
             _LockCollector(
-                knowledge,
+                inventory,
                 states=states,
                 acquire_timeout=acquire_timeout,
                 max_agents=max_agents,
@@ -259,7 +185,7 @@ def _possible_actions(policy: Policy, *, dry_run: bool) -> Iterator[tuple[Action
 class _LockCollector(Collector):
     def __init__(
         self,
-        knowledge: Knowledge,
+        inventory: LockInventory,
         *,
         states: Sequence[str],
         acquire_timeout: float,
@@ -268,7 +194,7 @@ class _LockCollector(Collector):
         holder_use: Callable[[int], HolderUse | None],
         wedged: Callable[[], Iterable[tuple[str, str, bool]]],
     ) -> None:
-        self._knowledge = knowledge
+        self._inventory = inventory
         self._states = states
         self._acquire_timeout = acquire_timeout
         self._max_agents = max_agents
@@ -281,14 +207,26 @@ class _LockCollector(Collector):
         self._proven: dict[tuple[str, str], bool] = {}
 
     def collect(self) -> Iterator[Metric]:
-        with self._knowledge.tallies() as tallies:
+        with self._inventory.tallies() as tallies:
             locks = list(self._locks(tallies))
             proofs = self._proofs(tallies)
             holders = {key: tallies.stuck_of_holder.get(key, 0) for key in tallies.of_holder}
         yield from locks
         yield from proofs
+        yield self._watched()
         yield from self._holders(holders)
         yield self._skipped()
+
+    def _watched(self) -> Metric:
+        family = GaugeMetricFamily(
+            "reaper_watched_folders",
+            "Sessions folders that the last full sweep found. 0 means that nothing is watched: "
+            "a wrong path, an empty mount, or a gateway without sessions.",
+            labels=["state_dir"],
+        )
+        for state, count in self._inventory.watched_folders().items():
+            family.add_metric([state], count)
+        return family
 
     def _skipped(self) -> Metric:
         """All reasons, or none before the first sweep: a 0 that nobody looked for would resolve an
@@ -297,9 +235,9 @@ class _LockCollector(Collector):
         family = GaugeMetricFamily(
             "reaper_skipped_files", "What could not be looked at, by reason.", labels=["reason"]
         )
-        if self._knowledge.has_swept():
+        if self._inventory.has_swept():
             counts = dict.fromkeys(_SKIP_REASONS, 0)
-            for skipped in self._knowledge.skipped():
+            for skipped in self._inventory.skipped():
                 if skipped.failed:
                     counts[skipped.reason if skipped.reason in counts else _ERROR] += skipped.files
             for reason, count in counts.items():
@@ -326,7 +264,7 @@ class _LockCollector(Collector):
             "reaper_locks", "Locks, by verdict.", labels=["state_dir", "verdict"]
         )
         # Not before the first sweep: a 0 that nobody looked for would say that all is well.
-        swept = self._states if self._knowledge.has_swept() else ()
+        swept = self._states if self._inventory.has_swept() else ()
         for state in dict.fromkeys((*swept, *(state for state, _ in tallies.verdicts))):
             for place, verdict in enumerate(VERDICTS):
                 count = tallies.verdicts.get((state, place), 0)

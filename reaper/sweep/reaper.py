@@ -127,6 +127,13 @@ class Reaper:
                 {f"{state.path}/agents/{agent}" for state, agent in agents}
             )
 
+    def watched_folders(self) -> dict[str, int]:
+        """Count the `sessions` folders that the last full pass met, by state directory's name."""
+        counts = dict.fromkeys((state.name for state in self.states), 0)
+        for state, _agent in self.memory.folder_names.firsts():
+            counts[state.name] += 1
+        return counts
+
     def forget(self, key: LockKey) -> None:
         """Forget a lock that is announced to be gone, but not that its removal failed: a removal
         that fails and puts the lock back is announced in the same way.

@@ -202,6 +202,9 @@ class Scanner(NamedTuple):
         """Say why a state directory may have fewer locks than a person expects."""
         if self.sources.databases.hold_sessions_of(state):
             yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
+        elif is_empty and not os.path.lexists(f"{state.path}/agents"):
+            # A mistyped path or an empty mount; every gateway that was set up has this folder.
+            yield _gone(f"{state.path}/agents", _NO_AGENTS_NOTE)
         elif is_empty:
             yield Skipped(path=state.path, reason=NO_SESSIONS, note=_EMPTY_NOTE)
         store = openclaw_config.store_elsewhere(state)
@@ -252,6 +255,10 @@ _SQLITE_NOTE: Final = (
 _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
     "with --state-dir"
+)
+_NO_AGENTS_NOTE: Final = (
+    "this state directory has no agents folder: mount it, or name the gateway's own with "
+    "--state-dir; a gateway that was never set up makes it with its first session"
 )
 _FRAMES_SHOWN: Final = 5
 _AGENTS_GONE_NOTE: Final = (

@@ -56,7 +56,7 @@ class EventTrust:
 
     def _on_warning(self, text: str) -> None:
         self._metrics.errors.labels("observer").inc()
-        self._journal.warn("watchdog", why=text)
+        self._journal.warn("observer-warning", why=text)
 
     # Called by the worker
 

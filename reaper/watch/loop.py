@@ -12,8 +12,9 @@ from reaper.adapters.file_events import APPEARED, WENT
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey
 from reaper.gateway_health import GatewayHealth
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.sweep import Reaper, Unseen
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.event_trust import EventTrust
@@ -42,16 +43,17 @@ class Watch:
         reaper: Reaper,
         *,
         resync: float,
-        knowledge: Knowledge,
+        inventory: LockInventory,
         health: GatewayHealth,
         metrics: Metrics,
         journal: Journal,
     ) -> None:
         self.reaper = reaper
-        reporter = Reporter(knowledge, metrics, journal)
+        self.inventory = inventory
+        reporter = Reporter(inventory, metrics, journal)
         most = reaper.most_remembered
         # A beginning and an end of each lock.
-        self.inbox = Inbox(2 * most, is_known=lambda key: knowledge.get(key) is not None)
+        self.inbox = Inbox(2 * most, is_known=lambda key: inventory.get(key) is not None)
         self.deadlines = Deadlines()
         self.holders = HolderWatch(self.inbox.fd)
         self.unseen = UnseenHolders(reaper.is_held)
@@ -88,8 +90,14 @@ class Watch:
         return time.monotonic() < self._expected_by + _LATE
 
     def ready(self) -> bool:
-        """Whether every folder could be read in the last full sweep."""
-        return self.sweeps.readable
+        """Whether the last full sweep saw every folder, and found an `agents` in each state
+        directory.
+        """
+        return not self.sweeps.not_ready_because
+
+    def not_ready_because(self) -> str:
+        """Why it is not `ready`, in words that name no path."""
+        return self.sweeps.not_ready_because
 
     # The worker
 
@@ -180,6 +188,7 @@ class Watch:
         self.handle_events()
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
+        self.inventory.set_watched_folders(self.reaper.watched_folders())
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
 

@@ -8,9 +8,10 @@ from typing import Final
 
 from reaper.core.finding import Finding, Skipped
 from reaper.core.policy import Action, Outcome
-from reaper.core.verdict import TOO_EARLY, Verdict
+from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
+from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.metrics import Metrics
 from reaper.reports.records import lock_record
 
 _PERIOD: Final = 60.0
@@ -23,8 +24,8 @@ _SKIPPED_IN_ALL: Final = 1000
 
 
 class Reporter:
-    def __init__(self, knowledge: Knowledge, metrics: Metrics, journal: Journal) -> None:
-        self.knowledge = knowledge
+    def __init__(self, inventory: LockInventory, metrics: Metrics, journal: Journal) -> None:
+        self.inventory = inventory
         self.metrics = metrics
         self.journal = journal
         self._period_began = -math.inf
@@ -51,10 +52,10 @@ class Reporter:
         record = lock_record(found)
         if acted or flagged:
             self.metrics.count_action(found)
-            self.knowledge.remember(record, time.time_ns() // 1_000_000)
+            self.inventory.remember(record, time.time_ns() // 1_000_000)
         if logged and self._has_line_left(found):
-            event = found.outcome.value if found.outcome and (acted or would) else "verdict"
-            self.journal.lock(event, record, found.lock, warn=found.outcome is Outcome.FAILED)
+            event, warn = _event(found)
+            self.journal.lock(event, record, found.lock, warn=warn)
 
     def _has_line_left(self, found: Finding) -> bool:
         """Whether there may be another line on this agent's locks; always for a removed lock, whose
@@ -70,7 +71,7 @@ class Reporter:
         """Log what a sweep skipped, and how many lines were left out. Each file is logged once, and
         again when it was not skipped in between; what is beyond the bound in a later period.
         """
-        self.knowledge.set_skipped(skipped)
+        self.inventory.set_skipped(skipped)
         now = time.monotonic()
         is_over = now - self._period_began >= _PERIOD
         self._log_skipped(skipped)
@@ -110,3 +111,18 @@ class Reporter:
                 not_logged.add(name)
         self._skipped = {(file.path, file.reason) for file in skipped}
         self._not_logged = not_logged
+
+
+def _event(found: Finding) -> tuple[str, bool]:
+    """Return what happened, and whether a person must know: a lock stays stuck, or unjudged."""
+    match found:
+        case Finding(action=Action.FLAG) | Finding(outcome=Outcome.FLAGGED):
+            return "stuck", True
+        case Finding(action=Action.REMOVE, outcome=Outcome() as outcome):
+            return outcome.value, outcome in {Outcome.FAILED, Outcome.WOULD_REMOVE}
+        case _ if found.judgement.verdict is Verdict.UNCERTAIN:
+            return "not-judged", True
+        case _ if RECOVERY_PENDING in found.judgement.reasons:
+            return "kept", False
+        case _:
+            return "held", False

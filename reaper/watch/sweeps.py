@@ -28,12 +28,13 @@ class SkippedFiles:
         self._most_remembered = most_remembered
         self._found: dict[tuple[str, str], Skipped] = {}
         self._named: Counter[tuple[str, str]] = Counter()
-        self.readable = True
-        """Whether every folder could be read; a single file does not count, because any agent can
-        make one that nobody can read."""
+        self.not_ready_because = ""
+        """Why locks may be there that this sweep did not see, empty where it saw every folder; a
+        single file does not count, because any agent can make one that nobody can read."""
 
     def add(self, skipped: Skipped) -> None:
-        self.readable &= skipped.key is not None or not hides_locks(skipped)
+        if skipped.key is None and hides_locks(skipped):
+            self.not_ready_because = self.not_ready_because or _why_not_ready(skipped)
         folder = os.path.dirname(skipped.path)
         if (skipped.path, skipped.reason) not in self._found:
             if self._named[folder, skipped.reason] >= _NAMED:
@@ -67,12 +68,22 @@ class SkippedFiles:
         )
 
 
+def _why_not_ready(skipped: Skipped) -> str:
+    """Say why a folder was not seen, without a name: whoever asks may not see names."""
+    match skipped.reason, os.path.basename(skipped.path):
+        case "missing", "agents":
+            return "a state directory has no agents folder"
+        case "missing", _:
+            return "a folder is missing"
+    return f"a folder cannot be read ({skipped.reason})"
+
+
 class Sweeps:
     """The clock of the full sweeps."""
 
     def __init__(self, trust: EventTrust, reporter: Reporter, *, longest_retry: float) -> None:
-        self.readable = False
-        """Whether every folder could be read in the last sweep."""
+        self.not_ready_because = "the first sweep has not ended"
+        """Why the last sweep did not see every folder, empty where it did."""
         self._trust = trust
         self._longest_retry = longest_retry
         self._reporter = reporter
@@ -101,7 +112,7 @@ class Sweeps:
         self._reporter.swept(files.all())
         self._reporter.metrics.sweep_duration.observe(now - started)
         self._reporter.metrics.last_sweep.set_to_current_time()
-        self.readable = files.readable
+        self.not_ready_because = files.not_ready_because
         self._with_left_aside = self._with_left_aside + 1 if files.left_aside else 0
         self._folders_changed = False
         self._ended_at = now

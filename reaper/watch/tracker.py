@@ -93,7 +93,7 @@ class Tracker:
 
     def ended(self, key: LockKey, at: float) -> None:
         """Record how long a hold lasted whose end an event announces, and forget the lock."""
-        lock, known = self._followed.get(key), self._reporter.knowledge.get(key)
+        lock, known = self._followed.get(key), self._reporter.inventory.get(key)
         if lock is not None and lock.appeared_at is not None:
             self._reporter.metrics.hold.observe(at - lock.appeared_at)
             lock.appeared_at = None
@@ -107,9 +107,9 @@ class Tracker:
         """
         lock = self._follow(found.key)
         lock.retry = None
-        before = self._reporter.knowledge.get(lock.key)
+        before = self._reporter.inventory.get(lock.key)
         seen = Seen.of(found, now, before)
-        self._reporter.knowledge.put(lock.key, seen)
+        self._reporter.inventory.put(lock.key, seen)
         is_new = before is None or before.lock.hold != found.lock.hold
         changed = is_new or before is None or _verdict(before) != _verdict(seen)
         self._reporter.lock(found, changed=changed, is_new=is_new)
@@ -154,7 +154,7 @@ class Tracker:
         self._deadlines.set(key, math.inf)
         self._unseen.discard(key)
         self._holders.release(key)
-        self._reporter.knowledge.drop(key)
+        self._reporter.inventory.drop(key)
         lock = self._followed.get(key)
         if lock is None:
             return

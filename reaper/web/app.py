@@ -77,6 +77,7 @@ class WebServer:
         gateway: Callable[[], tuple[bool, dict[str, Any]]],
         show_sessions: ShowSessions = "local",
         config: Callable[[], WebConfig] = lambda: OPEN,
+        not_ready_because: Callable[[], str] = lambda: "",
         bounds: Bounds | None = None,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
@@ -88,10 +89,10 @@ class WebServer:
         self._renderer = _Renderer()
         self._health: dict[str, Callable[[Request], Response]] = {
             "/-/healthy": lambda _: _check(view.healthy()),
-            "/-/ready": lambda _: _check(view.ready()),
+            "/-/ready": lambda _: _check(view.ready(), not_ready_because),
             "/-/gateway": self._gateway,
         }
-        """Asked by what restarts and routes, which has no password; there they tell one word."""
+        """Asked by what restarts and routes, which has no password: no answer names anything."""
         self._rendered: dict[str, Callable[[Request, bool], Awaitable[Response]]] = {
             "/": self._page,
             "/metrics": self._metrics,
@@ -190,8 +191,8 @@ class WebServer:
 _STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}
 
 
-def _check(fine: bool) -> Response:
-    return in_one_line(_STATUS[fine])
+def _check(fine: bool, why: Callable[[], str] = lambda: "") -> Response:
+    return in_one_line(_STATUS[fine], "" if fine else why())
 
 
 def _is_local(peer: str, headers: Mapping[str, str]) -> bool:

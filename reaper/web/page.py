@@ -26,7 +26,8 @@ from reaper.core.text import printable
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, Limits
 from reaper.core.wedged import LEAKED_SESSIONS, RESIDENT_MEMORY
 from reaper.reports.explain import RULES, duration, next_step, no_proof_advice, whose
-from reaper.reports.metrics import Knowledge, Metrics
+from reaper.reports.inventory import LockInventory
+from reaper.reports.metrics import Metrics
 from reaper.reports.output import JsonOutput
 from reaper.reports.records import Act, Seen, SkippedFile, Summary, lock_record
 
@@ -116,7 +117,7 @@ class View:
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        knowledge: LockInventory,
         metrics: Metrics,
         *,
         version: str,

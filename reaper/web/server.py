@@ -95,10 +95,12 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def in_one_line(status: HTTPStatus, **headers: str) -> Response:
-    """Return an answer that only says its status."""
+def in_one_line(status: HTTPStatus, why: str = "", **headers: str) -> Response:
+    """Return an answer that only says its status, and why."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Response(status=status, body=[f"{status.phrase}\n".encode()], headers=named)
+    return Response(
+        status=status, body=[f"{status.phrase}{why and ': '}{why}\n".encode()], headers=named
+    )
 
 
 Respond = Callable[[Request], Awaitable[Response]]

@@ -1,0 +1,91 @@
+"""What is known of all locks, kept for the page, the JSON and the metrics."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.reports.tally import Tallies
+
+_ACTS: Final = 50
+"""Acts that are remembered for the page."""
+
+
+class LockInventory:
+    """What is known of all locks, shared between the worker and those who look; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[object, Seen] = {}
+        self._skipped: list[SkippedFile] | None = None
+        self._watched_folders: dict[str, int] = {}
+        self._acts: dict[tuple[str, str], Act] = {}
+        self._tallies = Tallies()
+
+    def put(self, place: object, seen: Seen) -> Seen | None:
+        """Note the latest of a place; return what was known of it before."""
+        with self._lock:
+            before = self._seen.get(place)
+            self._seen[place] = seen
+            self._tallies.change(before, seen)
+            return before
+
+    def drop(self, place: object) -> Seen | None:
+        with self._lock:
+            before = self._seen.pop(place, None)
+            self._tallies.change(before, None)
+            return before
+
+    def get(self, place: object) -> Seen | None:
+        with self._lock:
+            return self._seen.get(place)
+
+    def set_skipped(self, skipped: Iterable[SkippedFile]) -> None:
+        with self._lock:
+            self._skipped = list(skipped)
+
+    def set_watched_folders(self, counts: Mapping[str, int]) -> None:
+        """Note how many `sessions` folders each state directory has, as a full sweep found."""
+        self._watched_folders = dict(counts)
+
+    def watched_folders(self) -> Mapping[str, int]:
+        """Return that, by state directory; empty before the first full sweep has ended."""
+        return self._watched_folders
+
+    def remember(self, record: dict[str, Any], at_ms: int) -> None:
+        """Note an act, as `lock_record` gives it; the last _ACTS are kept. One that came to the
+        same on the same lock before is counted, so that what fails each second drives out nothing.
+        """
+        key = (record["path"], record["outcome"])
+        with self._lock:
+            before = self._acts.pop(key, None)
+            times = 1 if before is None else before.times + 1
+            self._acts[key] = Act(record=record, at_ms=at_ms, times=times)
+            if len(self._acts) > _ACTS:
+                del self._acts[next(iter(self._acts))]
+
+    def acts(self) -> list[Act]:
+        """Return what is remembered, the latest first."""
+        with self._lock:
+            return list(reversed(self._acts.values()))
+
+    def all(self) -> list[Seen]:
+        with self._lock:
+            return list(self._seen.values())
+
+    @contextmanager
+    def tallies(self) -> Iterator[Tallies]:
+        """Give what the locks come to. All else here waits for as long, so be quick, and ask it
+        nothing else.
+        """
+        with self._lock:
+            yield self._tallies
+
+    def skipped(self) -> list[SkippedFile]:
+        with self._lock:
+            return list(self._skipped or ())
+
+    def has_swept(self) -> bool:
+        """Whether a full sweep has ended, so that what was skipped is known."""
+        return self._skipped is not None
