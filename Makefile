@@ -39,7 +39,7 @@ test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromiu
 	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py
 
 test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators: about a minute
-	$(PYTEST) deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
+	$(PYTEST) deploy/tests --ignore deploy/tests/test_live.py --ignore deploy/tests/test_page.py
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
 	$(PYTEST) deploy/tests --record docs/deploy-tests.md
@@ -49,7 +49,7 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	$(BIN)/python -m tests.metrics_reference
 	@cd deploy && { \
 	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
-	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
+	  for it in alerts alerts-sidecar; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
 
 torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
