@@ -15,7 +15,7 @@ export VALIDATE_PYPROJECT_NO_NETWORK := 1
 TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
-.PHONY: help run test test-gateway test-gateway-611 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages lint format lock clean
+.PHONY: help run test test-gateway test-gateway-611 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages bundle lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -49,8 +49,21 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	$(BIN)/python -m tests.metrics_reference
 	@cd deploy && { \
 	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
-	  for it in alerts alerts-sidecar; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
+	  for name in alerts alerts-sidecar; do sed '1,/^groups:/d; s/^/  /' prometheus/$$name.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
+
+# The address of the project's files at this version, as hatch_build.py has it.
+FILES = $(PROJECT_URL)/blob/v$(shell sed -n 's/^__version__.*"\(.*\)"/\1/p' reaper/__init__.py)
+RUNBOOK_LINK = {"title": "Runbook", "type": "link", "icon": "doc", "targetBlank": true, "url": "$(FILES)/docs/runbook.md"}
+BUNDLE := bundle
+bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: PROJECT_URL=https://... GRAFANA_URL=https://...
+	@test -n "$(PROJECT_URL)" || { echo "set PROJECT_URL to the address of your copy of this repository" >&2; exit 2; }
+	rm -rf $(BUNDLE) && mkdir $(BUNDLE)
+	git ls-files -z -- deploy ':!deploy/tests' | xargs -0 cp --parents -t $(BUNDLE)
+	sed -i 's#runbook_url: "docs/#runbook_url: "$(FILES)/docs/#; s#dashboard_url: "/d/#dashboard_url: "$(GRAFANA_URL)/d/#' \
+	  $(BUNDLE)/deploy/prometheus/alerts*.yml $(BUNDLE)/deploy/kubernetes/components/monitoring/prometheus-rule.yaml
+	sed -i 's#^ "links": \[\],# "links": [$(RUNBOOK_LINK)],#' $(BUNDLE)/deploy/grafana/dashboard.json
+	tar -C $(BUNDLE) --sort=name --owner=0 --group=0 --mtime=@0 -czf $(BUNDLE)/deploy.tar.gz deploy
 
 torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
@@ -112,4 +125,4 @@ lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): what i
 	$(COMPILE) -c requirements-dev.txt --group deploy -o requirements-deploy.txt
 
 clean: ## remove what was made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bundle

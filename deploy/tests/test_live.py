@@ -28,6 +28,9 @@ BASE = "localhost/reaper-test-base:trixie"
 DISTRIBUTION = "trixie"
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP = Path("/etc/pip.conf")
+BUILD_ARGS = (
+    "--build-arg", "VERSION=test", "--build-arg", "PROJECT_URL=https://example.org/r",
+)  # fmt: skip
 HARDENED = (
     "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=160m",
 )  # fmt: skip
@@ -124,7 +127,7 @@ def base(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def image(podman: Podman, base: str) -> str:
     tag = "localhost/openclaw-lock-reaper:test"
-    podman.build(tag, "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test", ROOT)
+    podman.build(tag, "--build-arg", f"BASE={base}", *BUILD_ARGS, ROOT)
     return tag
 
 
@@ -153,8 +156,14 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     assert config["Entrypoint"] == ["reaper"]
     assert config["Cmd"] == ["watch"]
     assert made["Healthcheck"]["Test"] == ["CMD", "reaper", "probe"]
-    assert config["Labels"]["org.opencontainers.image.version"] == "test"
-    assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    labels = {
+        name.removeprefix("org.opencontainers.image."): value
+        for name, value in config["Labels"].items()
+    }
+    assert labels["version"] == "test"
+    assert labels["licenses"] == "Apache-2.0"
+    assert labels["source"] == labels["url"] == "https://example.org/r"
+    assert labels["documentation"] == "https://example.org/r/blob/test/docs/README.md"
     own = made["Size"] - below["Size"]
     sizes = podman(
         "run", "--rm", "--entrypoint=sh", image, "-c", "du -sk /opt/reaper/lib/*/site-packages/*"
@@ -174,7 +183,7 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
 def test_two_builds_give_the_same_layers(podman: Podman, base: str, image: str, note: Note) -> None:
     """Not the same id: podman writes into its history what was taken from its cache."""
     again = "localhost/openclaw-lock-reaper:again"
-    options = ("--no-cache", "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test")
+    options = ("--no-cache", "--build-arg", f"BASE={base}", *BUILD_ARGS)
     podman.build(again, *options, ROOT)
     layers = ("image", "inspect", "--format={{.RootFS.Layers}}")
     assert podman(*layers, again) == podman(*layers, image)
