@@ -20,11 +20,12 @@ TORTURE_CYCLES ?= 1000000
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
+run: .venv/.run ## set up, and show the locks of the default state directory as `watch --dry-run` does, or a live demo: removes nothing
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
 	  $(BIN)/python -c 'import os; from reaper.settings import state_dirs; state_dirs([], os.environ)' 2>/dev/null; \
-	then exec $(BIN)/reaper watch; \
-	else echo "no OpenClaw state directory here: a live demo instead"; exec $(BIN)/reaper demo; fi
+	then echo "watching, with a page on http://127.0.0.1:9789; --dry-run: nothing is removed; Ctrl-C ends it"; \
+	  exec $(BIN)/python -m reaper watch --dry-run; \
+	else echo "no OpenClaw state directory on this machine: a live demo instead"; exec $(BIN)/python -m reaper demo; fi
 
 test: .venv/.done ## set up, and pass all tests but those with the real gateway: a minute or two
 	$(PYTEST) $(PARALLEL) --hypothesis-profile $(EXAMPLES)
@@ -98,6 +99,12 @@ bench: .venv/.done ## measure beside the yardsticks; BENCH="--locks 1000 --runs 
 format: .venv/.done ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What the program needs to run, as locked; it runs from this folder.
+.venv/.run: requirements.txt
+	@test -d .venv || { echo "setting up .venv ..."; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
 
 # The dependencies of development, as locked; and this project, editable.
 .venv/.done: requirements-dev.txt pyproject.toml

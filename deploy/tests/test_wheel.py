@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BIN, ROOT, run
+from started import process, until
 
 from reaper import __version__
 
@@ -150,3 +152,23 @@ print(reaper.__file__)
     run(reaper, "sweep", "--textfile", textfile, *there, cwd=tmp_path)
     assert not lock.exists()
     assert 'outcome="removed",reason="dead-pid"} 1.0' in textfile.read_text()
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["a state directory", "none"])
+def test_make_run_shows_and_removes_nothing(found: bool, tmp_path: Path) -> None:
+    """A newcomer types it first, on a machine with a gateway that works."""
+    planned = run("make", "--dry-run", "--always-make", "run").stdout
+    assert "-r requirements.txt" in planned
+    assert "requirements-dev.txt" not in planned
+    lock = tmp_path / ".openclaw" / "agents" / "main" / "sessions" / "dead.jsonl.lock"
+    if found:
+        lock.parent.mkdir(parents=True)
+        lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "REAPER_LISTEN": "off"}
+    said = tmp_path / "said"
+    with said.open("wb") as log, process("make", "run", cwd=ROOT, env=environment, stderr=log,
+                                         stdout=log, start_new_session=True) as make:  # fmt: skip
+        shown = "would-remove" if found else "a live demo"
+        until(lambda: shown in said.read_text(), shown)
+        os.killpg(make.pid, signal.SIGTERM)
+    assert lock.exists() is found
