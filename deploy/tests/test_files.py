@@ -114,6 +114,25 @@ def test_the_override_adds_the_reaper_to_another_project(state: str, tmp_path: P
     assert len(lines) <= 12
 
 
+def test_the_recipe_for_a_wedged_gateway_fits_into_the_same_project(tmp_path: Path) -> None:
+    """It is in docs/wedged.md, and asks as the component for Kubernetes does."""
+    recipe = tmp_path / "wedged.yaml"
+    recipe.write_text(
+        (ROOT / "docs" / "wedged.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    )
+    files = ("-f", FULL, "-f", recipe)
+    services = composed(tmp_path, *files, OPENCLAW_IMAGE="gateway")["services"]
+    assert set(services) == {"gateway", "reaper", "autoheal"}
+    assert services["gateway"]["labels"] == {"autoheal": "true"}
+    assert services["gateway"]["volumes"]
+    *_, script = load(recipe)["services"]["gateway"]["healthcheck"]["test"]
+    component = load(KUBERNETES / "components" / "restart-wedged" / "wedged.yaml")
+    (gateway,) = component["spec"]["template"]["spec"]["containers"]
+    *_, asked = gateway["livenessProbe"]["exec"]["command"]
+    asked = asked.replace('"', "'").replace("127.0.0.1", "reaper")
+    assert script == re.sub(r"\s+(?=\.)", "", " ".join(asked.split()))
+
+
 def test_what_the_compose_file_mounts_from_here_is_here() -> None:
     mounts = [it for service in load(FULL)["services"].values() for it in service["volumes"]]
     sources = [it.split(":")[0] for it in mounts if it.startswith(".")]
