@@ -79,7 +79,7 @@ def ask(address: str, query: str) -> list[Any]:
 def seen(address: str, query: str, *, seconds: float) -> list[Any]:
     """Return what a panel shows that looks back over so many seconds."""
     now = time.time()
-    asked = {"query": query, "start": now - seconds, "end": now, "step": 5}
+    asked = {"query": query, "start": now - seconds, "end": now, "step": 1}
     text = get(f"{address}/api/v1/query_range?{urllib.parse.urlencode(asked)}")
     found: list[Any] = json.loads(text)["data"]["result"] if text else []
     return found
