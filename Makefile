@@ -20,7 +20,7 @@ TORTURE_CYCLES ?= 1000000
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-run: .venv/.run ## set up, and show the locks of the default state directory as `watch --dry-run` does, or a live demo: removes nothing
+run: .venv/.run ## set up, and show the locks of this machine (watch --dry-run), or a live demo; removes nothing
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
 	  $(BIN)/python -c 'import os; from reaper.settings import state_dirs; state_dirs([], os.environ)' 2>/dev/null; \
 	then echo "watching, with a page on http://127.0.0.1:9789; --dry-run: nothing is removed; Ctrl-C ends it"; \
@@ -39,7 +39,7 @@ test-gateway-611: .venv/.done ## those that need 2026.6.11 besides (700 MB more)
 test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
 	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py
 
-test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators: about a minute
+test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators and a real Prometheus: two minutes
 	$(PYTEST) deploy/tests --ignore deploy/tests/test_live.py --ignore deploy/tests/test_page.py
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
@@ -57,7 +57,7 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 FILES = $(PROJECT_URL)/blob/v$(shell sed -n 's/^__version__.*"\(.*\)"/\1/p' reaper/__init__.py)
 RUNBOOK_LINK = {"title": "Runbook", "type": "link", "icon": "doc", "targetBlank": true, "url": "$(FILES)/docs/runbook.md"}
 BUNDLE := bundle
-bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: PROJECT_URL=https://... GRAFANA_URL=https://...
+bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: PROJECT_URL=..., GRAFANA_URL=...
 	@test -n "$(PROJECT_URL)" || { echo "set PROJECT_URL to the address of your copy of this repository" >&2; exit 2; }
 	rm -rf $(BUNDLE) && mkdir $(BUNDLE)
 	git ls-files -z -- deploy ':!deploy/tests' | xargs -0 cp --parents -t $(BUNDLE)

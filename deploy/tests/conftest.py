@@ -32,7 +32,7 @@ def tool(name: str) -> str:
     """Return where a tool is: beside this Python, or on PATH; skips, loudly, where it is not."""
     path = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if path is None:
-        missing(name, name)
+        missing(name, needs.PACKAGES.get(name, name))
     return path
 
 
