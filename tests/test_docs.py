@@ -9,6 +9,7 @@ from reaper.adapters import hold_proof
 from reaper.core import verdict
 from reaper.core.lock import Shape
 from reaper.reports import metrics
+from reaper.reports.advice import ANCHORS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -64,6 +65,10 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
 def test_the_runbook_says_what_to_do_about_each_thing_that_is_not_read_and_each_error() -> None:
     assert first_columns("ReaperCannotRead") == set(metrics._SKIP_REASONS)
     assert first_columns("ReaperErrors") == set(metrics._ERROR_KINDS)
+
+
+def test_the_runbook_has_each_section_that_the_program_links_to() -> None:
+    assert ANCHORS <= anchors(ROOT / "docs" / "runbook.md")
 
 
 def _is_code(value: object) -> bool:

@@ -90,6 +90,21 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
     text = str(made.get_payload())
     picture = f"![{README.read_text().partition('![')[2].partition(']')[0]}]"
     assert f"{picture}({ADDRESS}/raw/v{__version__}/docs/" in text
+    run(
+        BIN / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        tmp_path / "installed",
+        wheel,
+    )
+    program = "from reaper.reports.links import runbook; print(runbook('overdue'))"
+    there = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    said = run(sys.executable, "-P", "-c", program, env=there, cwd=tmp_path).stdout
+    assert said == f"{FILES}/docs/runbook.md#overdue\n"
     assert {it for it in links(text) if not it.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))} == {
         it for it in links(README.read_text()) if it.startswith("http")
     }
