@@ -68,7 +68,7 @@ def test_the_runbook_says_what_to_do_about_each_thing_that_is_not_read_and_each_
 
 
 def test_the_runbook_has_each_section_that_the_program_links_to() -> None:
-    assert ANCHORS <= anchors(ROOT / "docs" / "runbook.md")
+    assert ANCHORS - anchors(ROOT / "docs" / "runbook.md") == set()
 
 
 def _is_code(value: object) -> bool:
