@@ -41,6 +41,11 @@ def test_each_link_leads_to_a_file_and_a_heading_that_are_there(document: Path) 
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_index_names_each_document() -> None:
+    named = set(re.findall(r"\]\(([^)]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - named == {"README.md"}
+
+
 def first_columns(heading: str) -> set[str]:
     """Return the codes in the first column of the table under a heading of the runbook."""
     text = (ROOT / "docs" / "runbook.md").read_text()

@@ -277,7 +277,8 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         "OPENCLAW_IMAGE": gateway_image, "REAPER_IMAGE": image, "PROMETHEUS_IMAGE": prometheus,
         "COMPOSE_PROJECT_NAME": f"reaper{uuid.uuid4().hex[:8]}",
     }  # fmt: skip
-    compose = (tool("podman-compose"), "-f", "deploy/compose/compose.yaml")
+    files = ("-f", "deploy/compose/compose.yaml", "--profile", "monitoring")
+    compose = (tool("podman-compose"), *files)
     try:
         up = ("up", "--detach", "--no-build", "gateway", "reaper", "prometheus")
         run(*compose, *up, env=environment, timeout=300)
