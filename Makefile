@@ -15,16 +15,17 @@ export VALIDATE_PYPROJECT_NO_NETWORK := 1
 TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
-.PHONY: help run test test-gateway test-gateway-611 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages lint format lock clean
+.PHONY: help run test test-gateway test-gateway-611 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages bundle lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-run: .venv/.done ## set up, and run the sidecar on the default state directory, or a live demo
+run: .venv/.run ## set up, and show the locks of this machine (watch --dry-run), or a live demo; removes nothing
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
 	  $(BIN)/python -c 'import os; from reaper.settings import state_dirs; state_dirs([], os.environ)' 2>/dev/null; \
-	then exec $(BIN)/reaper watch; \
-	else echo "no OpenClaw state directory here: a live demo instead"; exec $(BIN)/reaper demo; fi
+	then echo "watching, with a page on http://127.0.0.1:9789; --dry-run: nothing is removed; Ctrl-C ends it"; \
+	  exec $(BIN)/python -m reaper watch --dry-run; \
+	else echo "no OpenClaw state directory on this machine: a live demo instead"; exec $(BIN)/python -m reaper demo; fi
 
 test: .venv/.done ## set up, and pass all tests but those with the real gateway: a minute or two
 	$(PYTEST) $(PARALLEL) --hypothesis-profile $(EXAMPLES)
@@ -38,8 +39,8 @@ test-gateway-611: .venv/.done ## those that need 2026.6.11 besides (700 MB more)
 test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
 	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py
 
-test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators: about a minute
-	$(PYTEST) deploy/tests/test_files.py deploy/tests/test_wheel.py deploy/tests/test_terminal.py
+test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators and a real Prometheus: two minutes
+	$(PYTEST) deploy/tests --ignore deploy/tests/test_live.py --ignore deploy/tests/test_page.py
 
 test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
 	$(PYTEST) deploy/tests --record docs/deploy-tests.md
@@ -49,8 +50,21 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	$(BIN)/python -m tests.metrics_reference
 	@cd deploy && { \
 	  sed '/^  groups:/q' kubernetes/components/monitoring/prometheus-rule.yaml; \
-	  for it in recording alerts; do sed '1,/^groups:/d; s/^/  /' prometheus/$$it.yml; done; \
+	  for name in alerts alerts-sidecar; do sed '1,/^groups:/d; s/^/  /' prometheus/$$name.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
+
+# The address of the project's files at this version, as hatch_build.py has it.
+FILES = $(PROJECT_URL)/blob/v$(shell sed -n 's/^__version__.*"\(.*\)"/\1/p' reaper/__init__.py)
+RUNBOOK_LINK = {"title": "Runbook", "type": "link", "icon": "doc", "targetBlank": true, "url": "$(FILES)/docs/runbook.md"}
+BUNDLE := bundle
+bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: PROJECT_URL=..., GRAFANA_URL=...
+	@test -n "$(PROJECT_URL)" || { echo "set PROJECT_URL to the address of your copy of this repository" >&2; exit 2; }
+	rm -rf $(BUNDLE) && mkdir $(BUNDLE)
+	git ls-files -z -- deploy ':!deploy/tests' | xargs -0 cp --parents -t $(BUNDLE)
+	sed -i 's#runbook_url: "docs/#runbook_url: "$(FILES)/docs/#; s#dashboard_url: "/d/#dashboard_url: "$(GRAFANA_URL)/d/#' \
+	  $(BUNDLE)/deploy/prometheus/alerts*.yml $(BUNDLE)/deploy/kubernetes/components/monitoring/prometheus-rule.yaml
+	sed -i 's#^ "links": \[\],# "links": [$(RUNBOOK_LINK)],#' $(BUNDLE)/deploy/grafana/dashboard.json
+	tar -C $(BUNDLE) --sort=name --owner=0 --group=0 --mtime=@0 -czf $(BUNDLE)/deploy.tar.gz deploy
 
 torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
@@ -86,6 +100,12 @@ format: .venv/.done ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What the program needs to run, as locked; it runs from this folder.
+.venv/.run: requirements.txt
+	@test -d .venv || { echo "setting up .venv ..."; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
 # The dependencies of development, as locked; and this project, editable.
 .venv/.done: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -112,4 +132,4 @@ lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): what i
 	$(COMPILE) -c requirements-dev.txt --group deploy -o requirements-deploy.txt
 
 clean: ## remove what was made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bundle

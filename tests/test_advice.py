@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,8 +173,11 @@ def test_a_command_is_one_that_a_shell_takes_as_it_is() -> None:
 
 
 def test_a_link_to_the_runbook_has_the_address_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Of what is installed; deploy/tests/test_wheel.py installs it."""
     assert links.runbook("overdue") == "docs/runbook.md#overdue"
-    monkeypatch.setattr(links, "ADDRESS", "https://example.org/reaper")
-    assert links.runbook("overdue") == "https://example.org/reaper/docs/runbook.md#overdue"
+    metadata = tmp_path / "METADATA"
+    metadata.write_text("Project-URL: Documentation, https://example.org/r/docs/README.md\n")
+    monkeypatch.setattr(links, "_METADATA", str(metadata))
+    assert links.runbook("overdue") == "https://example.org/r/docs/runbook.md#overdue"

@@ -11,21 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from started import State
 
 from tests import needs
 from tests.needs import missing, not_tested
 
 ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 NPM = ROOT / ".venv" / "npm"
 KUBECTL = NPM / "layer" / "kubectl" / "kubectl"
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
 
 
 def tool(name: str) -> str:
     """Return where a tool is: beside this Python, or on PATH; skips, loudly, where it is not."""
     path = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if path is None:
-        missing(name, name)
+        missing(name, needs.PACKAGES.get(name, name))
     return path
 
 
@@ -59,6 +66,14 @@ _OUTCOMES: dict[str, tuple[str, str, float]] = {}
 def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Note a figure or a finding of this test for the record."""
     return lambda text: _NOTES.append((request.node.nodeid, text))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    return State(tmp_path / "state")
 
 
 @pytest.hookimpl(wrapper=True)

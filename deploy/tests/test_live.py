@@ -1,33 +1,25 @@
-"""What is in deploy/, started for real: the image, Compose, systemd, Prometheus. Slow; needs root.
+"""What is in deploy/, started for real: the image, Compose, systemd. Slow; needs root.
 
 There is no Docker engine, no image registry, no Kubernetes and no Grafana where this was written:
 the base image is Debian's own Python instead of python:slim, the gateway a stand-in (stand_in.py),
 and Prometheus is Debian's.
 """
 
-import http.client
 import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import ROOT, run, tool
-from test_files import DEPLOY, queries
+from conftest import DEPLOY, ROOT, run, tool
+from started import SOON, STAND_IN, State, ask, free_port, get, process, until
 
 from tests.needs import not_tested
 
@@ -36,37 +28,12 @@ BASE = "localhost/reaper-test-base:trixie"
 DISTRIBUTION = "trixie"
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP = Path("/etc/pip.conf")
-STAND_IN = Path(__file__).parent / "stand_in.py"
+BUILD_ARGS = (
+    "--build-arg", "VERSION=test", "--build-arg", "PROJECT_URL=https://example.org/r",
+)  # fmt: skip
 HARDENED = (
     "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=160m",
 )  # fmt: skip
-SOON = ("--abandoned-after", "2s")
-
-
-def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"never came true: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        port: int = it.getsockname()[1]
-        return port
-
-
-def get(url: str) -> str:
-    """Return what is there, or "" while nothing is."""
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            text: str = answer.read().decode()
-            return text
-    except (OSError, http.client.HTTPException):
-        return ""
 
 
 def metric(port: int, name: str) -> float | None:
@@ -160,7 +127,7 @@ def base(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def image(podman: Podman, base: str) -> str:
     tag = "localhost/openclaw-lock-reaper:test"
-    podman.build(tag, "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test", ROOT)
+    podman.build(tag, "--build-arg", f"BASE={base}", *BUILD_ARGS, ROOT)
     return tag
 
 
@@ -176,39 +143,6 @@ def gateway_image(podman: Podman, image: str) -> str:
     return tag
 
 
-class State:
-    """A gateway's state directory, and the stand-in's orders."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.sessions = root / "agents" / "main" / "sessions"
-        root.mkdir(parents=True, exist_ok=True)
-        os.chown(root, 1000, 1000)
-
-    def order(self, *orders: str) -> None:
-        for it in orders:
-            path = self.root / "stand-in" / it
-            until(path.parent.is_dir, "a stand-in that runs")
-            path.touch()
-            until(partial(self._obeyed, path), f"the stand-in obeys: {it}")
-
-    @staticmethod
-    def _obeyed(path: Path) -> bool:
-        return not path.exists()
-
-    def locks(self) -> set[str]:
-        found = [it for it in self.sessions.glob("*.lock") if not it.is_symlink()]
-        return {it.name.removesuffix(".jsonl.lock") for it in found}
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    return State(tmp_path / "state")
-
-
 # The image
 
 
@@ -222,8 +156,14 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     assert config["Entrypoint"] == ["reaper"]
     assert config["Cmd"] == ["watch"]
     assert made["Healthcheck"]["Test"] == ["CMD", "reaper", "probe"]
-    assert config["Labels"]["org.opencontainers.image.version"] == "test"
-    assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    labels = {
+        name.removeprefix("org.opencontainers.image."): value
+        for name, value in config["Labels"].items()
+    }
+    assert labels["version"] == "test"
+    assert labels["licenses"] == "Apache-2.0"
+    assert labels["source"] == labels["url"] == "https://example.org/r"
+    assert labels["documentation"] == "https://example.org/r/blob/test/docs/README.md"
     own = made["Size"] - below["Size"]
     sizes = podman(
         "run", "--rm", "--entrypoint=sh", image, "-c", "du -sk /opt/reaper/lib/*/site-packages/*"
@@ -243,7 +183,7 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
 def test_two_builds_give_the_same_layers(podman: Podman, base: str, image: str, note: Note) -> None:
     """Not the same id: podman writes into its history what was taken from its cache."""
     again = "localhost/openclaw-lock-reaper:again"
-    options = ("--no-cache", "--build-arg", f"BASE={base}", "--build-arg", "VERSION=test")
+    options = ("--no-cache", "--build-arg", f"BASE={base}", *BUILD_ARGS)
     podman.build(again, *options, ROOT)
     layers = ("image", "inspect", "--format={{.RootFS.Layers}}")
     assert podman(*layers, again) == podman(*layers, image)
@@ -335,9 +275,10 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         **podman.environment,
         **{name: str(port) for name, port in ports.items()},
         "OPENCLAW_IMAGE": gateway_image, "REAPER_IMAGE": image, "PROMETHEUS_IMAGE": prometheus,
-        "GRAFANA_PASSWORD": "none", "COMPOSE_PROJECT_NAME": f"reaper{uuid.uuid4().hex[:8]}",
+        "COMPOSE_PROJECT_NAME": f"reaper{uuid.uuid4().hex[:8]}",
     }  # fmt: skip
-    compose = (tool("podman-compose"), "-f", "deploy/compose/compose.yaml")
+    files = ("-f", "deploy/compose/compose.yaml", "--profile", "monitoring")
+    compose = (tool("podman-compose"), *files)
     try:
         up = ("up", "--detach", "--no-build", "gateway", "reaper", "prometheus")
         run(*compose, *up, env=environment, timeout=300)
@@ -360,7 +301,7 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         rules = json.loads(get(f"{address}/api/v1/rules"))["data"]["groups"]
         assert {it["name"] for it in rules} == {
             "openclaw-lock-reaper",
-            "openclaw-lock-reaper-recording",
+            "openclaw-lock-reaper-sidecar",
         }
         note("gateway (stand-in), reaper and Prometheus (Debian's) by podman-compose")
     finally:
@@ -455,117 +396,21 @@ def test_the_units_run_under_a_real_systemd(
         note(f"{version}, in a container; sidecar, its restart, reload, and the timer's sweep")
 
 
-# Prometheus, and the dashboard's queries
+# node_exporter
 
 
-def ask(address: str, query: str) -> list[Any]:
-    text = get(f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
-    found: list[Any] = json.loads(text)["data"]["result"] if text else []
-    return found
-
-
-def seen(address: str, query: str, *, seconds: float) -> list[Any]:
-    """Return what a panel shows that looks back over so many seconds."""
-    now = time.time()
-    asked = {"query": query, "start": now - seconds, "end": now, "step": 5}
-    text = get(f"{address}/api/v1/query_range?{urllib.parse.urlencode(asked)}")
-    found: list[Any] = json.loads(text)["data"]["result"] if text else []
-    return found
-
-
-def firing(address: str) -> dict[str, dict[str, str]]:
-    text = get(f"{address}/api/v1/alerts")
-    found = json.loads(text)["data"]["alerts"] if text else []
-    return {it["labels"]["alertname"]: it["annotations"] for it in found if it["state"] == "firing"}
-
-
-@contextmanager
-def process(*command: str | Path, **how: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    it = subprocess.Popen(command, **how)
-    try:
-        yield it
-    finally:
-        it.terminate()
-        try:
-            it.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            it.kill()
-            it.wait()
-
-
-def test_an_alert_fires_and_resolves_and_every_panel_has_data(
+def test_node_exporter_serves_the_textfile_of_a_sweep(
     state: State, tmp_path: Path, note: Note
 ) -> None:
-    """The rules as they are, scraped every second; an overdue lock is flagged, and stays stuck."""
-    reaper_port, prometheus_port, node_port = free_port(), free_port(), free_port()
-    folder = tmp_path / "prometheus"
-    shutil.copytree(DEPLOY / "prometheus", folder)
-    config = yaml.safe_load((folder / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{reaper_port}"]
-    textfiles = tmp_path / "textfiles"
-    textfiles.mkdir(mode=0o777)
-    node = yaml.safe_load((folder / "prometheus-node_exporter.yml").read_text())
-    (job,) = node["scrape_configs"]
-    job["static_configs"][0]["targets"] = [f"127.0.0.1:{node_port}"]
-    config["scrape_configs"].append(job)
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"http://127.0.0.1:{prometheus_port}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with ExitStack() as stack:
-        environment = {**os.environ, "OPENCLAW_STATE_DIR": str(state.root)}
-        stack.enter_context(
-            process(sys.executable, STAND_IN, "openclaw", "gateway", env=environment)
-        )
-        reaper = (tool("reaper"), "watch", "--state-dir", f"openclaw={state.root}")
-        stack.enter_context(
-            process(*reaper, "--listen", f"127.0.0.1:{reaper_port}", *SOON, **quiet)
-        )
-        stack.enter_context(
-            process(
-                tool("prometheus-node-exporter"), "--collector.disable-defaults",
-                "--collector.textfile", f"--collector.textfile.directory={textfiles}",
-                f"--web.listen-address=127.0.0.1:{node_port}", **quiet,
-            )
-        )  # fmt: skip
-        stack.enter_context(
-            process(
-                tool("prometheus"), f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{prometheus_port}", **quiet,
-            )
-        )  # fmt: skip
-        started = time.monotonic()
-        until(lambda: ask(address, "up == 1"), "Prometheus scrapes the sidecar")
-        # Counters must be seen to move: a first lock is freed once they have been scraped.
-        state.order("hold-killed", "hold-released", "hold-healthy")
-        until(lambda: ask(address, "sum(reaper_locks) == 3"), "three locks are scraped")
-        state.order("kill-killed", "release-released", "stuck-stuck")
-        until(lambda: state.locks() == {"healthy"}, "the stuck and the dead lock are freed")
-        state.order("overdue-late")
-        until(
-            lambda: ask(address, 'ALERTS{alertname="OpenClawSessionStuck", alertstate="pending"}'),
-            "the alert is pending",
-        )
-        began = time.monotonic()
-        until(lambda: "OpenClawSessionStuck" in firing(address), "it fires", patience=240)
-        after = time.monotonic() - began
-        annotations = firing(address)["OpenClawSessionStuck"]
-        assert annotations["summary"] == "1 stuck session lock(s) of agent main are still there"
-        lasted = time.monotonic() - started
-        empty = [it for it in queries() if not seen(address, it, seconds=lasted)]
-        assert empty == []
-        note(f"each of the dashboard's {len(queries())} queries returns data")
-        textfile = ("--textfile", str(textfiles / "reaper.prom"), "--exit-zero", "--wait", "0")
-        run(tool("reaper"), "sweep", *textfile, "--state-dir", f"openclaw={state.root}")
-        job_name = job["job_name"]
-        until(
-            lambda: ask(address, f'reaper_stuck_locks{{job="{job_name}"}} == 1'),
-            "node_exporter serves the textfile",
-        )
-        note("the textfile of `reaper sweep --textfile` by a real node_exporter")
-        state.order("release-late")
-        (textfiles / "reaper.prom").unlink()
-        until(lambda: "OpenClawSessionStuck" not in firing(address), "it resolves", patience=120)
-        note(f"OpenClawSessionStuck fired {after:.0f} s after it was pending, and resolved")
-        assert state.locks() == {"healthy"}
+    """The collector drops a file that it cannot parse, and says nothing."""
+    port = free_port()
+    state.sessions.mkdir(parents=True)
+    exporter = (
+        tool("prometheus-node-exporter"), "--collector.disable-defaults", "--collector.textfile",
+        f"--collector.textfile.directory={tmp_path}", f"--web.listen-address=127.0.0.1:{port}",
+    )  # fmt: skip
+    textfile = tmp_path / "reaper.prom"
+    run(tool("reaper"), "sweep", "--textfile", textfile, "--state-dir", f"openclaw={state.root}")
+    with process(*exporter):
+        until(lambda: metric(port, 'reaper_skipped_files{reason="missing"}') == 0, "it is served")
+    note("the textfile of `reaper sweep --textfile` by a real node_exporter")

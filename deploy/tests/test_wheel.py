@@ -1,7 +1,12 @@
 """The wheel and the sdist, as a user gets them."""
 
+import email
+import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -9,8 +14,11 @@ from pathlib import Path
 
 import pytest
 from conftest import BIN, ROOT, run
+from started import process, until
 
-FROM_LOCK = ("-m", "pip", "install", "--quiet", "--require-hashes", "-r")
+from reaper import __version__
+
+README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,85 @@ def test_two_builds_of_the_wheel_are_alike(dist: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / wheel.name).read_bytes() == wheel.read_bytes()
 
 
+ADDRESS = "https://example.org/owner/reaper"
+FILES = f"{ADDRESS}/blob/v{__version__}"
+
+
+def metadata(wheel: Path) -> "email.message.Message":
+    (name,) = [it for it in zipfile.ZipFile(wheel).namelist() if it.endswith("/METADATA")]
+    return email.message_from_string(zipfile.ZipFile(wheel).read(name).decode())
+
+
+def links(text: str) -> set[str]:
+    """Return all links and pictures of a text in Markdown, but those within it."""
+    return {it for it in re.findall(r"\]\(([^)]+)\)", text) if not it.startswith("#")}
+
+
+def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Path) -> None:
+    """Also in a wheel that is built later from the sdist, where nobody says it again."""
+    environment = {**os.environ, "PROJECT_URL": f"{ADDRESS}/"}
+    command = (BIN / "python", "-m", "build", "--no-isolation", "--outdir", tmp_path)
+    run(*command, "--sdist", env=environment)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    run(*command, "--wheel", cwd=source)
+    (wheel,) = tmp_path.glob("*.whl")
+    made = metadata(wheel)
+    urls = dict(it.split(", ") for it in made.get_all("Project-URL", []))
+    assert set(urls) == {"Homepage", "Documentation", "Changelog", "Source", "Issues"}
+    assert urls["Documentation"] == f"{FILES}/docs/README.md"
+    text = str(made.get_payload())
+    picture = f"![{README.read_text().partition('![')[2].partition(']')[0]}]"
+    assert f"{picture}({ADDRESS}/raw/v{__version__}/docs/" in text
+    run(
+        BIN / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        tmp_path / "installed",
+        wheel,
+    )
+    program = "from reaper.reports.links import runbook; print(runbook('overdue'))"
+    there = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    said = run(sys.executable, "-P", "-c", program, env=there, cwd=tmp_path).stdout
+    assert said == f"{FILES}/docs/runbook.md#overdue\n"
+    assert {it for it in links(text) if not it.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))} == {
+        it for it in links(README.read_text()) if it.startswith("http")
+    }
+
+
+def test_without_an_address_nothing_is_said_of_one(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    made = metadata(wheel)
+    assert made.get_all("Project-URL") is None
+    assert str(made.get_payload()) == README.read_text()
+
+
+def test_the_bundle_of_deploy_has_whole_addresses_in_its_links(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    variables = (f"PROJECT_URL={ADDRESS}", "GRAFANA_URL=https://grafana.example", f"BUNDLE={out}")
+    run("make", "bundle", *variables)
+    prometheus, kubernetes = out / "deploy" / "prometheus", out / "deploy" / "kubernetes"
+    files = [*prometheus.glob("alerts*.yml"), *kubernetes.rglob("prometheus-rule.yaml")]
+    assert len(files) == 3
+    for path in files:
+        urls = re.findall(r'(?:runbook|dashboard)_url: "([^"]+)"', path.read_text())
+        assert urls
+        for url in urls:
+            assert url.startswith((f"{FILES}/docs/runbook.md#", "https://grafana.example/d/"))
+    (link,) = json.loads((out / "deploy" / "grafana" / "dashboard.json").read_text())["links"]
+    assert link["url"] == f"{FILES}/docs/runbook.md"
+    assert not (out / "deploy" / "tests").exists()
+    with tarfile.open(out / "deploy.tar.gz") as archive:
+        assert "deploy/compose/reaper.yaml" in archive.getnames()
+    command = ("make", "bundle", f"BUNDLE={out}", "PROJECT_URL=")
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 2
+
+
 def test_the_installed_wheel_works_by_itself(dist: Path, tmp_path: Path) -> None:
     """In an environment of its own, with the locked versions and nothing of this folder."""
     (wheel,) = dist.glob("*.whl")
@@ -75,8 +162,28 @@ print(reaper.__file__)
     lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
     there = ("--state-dir", tmp_path / "state")
     shown = run(reaper, "sweep", "--dry-run", "--exit-zero", *there, cwd=tmp_path).stdout
-    assert "dead-pid" in shown
+    assert "process is gone" in shown
     textfile = tmp_path / "reaper.prom"
     run(reaper, "sweep", "--textfile", textfile, *there, cwd=tmp_path)
     assert not lock.exists()
     assert 'outcome="removed",reason="dead-pid"} 1.0' in textfile.read_text()
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["a state directory", "none"])
+def test_make_run_shows_and_removes_nothing(found: bool, tmp_path: Path) -> None:
+    """A newcomer types it first, on a machine with a gateway that works."""
+    planned = run("make", "--dry-run", "--always-make", "run").stdout
+    assert "-r requirements.txt" in planned
+    assert "requirements-dev.txt" not in planned
+    lock = tmp_path / ".openclaw" / "agents" / "main" / "sessions" / "dead.jsonl.lock"
+    if found:
+        lock.parent.mkdir(parents=True)
+        lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "REAPER_LISTEN": "off"}
+    said = tmp_path / "said"
+    with said.open("wb") as log, process("make", "run", cwd=ROOT, env=environment, stderr=log,
+                                         stdout=log, start_new_session=True) as make:  # fmt: skip
+        shown = "would-remove" if found else "a live demo"
+        until(lambda: shown in said.read_text(), shown)
+        os.killpg(make.pid, signal.SIGTERM)
+    assert lock.exists() is found

@@ -1,10 +1,19 @@
 """Links to the project's documents."""
 
+import os
+from functools import cache
 from typing import Final
 
-ADDRESS: Final = ""
-"""Where the project's files can be read in a browser, without a slash at the end; empty as long as
-the project has no address."""
+import reaper
+
+_METADATA: Final = os.path.join(
+    os.path.dirname(reaper.__path__[0]),
+    f"openclaw_lock_reaper-{reaper.__version__}.dist-info",
+    "METADATA",
+)
+"""Read as a file: to import importlib.metadata takes longer than to explain a lock."""
+_FIELD: Final = "Project-URL: Documentation, "
+_INDEX: Final = "/docs/README.md"
 
 
 def runbook(anchor: str) -> str:
@@ -12,4 +21,20 @@ def runbook(anchor: str) -> str:
     path of the file in the project.
     """
     path = f"docs/runbook.md#{anchor}"
-    return f"{ADDRESS}/{path}" if ADDRESS else path
+    address = _address(_METADATA)
+    return f"{address}/{path}" if address else path
+
+
+@cache
+def _address(metadata: str) -> str:
+    """Return where the project's files can be read in a browser, as the installed metadata says;
+    "" where they say nothing, or where the program runs without being installed.
+    """
+    try:
+        with open(metadata, encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(_FIELD):
+                    return line.removeprefix(_FIELD).strip().removesuffix(_INDEX)
+    except OSError:
+        pass
+    return ""

@@ -1,0 +1,105 @@
+"""What tests need that start things: patience, ports, a stand-in for the gateway, Prometheus."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+STAND_IN = Path(__file__).parent / "stand_in.py"
+SOON = ("--abandoned-after", "2s")
+
+
+def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"never came true: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        port: int = it.getsockname()[1]
+        return port
+
+
+def get(url: str) -> str:
+    """Return what is there, or "" while nothing is."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+class State:
+    """A gateway's state directory, and the stand-in's orders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sessions = root / "agents" / "main" / "sessions"
+        root.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:  # as in the images
+            os.chown(root, 1000, 1000)
+
+    def order(self, *orders: str) -> None:
+        for it in orders:
+            path = self.root / "stand-in" / it
+            until(path.parent.is_dir, "a stand-in that runs")
+            path.touch()
+            until(partial(self._obeyed, path), f"the stand-in obeys: {it}")
+
+    @staticmethod
+    def _obeyed(path: Path) -> bool:
+        return not path.exists()
+
+    def locks(self) -> set[str]:
+        found = [it for it in self.sessions.glob("*.lock") if not it.is_symlink()]
+        return {it.name.removesuffix(".jsonl.lock") for it in found}
+
+
+def ask(address: str, query: str) -> list[Any]:
+    text = get(f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
+    found: list[Any] = json.loads(text)["data"]["result"] if text else []
+    return found
+
+
+def seen(address: str, query: str, *, seconds: float) -> list[Any]:
+    """Return what a panel shows that looks back over so many seconds."""
+    now = time.time()
+    asked = {"query": query, "start": now - seconds, "end": now, "step": 1}
+    text = get(f"{address}/api/v1/query_range?{urllib.parse.urlencode(asked)}")
+    found: list[Any] = json.loads(text)["data"]["result"] if text else []
+    return found
+
+
+def firing(address: str) -> dict[str, dict[str, str]]:
+    text = get(f"{address}/api/v1/alerts")
+    found = json.loads(text)["data"]["alerts"] if text else []
+    return {it["labels"]["alertname"]: it["annotations"] for it in found if it["state"] == "firing"}
+
+
+@contextmanager
+def process(*command: str | Path, **how: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    it = subprocess.Popen(command, **how)
+    try:
+        yield it
+    finally:
+        it.terminate()
+        try:
+            it.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            it.kill()
+            it.wait()

@@ -1,0 +1,314 @@
+"""Rules and dashboard, by promtool, and by a real Prometheus that scrapes a real reaper."""
+
+import http.server
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import DEPLOY, ROOT, load, run, tool
+from started import SOON, STAND_IN, State, ask, firing, free_port, process, seen, until
+
+PROMETHEUS = DEPLOY / "prometheus"
+RULES = (PROMETHEUS / "alerts.yml", PROMETHEUS / "alerts-sidecar.yml")
+RULE_TESTS = (PROMETHEUS / "tests.yml", PROMETHEUS / "tests-timer.yml")
+DASHBOARD = DEPLOY / "grafana" / "dashboard.json"
+CHOSEN = ("namespace", "pod", "instance")
+"""By which the dashboard tells gateways apart, besides their state directories."""
+
+
+# Rules
+
+
+def alerts() -> dict[str, Any]:
+    groups = itertools.chain(*(load(path)["groups"] for path in RULES))
+    return {it["alert"]: it for group in groups for it in group["rules"]}
+
+
+def test_promtool_takes_configurations_and_rules(tmp_path: Path) -> None:
+    shutil.copytree(PROMETHEUS, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("prometheus*.yml"):
+        # Debian's Prometheus cannot discover what Kubernetes has, and does not know the words.
+        text = path.read_text().replace(
+            "kubernetes_sd_configs:\n      - role: pod", "file_sd_configs: []"
+        )
+        path.write_text(text)
+        run(tool("promtool"), "check", "config", path)
+    for path in RULES:
+        run(tool("promtool"), "check", "rules", "--lint=all", "--lint-fatal", path)
+
+
+def test_each_alert_fires_when_it_should_and_not_when_it_should_not() -> None:
+    run(tool("promtool"), "test", "rules", *RULE_TESTS)
+
+
+@pytest.mark.parametrize("broken", ["never", "always", "at once"])
+@pytest.mark.parametrize("alert", alerts())
+def test_the_rule_tests_notice_an_alert_that_is_wrong(
+    alert: str, broken: str, tmp_path: Path
+) -> None:
+    for path in RULES:
+        made = load(path)
+        for rule in made["groups"][0]["rules"]:
+            if rule["alert"] == alert and broken == "at once":
+                if "for" not in rule:
+                    return
+                del rule["for"]
+            elif rule["alert"] == alert:
+                rule["expr"] = {"never": "vector(0) > 1", "always": "vector(1)"}[broken]
+        (tmp_path / path.name).write_text(yaml.safe_dump(made))
+    tests = load(RULE_TESTS[0])
+    healthy, *others = tests["tests"]
+    tests["tests"] = [healthy, *(it for it in others if alert in str(it))]
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    command = [tool("promtool"), "test", "rules", str(tmp_path / "tests.yml")]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
+
+
+def test_each_alert_says_where_it_is_and_has_its_place_in_the_runbook() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert set(alerts()) <= set(headings)
+    for name, rule in alerts().items():
+        notes = rule["annotations"]
+        assert notes["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+        assert notes["dashboard_url"].startswith(f"/d/{dashboard()['uid']}")
+        assert "$labels.instance" in notes["summary"]
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+
+
+# The dashboard
+
+
+def dashboard() -> Any:
+    return json.loads(DASHBOARD.read_text())
+
+
+def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
+    made = dashboard()
+    panels = made["panels"]
+    assert len({it["id"] for it in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for it in panels:
+        place = it["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (place["x"] + dx, place["y"] + dy)
+            for dx in range(place["w"])
+            for dy in range(place["h"])
+        }
+        assert not taken & cells, it["title"]
+        taken |= cells
+        assert it["title"]
+        refs = [target["refId"] for target in it["targets"]]
+        assert len(set(refs)) == len(refs) > 0
+    (source,) = load(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    assert source["type"] == "prometheus"
+    (provider,) = load(DEPLOY / "grafana/provisioning/dashboards/reaper.yml")["providers"]
+    mounts = load(DEPLOY / "compose" / "compose.yaml")["services"]["grafana"]["volumes"]
+    assert any(it.split(":")[1].startswith(provider["options"]["path"]) for it in mounts)
+
+
+def test_each_query_of_the_dashboard_asks_for_the_gateways_that_were_chosen() -> None:
+    made = dashboard()
+    names = {it["name"] for it in made["templating"]["list"]}
+    assert names == {"datasource", "state_dir", *CHOSEN}
+    for expr in expressions():
+        for name, labels in re.findall(r"\b(reaper_\w+|up)(?:\{(.*?)\})?", expr):
+            wanted = [f'{it}=~"${it}"' for it in CHOSEN]
+            assert [it for it in wanted if it not in labels] == [], (name, expr)
+
+
+def expressions() -> list[str]:
+    """Return all queries of panels and annotations, as Grafana has them."""
+    made = dashboard()
+    panels = [target["expr"] for panel in made["panels"] for target in panel["targets"]]
+    return [*panels, *(it["expr"] for it in made["annotations"]["list"])]
+
+
+def filled(expr: str) -> str:
+    """Return a query with everything chosen, which is what Grafana begins with."""
+    fill = dict.fromkeys(("$state_dir", *(f"${it}" for it in CHOSEN)), ".*")
+    fill |= {"$__rate_interval": "1m", "$__interval": "1m"}
+    return re.sub(r"\$\w+", lambda name: fill[name[0]], expr)
+
+
+WELL = {
+    'up{job="openclaw-lock-reaper", instance="a"}': "1x90",
+    'reaper_last_sweep_timestamp_seconds{instance="a"}': "0+60x90",
+    'reaper_watched_folders{instance="a", state_dir="s"}': "1x90",
+    'reaper_locks{instance="a", state_dir="s", verdict="uncertain"}': "0x90",
+    'reaper_skipped_files{instance="a", reason="missing"}': "0x90",
+}
+DOWN = {name: "0x90" if name.startswith("up") else "1 stale _x88" for name in WELL}
+STUCK = {
+    'reaper_stuck_locks{instance="a", state_dir="s", agent="m"}': "2x90",
+    'reaper_blocking_locks{instance="a", state_dir="s", agent="m"}': "1x90",
+    'reaper_oldest_stuck_lock_created_timestamp_seconds{instance="a", state_dir="s", agent="m"}': (
+        "60x90"
+    ),
+    'reaper_actions_total{instance="a", action="remove", outcome="removed"}': "0x30 3x60",
+    'reaper_locks{instance="a", state_dir="s", verdict="uncertain"}': "4x90",
+}
+VOID = {'reaper_watched_folders{instance="a", state_dir="s"}': "0x90"}
+HUNG = {'reaper_last_sweep_timestamp_seconds{instance="a"}': "0x90"}
+UNREAD = {'reaper_skipped_files{instance="a", reason="missing"}': "2x90"}
+OF_LOCKS = {
+    "Stuck now": 0, "Refusing messages now": 0, "Oldest stuck lock": 0, "Removed in 24 hours": 0,
+}  # fmt: skip
+UNKNOWN: dict[str, float | None] = dict.fromkeys(OF_LOCKS)
+
+
+@pytest.mark.parametrize(
+    ("series", "shown"),
+    [
+        ({}, {**UNKNOWN, "Not checked now": None, "Reapers that do not answer": None}),
+        (WELL, {**OF_LOCKS, "Not checked now": 0, "Reapers that do not answer": 0}),
+        (DOWN, {**UNKNOWN, "Not checked now": None, "Reapers that do not answer": 1}),
+        (WELL | VOID, {**UNKNOWN, "Not checked now": 0, "Reapers that do not answer": 0}),
+        (WELL | HUNG, {**UNKNOWN, "Not checked now": None, "Last sweep": 3600}),
+        (WELL | UNREAD, {**OF_LOCKS, "Not checked now": 2}),
+        (
+            WELL | STUCK,
+            {
+                "Stuck now": 2, "Refusing messages now": 1, "Not checked now": 4,
+                "Oldest stuck lock": 3540, "Removed in 24 hours": 3, "Last sweep": 0,
+            },
+        ),
+    ],
+    ids=["nothing", "well", "down", "void mount", "hung", "unread", "stuck"],
+)  # fmt: skip
+def test_the_dashboard_shows_nothing_rather_than_a_green_0_while_nobody_knows(
+    series: dict[str, str], shown: dict[str, float | None], tmp_path: Path
+) -> None:
+    exprs = {panel["title"]: panel["targets"][0]["expr"] for panel in dashboard()["panels"]}
+    tests = [
+        {
+            "expr": f"round({filled(exprs[title])})",
+            "eval_time": "60m",
+            "exp_samples": [] if value is None else [{"labels": "{}", "value": value}],
+        }
+        for title, value in shown.items()
+    ]
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": tests}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    run(tool("promtool"), "test", "rules", tmp_path / "tests.yml")
+
+
+# Both, by a real Prometheus
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[int]:
+    """Serve a textfile as node_exporter does; yields the port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(path.read_bytes() if path.exists() else b"")
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def configure(folder: Path, targets: dict[str, int]) -> None:
+    """Copy deploy/prometheus with these targets, scraped each second, and alerts without `for`."""
+    shutil.copytree(PROMETHEUS, folder)
+    made = load(folder / "prometheus.yml")
+    made["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    made["scrape_configs"] += load(folder / "prometheus-node_exporter.yml")["scrape_configs"]
+    for job in made["scrape_configs"]:
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{targets[job['job_name']]}"]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(made))
+    for path in RULES:
+        rules = load(path)
+        for rule in rules["groups"][0]["rules"]:
+            rule.pop("for", None)
+        (folder / path.name).write_text(yaml.safe_dump(rules))
+
+
+def test_every_query_of_alerts_and_panels_finds_what_a_reaper_serves(
+    state: State, tmp_path: Path, note: Callable[[str], None]
+) -> None:
+    """A gateway has a healthy, a dead, a stuck and an overdue lock; the overdue one is reported."""
+    reaper_port, port = free_port(), free_port()
+    textfile = tmp_path / "reaper.prom"
+    address = f"http://127.0.0.1:{port}"
+    named = ("--state-dir", f"openclaw={state.root}")
+    sweep = (tool("reaper"), "sweep", *named, "--textfile", textfile, "--exit-zero", "--wait", "0")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+
+        def start(*command: str | Path, **environment: str) -> None:
+            how = {"env": {**os.environ, **environment}, **quiet}
+            stack.enter_context(process(*command, **how))
+
+        node_port = stack.enter_context(serving(textfile))
+        configure(tmp_path / "prometheus", {"openclaw-lock-reaper": reaper_port, "node": node_port})
+        gateway = (sys.executable, STAND_IN, "openclaw", "gateway")
+        start(*gateway, OPENCLAW_STATE_DIR=str(state.root))
+        where = ("--listen", f"127.0.0.1:{reaper_port}", "--wedged-sessions", "9")
+        start(tool("reaper"), "watch", *named, *where, *SOON)
+        start(
+            tool("prometheus"), f"--config.file={tmp_path / 'prometheus' / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
+        )  # fmt: skip
+        began = time.monotonic()
+        until(lambda: ask(address, "up{job='openclaw-lock-reaper'} == 1"), "it is scraped")
+        # Counters must be seen to move, so a first lock is removed after they have been scraped.
+        state.order("hold-killed", "hold-released", "hold-healthy")
+        until(lambda: ask(address, "sum(reaper_locks) == 3"), "three locks are scraped")
+        state.order("kill-killed", "release-released", "stuck-stuck")
+        until(lambda: state.locks() == {"healthy"}, "the stuck and the dead lock are removed")
+        state.order("overdue-late")
+        until(lambda: "OpenClawSessionStuck" in firing(address), "the alert fires")
+        run(*sweep)
+        until(
+            lambda: ask(address, 'reaper_stuck_locks{job="node"} == 1'), "the textfile is scraped"
+        )
+        everything = [*map(filled, expressions()), *(it["expr"] for it in alerts().values())]
+        for expr in everything:
+            for selector in re.findall(r"\b(?:reaper_\w+|up)(?:\{.*?\})?", expr):
+                assert ask(address, selector), f"nothing has {selector}, in {expr}"
+        lasted = time.monotonic() - began
+        empty = [it for it in map(filled, expressions()) if not seen(address, it, seconds=lasted)]
+        assert [it for it in empty if it not in TROUBLES] == []
+        note(f"{len(everything)} queries of alerts and panels find what they ask for")
+        for notes in firing(address).values():
+            assert re.search(f"127.0.0.1:({reaper_port}|{node_port})", notes["summary"])
+            assert "<" not in str(notes), "a template that could not be filled in"
+        state.order("release-late")
+        run(*sweep)
+        until(lambda: "OpenClawSessionStuck" not in firing(address), "it resolves")
+
+
+TROUBLES = [
+    filled(target["expr"])
+    for panel in dashboard()["panels"]
+    for target in panel["targets"]
+    if panel["title"] == "Troubles of the reaper"
+]
+"""Queries that find nothing when all is well."""

@@ -1,0 +1,80 @@
+"""The documents: each link leads somewhere, and the runbook has a place for everything."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from reaper.adapters import hold_proof
+from reaper.core import verdict
+from reaper.core.lock import Shape
+from reaper.reports import metrics
+from reaper.reports.advice import ANCHORS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path for folder in (".", "docs", "docs/decisions") for path in (ROOT / folder).glob("*.md")
+)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^( {4}|```).*$|`[^`\n]*`", "", text, flags=re.MULTILINE)
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", it.lower()).replace(" ", "-") for it in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_link_leads_to_a_file_and_a_heading_that_are_there(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+    links += re.findall(r'(?:src|href)="([^"]+)"', text)
+    for link in links:
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_index_names_each_document() -> None:
+    named = set(re.findall(r"\]\(([^)]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - named == {"README.md"}
+
+
+def first_columns(heading: str) -> set[str]:
+    """Return the codes in the first column of the table under a heading of the runbook."""
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return {code for row in rows[2:] for code in re.findall(r"`([^`]+)`", row)}
+
+
+def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
+    reasons = {value for name, value in vars(verdict).items() if name.isupper() and _is_code(value)}
+    notes = {
+        value for name, value in vars(hold_proof).items() if name.isupper() and _is_code(value)
+    }
+    shapes = {it.value for it in Shape} - {Shape.RECORD.value, Shape.UNREAD.value}
+    unread = {"unreadable", "symlink", "not-regular", "error-…"}
+    assert len(reasons) == 14
+    assert len(notes) == 4
+    assert first_columns("Reasons") == reasons | notes | shapes | unread
+    assert first_columns("Cannot be judged") == notes | unread
+
+
+def test_the_runbook_says_what_to_do_about_each_thing_that_is_not_read_and_each_error() -> None:
+    assert first_columns("ReaperCannotRead") == set(metrics._SKIP_REASONS)
+    assert first_columns("ReaperErrors") == set(metrics._ERROR_KINDS)
+
+
+def test_the_runbook_has_each_section_that_the_program_links_to() -> None:
+    assert ANCHORS - anchors(ROOT / "docs" / "runbook.md") == set()
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z]+(-[a-zA-Z]+)+", value) is not None
