@@ -40,7 +40,8 @@ RUN install -d -o 1000 -g 1000 /state
 ENV PATH="/opt/reaper/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
     REAPER_STATE_DIR="openclaw=/state" \
-    REAPER_LISTEN=":9789"
+    REAPER_LISTEN=":9789" \
+    REAPER_REVISION="${REVISION}"
 # The gateway's image runs as node, uid 1000. Another user could not check whether its lock files are open.
 USER 1000:1000
 EXPOSE 9789

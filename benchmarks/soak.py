@@ -101,7 +101,7 @@ def main() -> None:
     counted = [it.communicate()[0].split() for it in steady]
     lost = sum(int(it[1]) for it in counted)
     print(f"{sum(int(it[0]) for it in counted)} holds, {lost} lost to their live holders")
-    wanted = ("reaper_actions_total", "reaper_events_missed", "reaper_reap_delay")
+    wanted = ("reaper_actions_total", "reaper_reap_delay")
     for line in text.splitlines():
         if line.startswith(wanted) and not line.endswith(" 0.0") and "bucket" not in line:
             print(line)

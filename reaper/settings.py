@@ -26,6 +26,7 @@ VARIABLES: Final = frozenset(
         "REAPER_PROBE_URL",
         "REAPER_QUIET",
         "REAPER_RESYNC",
+        "REAPER_REVISION",
         "REAPER_SHOW_SESSIONS",
         "REAPER_STATE_DIR",
         "REAPER_TEXTFILE",
@@ -37,7 +38,15 @@ VARIABLES: Final = frozenset(
     }
 )
 """The environment variables of all commands: a container sets those of `watch`, and `list` is run
-in it."""
+in it. REAPER_REVISION is no option: the image's build sets it."""
+
+
+def revision(environment: Mapping[str, str]) -> str:
+    """Return the commit that the reaper was built from, as far as the build said so."""
+    return printable(environment.get("REAPER_REVISION", ""))[:_LONGEST_REVISION] or "unknown"
+
+
+_LONGEST_REVISION: Final = 64
 _SERVICE_LINK: Final = r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 """What Kubernetes sets in each pod for a service whose name begins with `reaper`."""
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

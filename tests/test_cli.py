@@ -733,7 +733,7 @@ def test_each_command_has_these_options_and_no_others() -> None:
 def test_the_variables_that_are_known_are_those_of_the_options() -> None:
     options = [parameter for command in COMMANDS for parameter in _build(command).params]
     named = {parameter.envvar for parameter in options if parameter.envvar}
-    assert named | {"REAPER_STATE_DIR"} == VARIABLES
+    assert named | {"REAPER_STATE_DIR", "REAPER_REVISION"} == VARIABLES
 
 
 @pytest.mark.parametrize("command", ["list", "explain", "unlock", "sweep", "watch"])

@@ -55,12 +55,11 @@ def counted_anew(locks: list[Seen]) -> dict[str, Any]:
     for key in {(it.lock.state_dir, it.lock.agent) for it in locks}:
         of_agent = [it for it in locks if (it.lock.state_dir, it.lock.agent) == key]
         agents[key] = (
-            sum(it.judgement.wants_freeing for it in of_agent),
+            sorted(it.lock.taken_ms for it in of_agent if it.judgement.wants_freeing),
             sum(it.age_at(130.0) > 60.0 for it in of_agent),
             min(it.lock.taken_ms for it in of_agent),
         )
     states: dict[str, list[bool]] = {}
-    held: dict[str, list[bool]] = {}
     holders: dict[tuple[str, int], list[bool]] = {}
     for it in locks:
         state, evidence, pid = it.lock.state_dir, it.evidence, it.evidence.holder.pid
@@ -68,8 +67,6 @@ def counted_anew(locks: list[Seen]) -> dict[str, Any]:
             proven = evidence.proof is not HoldProof.UNAVAILABLE
             states.setdefault(state, []).append(proven)
         is_seen = evidence.holder.state is SAME
-        if evidence.proof is HoldProof.OPEN:
-            held.setdefault(state, []).append(is_seen and pid == it.lock.record.pid)
         if is_seen and pid is not None:
             holders.setdefault((state, pid), []).append(it.judgement.verdict in STUCK)
     verdicts: dict[tuple[str, int], int] = {}
@@ -81,8 +78,6 @@ def counted_anew(locks: list[Seen]) -> dict[str, Any]:
         "verdicts": verdicts,
         "proven": {key: sum(its) for key, its in states.items() if any(its)},
         "unproven": {key: its.count(False) for key, its in states.items() if not all(its)},
-        "held_here": {key: sum(its) for key, its in held.items() if any(its)},
-        "held_elsewhere": {key: its.count(False) for key, its in held.items() if not all(its)},
         "of_holder": {key: len(its) for key, its in holders.items()},
         "stuck_of_holder": {key: sum(its) for key, its in holders.items() if any(its)},
     }
@@ -90,7 +85,7 @@ def counted_anew(locks: list[Seen]) -> dict[str, Any]:
 
 def shown(tallies: Tallies) -> dict[str, Any]:
     agents = {
-        key: (it.stuck, it.older_than(60.0, 130.0), it.taken_ms[0])
+        key: (it.stuck_taken_ms, it.older_than(60.0, 130.0), it.taken_ms[0])
         for key, it in tallies.agents.items()
     }
     return {**vars(tallies), "agents": agents}
@@ -154,3 +149,4 @@ def test_agents_beyond_the_cap_are_added_up() -> None:
     stuck = sum(it.judgement.wants_freeing for it in inventory.all()) / 5 * 3
     assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
     assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0
+    assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{other}}}"] == 9.0

@@ -17,6 +17,7 @@ from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
 from reaper.reports.records import Seen
 from reaper.reports.textfile import Continued, OldCounts, TextfileError
+from reaper.settings import revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,7 @@ def metrics_for(
     return Metrics(
         inventory,
         version=__version__,
+        revision=revision(os.environ),
         states=[state.name for state in judging.states],
         policy=judging.policy,
         dry_run=dry_run,

@@ -1,12 +1,12 @@
 """Metrics for Prometheus, in a registry of their own; docs/metrics.md lists them.
 
-Gauges of locks and holders are made from what is known at the moment of the scrape. A series that
-an alert reads becomes 0 rather than go away, except those of a holder that is gone. No label
-carries a session, or anything else without a bound.
+A counter that an alert reads starts at 0. No label carries a session, or anything else without a
+bound.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,20 +16,13 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from reaper.core.policy import Action, Outcome, Policy, decide
-from reaper.core.text import printable
 from reaper.core.verdict import FIRST_REASONS, Judgement, Verdict
 from reaper.reports.inventory import LockInventory
+from reaper.reports.lock_gauges import MAX_AGENTS, HolderUse, LockCollector
 from reaper.reports.records import Found
-from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
-MAX_AGENTS: Final = 200
-"""Agents that have series of their own; the others are OTHER."""
-OTHER: Final = "other"
-_LONGEST_LABEL: Final = 64
 _REMOVAL_OUTCOMES: Final = (
     Outcome.REMOVED,
     Outcome.VANISHED,
@@ -37,30 +30,10 @@ _REMOVAL_OUTCOMES: Final = (
     Outcome.RESTORED,
     Outcome.FAILED,
 )
-_ERROR: Final = "error"
-_SKIP_REASONS: Final = (
-    _ERROR,
-    "left-aside",
-    "missing",
-    "not-regular",
-    "session-store",
-    "symlink",
-    "too-many-locks",
-    "unreadable",
-)
-"""All that the metric has; a reason that is not among them, such as `error-EIO`, is an error."""
 _ERROR_KINDS: Final = ("removal", "unreadable", "observer", "sweep", "journal", "web")
 _HOLD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
+_SWEEP_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)
-
-
-class HolderUse(Protocol):
-    """What a live holder uses; `open_fds` is None where it is not to be read."""
-
-    @property
-    def resident_bytes(self) -> int: ...
-    @property
-    def open_fds(self) -> int | None: ...
 
 
 class Metrics:
@@ -71,6 +44,7 @@ class Metrics:
         inventory: LockInventory,
         *,
         version: str,
+        revision: str = "unknown",
         states: Sequence[str],
         policy: Policy,
         dry_run: bool = False,
@@ -86,17 +60,35 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         # A one-shot sees no events, and must not look like a sidecar that lost them.
         events = registry if watching else None
-        info = Gauge("reaper_build_info", "The reaper's version.", ["version"], registry=registry)
-        info.labels(version).set(1)
+        Gauge(
+            "reaper_build_info",
+            "Always 1. The labels say which version of the reaper runs, from which commit it was "
+            "built, and on which Python.",
+            ["version", "revision", "python"],
+            registry=registry,
+        ).labels(version, revision, platform.python_version()).set(1)
+        policy_info = Gauge(
+            "reaper_policy_info",
+            "Always 1. The labels say what the reaper does with locks of each verdict: keep, flag "
+            "(report and leave), remove, or would-remove (--dry-run).",
+            ["verdict", "action"],
+            registry=registry,
+        )
+        for verdict in Verdict:
+            action = decide(Judgement(verdict=verdict, reasons=(), row=0), policy)
+            is_dry = dry_run and action is Action.REMOVE
+            shown = Outcome.WOULD_REMOVE if is_dry else action
+            policy_info.labels(verdict.value, shown.value).set(1)
         self.hold = Histogram(
             "reaper_lock_hold_seconds",
-            "How long completed holds lasted.",
+            "How long locks were held that their holders released, by file events.",
             buckets=_HOLD_BUCKETS,
             registry=events,
         )
         self.actions = Counter(
             "reaper_actions_total",
-            "Stuck locks removed or flagged, by first reason and outcome.",
+            "Stuck locks that were removed or reported, by first reason and outcome. Each attempt "
+            "to remove counts. A report counts once per change, or per sweep of a timer.",
             ["action", "reason", "outcome"],
             registry=registry,
         )
@@ -104,7 +96,8 @@ class Metrics:
             self.actions.labels(action.value, reason, outcome.value)
         self._leaked = Counter(
             "reaper_leaked_sessions_total",
-            "Abandoned locks freed since the sidecar started; the gateway leaks each session.",
+            "Abandoned locks that were removed. The gateway keeps each of these sessions in memory "
+            "until it restarts.",
             ["state_dir"],
             registry=registry,
         )
@@ -112,40 +105,49 @@ class Metrics:
             self._leaked.labels(state)
         self.reap_delay = Histogram(
             "reaper_reap_delay_seconds",
-            "From the moment a lock that was seen before became removable until it was gone.",
+            "Time from when a known lock could be removed (its process ended, or a grace period "
+            "passed) until it was gone.",
             buckets=_DELAY_BUCKETS,
             registry=events,
         )
         self.sweep_duration = Histogram(
-            "reaper_sweep_duration_seconds", "How long full sweeps took.", registry=registry
+            "reaper_sweep_duration_seconds",
+            "How long full sweeps took. A timer's sweep includes the time that it waits to make "
+            "sure that locks do not change.",
+            buckets=_SWEEP_BUCKETS,
+            registry=registry,
         )
         self.last_sweep = Gauge(
             "reaper_last_sweep_timestamp_seconds",
-            "When the last full sweep ended.",
+            "When the last full sweep ended. An old value means that nothing is checked.",
             registry=registry,
         )
         self.events = Counter(
-            "reaper_events_total", "File events on locks, by type.", ["type"], registry=events
+            "reaper_events_total",
+            "File events about locks: created, deleted, or overflow (the kernel dropped events).",
+            ["type"],
+            registry=events,
         )
         for kind in ("created", "deleted", "overflow"):
             self.events.labels(kind)
-        self.events_missed = Counter(
-            "reaper_events_missed_total",
-            "Locks that a sweep found and no event announced.",
-            registry=events,
-        )
         self.observer_up = Gauge(
             "reaper_observer_up",
-            "1 while file events are to be had for every state directory.",
+            "1 if file events (inotify) work for every state directory, 0 if all locks are checked "
+            "every 5 s instead.",
             registry=events,
         )
         self.errors = Counter(
-            "reaper_errors_total", "What went wrong, by kind.", ["kind"], registry=registry
+            "reaper_errors_total",
+            "Errors by kind: removing a lock (removal), reading a file or folder (unreadable), "
+            "file events (observer), a sweep that broke off (sweep), writing the log (journal), "
+            "the web configuration or an answer (web).",
+            ["kind"],
+            registry=registry,
         )
         for kind in _ERROR_KINDS:
             self.errors.labels(kind)
         registry.register(
-            _LockCollector(
+            LockCollector(
                 inventory,
                 states=states,
                 acquire_timeout=acquire_timeout,
@@ -180,188 +182,3 @@ def _possible_actions(policy: Policy, *, dry_run: bool) -> Iterator[tuple[Action
         for reason in reasons:
             for outcome in outcomes:
                 yield action, reason, outcome
-
-
-class _LockCollector(Collector):
-    def __init__(
-        self,
-        inventory: LockInventory,
-        *,
-        states: Sequence[str],
-        acquire_timeout: float,
-        max_agents: int,
-        now: Callable[[], float],
-        holder_use: Callable[[int], HolderUse | None],
-        wedged: Callable[[], Iterable[tuple[str, str, bool]]],
-    ) -> None:
-        self._inventory = inventory
-        self._states = states
-        self._acquire_timeout = acquire_timeout
-        self._max_agents = max_agents
-        self._now = now
-        self._holder_use = holder_use
-        self._wedged = wedged
-        self._labels: dict[tuple[str, str], str] = {}
-        self._with_other: set[str] = set()
-        """State directories that have, or had, agents without a label of their own."""
-        self._proven: dict[tuple[str, str], bool] = {}
-
-    def collect(self) -> Iterator[Metric]:
-        with self._inventory.tallies() as tallies:
-            locks = list(self._locks(tallies))
-            proofs = self._proofs(tallies)
-            holders = {key: tallies.stuck_of_holder.get(key, 0) for key in tallies.of_holder}
-        yield from locks
-        yield from proofs
-        yield self._watched()
-        yield from self._holders(holders)
-        yield self._skipped()
-
-    def _watched(self) -> Metric:
-        family = GaugeMetricFamily(
-            "reaper_watched_folders",
-            "Sessions folders that the last full sweep found. 0 means that nothing is watched: "
-            "a wrong path, an empty mount, or a gateway without sessions.",
-            labels=["state_dir"],
-        )
-        for state, count in self._inventory.watched_folders().items():
-            family.add_metric([state], count)
-        return family
-
-    def _skipped(self) -> Metric:
-        """All reasons, or none before the first sweep: a 0 that nobody looked for would resolve an
-        alert.
-        """
-        family = GaugeMetricFamily(
-            "reaper_skipped_files", "What could not be looked at, by reason.", labels=["reason"]
-        )
-        if self._inventory.has_swept():
-            counts = dict.fromkeys(_SKIP_REASONS, 0)
-            for skipped in self._inventory.skipped():
-                if skipped.failed:
-                    counts[skipped.reason if skipped.reason in counts else _ERROR] += skipped.files
-            for reason, count in counts.items():
-                family.add_metric([reason], count)
-        return family
-
-    def _allot_labels(self, agents: Mapping[tuple[str, str], AgentTally]) -> None:
-        """Give each agent that has locks a label of its own, up to the cap; first come, first
-        served. One that has no locks any more keeps its label until another agent needs it.
-        """
-        labels = self._labels
-        idle = [key for key in labels if key not in agents]
-        for key in agents:
-            if key not in labels:
-                if len(labels) >= self._max_agents and idle:
-                    del labels[idle.pop(0)]
-                if len(labels) < self._max_agents:
-                    labels[key] = printable(key[1])[:_LONGEST_LABEL]
-                else:
-                    self._with_other.add(key[0])
-
-    def _locks(self, tallies: Tallies) -> Iterator[Metric]:
-        by_verdict = GaugeMetricFamily(
-            "reaper_locks", "Locks, by verdict.", labels=["state_dir", "verdict"]
-        )
-        # Not before the first sweep: a 0 that nobody looked for would say that all is well.
-        swept = self._states if self._inventory.has_swept() else ()
-        for state in dict.fromkeys((*swept, *(state for state, _ in tallies.verdicts))):
-            for place, verdict in enumerate(VERDICTS):
-                count = tallies.verdicts.get((state, place), 0)
-                by_verdict.add_metric([state, verdict.value], count)
-        yield by_verdict
-        yield from self._agents(tallies.agents)
-
-    def _agents(self, agents: Mapping[tuple[str, str], AgentTally]) -> Iterator[Metric]:
-        self._allot_labels(agents)
-        stuck = {(state, self._labels[state, agent]): 0 for state, agent in self._labels}
-        stuck |= {(state, OTHER): 0 for state in self._with_other}
-        blocking = dict(stuck)
-        oldest: dict[tuple[str, str], float] = {}
-        now = self._now()
-        for (state, agent), tally in agents.items():
-            key = state, self._labels.get((state, agent), OTHER)
-            stuck[key] += tally.stuck
-            blocking[key] += tally.older_than(self._acquire_timeout, now)
-            taken = tally.taken_ms[0] / 1000
-            oldest[key] = min(taken, oldest.get(key, taken))
-        values_by_agent: tuple[tuple[str, str, Mapping[tuple[str, str], float]], ...] = (
-            (
-                "reaper_stuck_locks",
-                "Stuck locks, not counting those that are kept for the next gateway.",
-                stuck,
-            ),
-            (
-                "reaper_blocking_locks",
-                "Locks held longer than the gateway's acquire timeout; new messages fail.",
-                blocking,
-            ),
-            (
-                "reaper_oldest_lock_created_timestamp_seconds",
-                "When the oldest lock was created.",
-                oldest,
-            ),
-        )
-        for name, text, values in values_by_agent:
-            family = GaugeMetricFamily(name, text, labels=["state_dir", "agent"])
-            for key, value in values.items():
-                family.add_metric(key, value)
-            yield family
-
-    def _proofs(self, tallies: Tallies) -> list[Metric]:
-        """Both are absent until something is known, because a gauge that guesses would page or
-        soothe; and keep their last value while there are no locks to know it by.
-        """
-        families: list[Metric] = []
-        for name, text, good, bad in (
-            (
-                "reaper_hold_proof_available",
-                "1 while every lock can be probed.",
-                tallies.proven,
-                tallies.unproven,
-            ),
-            (
-                "reaper_pid_namespace_shared",
-                "1 while the holders of all held locks are seen under their own pids.",
-                tallies.held_here,
-                tallies.held_elsewhere,
-            ),
-        ):
-            family = GaugeMetricFamily(name, text, labels=["state_dir"])
-            for state in self._states:
-                if state in good or state in bad:
-                    self._proven[name, state] = state not in bad
-                if (name, state) in self._proven:
-                    family.add_metric([state], self._proven[name, state])
-            families.append(family)
-        return families
-
-    def _holders(self, holders: dict[tuple[str, int], int]) -> Iterator[Metric]:
-        labels = ["state_dir", "pid"]
-        memory = GaugeMetricFamily(
-            "reaper_holder_resident_memory_bytes",
-            "Resident memory of a live holder.",
-            labels=labels,
-        )
-        stuck = GaugeMetricFamily(
-            "reaper_holder_stuck_locks", "Stuck locks of a live holder.", labels=labels
-        )
-        fds = GaugeMetricFamily(
-            "reaper_holder_open_fds", "Open descriptors of a live holder.", labels=labels
-        )
-        for (state, pid), count in holders.items():
-            use = self._holder_use(pid)
-            if use is None:
-                continue
-            stuck.add_metric([state, str(pid)], count)
-            memory.add_metric([state, str(pid)], use.resident_bytes)
-            if use.open_fds is not None:
-                fds.add_metric([state, str(pid)], use.open_fds)
-        wedged = GaugeMetricFamily(
-            "reaper_holder_wedged",
-            "1 while a holder has reached a limit that --wedged-sessions or --wedged-rss sets.",
-            labels=labels,
-        )
-        for state, label, is_wedged in self._wedged():
-            wedged.add_metric([state, label], is_wedged)
-        yield from (memory, stuck, fds, wedged)

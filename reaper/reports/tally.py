@@ -11,24 +11,24 @@ from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
 from reaper.reports.records import Seen
 
 Key = TypeVar("Key", bound=Hashable)
+Time = TypeVar("Time", int, float)
 
 
 VERDICTS: Final = tuple(Verdict)
 # An enumeration looks up its members, and hashes them, in Python.
 _HELD: Final = Verdict.HELD
 _UNAVAILABLE: Final = HoldProof.UNAVAILABLE
-_OPEN: Final = HoldProof.OPEN
 _SAME: Final = HolderState.SAME
 
 
 @dataclass(slots=True)
 class AgentTally:
-    """The locks of one agent: how many are stuck; when each was taken (epoch ms), and when its age
+    """The locks of one agent: when each was taken (epoch ms), the stuck ones too, and when its age
     began (monotonic seconds), the earliest first.
     """
 
-    stuck: int = 0
     taken_ms: list[int] = field(default_factory=list)
+    stuck_taken_ms: list[int] = field(default_factory=list)
     since: list[float] = field(default_factory=list)
 
     def older_than(self, seconds: float, now: float) -> int:
@@ -48,9 +48,6 @@ class Tallies:
         self.proven: dict[str, int] = {}
         self.unproven: dict[str, int] = {}
         """Locks without a hold proof, but for those that it is too early to probe."""
-        self.held_here: dict[str, int] = {}
-        self.held_elsewhere: dict[str, int] = {}
-        """Locks held open by a process seen under the pid that they name, or not."""
         self.of_holder: dict[tuple[str, int], int] = {}
         self.stuck_of_holder: dict[tuple[str, int], int] = {}
         """Of holders that are seen alive."""
@@ -68,29 +65,29 @@ class Tallies:
         state, holder, verdict = lock.state_dir, evidence.holder, judgement.verdict
         agent = self.agents[state, lock.agent]
         _add(self.verdicts, (state, VERDICTS.index(verdict)), by)
+        _change(agent.taken_ms, lock.taken_ms, by)
+        _change(agent.since, it.at - evidence.age, by)
         if verdict is not _HELD and judgement.wants_freeing:
-            agent.stuck += by
-        taken_ms, since = lock.taken_ms, it.at - evidence.age
-        if by > 0:
-            insort(agent.taken_ms, taken_ms)
-            insort(agent.since, since)
-        else:
-            del agent.taken_ms[bisect_left(agent.taken_ms, taken_ms)]
-            del agent.since[bisect_left(agent.since, since)]
-            if not agent.since:
-                del self.agents[state, lock.agent]
+            _change(agent.stuck_taken_ms, lock.taken_ms, by)
+        if not agent.since:
+            del self.agents[state, lock.agent]
         proof, is_seen = evidence.proof, holder.state is _SAME
         if proof is not _UNAVAILABLE:
             _add(self.proven, state, by)
         elif evidence.proof_note != TOO_EARLY:
             _add(self.unproven, state, by)
-        if proof is _OPEN:
-            is_here = is_seen and holder.pid == lock.record.pid
-            _add(self.held_here if is_here else self.held_elsewhere, state, by)
         if is_seen and holder.pid is not None:
             _add(self.of_holder, (state, holder.pid), by)
             if verdict is not _HELD and verdict in STUCK:
                 _add(self.stuck_of_holder, (state, holder.pid), by)
+
+
+def _change(times: list[Time], time: Time, by: int) -> None:
+    """Add a time to sorted ones, or take it away."""
+    if by > 0:
+        insort(times, time)
+    else:
+        del times[bisect_left(times, time)]
 
 
 def _add(counts: dict[Key, int], key: Key, by: int) -> None:

@@ -103,7 +103,6 @@ class EventTrust:
         for key in missed:
             del self._expected[key]
         if missed:
-            self._metrics.events_missed.inc(len(missed))
             self.lost(
                 f"{len(missed)} lock(s) were found that no file event announced "
                 "(the file system has no events?)"
