@@ -18,7 +18,21 @@ import typer.main  # the help's width is read at import
 from reaper.cli import app
 
 HERE = Path(__file__).parent
-SHELLS = {"reaper.bash": "bash", "reaper.fish": "fish"}
+BASH = """# typer's own takes a session key for several words: bash parts words at colons.
+_reaper_completion() {
+    local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \\t\\n'
+    read -ra words <<<"$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current=${words[${#words[@]} - 1]}
+    IFS=$'\\n'
+    COMPREPLY=( $( env COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) \\
+                   _REAPER_COMPLETE=complete_bash "$1" ) )
+    [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    return 0
+}
+
+complete -o default -F _reaper_completion reaper
+"""
 ZSH = """#compdef reaper
 # typer's own does not complete options: _arguments takes them for its own.
 _reaper() {
@@ -110,7 +124,8 @@ def pages() -> dict[str, str]:
     return {
         "reaper.1": man_page(),
         "_reaper": ZSH,
-        **{name: completion(shell) for name, shell in SHELLS.items()},
+        "reaper.bash": BASH,
+        "reaper.fish": completion("fish"),
     }
 
 
