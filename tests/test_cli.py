@@ -183,6 +183,7 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
         ("watch", "--wedged-sessions", "0"),
         ("sweep", "--on-overdue", "burn"),
         ("list", "--wait", "5"),
+        ("sweep", "--textfile", "reaper.txt", "--state-dir", "/"),
         ("explain",),
         ("nothing",),
     ],
