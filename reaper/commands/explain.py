@@ -258,7 +258,7 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
 
 @with_judging("as_json", *POLICY)
 def command(judging: Judging, *, lock: LockArgument) -> None:
-    """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
+    """Explain one lock: why it is kept or removed, and what to do next.
 
     Changes nothing.
     """
