@@ -17,7 +17,7 @@ _COMMANDS: Final = ("list", "explain", "unlock", "sweep", "watch", "demo", "prob
 
 @functools.cache
 def _build(name: str) -> Any:  # noqa: ANN401  # typer's own click's Command
-    one = typer.Typer(add_completion=False)
+    one = typer.Typer(add_completion=False, rich_markup_mode=None)
     one.command(name)(import_module(f"reaper.commands.{name}").command)
     return get_command(one)
 
@@ -36,22 +36,30 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="reaper",
     cls=_Commands,
-    help="Free the session locks of an OpenClaw gateway whose holding is provably over; "
-    "show the rest.",
+    help="Find stuck session locks of an OpenClaw gateway and remove those that are safe to "
+    "remove.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="""Examples:
-  reaper list                    all locks, and what a sweep would do
-  reaper explain SESSION         the whole evidence for one lock, in words
-  reaper sweep --dry-run         what would be freed now
-  reaper sweep --exit-zero       free it, once, from a timer
-  reaper watch --listen :9789    free stuck locks day and night, with metrics
+    epilog="""\b
+Examples:
+  reaper list                    all locks: why, and what to do next
+  reaper explain ID              everything about one lock, in words
+  reaper sweep --dry-run         what a sweep would remove now
+  reaper sweep --exit-zero       one sweep, for a timer
+  reaper watch --listen :9789    watch and remove stuck locks, with metrics
 
-Run it as the uid that the gateway runs as: only that one gets the hold proof.
+Run it as the same user (uid) as the gateway. Other users cannot check whether
+a lock file is open.
 
-Exit codes: 0 nothing stuck is left, 1 something failed, 2 usage, 3 stuck
-locks are left, 4 some locks could not be judged for want of a hold proof.""",
+\b
+Exit codes:
+  0  no stuck lock is left
+  1  something failed
+  2  wrong usage
+  3  stuck locks are left
+  4  some locks could not be checked (most often: wrong user)""",
 )
 
 

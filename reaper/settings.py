@@ -108,6 +108,13 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** " kmgt".index(unit[0] if unit != "b" else " "))
 
 
+def parse_count(text: str) -> int:
+    """Return a number of things, 1 or more. Raises SettingsError."""
+    if re.fullmatch("0*[1-9][0-9]{0,8}", text.strip(), re.ASCII) is None:
+        raise SettingsError(f"{text[:20]!r} is no number from 1 on")
+    return int(text)
+
+
 def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[StateDir]:
     """Return the state directories to work on: those given (`PATH` or `NAME=PATH`), else the
     default ones, as `_defaults` finds them.

@@ -183,6 +183,7 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
         ("watch", "--wedged-sessions", "0"),
         ("sweep", "--on-overdue", "burn"),
         ("list", "--wait", "5"),
+        ("sweep", "--textfile", "reaper.txt", "--state-dir", "/"),
         ("explain",),
         ("nothing",),
     ],
@@ -505,11 +506,14 @@ def test_payload_bombs_are_junk_like_any_other(tree: Tree) -> None:
 # People
 
 
-def on_a_terminal(*arguments: object, columns: int = 120) -> str:
-    """Run the command on a pseudo-terminal and return all that it shows."""
+def on_a_terminal(*arguments: object, columns: int = 120, stdout: int | None = None) -> str:
+    """Run the command on a pseudo-terminal and return all that it shows there."""
     parent, child = pty.openpty()
     process = start_reaper(
-        *arguments, env={"COLUMNS": str(columns), "TERM": "xterm"}, stdout=child, stderr=child
+        *arguments,
+        env={"COLUMNS": str(columns), "TERM": "xterm"},
+        stdout=child if stdout is None else stdout,
+        stderr=child,
     )
     os.close(child)
     shown = b""
@@ -883,6 +887,13 @@ def test_no_command_imports_another_one(asked: str) -> None:
     assert found == ({"unlock", "explain"} if asked == "unlock" else {asked})
     heavy = {"http.client", "prometheus_client", "psutil", "watchdog"}
     assert not heavy & set(imported)
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
+def test_help_fits_80_columns_and_uses_no_word_of_the_programs_insides(command: str) -> None:
+    said = reap(*filter(None, [command]), "--help", env={"COLUMNS": "80"}).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    assert not re.findall(r"<(?:str|int)|x>=|\(\d+s\)\]|\w\.\.\.$", said, re.MULTILINE)
 
 
 def test_the_version_is_told_without_any_command() -> None:

@@ -23,6 +23,7 @@ from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
+from reaper.reports.records import Seen
 from reaper.sweep import Reaper, SystemClock, Unlock, scanner
 from reaper.sweep.evidence import EvidenceCollector, _is_reached_through_symlink
 from reaper.sweep.sources import Probe
@@ -126,6 +127,29 @@ def ends(found: Iterator[Finding | Skipped]) -> dict[str, tuple[str, tuple[str, 
         )
         for session, it in findings(found).items()
     }
+
+
+class SlowClock(FakeClock):
+    """Of a pass in which each look takes a second."""
+
+    def monotonic(self) -> float:
+        self.mono += 1.0
+        self.wall += 1000
+        return self.mono
+
+
+def test_ages_of_one_pass_count_to_one_moment(tree: Tree) -> None:
+    """However slow the pass is: else a page that orders locks by age changes their order."""
+    for age in (10, 11, 12):
+        tree.lock(f"{age}", record(7, age=age))
+    looking = reaper(tree, clock=SlowClock(), probe=no_proof)
+    taken = []
+    for found in (findings(looking.act()), findings(looking.act())):
+        seen = {name: Seen.of(it) for name, it in found.items()}
+        taken.append({name: it.at - it.evidence.age for name, it in seen.items()})
+        assert taken[-1]["10"] - taken[-1]["11"] == pytest.approx(1.0, abs=0.1)
+        assert taken[-1]["11"] - taken[-1]["12"] == pytest.approx(1.0, abs=0.1)
+    assert taken[0] == pytest.approx(taken[1])
 
 
 def test_one_sweep_frees_what_is_over_and_nothing_else(

@@ -1324,7 +1324,7 @@ def test_a_url_to_probe_is_taken_apart_or_refused(
     url: str, asked: tuple[str, int, str] | None
 ) -> None:
     if asked is None:
-        with pytest.raises(ValueError, match="is no http address"):
+        with pytest.raises(ValueError, match="is not an http address"):
             client.Target(url)
     else:
         target = client.Target(url)
@@ -1400,10 +1400,19 @@ def test_a_probe_of_something_else_fails_in_one_line() -> None:
         port = listening.getsockname()[1]
     done = probe("--url", f"http://127.0.0.1:{port}/")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"reaper: http://127.0.0.1:{port}/: [Errno 111] Connection refused\n"
+    why = f"connection refused: is the sidecar running at 127.0.0.1:{port}?"
+    assert done.stderr == f"reaper: http://127.0.0.1:{port}/: {why}\n"
     done = probe("--gateway", "--url", f"http://127.0.0.1:{port}/")
     assert done.returncode == 0
     assert "nothing is known about the gateway" in done.stderr
+    done = probe("--url", "http://no-such-host.invalid/")
+    assert done.stderr.startswith(
+        "reaper: http://no-such-host.invalid/: the host no-such-host.invalid is not known"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        done = probe("--url", f"http://127.0.0.1:{port}/", "--timeout", "1")
+    assert done.stderr == f"reaper: http://127.0.0.1:{port}/: no answer within 1 s\n"
     done = probe("--timeout", "0")
     assert done.returncode == 2
     assert "more than 0s" in done.stderr

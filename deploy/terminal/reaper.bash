@@ -1,9 +1,13 @@
+# typer's own takes a session key for several words: bash parts words at colons.
 _reaper_completion() {
-    local IFS=$'
-'
-    COMPREPLY=( $( env COMP_WORDS="${COMP_WORDS[*]}" \
-                   COMP_CWORD=$COMP_CWORD \
-                   _REAPER_COMPLETE=complete_bash $1 ) )
+    local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \t\n'
+    read -ra words <<<"$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current=${words[${#words[@]} - 1]}
+    IFS=$'\n'
+    COMPREPLY=( $( env COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) \
+                   _REAPER_COMPLETE=complete_bash "$1" ) )
+    [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
     return 0
 }
 

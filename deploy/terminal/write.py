@@ -15,10 +15,25 @@ from typing import Any
 os.environ["COLUMNS"] = "300"
 import typer.main  # the help's width is read at import
 
+from reaper import __version__
 from reaper.cli import app
 
 HERE = Path(__file__).parent
-SHELLS = {"reaper.bash": "bash", "reaper.fish": "fish"}
+BASH = """# typer's own takes a session key for several words: bash parts words at colons.
+_reaper_completion() {
+    local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \\t\\n'
+    read -ra words <<<"$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current=${words[${#words[@]} - 1]}
+    IFS=$'\\n'
+    COMPREPLY=( $( env COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) \\
+                   _REAPER_COMPLETE=complete_bash "$1" ) )
+    [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    return 0
+}
+
+complete -o default -F _reaper_completion reaper
+"""
 ZSH = """#compdef reaper
 # typer's own does not complete options: _arguments takes them for its own.
 _reaper() {
@@ -30,9 +45,9 @@ _reaper() {
 }
 _reaper "$@"
 """
-HEAD = """.TH REAPER 1 "" "openclaw\\-lock\\-reaper" "User Commands"
+HEAD = """.TH REAPER 1 "{date}" "openclaw\\-lock\\-reaper {version}" "User Commands"
 .SH NAME
-reaper \\- free the stuck session locks of an OpenClaw gateway, and no others
+reaper \\- find stuck session locks of an OpenClaw gateway, and remove those that are safe to remove
 .SH SYNOPSIS
 .B reaper
 .I COMMAND
@@ -57,9 +72,21 @@ def roff(text: str) -> str:
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
 
+def as_it_is(paragraph: str) -> str:
+    """Return the lines below a paragraph's heading, unfilled."""
+    return f".nf\n{roff(paragraph.partition(':' + chr(10))[2])}\n.fi\n"
+
+
 def option(parameter: Any, context: Any) -> str:  # noqa: ANN401  # typer's own click
     names, text = parameter.get_help_record(context)
     return f".TP\n.B {roff(names)}\n{roff(' '.join(text.split()))}\n"
+
+
+def released() -> str:
+    """Return the date of this version's release, as the changelog has it; empty before that."""
+    changes = (HERE.parents[1] / "CHANGELOG.md").read_text()
+    found = re.search(rf"^## \[?{re.escape(__version__)}\]?\D+([\d-]+)", changes, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def man_page() -> str:
@@ -82,7 +109,8 @@ def man_page() -> str:
         if all(options[command].get(name) == text for command in judging)
     }
     examples, paragraph, exits = group.epilog.split("\n\n")
-    parts = [HEAD, f"{roff(group.help)}\n.PP\n{roff(paragraph)}\n.SH COMMANDS\n"]
+    head = HEAD.format(date=released(), version=__version__)
+    parts = [head, f"{roff(group.help)}\n.PP\n{roff(' '.join(paragraph.split()))}\n.SH COMMANDS\n"]
     for name, command in commands.items():
         usage = " ".join(it.metavar or it.name.upper() for it in command.params
                          if it.param_type_name == "argument")  # fmt: skip
@@ -91,8 +119,7 @@ def man_page() -> str:
         parts.append(f".SS {roff(f'reaper {name} {usage}'.strip())}\n{text}\n{own}")
     parts.append(
         ".SH OPTIONS OF ALL COMMANDS THAT JUDGE LOCKS\n" + "".join(shared.values())
-        + f".SH EXIT STATUS\n{roff(' '.join(exits.split()))}\n"
-        f".SH EXAMPLES\n.nf\n{roff(examples.partition(chr(10))[2])}\n.fi\n" + ENDING
+        + f".SH EXIT STATUS\n{as_it_is(exits)}.SH EXAMPLES\n{as_it_is(examples)}" + ENDING
     )  # fmt: skip
     return "".join(parts)
 
@@ -110,7 +137,8 @@ def pages() -> dict[str, str]:
     return {
         "reaper.1": man_page(),
         "_reaper": ZSH,
-        **{name: completion(shell) for name, shell in SHELLS.items()},
+        "reaper.bash": BASH,
+        "reaper.fish": completion("fish"),
     }
 
 

@@ -1,6 +1,7 @@
 """The man page and the completion, by the programs that show them."""
 
 import importlib.util
+import json
 import os
 import pty
 import select
@@ -40,40 +41,75 @@ def test_the_man_page_is_shown_without_an_error() -> None:
         assert said in done.stdout
 
 
+class Terminal:
+    """A real shell on a terminal, with the completion loaded."""
+
+    def __init__(self, shell: str, folder: Path, **variables: str) -> None:
+        options, setup = SHELLS[shell]
+        program = tool(shell)
+        (folder / "bin").mkdir()
+        (folder / "bin" / "reaper").symlink_to(BIN / "reaper")
+        environment = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(folder), "TERM": "dumb", "LC_ALL": "C.UTF-8", **variables,
+        }  # fmt: skip
+        self._child, self._terminal = pty.fork()
+        if self._child == 0:
+            os.execve(program, [shell, *options], environment)
+        self._shown = b""
+        # What was typed is shown too, so what is waited for is never typed as it is.
+        self.type(setup.format(folder=TERMINAL) + "; echo rea''dy\r")
+        self.wait_for("ready")
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while text.encode() not in self._shown:
+            assert time.monotonic() < end, self._shown
+            if select.select([self._terminal], [], [], 0.5)[0]:
+                self._shown += os.read(self._terminal, 4096)
+        self._shown = self._shown.partition(text.encode())[2]
+
+    def close(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+        os.waitpid(self._child, 0)
+        os.close(self._terminal)
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_a_command_and_an_option(shell: str, tmp_path: Path) -> None:
-    """Typed into a real shell on a terminal; the answer is what it then runs."""
-    options, setup = SHELLS[shell]
-    program = tool(shell)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "reaper").symlink_to(BIN / "reaper")
-    environment = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "HOME": str(tmp_path), "TERM": "dumb", "LC_ALL": "C.UTF-8",
-    }  # fmt: skip
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execve(program, [shell, *options], environment)
+    terminal = Terminal(shell, tmp_path)
     try:
-        shown = b""
-
-        def wait_for(text: bytes) -> None:
-            nonlocal shown
-            end = time.monotonic() + PATIENCE
-            while text not in shown:
-                assert time.monotonic() < end, shown
-                if select.select([terminal], [], [], 0.5)[0]:
-                    shown += os.read(terminal, 4096)
-            shown = shown.partition(text)[2]
-
-        # What was typed is shown too, so what is waited for is never typed as it is.
-        os.write(terminal, setup.format(folder=TERMINAL).encode() + b"; echo rea''dy\r")
-        wait_for(b"ready")
-        os.write(terminal, b"reaper swe\t")
-        wait_for(b"sweep")
-        os.write(terminal, b"--dry\t")
-        wait_for(b"--dry-run")
+        terminal.type("reaper swe\t")
+        terminal.wait_for("sweep")
+        terminal.type("--dry\t")
+        terminal.wait_for("--dry-run")
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(terminal)
+        terminal.close()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_a_session_by_its_id_and_by_its_key(shell: str, tmp_path: Path) -> None:
+    sessions = tmp_path / "state" / "agents" / "main" / "sessions"
+    sessions.mkdir(parents=True)
+    store = {}
+    for number in (1, 2):
+        session = f"{number:08x}-0001-4000-8000-000000000001"
+        lock = sessions / f"{session}.jsonl.lock"
+        lock.write_text("{}")
+        os.utime(lock, (0, 0))
+        store[f"agent:main:cron:nightly-{number}"] = {"sessionId": session, "status": "done"}
+    (sessions / "sessions.json").write_text(json.dumps(store))
+    terminal = Terminal(shell, tmp_path, REAPER_STATE_DIR=str(tmp_path / "state"))
+    try:
+        terminal.type("reaper explain 00000002\t")
+        terminal.wait_for("-0001-4000-8000-000000000001")
+        terminal.type("\x15reaper unlock agent:main:cron:n\t")
+        terminal.wait_for("ightly-")
+        terminal.type("1\t; echo do''ne\r")  # what the shell made of the key is what is unlocked
+        terminal.wait_for("done")
+    finally:
+        terminal.close()
+    assert [path.name[:8] for path in sessions.glob("*.lock")] == ["00000002"]

@@ -37,7 +37,7 @@ def variable_of(flag: str) -> str:
 
 
 def seconds(flag: str, help_text: str, *, default: str, variable: str | None = None) -> Any:  # noqa: ANN401  # typer's OptionInfo
-    """Make an option for a duration; `default` is what its help shows ("" shows none), `variable`
+    """Make an option for a duration; `default` is what its help says ("" says none), `variable`
     its own unless it is given.
     """
     return typer.Option(
@@ -45,8 +45,8 @@ def seconds(flag: str, help_text: str, *, default: str, variable: str | None = N
         envvar=variable or variable_of(flag),
         parser=parser(parse_duration),
         metavar="DURATION",
-        help=help_text,
-        show_default=default or False,
+        help=f"{help_text} Default: {default}." if default else help_text,
+        show_default=False,
     )
 
 
@@ -61,10 +61,6 @@ class Talk(NamedTuple):
 
     def info(self, text: str) -> None:
         if not self.quiet:
-            typer.echo(f"reaper: {text}", err=True)
-
-    def detail(self, text: str) -> None:
-        if self.verbose:
             typer.echo(f"reaper: {text}", err=True)
 
 

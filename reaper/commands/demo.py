@@ -8,7 +8,7 @@ from reaper.commands.console import EXIT_INTERRUPTED
 
 
 def command() -> None:
-    """Show the sidecar at work for 30 seconds, on a state directory and processes of its own."""
+    """Show the sidecar at work for 30 seconds, on locks of its own."""
     from rich.console import Console  # noqa: PLC0415
 
     from reaper import demo as it  # noqa: PLC0415

@@ -4,7 +4,7 @@ import os
 import re
 from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -32,10 +32,18 @@ _MOST_SHOWN: Final = 20
 """Locks that are listed where a short name fits more than one."""
 _HEXADECIMAL: Final = re.compile("[0-9a-fA-F-]{4,}")
 
+
+def _complete(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: ANN401  # click's Context
+    from reaper.commands.completion import complete_sessions  # noqa: PLC0415  # shells only
+
+    return complete_sessions(ctx, incomplete)
+
+
 LockArgument = Annotated[
     str,
     typer.Argument(
         metavar="LOCK|SESSION",
+        autocompletion=_complete,
         help="The session: its id or key as `reaper list` shows it (also shortened), or the name "
         "or path of its lock or transcript file, also from another machine.",
     ),
@@ -250,7 +258,7 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
 
 @with_judging("as_json", *POLICY)
 def command(judging: Judging, *, lock: LockArgument) -> None:
-    """Tell the whole evidence for one lock in words, and the rule that gave the verdict.
+    """Explain one lock: why it is kept or removed, and what to do next.
 
     Changes nothing.
     """

@@ -8,10 +8,9 @@ from reaper.commands.reporting import Report, told_to_standard_output
 
 @with_judging("as_json", *POLICY)
 def command(judging: Judging) -> None:
-    """Show all locks: whose they are, how old, the verdict, and what a sweep would do.
+    """List all locks: why they are stuck, and what to do next.
 
-    Changes nothing. With the policy of the sidecar, it shows what the sidecar would do. A verdict
-    that a sweep would first confirm by a second look says `seen-once`.
+    Changes nothing. With the options of a sidecar, it shows what that sidecar would do.
     """
     with told_to_standard_output(judging.talk):
         report = Report(judging, judging.output())

@@ -66,7 +66,7 @@ class SweepMetrics:
             return
         self._metrics.count_action(found)
         if found.outcome not in GONE:
-            self._inventory.put(found.lock.path, Seen.of(found, time.monotonic()))
+            self._inventory.put(found.lock.path, Seen.of(found))
 
     def write(self, path: str, watched_folders: "Mapping[str, int]") -> str | None:
         """Write the file in one step, its counters going on from the file that is there; return why

@@ -35,27 +35,31 @@ StateDirs = Annotated[
     typer.Option(
         "--state-dir",
         metavar="[NAME=]PATH",
-        help="A gateway's state directory; repeatable. Default: $OPENCLAW_STATE_DIR, else "
-        "~/.openclaw or its old names, and each ~/.openclaw-PROFILE. (env var: REAPER_STATE_DIR, "
-        "several with : between)",
+        help="State directory of a gateway; can be repeated. Default: $OPENCLAW_STATE_DIR, else "
+        "~/.openclaw (or its older names) and each ~/.openclaw-PROFILE.  [env var: "
+        "REAPER_STATE_DIR, separated by :]",
         show_default=False,
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", envvar="REAPER_JSON", help="One JSON object on standard output.")
+    bool,
+    typer.Option("--json", envvar="REAPER_JSON", help="Write one JSON object to standard output."),
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", envvar="REAPER_VERBOSE", help="Say more.")
+    bool,
+    typer.Option(
+        "-v", "--verbose", envvar="REAPER_VERBOSE", help="Also show locks that are in use."
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", envvar="REAPER_QUIET", help="Say errors only.")
+    bool, typer.Option("-q", "--quiet", envvar="REAPER_QUIET", help="Show errors only.")
 ]
 ExitZero = Annotated[
     bool,
     typer.Option(
         "--exit-zero",
         envvar="REAPER_EXIT_ZERO",
-        help="Make exit codes 3 and 4 a 0, for timers and CronJobs.",
+        help="Exit with 0 instead of 3 or 4, for timers.",
     ),
 ]
 OnAbandoned = Annotated[
@@ -63,7 +67,7 @@ OnAbandoned = Annotated[
     typer.Option(
         "--on-abandoned",
         envvar="REAPER_ON_ABANDONED",
-        help="What to do with locks that a live gateway holds for a run that is over.",
+        help="What to do with a lock that a running gateway holds although its run is over.",
     ),
 ]
 OnOverdue = Annotated[
@@ -71,17 +75,16 @@ OnOverdue = Annotated[
     typer.Option(
         "--on-overdue",
         envvar="REAPER_ON_OVERDUE",
-        help="What to do with locks held 2 minutes longer than their own maxHoldMs (30 minutes "
-        "where the record has none). `remove` risks a run that is still going on and writes to the "
-        "transcript without a lock; gateways up to 2026.5.7 then release by path, so that the old "
-        "holder can delete its successor's lock.",
+        help="What to do with a lock that is held 2 minutes longer than its maxHoldMs (30 minutes "
+        "if it has none). Risk of `remove`: if the run is still working, two runs write to one "
+        "transcript, and a gateway up to 2026.5.7 may delete the lock of the next run.",
     ),
 ]
 AbandonedAfter = Annotated[
     float,
     seconds(
         "--abandoned-after",
-        "Free a lock this long after its run was cut short and nothing was written.",
+        "Remove a lock this long after its run was cut short and nothing was written.",
         default=f"{_DEFAULTS.abandoned_after:.0f}s",
     ),
 ]
@@ -90,7 +93,7 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         envvar="REAPER_DRY_RUN",
-        help="Judge and report everything, and remove nothing.",
+        help="Report everything, remove nothing.",
     ),
 ]
 

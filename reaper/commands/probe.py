@@ -23,14 +23,14 @@ def command(
     *,
     url: Annotated[
         str,
-        typer.Option("--url", envvar="REAPER_PROBE_URL", help="What to ask."),
+        typer.Option("--url", envvar="REAPER_PROBE_URL", metavar="URL", help="Address to ask."),
     ] = DEFAULT_URL,
     gateway: Annotated[
         bool,
         typer.Option(
             "--gateway",
-            help="Ask /-/gateway there instead, whether a gateway is wedged (docs/wedged.md): "
-            "exit code 1 if so, 0 also where the sidecar does not answer.",
+            help="Ask whether a gateway is wedged (/-/gateway, docs/wedged.md): exit code 1 if "
+            "so, 0 if not, and 0 if the sidecar does not answer.",
         ),
     ] = False,
     timeout: Annotated[
@@ -47,11 +47,11 @@ def command(
         typer.Option(
             "--insecure",
             envvar="REAPER_PROBE_INSECURE",
-            help="Accept any certificate, such as one that the sidecar signed itself.",
+            help="Accept any TLS certificate, also a self-signed one.",
         ),
     ] = False,
 ) -> None:
-    """Ask a running sidecar whether it is well: exit code 0 or 1, for containers without curl."""
+    """Ask a running sidecar whether it is healthy: exit code 0 or 1."""
     if timeout <= 0:
         raise typer.BadParameter("--timeout: it must be more than 0s")
     context = _tls_context(insecure=insecure) if url.startswith("https://") else None

@@ -18,8 +18,8 @@ Wait = Annotated[
     float | None,
     seconds(
         "--wait",
-        "How long to wait for locks that must be seen unchanged for 10 s before they are removed; "
-        "0 flags such locks instead. Default: as long as that takes.",
+        "How long to wait for locks that must be observed for 10 s before they are removed. "
+        "0 does not wait, and leaves such locks. Default: as long as needed.",
         default="",
     ),
 ]
@@ -43,7 +43,10 @@ def command(
     ] = None,
     exit_zero: ExitZero = False,
 ) -> None:
-    """Judge all locks and free those whose holding is provably over, once."""
+    """Remove all locks that are safe to remove, once.
+
+    Some locks must be observed for about 10 s first: the sweep then waits, and says so.
+    """
     talk = judging.talk
     metrics = None
     if textfile is not None:

@@ -30,8 +30,9 @@ def command(
         str | None,
         typer.Option(
             "--fingerprint",
-            help="The lock's, as `list` printed it: another lock that stands there now is left "
-            "alone.",
+            metavar="FINGERPRINT",
+            help="Remove the lock only if it has this fingerprint, which `reaper explain` shows. "
+            "Another lock that has the name now is left alone.",
             show_default=False,
         ),
     ] = None,
@@ -39,17 +40,16 @@ def command(
         bool,
         typer.Option(
             "--force",
-            help="Remove the lock whatever the verdict, also one that cannot be read, as `rm` "
-            "would. Where a run really holds it, that run goes on and writes to the transcript "
-            "without a lock, beside whoever takes it next; gateways up to 2026.5.7 then release by "
-            "path, so that the old holder can delete its successor's lock.",
+            help="Remove the lock whatever the verdict, also one that cannot be read. Risk: if its "
+            "run is still working, two runs write to one transcript, and a gateway up to 2026.5.7 "
+            "may delete the lock of the next run.",
         ),
     ] = False,
 ) -> None:
-    """Free one lock that you have judged: show its evidence, then remove exactly that lock.
+    """Remove one lock that you have checked; show its evidence first.
 
-    Without --force, only what a sweep with default actions would remove. It waits for the same
-    graces, and says so.
+    Without --force, it removes only what a sweep with default options would remove, and waits as
+    a sweep does.
     """
     from reaper.reports.journal import Journal  # noqa: PLC0415
     from reaper.sweep import Unlock  # noqa: PLC0415

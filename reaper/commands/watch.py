@@ -19,7 +19,7 @@ from reaper.commands.console import (
 from reaper.commands.options import POLICY, DryRun, Judging, with_judging
 from reaper.core.text import printable
 from reaper.core.wedged import WedgedLimits
-from reaper.settings import parse_size
+from reaper.settings import parse_count, parse_size
 
 if TYPE_CHECKING:
     from reaper.watch.loop import Watch as Loop
@@ -50,9 +50,9 @@ def command(
             "--listen",
             metavar="HOST:PORT",
             help="Serve the page, /metrics, /-/healthy and /-/ready at this address. May be given "
-            "more than once. `:9789` listens on all addresses, `off` on none. (env var: "
-            "REAPER_LISTEN, several with a space between)",
-            show_default="127.0.0.1:9789",
+            "more than once. `:9789` listens on all addresses, `off` on none. Default: "
+            "127.0.0.1:9789.  [env var: REAPER_LISTEN, separated by spaces]",
+            show_default=False,
             envvar="REAPER_LISTEN",
             show_envvar=False,
         ),
@@ -72,11 +72,11 @@ def command(
             "--wedged-sessions",
             envvar="REAPER_WEDGED_SESSIONS",
             metavar="N",
-            min=1,
+            parser=parser(parse_count),
             help="A gateway with this many leaked sessions is wedged: stuck locks that it holds "
             "now, and abandoned locks that were removed. GET /-/gateway then answers 503. The "
-            "reaper never restarts anything.",
-            show_default="no limit",
+            "reaper never restarts anything. Default: no limit.",
+            show_default=False,
         ),
     ] = None,
     wedged_rss: Annotated[
@@ -86,8 +86,9 @@ def command(
             envvar="REAPER_WEDGED_RSS",
             parser=parser(parse_size),
             metavar="SIZE",
-            help="A gateway that uses this much memory is wedged, for example 4GiB.",
-            show_default="no limit",
+            help="A gateway that uses this much memory is wedged, for example 4GiB. Default: no "
+            "limit.",
+            show_default=False,
         ),
     ] = None,
     web_config: Annotated[
@@ -120,7 +121,7 @@ def command(
     ] = LogFormat.LOGFMT,
     dry_run: DryRun = False,
 ) -> None:
-    """Run next to a gateway: remove stuck locks as soon as that is safe, and serve metrics.
+    """Run next to a gateway: remove stuck locks at once, serve metrics.
 
     SIGTERM and SIGINT stop it. SIGHUP makes it check all locks now.
     """

@@ -43,7 +43,8 @@ class Finding(NamedTuple):
 
     `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
     False where none was made this time, because it is too early for the next one; outcome and note
-    are those of the last attempt then.
+    are those of the last attempt then. `at` is the moment that ages count to (monotonic seconds):
+    one for all locks of a pass.
     """
 
     key: LockKey
@@ -55,3 +56,4 @@ class Finding(NamedTuple):
     note: str = ""
     retry: Retry | None = None
     attempted: bool = True
+    at: float = 0.0

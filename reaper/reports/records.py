@@ -4,13 +4,16 @@ The schema is written down in docs/json.md. Schema 1 only ever gains fields.
 """
 
 from collections import Counter
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, Judgement, Verdict
 from reaper.reports.unmet import why_not_freed
+
+if TYPE_CHECKING:
+    from reaper.core.finding import Finding
 
 SCHEMA: Final = 1
 
@@ -67,7 +70,9 @@ def lock_record(found: Found) -> dict[str, Any]:
 
 
 class Seen(NamedTuple):
-    """The latest that is known of one lock; `at` is when (monotonic seconds)."""
+    """The latest that is known of one lock; `at` is the moment that its ages count to (monotonic
+    seconds).
+    """
 
     lock: Lock
     evidence: Evidence
@@ -82,7 +87,7 @@ class Seen(NamedTuple):
         return self.evidence.age + now - self.at
 
     @classmethod
-    def of(cls, found: Found, at: float, before: Self | None = None) -> Self:
+    def of(cls, found: "Finding", before: Self | None = None) -> Self:
         """Make it from what was found now. What equals what was known `before` is taken from there:
         each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
         """
@@ -97,7 +102,7 @@ class Seen(NamedTuple):
             judgement=found.judgement,
             action=found.action,
             outcome=found.outcome,
-            at=at,
+            at=found.at,
             note=found.note,
         )
 

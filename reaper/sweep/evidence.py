@@ -40,7 +40,7 @@ class EvidenceCollector:
     ) -> None:
         self._state = state
         self._plan = plan
-        self._start = start
+        self.start = start
         self._sources = sources
         self._memory = memory
         self._mounts = hold_proof.FolderMounts(layered=True, types={})
@@ -69,7 +69,7 @@ class EvidenceCollector:
         clock, read for this lock.
         """
         lock, record = opened.lock, opened.lock.record
-        ages = history.ages(lock, self._start, now)
+        ages = history.ages(lock, self.start, now)
         holder = self._sources.processes.holder(
             record.pid, record.starttime, seen_as=history.seen_alive_as
         )
@@ -111,14 +111,14 @@ class EvidenceCollector:
             may_be_newer_gateway=may_be_newer,
             earlier=earlier,
         )
-        return history.evidence(facts, ages, self._start, now)
+        return history.evidence(facts, ages, self.start, now)
 
     def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
         """Return the hold proof of a file that a removal left; None for a young empty one, which is
         not probed: the removal that created it may still be under way.
         """
         record = opened.lock.record
-        wall_ms = self._start.wall_ms
+        wall_ms = self.start.wall_ms
         age = max(0, wall_ms - file_since(opened.lock, wall_ms)) / 1000
         if record.shape is Shape.EMPTY and age < self._plan.limits.orphan_grace:
             return None

@@ -192,6 +192,7 @@ class Scanner(NamedTuple):
             # No part of the verdict: it shows a person whose session is stuck.
             evidence = evidence._replace(run=collector.run_by_store(opened))
         found = self.actor.act(opened, key, evidence, judgement)
+        found = found._replace(at=collector.start.monotonic)
         if not has_room:
             self.memory.forget(key)
             if found.outcome not in GONE:

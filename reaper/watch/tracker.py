@@ -108,7 +108,7 @@ class Tracker:
         lock = self._follow(found.key)
         lock.retry = None
         before = self._reporter.inventory.get(lock.key)
-        seen = Seen.of(found, now, before)
+        seen = Seen.of(found, before)
         self._reporter.inventory.put(lock.key, seen)
         is_new = before is None or before.lock.hold != found.lock.hold
         changed = is_new or before is None or _verdict(before) != _verdict(seen)

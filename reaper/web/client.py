@@ -43,7 +43,7 @@ class Target:
             or not (url.isascii() and url.isprintable())
             or any(char in url for char in " @#\\")
         ):
-            raise ValueError(f"{url!r} is no http address")
+            raise ValueError(f"{url!r} is not an http address; write it like {DEFAULT_URL}")
 
 
 Ask = Callable[[Target, float], tuple[int, str]]
@@ -60,7 +60,7 @@ def probe(url: str, *, gateway: bool, timeout: float, ask: Ask) -> int:
         status, text = ask(target, timeout)
     except (OSError, ValueError) as error:
         status = None
-        sys.stderr.write(f"reaper: {url}: {printable(str(error))}\n")
+        sys.stderr.write(f"reaper: {url}: {_why(error, target, timeout)}\n")
     else:
         line = printable(text)
         if status == OK:
@@ -72,6 +72,18 @@ def probe(url: str, *, gateway: bool, timeout: float, ask: Ask) -> int:
         sys.stderr.write(f"reaper: {why}\n")
         return 0
     return 1
+
+
+def _why(error: Exception, target: Target, timeout: float) -> str:
+    """Return in one sentence why there was no answer."""
+    if isinstance(error, ConnectionRefusedError):
+        return f"connection refused: is the sidecar running at {target.host}:{target.port}?"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} s"
+    if isinstance(error, socket.gaierror):
+        return f"the host {target.host} is not known: {error.strerror}"
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(why[:1].lower() + why[1:])
 
 
 def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | None:
