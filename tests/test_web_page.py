@@ -73,6 +73,18 @@ def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving:
     assert "<summary>2 other locks, held</summary>" in page
 
 
+def test_holders_of_which_no_lock_is_stuck_are_one_group_where_there_are_several(
+    serving: Serving,
+) -> None:
+    served = serving()
+    overdue(served, "late")
+    put(served.knowledge, session="healthy")
+    for pid in (8, 9):
+        put(served.knowledge, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
+    page = served.text()
+    assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
+
+
 def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
     serving: Serving,
 ) -> None:

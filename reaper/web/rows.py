@@ -1,6 +1,7 @@
 """The table of locks on the page: one row for each, grouped by who holds them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -18,19 +19,18 @@ MOST_SHOWN: Final = 200
 
 def groups(rows: Sequence[Shown], reader: Reader) -> Html:
     """Return the first MOST_SHOWN rows in their groups; that with the most important lock first."""
+    keys = [_key(row.seen) for row in rows]
+    group_of = _groups_of(rows, keys)
     counts: dict[_Key, list[int]] = {}
     members: dict[_Key, list[Shown]] = {}
-    for place, row in enumerate(rows):
-        held = holding(row.seen.evidence)
-        key = _Key(
-            row.seen.lock.state_dir, held.together or _capital(held.who), held.together is None
-        )
-        if key not in counts:
-            counts[key] = [0] * len(Kind)
-        counts[key][row.kind] += 1
+    for place, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        group = group_of[key]
+        if group not in counts:
+            counts[group] = [0] * len(Kind)
+        counts[group][row.kind] += 1
         if place < MOST_SHOWN:
             aged = row._replace(seen=later(row.seen, reader.as_of))
-            members.setdefault(key, []).append(aged)
+            members.setdefault(group, []).append(aged)
     made = [_group(key, locks, counts[key], reader) for key, locks in members.items()]
     if len(rows) > MOST_SHOWN:
         rest = '<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
@@ -44,6 +44,24 @@ class _Key(NamedTuple):
     state_dir: str
     title: str
     is_one: bool
+
+
+def _key(seen: Seen) -> _Key:
+    held = holding(seen.evidence)
+    title = held.together or _capital(held.who)
+    return _Key(seen.lock.state_dir, title, is_one=held.together is None)
+
+
+def _groups_of(rows: Sequence[Shown], keys: Sequence[_Key]) -> dict[_Key, _Key]:
+    """Return under which key each is shown: several of which no lock needs anybody are one."""
+    wrong = {key for row, key in zip(rows, keys, strict=True) if row.kind is not Kind.HELD}
+    fine = Counter(key.state_dir for key in set(keys) - wrong)
+    return {
+        key: key
+        if key in wrong or fine[key.state_dir] == 1
+        else _Key(key.state_dir, "Not stuck", is_one=False)
+        for key in keys
+    }
 
 
 def _group(key: _Key, locks: list[Shown], counts: list[int], reader: Reader) -> Html:
