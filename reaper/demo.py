@@ -157,7 +157,7 @@ def run(console: Console) -> None:
             policy=Policy(),
             acquire_timeout=60.0,
             stopped_at=watch.stopped_at,
-            ready=watch.ready,
+            not_ready_because=watch.not_ready_because,
         )
         web = WebServer(
             metrics.registry,

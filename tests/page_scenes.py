@@ -18,7 +18,7 @@ from reaper.core.evidence import (
     StoreStatus,
     Unmet,
 )
-from reaper.core.finding import NO_SESSIONS, Skipped
+from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock, iso
 from reaper.core.policy import Outcome
 from reaper.core.record import parse
@@ -114,17 +114,17 @@ def healthy() -> list[Seen]:
     ]
 
 
-def two_stuck(knowledge: LockInventory) -> list[Seen]:
+def two_stuck(inventory: LockInventory) -> list[Seen]:
     """Return what the pictures of the documents show, and remember what was done before."""
     now = int(time.time() * 1000)
     removed = dead(6)._replace(outcome=Outcome.REMOVED)
     for minutes in (41, 21, 19):
-        knowledge.remember(lock_record(removed), now - minutes * 60_000)
+        inventory.remember(lock_record(removed), now - minutes * 60_000)
     free = abandoned(9)._replace(outcome=Outcome.REMOVED)
-    knowledge.remember(lock_record(overdue(4)), now - 500_000)
-    knowledge.remember(lock_record(free), now - 65_000)
+    inventory.remember(lock_record(overdue(4)), now - 500_000)
+    inventory.remember(lock_record(free), now - 65_000)
     waits = dead(6)._replace(outcome=Outcome.FAILED, note="EROFS: the file system is read-only")
-    knowledge.remember(lock_record(waits), now - 3_000)
+    inventory.remember(lock_record(waits), now - 3_000)
     return [overdue(4), waits]
 
 
@@ -147,14 +147,14 @@ def sixty() -> list[Seen]:
 
 def fill(served: Served, kind: str) -> None:
     """Let it be known what the page is to show."""
-    knowledge = served.knowledge
+    inventory = served.inventory
     locks = [] if kind in {"void", "nothing"} else healthy()
     hour = [0] * 60
     match kind:
         case "nothing":
             pass
         case "stuck" | "stopped":
-            locks += two_stuck(knowledge)
+            locks += two_stuck(inventory)
             hour = [0] * 17 + [1] * 5 + [0] * 16 + [1] * 3 + [0] * 2 + [1] * 15 + [2] * 2
             served.stopped_at = time.monotonic() - 21.0 if kind == "stopped" else None
         case "one":
@@ -166,10 +166,13 @@ def fill(served: Served, kind: str) -> None:
         case "blind":
             locks = [blind(number) for number in range(3)]
         case "void":
-            note = "no agent has a sessions folder: unless the gateway is new, say where its state "
-            note += "directory is with --state-dir"
-            knowledge.set_skipped([Skipped("/home/node/.openclaw", NO_SESSIONS, note=note)])
-            served.ready = False
+            note = "this state directory has no agents folder: mount it, or name the gateway's own "
+            note += (
+                "with --state-dir; a gateway that was never set up makes it with its first session"
+            )
+            path = "/home/node/.openclaw/agents"
+            inventory.set_skipped([Skipped(path, "missing", failed=True, note=note)])
+            served.not_ready = "a state directory has no agents folder"
         case "all":
             note = "left at '.rprXXXXX': a newer lock has its name"
             failed = abandoned(9)._replace(outcome=Outcome.FAILED, note=note)
@@ -177,11 +180,11 @@ def fill(served: Served, kind: str) -> None:
             locks += [overdue(4, session=long, agent="a" * 60, key=long), failed, blind(5)]
             locks += [seen(200 + number, age=200.0 + number) for number in range(60)]
             for number in range(30):
-                knowledge.remember(lock_record(failed) | {"path": str(number)}, 1)
+                inventory.remember(lock_record(failed) | {"path": str(number)}, 1)
             gone = Skipped(path=f"/home/{long}", reason="unreadable", failed=True, note="no")
-            knowledge.set_skipped([gone])
+            inventory.set_skipped([gone])
     for it in locks:
-        knowledge.put(it.lock.path, it)
-    remember_hour(knowledge, *hour)
+        inventory.put(it.lock.path, it)
+    remember_hour(inventory, *hour)
     served.metrics.last_sweep.set(time.time() - 12)
     served.metrics.observer_up.set(1)

@@ -30,17 +30,17 @@ class Served:
     """A web server in this process, on a free port, over what a test knows."""
 
     def __init__(self, **how: Any) -> None:
-        self.knowledge: LockInventory = how.pop("knowledge", None) or LockInventory()
-        self.knowledge.set_skipped(self.knowledge.skipped())
-        self.ready = True
+        self.inventory: LockInventory = how.pop("inventory", None) or LockInventory()
+        self.inventory.set_skipped(self.inventory.skipped())
+        self.not_ready = ""
         self.stopped_at: float | None = None
         self.wedged = False
         self.wedged_holders: list[dict[str, Any]] = []
         self.errors = 0
         dry_run = how.pop("dry_run", False)
-        metrics = self.metrics = made(self.knowledge)
+        metrics = self.metrics = made(self.inventory)
         self.view = View(
-            self.knowledge,
+            self.inventory,
             metrics,
             version="1.2.3",
             host=Host(HOST, 1000),
@@ -48,7 +48,7 @@ class Served:
             policy=Policy(),
             acquire_timeout=60.0,
             stopped_at=lambda: self.stopped_at,
-            ready=lambda: self.ready,
+            not_ready_because=lambda: self.not_ready,
             wedged=lambda: self.wedged_holders,
             dry_run=dry_run,
         )
@@ -88,50 +88,50 @@ class Served:
             return b"".join(iter(lambda: it.recv(65536), b""))
 
 
-def put(knowledge: LockInventory, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
+def put(inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
     """Let a lock be known; as of now, so that its age is what is asked for."""
     it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
-    knowledge.put(session, it)
+    inventory.put(session, it)
     return it
 
 
-def stale(knowledge: LockInventory, **how: Any) -> Seen:
+def stale(inventory: LockInventory, **how: Any) -> Seen:
     fields: dict[str, Any] = {
         "proof": HoldProof.NOT_OPEN,
         "holder": Holder(state=HolderState.GONE),
         "run": Run(store=StoreStatus.NONE),
         "age": 700.0,
     }
-    return put(knowledge, **{**fields, **how})
+    return put(inventory, **{**fields, **how})
 
 
-def blind(knowledge: LockInventory, **how: Any) -> Seen:
+def blind(inventory: LockInventory, **how: Any) -> Seen:
     gone = Holder(state=HolderState.GONE)
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
-    return put(knowledge, holder=gone, **unproven, **how)
+    return put(inventory, holder=gone, **unproven, **how)
 
 
-def remember_hour(knowledge: LockInventory, *stuck: int) -> None:
+def remember_hour(inventory: LockInventory, *stuck: int) -> None:
     """Let so many locks have been stuck in the last minutes, before this one."""
     history, now = StuckHistory(), time.monotonic()
     for place, count in enumerate(stuck):
         history.record(count, now - 60.0 * (len(stuck) - place))
-    history.record(knowledge._tallies.stuck, now)
-    knowledge._history = history
+    history.record(inventory._tallies.stuck, now)
+    inventory._history = history
 
 
 def full_of_names() -> LockInventory:
     """Everything that the page and the JSON could tell, with the secret in every name."""
-    knowledge = LockInventory()
-    put(knowledge)
-    stuck = stale(knowledge, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
-    blind(knowledge, session=f"{SECRET}-blind")
+    inventory = LockInventory()
+    put(inventory)
+    stuck = stale(inventory, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
+    blind(inventory, session=f"{SECRET}-blind")
     failed = stuck._replace(outcome=Outcome.FAILED)
-    knowledge.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
-    knowledge.set_skipped(
+    inventory.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
+    inventory.set_skipped(
         [Skipped(path=f"/{SECRET}", reason="unreadable", failed=True, note=SECRET)]
     )
-    return knowledge
+    return inventory
 
 
 def first_line(served: Served) -> str:
@@ -147,7 +147,7 @@ def level(served: Served) -> str:
 
 def overdue(served: Served, session: str, **how: Any) -> None:
     fields = {"age": 99_999.0, "file_age": 99_999.0, **how}
-    put(served.knowledge, session=session, **fields)
+    put(served.inventory, session=session, **fields)
 
 
 Serving = Callable[..., Served]

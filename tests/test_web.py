@@ -184,7 +184,7 @@ def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -
 def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> None:
     served = serving(bounds=Bounds(answer_seconds=0.5))
     for number in range(20_000):
-        put(served.knowledge, session=f"{number}{'x' * 200}")
+        put(served.inventory, session=f"{number}{'x' * 200}")
     with socket.socket() as it:
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         it.connect(("127.0.0.1", served.port))
@@ -345,14 +345,14 @@ def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local
 def test_names_are_for_those_who_may_see_them(
     serving: Serving, path: str, show_sessions: str, headers: dict[str, str], shown: bool
 ) -> None:
-    served = serving(knowledge=full_of_names(), show_sessions=show_sessions)
+    served = serving(inventory=full_of_names(), show_sessions=show_sessions)
     text = served.text(path, **headers)
     assert (SECRET in text) is shown
     assert ("REAPER_SHOW_SESSIONS=all" in text) is not shown
 
 
 def test_the_metrics_never_tell_a_session(serving: Serving) -> None:
-    assert SECRET not in serving(knowledge=full_of_names(), show_sessions="all").text("/metrics")
+    assert SECRET not in serving(inventory=full_of_names(), show_sessions="all").text("/metrics")
 
 
 # JSON
@@ -383,7 +383,7 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
 def test_hidden_json_keeps_every_field_and_is_null_where_it_would_name_a_session(
     serving: Serving,
 ) -> None:
-    served = serving(knowledge=full_of_names())
+    served = serving(inventory=full_of_names())
     shown = json.loads(served.text("/api/v1/locks"))
     hidden = json.loads(served.text("/api/v1/locks", Host="evil.example"))
     for clear, dark in zip(shown["locks"], hidden["locks"], strict=True):
@@ -403,7 +403,7 @@ def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> Non
     served = serving()
     assert json.loads(served.text("/api/v1/locks"))["locks"] == []
     for number in range(3000):
-        put(served.knowledge, session=f"s{number}", age=float(number))
+        put(served.inventory, session=f"s{number}", age=float(number))
     assert len(list(served.view.json(names=True))) > 10
     locks = json.loads(served.text("/api/v1/locks"))["locks"]
     assert [it["session"] for it in locks] == [f"s{number}" for number in reversed(range(3000))]
@@ -417,10 +417,10 @@ def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving()
-    put(served.knowledge, session="first")
+    put(served.inventory, session="first")
     monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
     assert "first" in served.text(path)
-    put(served.knowledge, session="another")
+    put(served.inventory, session="another")
     again, head = served.ask(path), served.ask(path, "HEAD")
     assert "another" not in again.text  # type: ignore[attr-defined]
     assert head.getheader("Content-Length") == again.getheader("Content-Length")
@@ -433,7 +433,7 @@ def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
 def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    served = serving(knowledge=full_of_names())
+    served = serving(inventory=full_of_names())
     monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
     for _ in range(2):
         assert SECRET in served.text(path)
@@ -468,7 +468,7 @@ def test_one_answer_is_rendered_at_a_time_and_health_does_not_wait_for_it(
 def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Serving) -> None:
     served = serving()
     for number in range(20_000):
-        put(served.knowledge, session=f"{number}{'x' * 200}")
+        put(served.inventory, session=f"{number}{'x' * 200}")
     with socket.socket() as it:
         it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         it.connect(("127.0.0.1", served.port))
@@ -510,7 +510,7 @@ def with_users(**users: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/api/v1/locks", "/nowhere"])
 def test_with_users_all_but_health_needs_a_password(serving: Serving, path: str) -> None:
-    served = serving(knowledge=full_of_names(), **with_users())
+    served = serving(inventory=full_of_names(), **with_users())
     refused = served.ask(path)
     assert refused.status == 401
     assert refused.getheader("WWW-Authenticate", "").startswith("Basic ")
@@ -542,7 +542,7 @@ def test_what_asks_whether_the_gateway_is_wedged_needs_no_password_and_gets_one_
 
 
 def test_who_has_the_password_sees_names_from_anywhere(serving: Serving) -> None:
-    served = serving(knowledge=full_of_names(), show_sessions="authenticated", **with_users())
+    served = serving(inventory=full_of_names(), show_sessions="authenticated", **with_users())
     assert SECRET in served.text("/", Host="reaper.example", Authorization=basic())
 
 
@@ -874,7 +874,7 @@ def test_client_certificates_are_wanted_verified_and_by_name(
         "  client_allowed_sans: ['prometheus', '0:0::1']\n",
     )
     served = serving(
-        knowledge=full_of_names(),
+        inventory=full_of_names(),
         show_sessions="authenticated",
         config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
     )
@@ -894,7 +894,7 @@ def test_a_certificate_that_is_not_asked_for_but_given_shows_names(
         "  client_ca_file: ca.pem\n  client_auth_type: VerifyClientCertIfGiven\n",
     )
     served = serving(
-        knowledge=full_of_names(),
+        inventory=full_of_names(),
         show_sessions="authenticated",
         config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
     )

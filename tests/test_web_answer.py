@@ -75,10 +75,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"stuck": 2, "first": None}, "bad", "2 sessions are stuck."),
     ({"wedged": [7]}, "bad", "No session is stuck, but pid 7 is wedged."),
     ({"wedged": [7, 8]}, "bad", "No session is stuck, but 2 processes are wedged."),
-    ({"swept": False}, "doubt", "Unknown: the first check has not ended yet."),
+    ({"not_ready": "a folder is missing"}, "doubt", "Unknown: a folder is missing."),
     ({"void": 1}, "doubt", "Unknown: 1 state directory has no sessions folder. Is the path right?"),
     ({"void": 2}, "doubt", "Unknown: 2 state directories have no sessions folder. "),
-    ({"ready": False}, "doubt", "Unknown: not every state directory could be read."),
     ({"unjudged": 1}, "doubt", "Unknown: 1 lock cannot be judged."),
     ({"unread": 2}, "doubt", "Unknown: 2 files could not be read."),
     ({"elsewhere": 1}, "doubt", "Unknown: sessions are kept in a folder that the reaper does not"),
@@ -107,18 +106,18 @@ def test_of_two_things_that_are_wrong_the_first_line_says_the_worse() -> None:
 def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: Serving) -> None:
     served = serving()
     assert first_line(served) == "No session is stuck."
-    put(served.knowledge, session="healthy")
+    put(served.inventory, session="healthy")
     assert first_line(served) == "No session is stuck."
-    stale(served.knowledge, session="dead", age=500.0)
+    stale(served.inventory, session="dead", age=500.0)
     assert first_line(served) == (
         "1 session is stuck: locked since 1970-01-01 00:00:09 UTC, left by pid 7, which has exited."
     )
-    put(served.knowledge, session="older", age=1900.0, proof=HoldProof.OPEN)
+    put(served.inventory, session="older", age=1900.0, proof=HoldProof.OPEN)
     assert "1 session" in first_line(served)  # it is held, for less than 30 minutes and the grace
-    stale(served.knowledge, session="eldest", age=99_999.0, holder=Holder(state=HolderState.SAME))
+    stale(served.inventory, session="eldest", age=99_999.0, holder=Holder(state=HolderState.SAME))
     assert first_line(served).startswith("1 session")  # not seen so for its grace
     put(
-        served.knowledge,
+        served.inventory,
         session="forgotten",
         age=99_999.0,
         proof=HoldProof.NOT_OPEN,
@@ -137,7 +136,7 @@ def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
     """A live holder whose lock cannot be probed, held for longer than it may be."""
     served = serving()
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
-    put(served.knowledge, age=99_999.0, file_age=99_999.0, **unproven)
+    put(served.inventory, age=99_999.0, file_age=99_999.0, **unproven)
     assert first_line(served).endswith(" UTC, taken by pid 7, which still runs.")
     for said in ("held by nobody", "nobody holds", "nobody has"):
         assert said not in served.text().lower()
@@ -145,12 +144,12 @@ def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
 
 def test_locks_that_cannot_be_judged_are_a_doubt_with_a_way_out(serving: Serving) -> None:
     served = serving()
-    blind(served.knowledge)
+    blind(served.inventory)
     assert first_line(served) == "Unknown: 1 lock cannot be judged."
     assert level(served) == "doubt"
     assert "run the reaper as uid " in served.text()
-    served.ready = False
-    assert first_line(served) == "Unknown: not every state directory could be read."
+    served.not_ready = "a folder cannot be read (unreadable)"
+    assert first_line(served) == "Unknown: a folder cannot be read (unreadable)."
 
 
 def test_a_state_directory_without_sessions_is_a_doubt_also_beside_one_with_locks(
@@ -158,14 +157,14 @@ def test_a_state_directory_without_sessions_is_a_doubt_also_beside_one_with_lock
 ) -> None:
     """It may be the wrong one: a mistyped mount is an empty directory."""
     served = serving(states=[StateDir("s", "/state"), StateDir("void", "/void")])
-    served.knowledge.set_skipped([Skipped(path="/void", reason=NO_SESSIONS, note="set it")])
-    put(served.knowledge, session="healthy")
+    served.inventory.set_skipped([Skipped(path="/void", reason=NO_SESSIONS, note="set it")])
+    put(served.inventory, session="healthy")
     assert level(served) == "doubt"
     assert first_line(served).startswith("Unknown: 1 state directory has no sessions folder.")
     assert "<p>/void: set it.</p>" in served.text()
     hidden = served.text(Host="evil.example")
     assert "<p>State void: no-sessions.</p>" in hidden
-    served.knowledge.set_skipped([])
+    served.inventory.set_skipped([])
     assert level(served) == "good"
 
 
@@ -173,19 +172,15 @@ def test_an_empty_directory_is_never_green(tmp_path: Path) -> None:
     """What Docker makes of a mount whose path is mistyped."""
     sidecar = Sidecar(tmp_path)
     try:
-        until(lambda: "no sessions folder" in sidecar.get("/"))
+        until(lambda: "agents folder" in sidecar.get("/"))
         page = sidecar.get("/")
         assert 'class="answer doubt"' in page
-        assert f"<p>{tmp_path}: no agent has a sessions folder: " in page
+        assert "<h1>Unknown: a state directory has no agents folder.</h1>" in page
+        assert f"<p>{tmp_path}/agents: this state directory has no agents folder: " in page
+        assert "could not be read: see" not in page
+        assert 'State directories</dt><dd class="doubt">a state directory has no agents' in page
     finally:
         sidecar.stop()
-
-
-def test_before_the_first_sweep_nothing_is_known(serving: Serving) -> None:
-    served = serving()
-    served.knowledge._skipped = None
-    assert first_line(served) == "Unknown: the first check has not ended yet."
-    assert level(served) == "doubt"
 
 
 @pytest.mark.parametrize(
@@ -197,9 +192,9 @@ def test_before_the_first_sweep_nothing_is_known(serving: Serving) -> None:
 )
 def test_what_is_not_looked_at_is_a_doubt(serving: Serving, skipped: Skipped, line: str) -> None:
     served = serving(states=[StateDir("s", "/s")])
-    served.knowledge.set_skipped([skipped])
+    served.inventory.set_skipped([skipped])
     assert first_line(served).startswith(f"Unknown: {line}")
-    served.knowledge.set_skipped([Skipped(path="/s/x", reason="not-regular")])
+    served.inventory.set_skipped([Skipped(path="/s/x", reason="not-regular")])
     assert first_line(served) == "No session is stuck."
 
 
@@ -219,7 +214,7 @@ def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -
     ) in served.text()
     served.wedged_holders = [holder("resident-memory"), holder("leaked-sessions")]
     assert "Pid 7 (state s) is wedged: 5120 MiB of memory. Freeing" in served.text()
-    stale(served.knowledge, session="sid")
+    stale(served.inventory, session="sid")
     assert first_line(served).startswith("1 session is stuck: ")
     assert "is wedged: " in served.text()
 
@@ -229,8 +224,8 @@ def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -
 
 def test_no_age_goes_on_once_the_worker_has_stopped(serving: Serving) -> None:
     served = serving()
-    stale(served.knowledge, session="sid", age=500.0)
-    served.knowledge.remember(lock_record(a_lock()._replace(outcome=Outcome.REMOVED)), 1)
+    stale(served.inventory, session="sid", age=500.0)
+    served.inventory.remember(lock_record(a_lock()._replace(outcome=Outcome.REMOVED)), 1)
     served.stopped_at = time.monotonic() + 100.0  # so that the ages are as of then
     before = served.text()
     assert ">10m 00s<" in before
@@ -250,7 +245,7 @@ def test_a_stopped_worker_leaves_no_sentence_about_now(serving: Serving) -> None
     page = served.text()
     assert "There are no locks now" not in page
     assert ", 1m 15s ago. Restart the reaper." in re.sub("</?time.*?>", "", page)
-    put(served.knowledge, age=100.0)
+    put(served.inventory, age=100.0)
     assert "messages to such a session" not in served.text()
     assert "1 minute before that: none known to be stuck" in served.text()
     served.stopped_at = None

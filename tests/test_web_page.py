@@ -48,13 +48,13 @@ KEY = "agent:main:telegram:direct:4711"
 
 def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving: Serving) -> None:
     served = serving()
-    put(served.knowledge, session="healthy")
-    put(served.knowledge, session="healthy too")
-    put(served.knowledge, session="of another", holder=Holder(state=HolderState.SAME, pid=8))
+    put(served.inventory, session="healthy")
+    put(served.inventory, session="healthy too")
+    put(served.inventory, session="of another", holder=Holder(state=HolderState.SAME, pid=8))
     overdue(served, "late")
     overdue(served, "later")
-    stale(served.knowledge, session="left", age=700.0)
-    blind(served.knowledge, session="blind")
+    stale(served.inventory, session="left", age=700.0)
+    blind(served.inventory, session="blind")
     page = served.text()
     assert titles(page) == [
         "Held by pid 7: 2 stuck, 2 other locks",
@@ -78,9 +78,9 @@ def test_holders_of_which_no_lock_is_stuck_are_one_group_where_there_are_several
 ) -> None:
     served = serving()
     overdue(served, "late")
-    put(served.knowledge, session="healthy")
+    put(served.inventory, session="healthy")
     for pid in (8, 9):
-        put(served.knowledge, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
+        put(served.inventory, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
     page = served.text()
     assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
 
@@ -102,7 +102,7 @@ def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
 def test_a_row_names_the_key_of_the_session_before_its_id(serving: Serving) -> None:
     served = serving()
     overdue(served, "an-id", run=Run(session_key=KEY, last_write_ms=9_000))
-    put(served.knowledge, session="keyless")
+    put(served.inventory, session="keyless")
     late, healthy = rows(served.text().replace("<wbr>", ""))
     assert re.search(rf'<a class="self" href="#lock-\w+">{KEY}</a>', late)
     assert "agent main" not in late  # the key says so
@@ -145,8 +145,8 @@ def test_a_stuck_lock_says_why_it_is_not_freed_and_what_to_do(
     serving: Serving, outcome: Outcome, said: str, then: str
 ) -> None:
     served = serving()
-    seen = stale(served.knowledge, session="sid", note="EPERM")
-    served.knowledge.put("sid", seen._replace(outcome=outcome))
+    seen = stale(served.inventory, session="sid", note="EPERM")
+    served.inventory.put("sid", seen._replace(outcome=outcome))
     assert why(served) == said
     assert next_step(served).startswith(then)
     assert "EPERM" not in served.text(Host="evil.example")
@@ -154,11 +154,11 @@ def test_a_stuck_lock_says_why_it_is_not_freed_and_what_to_do(
 
 def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
     served = serving()
-    seen = stale(served.knowledge, session="sid")
-    served.knowledge.put("sid", seen._replace(action=Action.FLAG))
+    seen = stale(served.inventory, session="sid")
+    served.inventory.put("sid", seen._replace(action=Action.FLAG))
     assert why(served).startswith("the reaper only reports such locks")
     once = seen.judgement._replace(confirmed=False, unmet=Unmet.SEEN_ONCE)
-    served.knowledge.put("sid", seen._replace(judgement=once, action=Action.FLAG))
+    served.inventory.put("sid", seen._replace(judgement=once, action=Action.FLAG))
     assert why(served) == "it was seen only once, and a sweep looks twice."
     assert next_step(served) == (
         "Nothing to do: the reaper looks again soon, and removes the lock if nothing has changed."
@@ -167,9 +167,9 @@ def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
 
 def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> None:
     served = serving()
-    seen = stale(served.knowledge, session="sid")
+    seen = stale(served.inventory, session="sid")
     for _ in range(3):
-        served.knowledge.remember(lock_record(seen._replace(outcome=Outcome.REMOVED)), 1)
+        served.inventory.remember(lock_record(seen._replace(outcome=Outcome.REMOVED)), 1)
     (row,) = rows(served.text())
     assert "removed 3 times before" in row
     assert '<b class="">removed 3 times</b>' in served.text()
@@ -179,8 +179,8 @@ def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) ->
     """Those that are stuck before all others, whoever holds them."""
     served = serving()
     for number in range(300):
-        put(served.knowledge, session=f"s{number}", age=float(number))
-    stale(served.knowledge, session="dead", age=700.0)
+        put(served.inventory, session=f"s{number}", age=float(number))
+    stale(served.inventory, session="dead", age=700.0)
     overdue(served, "late", holder=Holder(state=HolderState.SAME, pid=8))
     page = served.text()
     assert len(rows(page)) == 200
@@ -196,13 +196,13 @@ def test_the_order_of_locks_is_that_of_the_times_they_show(serving: Serving) -> 
     """The ages of one sweep are taken at moments up to a second apart."""
     served = serving()
     for session, taken in (("later", "1970-01-01T00:00:10.000Z"), ("first", "1970-01-01T00:00:09")):
-        seen = stale(served.knowledge, session=session, age=700.0)
+        seen = stale(served.inventory, session=session, age=700.0)
         text = f'{{"pid": 7, "createdAt": "{taken}"}}'
         from reaper.core.record import parse
 
         lock = seen.lock._replace(record=parse(text.encode()))
         seen = seen._replace(lock=lock, evidence=seen.evidence._replace(lock=lock))
-        served.knowledge.put(session, seen._replace(at=seen.at + (session == "first")))
+        served.inventory.put(session, seen._replace(at=seen.at + (session == "first")))
     first, later = rows(served.text())
     assert "first" in first
     assert "later" in later
@@ -212,7 +212,7 @@ def test_the_order_of_locks_is_that_of_the_times_they_show(serving: Serving) -> 
 
 
 def test_who_may_not_see_names_gets_all_the_rest_and_the_way_to_the_names(serving: Serving) -> None:
-    served = serving(knowledge=full_of_names(), show_sessions="authenticated")
+    served = serving(inventory=full_of_names(), show_sessions="authenticated")
     page = served.text()
     assert "1 session is stuck" in page
     assert page.count("a session of agent main") == 4  # three locks, and an action
@@ -230,15 +230,15 @@ def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
     agent = "<b>&amp;'\" {z}"
     served = serving(states=[StateDir(name, f"/{name}"), StateDir("s", "/s")])
     for number, make in enumerate((stale, blind, put)):
-        seen = make(served.knowledge, session=f"{name}{number}", agent=agent)
+        seen = make(served.inventory, session=f"{name}{number}", agent=agent)
         key = seen.evidence.run._replace(session_key=f"agent:{name}")
         for place, found in enumerate(
             (seen, seen._replace(evidence=seen.evidence._replace(run=key)))
         ):
             failed = found._replace(outcome=Outcome.FAILED, note=name)
-            served.knowledge.put(f"{number}-{place}", failed)
-            served.knowledge.remember({**lock_record(failed), "path": f"{number}{place}"}, 1)
-    served.knowledge.set_skipped(
+            served.inventory.put(f"{number}-{place}", failed)
+            served.inventory.remember({**lock_record(failed), "path": f"{number}{place}"}, 1)
+    served.inventory.set_skipped(
         [
             Skipped(path=f"/{name}", reason=name, failed=True, note=name),
             Skipped(path=f"/{name}", reason="sqlite-sessions", note=name),
@@ -281,10 +281,10 @@ def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving
     assert "None since the reaper started" in served.text()
     it = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
     for number in range(100):
-        served.knowledge.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
+        served.inventory.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):
-        served.knowledge.remember({**it, "path": "/1", "session": "again"}, 1000)
-    acts = served.knowledge.acts()
+        served.inventory.remember({**it, "path": "/1", "session": "again"}, 1000)
+    acts = served.inventory.acts()
     assert len(acts) == 50
     # It is counted although it was among the latest no more.
     assert (acts[0].record["session"], acts[0].times, acts[0].at_ms) == ("again", 201, 1000)
@@ -292,8 +292,8 @@ def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving
     assert "failed 201 times" in served.text()
     assert "<summary>42 earlier actions</summary>" in served.text()
     for number in range(2000):
-        served.knowledge.remember({**it, "path": f"/{number}"}, 1001)
-    assert len(served.knowledge._times) == 1000
+        served.inventory.remember({**it, "path": f"/{number}"}, 1001)
+    assert len(served.inventory._times) == 1000
 
 
 def test_an_act_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
@@ -335,10 +335,10 @@ def test_times_are_for_the_browser_to_make_local_and_tell_utc_without_it(serving
     served = serving()
     page = served.text()
     assert re.search(r'<span id="now"><time datetime="[\d-]+T[\d:.]+Z">[\d:]+ UTC</time>', page)
-    put(served.knowledge)._replace()
-    seen = put(served.knowledge)
+    put(served.inventory)._replace()
+    seen = put(served.inventory)
     lock = seen.lock._replace(record=seen.lock.record._replace(created_at_ms=-(10**17)))
-    served.knowledge.put(SECRET, seen._replace(lock=lock))  # a year that no calendar has
+    served.inventory.put(SECRET, seen._replace(lock=lock))  # a year that no calendar has
     assert "since -100000000000000000 ms after 1970" in served.text()
 
 

@@ -174,7 +174,7 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
     told = browser.run("return document.querySelector('#filter span').textContent")
     assert told == f"{len(before)} of 63 locks"
     # A new lock of a holder that is before all others in the table.
-    served.knowledge.put("new", overdue(999, age=99_999.0, pid=1, key="new"))
+    served.inventory.put("new", overdue(999, age=99_999.0, pid=1, key="new"))
     until(lambda: "61 sessions" in browser.run("return document.querySelector('h1').textContent"))
     assert found() == before
     browser.run(
@@ -184,7 +184,7 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
     browser.run("document.querySelectorAll('.group')[1].open = false")
     title = "document.querySelectorAll('.group')[1].querySelector('h2').textContent"
     folded = browser.run(f"return {title}")
-    served.knowledge.drop("new")
+    served.inventory.drop("new")
     until(lambda: "60 sessions" in browser.run("return document.querySelector('h1').textContent"))
     closed = browser.run(
         "return [...document.querySelectorAll('.group')].filter(it => !it.open)"
@@ -196,11 +196,11 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
 
 def test_a_filter_is_there_from_ten_locks_on(browser: Browser, served: Served) -> None:
     for number in range(9):
-        served.knowledge.put(number, seen(number))
+        served.inventory.put(number, seen(number))
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="light")
     hidden = "return document.getElementById('filter').hidden"
     assert browser.run(hidden)
-    served.knowledge.put(9, seen(9))
+    served.inventory.put(9, seen(9))
     until(lambda: not browser.run(hidden))
 
 
@@ -249,10 +249,10 @@ def test_without_javascript_the_page_is_whole(browser: Browser, served: Served) 
 def test_hostile_names_run_nothing_in_a_browser(browser: Browser, served: Served) -> None:
     name = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"
     it = overdue(4, session=name, agent="</h2><style>*{display:none}</style>", key=name)
-    served.knowledge.put(1, it)
-    served.knowledge.put(2, abandoned(5)._replace(outcome=Outcome.FAILED, note=name))
-    served.knowledge.remember(lock_record(it), 1)
-    served.knowledge.set_skipped([Skipped(path=name, reason=name, failed=True, note=name)])
+    served.inventory.put(1, it)
+    served.inventory.put(2, abandoned(5)._replace(outcome=Outcome.FAILED, note=name))
+    served.inventory.remember(lock_record(it), 1)
+    served.inventory.set_skipped([Skipped(path=name, reason=name, failed=True, note=name)])
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="dark")
     assert browser.run("return window.hit === undefined")
     assert name in browser.run("return document.querySelector('.self').textContent")

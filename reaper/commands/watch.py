@@ -191,7 +191,7 @@ def command(
         policy=judging.policy,
         acquire_timeout=acquire_timeout,
         stopped_at=it.stopped_at,
-        ready=it.ready,
+        not_ready_because=it.not_ready_because,
         wedged=health.wedged,
         dry_run=dry_run,
     )
@@ -201,7 +201,6 @@ def command(
         gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
-        not_ready_because=it.not_ready_because,
         on_error=on_web_error,
     )
     _handle_signals(it)  # before anybody is answered: who has been may send one

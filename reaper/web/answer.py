@@ -77,14 +77,13 @@ class Stuck(NamedTuple):
 class Facts(NamedTuple):
     """What the first line is made from.
 
-    `stopped`: the worker has stopped, so all else is old. `swept`: a full sweep has ended. `ready`:
-    it could read every state directory. `void` counts the state directories without sessions
-    folders, `elsewhere` those whose sessions are kept where nobody looks.
+    `stopped`: the worker has stopped, so all else is old. `not_ready`: why the last full sweep did
+    not see every folder. `void` counts the state directories without sessions folders, `elsewhere`
+    those whose sessions are kept where nobody looks.
     """
 
     stopped: bool = False
-    swept: bool = True
-    ready: bool = True
+    not_ready: str = ""
     stuck: int = 0
     first: Stuck | None = None
     unjudged: int = 0
@@ -135,9 +134,8 @@ def _stuck(facts: Facts) -> Html:
 def _why_unknown(facts: Facts) -> str:
     has = "directory has" if facts.void == 1 else "directories have"
     reasons = (
-        (not facts.swept, "the first check has not ended yet."),
+        (facts.not_ready, f"{facts.not_ready}."),
         (facts.void, f"{facts.void} state {has} no sessions folder. Is the path right?"),
-        (not facts.ready, "not every state directory could be read."),
         (facts.unjudged, f"{many(facts.unjudged, 'lock')} cannot be judged."),
         (facts.unread, f"{many(facts.unread, 'file')} could not be read."),
         (facts.elsewhere, "sessions are kept in a folder that the reaper does not watch."),

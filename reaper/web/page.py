@@ -73,7 +73,7 @@ class View:
 
     def __init__(
         self,
-        knowledge: LockInventory,
+        inventory: LockInventory,
         metrics: Metrics,
         *,
         version: str,
@@ -82,19 +82,23 @@ class View:
         policy: Policy,
         acquire_timeout: float,
         stopped_at: Callable[[], float | None],
-        ready: Callable[[], bool],
+        not_ready_because: Callable[[], str],
         wedged: Callable[[], list[dict[str, Any]]] = list,
         dry_run: bool = False,
     ) -> None:
-        self._knowledge = knowledge
+        self._inventory = inventory
         self._metrics = metrics
         self._version = version
         self._host = host
         self._states = states
+        self._hinted = {
+            path: state.name for state in states for path in (state.path, f"{state.path}/agents")
+        }
+        """Where what is not looked at is more than a file; the name is for who may see no path."""
         self._policy = policy
         self._acquire_timeout = acquire_timeout
         self._stopped_at = stopped_at
-        self.ready = ready
+        self.not_ready_because = not_ready_because
         self._wedged = wedged
         self._dry_run = dry_run
         self._started = time.monotonic()
@@ -103,6 +107,10 @@ class View:
         """Whether the worker is alive."""
         return self._stopped_at() is None
 
+    def ready(self) -> bool:
+        """Whether the last full sweep saw every folder."""
+        return not self.not_ready_because()
+
     def json(self, *, names: bool) -> Iterator[bytes]:
         """Yield the locks as `reaper list --json` writes them, the oldest first, piece by piece;
         without names, what could name a session is null.
@@ -110,12 +118,12 @@ class View:
         stream = io.StringIO()
         output, summary = JsonOutput(stream), Summary()
         as_of = self._clock().as_of
-        for seen in sorted(self._knowledge.all(), key=lambda seen: seen.at - seen.evidence.age):
+        for seen in sorted(self._inventory.all(), key=lambda seen: seen.at - seen.evidence.age):
             summary.count_lock(seen.judgement, seen.outcome)
             output.record(visible(lock_record(later(seen, as_of)), names=names))
             if stream.tell() > _CHUNK:
                 yield _taken_from(stream)
-        for skipped in self._knowledge.skipped():
+        for skipped in self._inventory.skipped():
             summary.count_skipped(
                 path=skipped.path if names else None,
                 reason=skipped.reason,
@@ -128,8 +136,8 @@ class View:
 
     def page(self, *, names: bool) -> bytes:
         clock = self._clock()
-        rows = shown(self._knowledge.all(), clock.as_of_ms)
-        skipped = self._knowledge.skipped()
+        rows = shown(self._inventory.all(), clock.as_of_ms)
+        skipped = self._inventory.skipped()
         wedged = self._wedged()
         facts = self._facts(rows, skipped, wedged, clock)
         found = answer(facts)
@@ -138,7 +146,7 @@ class View:
             as_of=clock.as_of,
             several_states=len(self._states) > 1,
             policy=self._policy,
-            removed=self._knowledge.times_removed,
+            removed=self._inventory.times_removed,
         )
         values = {
             "title": f"{found.brief} · {self._host.name}",
@@ -155,16 +163,16 @@ class View:
                 ]
             ),
             "chart": chart(
-                self._knowledge.stuck_in_last_hour(clock.as_of), is_old=clock.is_stopped
+                self._inventory.stuck_in_last_hour(clock.as_of), is_old=clock.is_stopped
             ),
             "locks": groups(rows, reader),
-            "actions": actions(self._knowledge.acts(), clock.as_of_ms, names=names),
+            "actions": actions(self._inventory.acts(), clock.as_of_ms, names=names),
             "state": state(
                 self._metrics,
                 states=self._states,
                 skipped=[file for file in skipped if file.failed],
                 healthy=not facts.stopped,
-                ready=facts.ready,
+                not_ready=facts.not_ready,
                 up_for=clock.now - self._started,
                 now_ms=clock.now_ms,
                 names=names,
@@ -195,12 +203,11 @@ class View:
         first = Stuck(rows[0].since_ms, rows[0].seen.evidence) if kinds[Kind.STUCK] else None
         return Facts(
             stopped=clock.is_stopped,
-            swept=self._knowledge.has_swept(),
-            ready=self.ready(),
+            not_ready=self.not_ready_because(),
             stuck=kinds[Kind.STUCK],
             first=first,
             unjudged=kinds[Kind.UNJUDGED],
-            unread=sum(file.failed for file in skipped),
+            unread=sum(file.failed for file in skipped if file.path not in self._hinted),
             void=sum(file.reason == NO_SESSIONS for file in skipped),
             elsewhere=sum(file.reason == SESSIONS_ELSEWHERE for file in skipped),
             wedged=[holder["pid"] for holder in wedged],
@@ -244,13 +251,12 @@ class View:
 
     def _hints(self, skipped: Sequence[SkippedFile], *, names: bool) -> Iterator[str]:
         """Yield why a state directory may have fewer locks than a person expects."""
-        paths = {state.path: state.name for state in self._states}
         for file in skipped:
-            if file.path in paths and not file.failed:
+            if file.path in self._hinted:
                 yield (
-                    f"{file.path}: {file.note}."
+                    f"{file.path}: {file.note or file.reason}."
                     if names
-                    else f"State {paths[file.path]}: {file.reason}."
+                    else f"State {self._hinted[file.path]}: {file.reason}."
                 )
 
 

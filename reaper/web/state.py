@@ -34,7 +34,7 @@ def state(
     states: Sequence[StateDir],
     skipped: Iterable[SkippedFile],
     healthy: bool,
-    ready: bool,
+    not_ready: str,
     up_for: float,
     now_ms: int,
     names: bool,
@@ -46,9 +46,7 @@ def state(
             Fact(f"State {it.name}", breakable(it.path, "/") if names else "path hidden")
             for it in states
         ),
-        Fact("State directories", "all read")
-        if ready
-        else Fact("State directories", "not all read", "doubt"),
+        Fact("State directories", not_ready or "all read", "doubt" if not_ready else ""),
         Fact("Last full sweep", _last_sweep(metrics, now_ms)),
         *_counted(metrics),
         *(
