@@ -117,7 +117,7 @@ def test_the_runbook_is_linked_where_the_project_has_an_address(
     served = serving()
     overdue(served, "late")
     assert "(docs/runbook.md#overdue)" in served.text()
-    monkeypatch.setattr(links, "ADDRESS", "https://reaper.example")
+    monkeypatch.setattr(links, "_address", lambda _: "https://reaper.example")
     link = '<a href="https://reaper.example/docs/runbook.md#overdue" rel="noreferrer">'
     assert link in served.text()
 
