@@ -3,6 +3,8 @@ watch loop on it. Nothing of it is left behind.
 """
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ from reaper.watch.loop import Watch
 from reaper.web.app import WebServer
 from reaper.web.page import View
 from reaper.web.server import Address
+from reaper.web.state import Host
 
 _HOLDER: Final = """
 import datetime, json, os, sys
@@ -149,11 +152,12 @@ def run(console: Console) -> None:
             inventory,
             metrics,
             version="demo",
+            host=Host(socket.gethostname(), os.geteuid()),
             states=[state],
-            limits=_LIMITS,
+            policy=Policy(),
             acquire_timeout=60.0,
-            healthy=watch.healthy,
-            ready=watch.ready,
+            stopped_at=watch.stopped_at,
+            not_ready_because=watch.not_ready_because,
         )
         web = WebServer(
             metrics.registry,

@@ -37,6 +37,7 @@ from tests.trajectories import attempt
 
 if TYPE_CHECKING:
     from tests.gateway import Gateway
+    from tests.serving import Serving
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -376,6 +377,24 @@ def watching(tree: Tree) -> Watching:
         return Sidecar(root or tree.root, *options, **how)
 
     return start
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serving"]:
+    """Start servers that render each answer anew, so that tests need not wait for a second."""
+    from reaper.web import app
+    from tests.serving import Served
+
+    monkeypatch.setattr(app, "_FRESH_FOR", 0.0)
+    served: list[Served] = []
+
+    def start(**how: Any) -> Served:
+        served.append(Served(**how))
+        return served[-1]
+
+    yield start
+    for server in served:
+        server.web.stop()
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def counted_anew(locks: list[Seen]) -> dict[str, Any]:
         key_of_verdict = it.lock.state_dir, list(Verdict).index(it.judgement.verdict)
         verdicts[key_of_verdict] = verdicts.get(key_of_verdict, 0) + 1
     return {
+        "stuck": sum(len(stuck) for stuck, _, _ in agents.values()),
         "agents": agents,
         "verdicts": verdicts,
         "proven": {key: sum(its) for key, its in states.items() if any(its)},

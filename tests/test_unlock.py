@@ -454,4 +454,5 @@ def test_taking_a_lock_that_may_be_held_says_how_old_gateways_release(
 def test_the_help_says_how_old_gateways_release() -> None:
     for command, option in (("unlock", "--force"), ("sweep", "--on-overdue")):
         said = " ".join(re.sub(r"[│\s]+", " ", reap(command, "--help").stdout).split())
-        assert "a gateway up to 2026.5.7 may delete the lock of the next run" in said.partition(f"{option} ")[2]
+        risk = "a gateway up to 2026.5.7 may delete the lock of the next run"
+        assert risk in said.partition(f"{option} ")[2]

@@ -1009,8 +1009,10 @@ def test_probe_asks_a_sidecar_and_answers_by_exit_code(tree: Tree, watching: Wat
 
 def test_a_loop_that_hangs_is_not_healthy(in_process: CountingWatch) -> None:
     assert in_process.healthy()
-    in_process._expected_by = time.monotonic() - 10.1
+    assert in_process.stopped_at() is None
+    due = in_process._expected_by = time.monotonic() - 10.1
     assert not in_process.healthy()
+    assert in_process.stopped_at() == due
 
 
 def test_several_addresses_and_ipv6_work_and_a_taken_port_is_told(

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -134,6 +135,7 @@ def command(
     from reaper.web.app import WebServer, parse_address  # noqa: PLC0415
     from reaper.web.config import OPEN, WebConfigError, WebConfigFile  # noqa: PLC0415
     from reaper.web.page import View  # noqa: PLC0415
+    from reaper.web.state import Host  # noqa: PLC0415
 
     if resync < 1:
         raise typer.BadParameter("--resync: at least 1s")
@@ -184,11 +186,12 @@ def command(
         inventory,
         metrics,
         version=__version__,
+        host=Host(socket.gethostname(), os.geteuid()),
         states=judging.states,
-        limits=judging.limits,
+        policy=judging.policy,
         acquire_timeout=acquire_timeout,
-        healthy=it.healthy,
-        ready=it.ready,
+        stopped_at=it.stopped_at,
+        not_ready_because=it.not_ready_because,
         wedged=health.wedged,
         dry_run=dry_run,
     )
@@ -198,7 +201,6 @@ def command(
         gateway=lambda: health.answer(fresh=it.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
-        not_ready_because=it.not_ready_because,
         on_error=on_web_error,
     )
     _handle_signals(it)  # before anybody is answered: who has been may send one

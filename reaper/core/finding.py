@@ -13,6 +13,8 @@ SESSION_STORE: Final = "session-store"
 """The reason for a `sessions.json` that is not understood."""
 NO_SESSIONS: Final = "no-sessions"
 """The reason for a state directory in which no agent has a `sessions` folder; it is no failure."""
+SESSIONS_ELSEWHERE: Final = "sessions-elsewhere"
+"""The reason for a state directory whose `openclaw.json` keeps sessions where nobody looks."""
 
 
 class Skipped(NamedTuple):

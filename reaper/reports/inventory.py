@@ -1,15 +1,20 @@
 """What is known of all locks, kept for the page, the JSON and the metrics."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from reaper.core.policy import Outcome
 from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.reports.stuck_history import StuckHistory
 from reaper.reports.tally import Tallies
 
 _ACTS: Final = 50
 """Acts that are remembered for the page."""
+_COUNTED: Final = 1000
+"""Acts that are counted, by lock and outcome."""
 
 
 class LockInventory:
@@ -21,21 +26,29 @@ class LockInventory:
         self._skipped: list[SkippedFile] | None = None
         self._watched_folders: dict[str, int] = {}
         self._acts: dict[tuple[str, str], Act] = {}
+        self._times: dict[tuple[str, str], int] = {}
         self._tallies = Tallies()
+        self._history = StuckHistory()
 
     def put(self, place: object, seen: Seen) -> Seen | None:
         """Note the latest of a place; return what was known of it before."""
         with self._lock:
             before = self._seen.get(place)
             self._seen[place] = seen
-            self._tallies.change(before, seen)
+            self._change(before, seen)
             return before
 
     def drop(self, place: object) -> Seen | None:
         with self._lock:
             before = self._seen.pop(place, None)
-            self._tallies.change(before, None)
+            self._change(before, None)
             return before
+
+    def _change(self, before: Seen | None, after: Seen | None) -> None:
+        stuck = self._tallies.stuck
+        self._tallies.change(before, after)
+        if self._tallies.stuck != stuck:
+            self._history.record(self._tallies.stuck, time.monotonic())
 
     def get(self, place: object) -> Seen | None:
         with self._lock:
@@ -44,6 +57,7 @@ class LockInventory:
     def set_skipped(self, skipped: Iterable[SkippedFile]) -> None:
         with self._lock:
             self._skipped = list(skipped)
+            self._history.record(self._tallies.stuck, time.monotonic())
 
     def set_watched_folders(self, counts: Mapping[str, int]) -> None:
         """Note how many `sessions` folders each state directory has, as a full sweep found."""
@@ -59,16 +73,30 @@ class LockInventory:
         """
         key = (record["path"], record["outcome"])
         with self._lock:
-            before = self._acts.pop(key, None)
-            times = 1 if before is None else before.times + 1
+            times = self._times.pop(key, 0) + 1
+            self._acts.pop(key, None)
+            self._times[key] = times
             self._acts[key] = Act(record=record, at_ms=at_ms, times=times)
-            if len(self._acts) > _ACTS:
-                del self._acts[next(iter(self._acts))]
+            for remembered, most in ((self._acts, _ACTS), (self._times, _COUNTED)):
+                if len(remembered) > most:
+                    del remembered[next(iter(remembered))]
 
     def acts(self) -> list[Act]:
         """Return what is remembered, the latest first."""
         with self._lock:
             return list(reversed(self._acts.values()))
+
+    def times_removed(self, path: str) -> int:
+        """Return how often a lock with this path was removed, as far as that is remembered."""
+        with self._lock:
+            return self._times.get((path, Outcome.REMOVED.value), 0)
+
+    def stuck_in_last_hour(self, now: float) -> list[int]:
+        """Return how many locks were stuck at most, in each minute up to `now` (monotonic seconds),
+        the latest last; nothing before the first look.
+        """
+        with self._lock:
+            return self._history.last_hour(now)
 
     def all(self) -> list[Seen]:
         with self._lock:

@@ -37,11 +37,12 @@ class AgentTally:
 
 
 class Tallies:
-    """By state directory and agent; by state directory; by state directory and pid. What counts
-    none has no entry.
+    """Of all; by state directory and agent; by state directory; by state directory and pid. What
+    counts none has no entry.
     """
 
     def __init__(self) -> None:
+        self.stuck = 0
         self.agents: dict[tuple[str, str], AgentTally] = defaultdict(AgentTally)
         self.verdicts: dict[tuple[str, int], int] = {}
         """Locks by state directory and the verdict's place in VERDICTS."""
@@ -68,6 +69,7 @@ class Tallies:
         _change(agent.taken_ms, lock.taken_ms, by)
         _change(agent.since, it.at - evidence.age, by)
         if verdict is not _HELD and judgement.wants_freeing:
+            self.stuck += by
             _change(agent.stuck_taken_ms, lock.taken_ms, by)
         if not agent.since:
             del self.agents[state, lock.agent]

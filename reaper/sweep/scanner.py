@@ -12,7 +12,13 @@ from reaper.adapters import openclaw_config
 from reaper.adapters.locks import reading
 from reaper.adapters.locks.reading import Folder, OpenLock
 from reaper.core.evidence import NOT_READ
-from reaper.core.finding import NO_SESSIONS, SESSION_STORE, Finding, Skipped
+from reaper.core.finding import (
+    NO_SESSIONS,
+    SESSION_STORE,
+    SESSIONS_ELSEWHERE,
+    Finding,
+    Skipped,
+)
 from reaper.core.judge import judge
 from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import GONE
@@ -211,7 +217,7 @@ class Scanner(NamedTuple):
         store = openclaw_config.store_elsewhere(state)
         if store is not None:
             note = f"openclaw.json sets session.store to {beginning(store)!r}: {_STORE_NOTE}"
-            yield Skipped(path=state.path, reason="sessions-elsewhere", note=note)
+            yield Skipped(path=state.path, reason=SESSIONS_ELSEWHERE, note=note)
 
 
 def _key(folder: Folder, name: str) -> LockKey:

@@ -85,9 +85,16 @@ class Watch:
         """Have a full sweep made now."""
         self.inbox.send(Notice.SWEEP)
 
+    def stopped_at(self) -> float | None:
+        """Return when the loop stopped (monotonic seconds): something was due then, and is more
+        than 10 s late; None while the loop is alive.
+        """
+        due = self._expected_by
+        return None if time.monotonic() < due + _LATE else due
+
     def healthy(self) -> bool:
-        """Whether the loop is alive: nothing that was due is more than 10 s late."""
-        return time.monotonic() < self._expected_by + _LATE
+        """Whether the loop is alive."""
+        return self.stopped_at() is None
 
     def ready(self) -> bool:
         """Whether the last full sweep saw every folder, and found an `agents` in each state

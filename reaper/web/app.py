@@ -77,7 +77,6 @@ class WebServer:
         gateway: Callable[[], tuple[bool, dict[str, Any]]],
         show_sessions: ShowSessions = "local",
         config: Callable[[], WebConfig] = lambda: OPEN,
-        not_ready_because: Callable[[], str] = lambda: "",
         bounds: Bounds | None = None,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
@@ -89,7 +88,7 @@ class WebServer:
         self._renderer = _Renderer()
         self._health: dict[str, Callable[[Request], Response]] = {
             "/-/healthy": lambda _: _check(view.healthy()),
-            "/-/ready": lambda _: _check(view.ready(), not_ready_because),
+            "/-/ready": lambda _: _check(view.ready(), view.not_ready_because),
             "/-/gateway": self._gateway,
         }
         """Asked by what restarts and routes, which has no password: no answer names anything."""

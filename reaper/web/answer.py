@@ -1,0 +1,143 @@
+"""The first line of the page: how bad it is, what is stuck, since when, and who holds it."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+from reaper.core.evidence import DEAD, Evidence, HolderState, HoldProof
+from reaper.web.html import Html, html, many, moment
+
+
+class Level(Enum):
+    GOOD = "good"
+    DOUBT = "doubt"
+    """Something could not be seen or judged, so nobody knows."""
+    BAD = "bad"
+
+
+class Holding(NamedTuple):
+    """Who holds a lock: `who` within a sentence. `together` is the title under which all locks like
+    this one are shown, None where that is `who`.
+    """
+
+    who: str
+    together: str | None = None
+
+
+def holding(evidence: Evidence) -> Holding:
+    """Return who holds the lock. That nobody does is said only where the hold proof says so."""
+    pid, holder = evidence.lock.record.pid, evidence.holder
+    match evidence.proof:
+        case HoldProof.OPEN:
+            return Holding(_open_in(pid, evidence))
+        case HoldProof.NOT_OPEN:
+            return _held_by_nobody(pid, holder.state)
+        case HoldProof.UNAVAILABLE if holder.state is HolderState.SAME:
+            return Holding(f"taken by pid {holder.pid or pid}, which still runs")
+        case HoldProof.UNAVAILABLE if holder.state in DEAD and evidence.holder_seen_alive:
+            return Holding(f"left by pid {pid}, which has exited", _LEFT)
+        case _:
+            named = "" if pid is None else f" (the lock names pid {pid})"
+            return Holding(f"with an unknown holder{named}", "With an unknown holder")
+
+
+_LEFT: Final = "Left by processes that have exited"
+
+
+def _open_in(pid: int | None, evidence: Evidence) -> str:
+    if evidence.holder.state is HolderState.SAME:
+        return f"held by pid {evidence.holder.pid or pid}"
+    named = "it names none" if pid is None else f"the lock names pid {pid}"
+    return f"held by a process that cannot be identified ({named})"
+
+
+def _held_by_nobody(pid: int | None, state: HolderState) -> Holding:
+    nobody = "held by nobody"
+    if pid is None:
+        return Holding(nobody, "Held by nobody")
+    match state:
+        case HolderState.GONE | HolderState.ZOMBIE:
+            return Holding(f"left by pid {pid}, which has exited", _LEFT)
+        case HolderState.REUSED:
+            who = f"left by a process that has exited (pid {pid} is another process now)"
+            return Holding(who, _LEFT)
+        case HolderState.SAME:
+            return Holding(f"{nobody}, although pid {pid}, which took it, still runs")
+        case _:
+            return Holding(f"{nobody}, although it names pid {pid}", "Held by nobody")
+
+
+class Stuck(NamedTuple):
+    """The session that has been stuck for longest: when it was locked (epoch ms), and by whom."""
+
+    since_ms: int
+    evidence: Evidence
+
+
+class Facts(NamedTuple):
+    """What the first line is made from.
+
+    `stopped`: the worker has stopped, so all else is old. `not_ready`: why the last full sweep did
+    not see every folder. `void` counts the state directories without sessions folders, `elsewhere`
+    those whose sessions are kept where nobody looks.
+    """
+
+    stopped: bool = False
+    not_ready: str = ""
+    stuck: int = 0
+    first: Stuck | None = None
+    unjudged: int = 0
+    unread: int = 0
+    void: int = 0
+    elsewhere: int = 0
+    wedged: Sequence[int] = ()
+
+
+class Answer(NamedTuple):
+    level: Level
+    line: Html
+    brief: str
+    """For the title of the browser's tab."""
+
+
+def answer(facts: Facts) -> Answer:
+    """Return the worst of the facts. GOOD only where all of them are known and fine."""
+    if facts.stopped:
+        line = "The reaper has stopped responding. This page is out of date."
+        return Answer(Level.BAD, html("{line}", line=line), "stopped")
+    if facts.stuck:
+        return Answer(Level.BAD, _stuck(facts), f"{facts.stuck} stuck")
+    if facts.wedged:
+        pids = facts.wedged
+        who = f"pid {pids[0]} is" if len(pids) == 1 else f"{len(pids)} processes are"
+        return Answer(Level.BAD, html("No session is stuck, but {who} wedged.", who=who), "wedged")
+    why = _why_unknown(facts)
+    if why:
+        return Answer(Level.DOUBT, html("Unknown: {why}", why=why), "unknown")
+    return Answer(Level.GOOD, Html("No session is stuck."), "0 stuck")
+
+
+def _stuck(facts: Facts) -> Html:
+    many_stuck = facts.stuck > 1
+    what = f"{facts.stuck} sessions are stuck" if many_stuck else "1 session is stuck"
+    if facts.first is None:
+        return html("{what}.", what=what)
+    return html(
+        "{what}: {first}locked since {since}, {who}.",
+        what=what,
+        first="the first " if many_stuck else "",
+        since=moment(facts.first.since_ms),
+        who=holding(facts.first.evidence).who,
+    )
+
+
+def _why_unknown(facts: Facts) -> str:
+    has = "directory has" if facts.void == 1 else "directories have"
+    reasons = (
+        (facts.not_ready, f"{facts.not_ready}."),
+        (facts.void, f"{facts.void} state {has} no sessions folder. Is the path right?"),
+        (facts.unjudged, f"{many(facts.unjudged, 'lock')} cannot be judged."),
+        (facts.unread, f"{many(facts.unread, 'file')} could not be read."),
+        (facts.elsewhere, "sessions are kept in a folder that the reaper does not watch."),
+    )
+    return next((why for holds, why in reasons if holds), "")

@@ -1,0 +1,133 @@
+"""What the page shows of each lock, as of one moment and for one reader; pure."""
+
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from reaper.core.lock import Lock, file_since
+from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING
+from reaper.reports.advice import Advice, advice
+from reaper.reports.records import Seen
+from reaper.reports.unmet import why_not_freed
+
+_PLAIN_FIELDS: Final = frozenset(
+    {
+        "state_dir",
+        "agent",
+        "pid",
+        "starttime",
+        "created_at",
+        "fingerprint",
+        "max_hold_ms",
+        "age_seconds",
+        "holder",
+        "holder_pid",
+        "hold_proof",
+        "run",
+        "verdict",
+        "reasons",
+        "rule",
+        "not_freed_because",
+        "not_freed_text",
+        "action",
+        "outcome",
+    }
+)
+"""Fields of a lock's record that name no session; all others are null where names are hidden."""
+
+
+def visible(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
+    """Return a lock's record as a reader may see it."""
+    if names:
+        return record
+    return {key: value if key in _PLAIN_FIELDS else None for key, value in record.items()}
+
+
+class Kind(IntEnum):
+    """What the page shows a lock as; the first in this order come first."""
+
+    STUCK = 0
+    UNJUDGED = 1
+    PENDING = 2
+    HELD = 3
+
+
+class Shown(NamedTuple):
+    """A lock, and when it was locked (epoch ms)."""
+
+    kind: Kind
+    since_ms: int
+    seen: Seen
+
+
+class Reader(NamedTuple):
+    """Who reads, and what else is in a row. All ages are those at `as_of` (monotonic seconds).
+    `removed` returns how often a lock with this path was removed before.
+    """
+
+    names: bool
+    as_of: float
+    several_states: bool
+    policy: Policy
+    removed: Callable[[str], int]
+
+
+def shown(locks: Iterable[Seen], now_ms: int) -> list[Shown]:
+    """Return the locks, the most important first: by kind, then by age."""
+    found = [Shown(_kind(seen), _since_ms(seen.lock, now_ms), seen) for seen in locks]
+    return sorted(
+        found, key=lambda row: (row.kind, row.since_ms, row.seen.at - row.seen.evidence.age)
+    )
+
+
+def _since_ms(lock: Lock, now_ms: int) -> int:
+    """Return the instant that the lock's age counts from (epoch ms)."""
+    created = lock.record.created_at_ms
+    return created if created is not None and created <= now_ms else file_since(lock, now_ms)
+
+
+def later(seen: Seen, moment: float) -> Seen:
+    """Return what is known of a lock with the ages that it has at a later moment."""
+    passed = max(0.0, moment - seen.at)
+    holder = seen.evidence.holder
+    if holder.up_for is not None:
+        holder = holder._replace(up_for=holder.up_for + passed)
+    evidence = seen.evidence._replace(age=seen.evidence.age + passed, holder=holder)
+    return seen._replace(evidence=evidence, at=seen.at + passed)
+
+
+def _kind(seen: Seen) -> Kind:
+    if seen.judgement.wants_freeing:
+        return Kind.STUCK
+    if NO_HOLD_PROOF in seen.judgement.reasons:
+        return Kind.UNJUDGED
+    return Kind.PENDING if RECOVERY_PENDING in seen.judgement.reasons else Kind.HELD
+
+
+def why_still_there(seen: Seen, *, names: bool) -> str:
+    """Return why a stuck lock is still there."""
+    match seen.outcome:
+        case Outcome.FAILED:
+            return "the removal failed" + (f": {seen.note}" if names and seen.note else "")
+        case Outcome.CHANGED | Outcome.RESTORED:
+            return "another lock has its name now"
+        case Outcome.WOULD_REMOVE:
+            return "this is a dry run"
+        case _:
+            why = why_not_freed(seen)
+            return "it was found just now" if why is None else why.text
+
+
+_LOOKS_AGAIN: Final = (
+    "Nothing to do: the reaper looks again soon, and removes the lock if nothing has changed."
+)
+
+
+def next_step(seen: Seen, reader: Reader) -> Advice:
+    """Return the next step; the reaper itself is what sweeps."""
+    step = advice(seen)
+    confirmed = seen.judgement._replace(confirmed=True)
+    if seen.judgement.confirmed or decide(confirmed, reader.policy) is not Action.REMOVE:
+        return step
+    return step._replace(text=_LOOKS_AGAIN, command=None)

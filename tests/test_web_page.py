@@ -1,0 +1,356 @@
+"""The page below its first line: what it says of each lock, and to whom."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+
+import pytest
+
+from reaper.core.evidence import Holder, HolderState, Run, Unmet
+from reaper.core.finding import Skipped
+from reaper.core.lock import StateDir
+from reaper.core.policy import Action, Outcome, Policy
+from reaper.reports import links
+from reaper.reports.records import lock_record
+from reaper.web.chart import chart
+from reaper.web.state import policy_in_words
+from tests.conftest import Tree, record
+from tests.serving import (
+    HOST,
+    SECRET,
+    Served,
+    Serving,
+    blind,
+    full_of_names,
+    overdue,
+    put,
+    stale,
+)
+from tests.sidecar import Sidecar, until
+from tests.test_metrics import a_lock
+
+# The table
+
+
+def rows(page: str) -> list[str]:
+    return re.findall(r'<tr id="lock-.*?</tr>', page, re.DOTALL)
+
+
+def titles(page: str) -> list[str]:
+    """Return the groups' titles as they read."""
+    return [re.sub("<.*?>", "", it) for it in re.findall(r"<summary><h2>(.*?)</h2>", page)]
+
+
+KEY = "agent:main:telegram:direct:4711"
+
+
+def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving: Serving) -> None:
+    served = serving()
+    put(served.inventory, session="healthy")
+    put(served.inventory, session="healthy too")
+    put(served.inventory, session="of another", holder=Holder(state=HolderState.SAME, pid=8))
+    overdue(served, "late")
+    overdue(served, "later")
+    stale(served.inventory, session="left", age=700.0)
+    blind(served.inventory, session="blind")
+    page = served.text()
+    assert titles(page) == [
+        "Held by pid 7: 2 stuck, 2 other locks",
+        "Left by processes that have exited: 1 stuck",
+        "With an unknown holder: 1 cannot be judged",
+        "Held by pid 8: 1 lock",
+    ]
+    assert len(rows(page)) == 7
+    # Only a group where something is wrong is unfolded, and in it not what is fine.
+    assert re.findall(r'<details class="group" id="held-\w+"( open)?>', page) == [
+        " open",
+        " open",
+        " open",
+        "",
+    ]
+    assert "<summary>2 other locks, held</summary>" in page
+
+
+def test_holders_of_which_no_lock_is_stuck_are_one_group_where_there_are_several(
+    serving: Serving,
+) -> None:
+    served = serving()
+    overdue(served, "late")
+    put(served.inventory, session="healthy")
+    for pid in (8, 9):
+        put(served.inventory, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
+    page = served.text()
+    assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
+
+
+def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
+    serving: Serving,
+) -> None:
+    served = serving()
+    for number in range(20):
+        overdue(served, f"late-{number}")
+    page = served.text()
+    assert page.count("Not freed because") == page.count("<b>Next:</b>") == 1
+    assert page.count("See whether the run still writes.") == 1
+    plain = re.sub("</?span.*?>", "", page)
+    for number in range(20):
+        assert f'<code class="command">reaper explain late-{number}</code>' in plain
+
+
+def test_a_row_names_the_key_of_the_session_before_its_id(serving: Serving) -> None:
+    served = serving()
+    overdue(served, "an-id", run=Run(session_key=KEY, last_write_ms=9_000))
+    put(served.inventory, session="keyless")
+    late, healthy = rows(served.text().replace("<wbr>", ""))
+    assert re.search(rf'<a class="self" href="#lock-\w+">{KEY}</a>', late)
+    assert "agent main" not in late  # the key says so
+    assert "last write <time" in late
+    assert re.search(r'<a class="self" href="#lock-\w+"><code class="word">keyless</code>', healthy)
+    assert "agent main" in healthy
+
+
+def test_the_runbook_is_linked_where_the_project_has_an_address(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serving()
+    overdue(served, "late")
+    assert "(docs/runbook.md#overdue)" in served.text()
+    monkeypatch.setattr(links, "_address", lambda _: "https://reaper.example")
+    link = '<a href="https://reaper.example/docs/runbook.md#overdue" rel="noreferrer">'
+    assert link in served.text()
+
+
+def why(served: Served) -> str:
+    (found,) = re.findall(r"<b>Not freed because</b> (.*?)</p>", served.text())
+    return str(found)
+
+
+def next_step(served: Served) -> str:
+    (found,) = re.findall(r"<b>Next:</b> (.*?) <", served.text())
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "then"),
+    [
+        (Outcome.FAILED, "the removal failed: EPERM.", "Fix what made the removal fail"),
+        (Outcome.CHANGED, "another lock has its name now.", "Look again: "),
+        (Outcome.RESTORED, "another lock has its name now.", "Look again: "),
+        (Outcome.WOULD_REMOVE, "this is a dry run.", "Nothing was removed, because"),
+    ],
+)
+def test_a_stuck_lock_says_why_it_is_not_freed_and_what_to_do(
+    serving: Serving, outcome: Outcome, said: str, then: str
+) -> None:
+    served = serving()
+    seen = stale(served.inventory, session="sid", note="EPERM")
+    served.inventory.put("sid", seen._replace(outcome=outcome))
+    assert why(served) == said
+    assert next_step(served).startswith(then)
+    assert "EPERM" not in served.text(Host="evil.example")
+
+
+def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
+    served = serving()
+    seen = stale(served.inventory, session="sid")
+    served.inventory.put("sid", seen._replace(action=Action.FLAG))
+    assert why(served).startswith("the reaper only reports such locks")
+    once = seen.judgement._replace(confirmed=False, unmet=Unmet.SEEN_ONCE)
+    served.inventory.put("sid", seen._replace(judgement=once, action=Action.FLAG))
+    assert why(served) == "it was seen only once, and a sweep looks twice."
+    assert next_step(served) == (
+        "Nothing to do: the reaper looks again soon, and removes the lock if nothing has changed."
+    )
+
+
+def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> None:
+    served = serving()
+    seen = stale(served.inventory, session="sid")
+    for _ in range(3):
+        served.inventory.remember(lock_record(seen._replace(outcome=Outcome.REMOVED)), 1)
+    (row,) = rows(served.text())
+    assert "removed 3 times before" in row
+    assert '<b class="">removed 3 times</b>' in served.text()
+
+
+def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) -> None:
+    """Those that are stuck before all others, whoever holds them."""
+    served = serving()
+    for number in range(300):
+        put(served.inventory, session=f"s{number}", age=float(number))
+    stale(served.inventory, session="dead", age=700.0)
+    overdue(served, "late", holder=Holder(state=HolderState.SAME, pid=8))
+    page = served.text()
+    assert len(rows(page)) == 200
+    assert "And 102 locks more" in page
+    assert titles(page) == [
+        "Held by pid 8: 1 stuck",
+        "Left by processes that have exited: 1 stuck",
+        "Held by pid 7: 300 locks",
+    ]
+
+
+def test_the_order_of_locks_is_that_of_the_times_they_show(serving: Serving) -> None:
+    """The ages of one sweep are taken at moments up to a second apart."""
+    served = serving()
+    for session, taken in (("later", "1970-01-01T00:00:10.000Z"), ("first", "1970-01-01T00:00:09")):
+        seen = stale(served.inventory, session=session, age=700.0)
+        text = f'{{"pid": 7, "createdAt": "{taken}"}}'
+        from reaper.core.record import parse
+
+        lock = seen.lock._replace(record=parse(text.encode()))
+        seen = seen._replace(lock=lock, evidence=seen.evidence._replace(lock=lock))
+        served.inventory.put(session, seen._replace(at=seen.at + (session == "first")))
+    first, later = rows(served.text())
+    assert "first" in first
+    assert "later" in later
+
+
+# Names
+
+
+def test_who_may_not_see_names_gets_all_the_rest_and_the_way_to_the_names(serving: Serving) -> None:
+    served = serving(inventory=full_of_names(), show_sessions="authenticated")
+    page = served.text()
+    assert "1 session is stuck" in page
+    assert page.count("a session of agent main") == 4  # three locks, and an action
+    assert '<b class="bad">Stale</b>: ' in page
+    assert "11m 40s" in page
+    assert '<dt>Not read</dt><dd class="bad">unreadable</dd>' in page
+    assert "None" not in page
+    plain = re.sub("</?(span|code).*?>", "", page)
+    assert "run docker exec reaper reaper list" in plain
+    assert "start the reaper with REAPER_SHOW_SESSIONS=all" in plain
+
+
+def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
+    name = "<script>alert(1)</script>\x1b[31m\n$state ${x} {y}" + os.fsdecode(b"\xff")
+    agent = "<b>&amp;'\" {z}"
+    served = serving(states=[StateDir(name, f"/{name}"), StateDir("s", "/s")])
+    for number, make in enumerate((stale, blind, put)):
+        seen = make(served.inventory, session=f"{name}{number}", agent=agent)
+        key = seen.evidence.run._replace(session_key=f"agent:{name}")
+        for place, found in enumerate(
+            (seen, seen._replace(evidence=seen.evidence._replace(run=key)))
+        ):
+            failed = found._replace(outcome=Outcome.FAILED, note=name)
+            served.inventory.put(f"{number}-{place}", failed)
+            served.inventory.remember({**lock_record(failed), "path": f"{number}{place}"}, 1)
+    served.inventory.set_skipped(
+        [
+            Skipped(path=f"/{name}", reason=name, failed=True, note=name),
+            Skipped(path=f"/{name}", reason="sqlite-sessions", note=name),
+        ]
+    )
+    page = served.text()
+    assert len(rows(page)) == 9
+    assert page.count("<script>") == 1
+    assert page.count("&lt;script&gt;alert(1)") > 20
+    assert "<b>&" not in page
+    assert "\x1b" not in page
+    assert "{y}" in page
+    script = page.index("<script>")
+    assert "\\n" not in page[:script].replace("\\n$state", "")  # only where a name has it
+    json.loads(served.text("/api/v1/locks"))
+
+
+# What is around the table
+
+
+def test_the_page_says_which_machine_it_is_of_and_what_is_removed(serving: Serving) -> None:
+    page = serving().text()
+    assert (
+        f"<b>{HOST}</b> · uid 1000 · /secret-session/state · removes stale, orphaned and "
+        "abandoned locks; reports overdue ones"
+    ) in page
+    assert policy_in_words(Policy(Action.FLAG, Action.REMOVE), dry_run=False) == (
+        "removes stale, orphaned and overdue locks; reports abandoned ones"
+    )
+
+
+def test_the_page_of_a_dry_run_says_that_nothing_is_removed(serving: Serving) -> None:
+    served = serving(dry_run=True)
+    assert "This is a dry run: nothing is removed." in served.text()
+    assert "dry run" not in serving().text()
+
+
+def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
+    served = serving()
+    assert "None since the reaper started" in served.text()
+    it = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
+    for number in range(100):
+        served.inventory.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
+    for _ in range(200):
+        served.inventory.remember({**it, "path": "/1", "session": "again"}, 1000)
+    acts = served.inventory.acts()
+    assert len(acts) == 50
+    # It is counted although it was among the latest no more.
+    assert (acts[0].record["session"], acts[0].times, acts[0].at_ms) == ("again", 201, 1000)
+    assert acts[1].record["session"] == "n99"
+    assert "failed 201 times" in served.text()
+    assert "<summary>42 earlier actions</summary>" in served.text()
+    for number in range(2000):
+        served.inventory.remember({**it, "path": f"/{number}"}, 1001)
+    assert len(served.inventory._times) == 1000
+
+
+def test_an_act_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
+    tree.lock("dead", record(2**22 + 1))
+    sidecar = Sidecar(tree.root)
+    try:
+        until(lambda: sidecar.journal("removed"))
+        page = sidecar.get("/")
+        assert re.search(
+            r'dead</code>.*<b class="">removed</b>: stale \(dead-pid\)', page, re.DOTALL
+        )
+        assert '<dt>Removed since its start</dt><dd class="">1</dd>' in page
+        assert "Last 1 minute: " in page
+    finally:
+        sidecar.stop()
+
+
+@pytest.mark.parametrize(
+    ("most", "caption"),
+    [
+        ([0] * 60, "Last hour: none known to be stuck"),
+        ([0] * 58 + [3, 1], "Last hour: at most 3 sessions stuck"),
+        ([1], "Last 1 minute: at most 1 session stuck"),
+    ],
+)
+def test_the_chart_of_the_last_hour_says_what_it_shows(most: list[int], caption: str) -> None:
+    picture = chart(most)
+    assert f"<figcaption>{caption}</figcaption>" in picture
+    assert f'aria-label="{caption}"' in picture
+    assert ("stuck" in re.findall('class="(.*?)"', picture)) is (max(most) > 0)
+    assert f"M{60 - len(most)} 24" in picture  # what is not known is left blank
+
+
+def test_there_is_no_chart_before_anything_is_known() -> None:
+    assert chart([]) == ""
+
+
+def test_times_are_for_the_browser_to_make_local_and_tell_utc_without_it(serving: Serving) -> None:
+    served = serving()
+    page = served.text()
+    assert re.search(r'<span id="now"><time datetime="[\d-]+T[\d:.]+Z">[\d:]+ UTC</time>', page)
+    put(served.inventory)._replace()
+    seen = put(served.inventory)
+    lock = seen.lock._replace(record=seen.lock.record._replace(created_at_ms=-(10**17)))
+    served.inventory.put(SECRET, seen._replace(lock=lock))  # a year that no calendar has
+    assert "since -100000000000000000 ms after 1970" in served.text()
+
+
+def test_the_policy_of_the_page_allows_its_own_style_and_script_and_no_other(
+    serving: Serving,
+) -> None:
+    answered = serving().ask("/")
+    policy = answered.getheader("Content-Security-Policy") or ""
+    text: str = answered.text  # type: ignore[attr-defined]
+    for tag in ("style", "script"):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "style=" not in text
+    assert not re.search(r"\son\w+=", text)
