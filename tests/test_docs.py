@@ -8,7 +8,7 @@ import pytest
 from reaper.adapters import hold_proof
 from reaper.core import verdict
 from reaper.core.lock import Shape
-from reaper.reports import metrics
+from reaper.reports import lock_gauges, metrics
 from reaper.reports.advice import ANCHORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
 
 
 def test_the_runbook_says_what_to_do_about_each_thing_that_is_not_read_and_each_error() -> None:
-    assert first_columns("ReaperCannotRead") == set(metrics._SKIP_REASONS)
+    assert first_columns("ReaperCannotRead") == set(lock_gauges._SKIP_REASONS)
     assert first_columns("ReaperErrors") == set(metrics._ERROR_KINDS)
 
 
