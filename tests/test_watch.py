@@ -45,7 +45,7 @@ from reaper.watch.loop import Watch
 from tests.conftest import Holder, HoldLock, Tree, bindfs, created_ms, record, start_ticks
 from tests.logfmt import parse as parse_logfmt
 from tests.other_uid import as_other_uid
-from tests.processes import PATIENCE, command_of, reap, start, start_reaper
+from tests.processes import PATIENCE, reap, start_reaper
 from tests.sidecar import Sidecar, Watching, gone, port_of, until
 from tests.test_file_events import overflow_the_queue
 from tests.trajectories import attempt
@@ -1072,35 +1072,6 @@ def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree, tmp_path: Pa
     shown = journal.read_text()
     assert len(shown.splitlines()) == 3
     assert "a\\\\nb" in shown or "a\\nb" in shown
-
-
-# Demo
-
-
-@pytest.mark.long(seconds=30)
-@pytest.mark.parametrize("interrupted", [True, False])
-def test_the_demo_frees_what_it_should_and_leaves_nothing_behind(
-    tmp_path: Path, interrupted: bool
-) -> None:
-    process = start(
-        command_of("demo"), env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE
-    )
-    until(lambda: list(tmp_path.glob("reaper-demo-*/demo/agents/main/sessions/healthy*")))
-    if interrupted:
-        until(lambda: psutil.Process(process.pid).children())
-        children = psutil.Process(process.pid).children()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == 130
-        _, alive = psutil.wait_procs(children, timeout=PATIENCE)
-        assert alive == []
-    else:
-        shown, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0
-        for session in ("killed", "forgotten", "run-timed-out"):
-            assert re.search(rf"removed .*session={session} ", shown), shown
-        assert not re.search(r"removed .*session=healthy", shown)
-    assert list(tmp_path.iterdir()) == []
 
 
 # A dry run

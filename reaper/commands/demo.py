@@ -4,21 +4,24 @@ import signal
 
 import typer
 
-from reaper.commands.console import EXIT_INTERRUPTED
+from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED, Talk
+from reaper.commands.reporting import told_to_standard_output
 
 
 def command() -> None:
     """Show the sidecar at work for 30 seconds, on locks of its own."""
     from rich.console import Console  # noqa: PLC0415
 
-    from reaper import demo as it  # noqa: PLC0415
     from reaper.adapters import hold_proof  # noqa: PLC0415
+    from reaper.demo import story  # noqa: PLC0415
 
     hold_proof.prepare()
     # Both clean up, also where a shell that runs this in the background has SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        it.run(Console())
+        with told_to_standard_output(Talk(quiet=False, verbose=False)):
+            done = story.run(Console())
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    raise typer.Exit(0 if done else EXIT_FAILED)
