@@ -94,7 +94,7 @@ def parse_duration(text: str) -> float:
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or written not in {words, f"{words}s"} or seconds > _LONGEST:
         shown = text if len(text) <= 20 else f"{text[:20]}..."  # noqa: PLR2004  # one short line
-        raise SettingsError(f"{shown!r} is no duration; write it like 90s, 2m, 1h30m or 0")
+        raise SettingsError(f"{shown!r} is not a duration; write it like 90s, 2m, 1h30m or 0")
     return seconds
 
 
@@ -102,7 +102,7 @@ def parse_size(text: str) -> int:
     """Return bytes of `4GiB`, `512MiB`, `6GB`; a bare number is bytes. Raises SettingsError."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?b|[kmgt]i|b)?", text.strip().lower())
     if match is None:
-        raise SettingsError(f"{text[:20]!r} is no size; write it like 4GiB, 512MiB or 6GB")
+        raise SettingsError(f"{text[:20]!r} is not a size; write it like 4GiB, 512MiB or 6GB")
     unit = match[2] or "b"
     base = 1024 if "i" in unit else 1000
     return int(float(match[1]) * base ** " kmgt".index(unit[0] if unit != "b" else " "))
@@ -111,7 +111,7 @@ def parse_size(text: str) -> int:
 def parse_count(text: str) -> int:
     """Return a number of things, 1 or more. Raises SettingsError."""
     if re.fullmatch("0*[1-9][0-9]{0,8}", text.strip(), re.ASCII) is None:
-        raise SettingsError(f"{text[:20]!r} is no number from 1 on")
+        raise SettingsError(f"{text[:20]!r} is not a number of 1 or more")
     return int(text)
 
 

@@ -828,7 +828,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "4g", "6 G", "1e9", "4 GiB or so", "nan"])
 def test_what_is_no_size_is_said_so(text: str) -> None:
-    with pytest.raises(SettingsError, match="is no size"):
+    with pytest.raises(SettingsError, match="is not a size"):
         parse_size(text)
 
 

@@ -134,7 +134,7 @@ def test_why_is_a_few_plain_words(seen: Any, why: str) -> None:
     ("outcome", "result"),
     [
         (Outcome.REMOVED, "removed"),
-        (Outcome.WOULD_REMOVE, "would remove"),
+        (Outcome.WOULD_REMOVE, "would be removed"),
         (Outcome.VANISHED, "gone"),
         (Outcome.FAILED, "failed"),
     ],
@@ -245,6 +245,15 @@ def test_the_sentence_is_on_standard_error_unless_that_is_a_terminal(tree: Tree)
     assert "1 lock" not in on_a_terminal("sweep", "--dry-run", "-q", *where, columns=200)
 
 
+def test_what_cannot_be_read_is_never_said_to_be_no_locks(tree: Tree) -> None:
+    (tree.sessions() / "gone.jsonl.lock").symlink_to("nowhere")
+    said = reap("list", "--state-dir", tree.root).stderr
+    assert "no locks found, but 1 file or folder cannot be checked\n" in said
+    tree.lock("dead", record(DEAD))
+    said = reap("list", "--state-dir", tree.root).stderr
+    assert "1 lock: 1 stale; 1 file or folder cannot be checked\n" in said
+
+
 def test_the_commands_that_are_shown_can_be_copied(tree: Tree, hold: HoldLock) -> None:
     hold(UUID.format(1), age=7200)
     tree.lock("dead", record(DEAD))
@@ -258,6 +267,13 @@ def test_the_commands_that_are_shown_can_be_copied(tree: Tree, hold: HoldLock) -
         "^  command +(.*)$", reap(*explain[1:-1], "00000001").stdout, re.MULTILINE
     )
     assert reap(*shlex.split(command)[1:]).returncode == 0
+    assert not list(tree.sessions().glob("*.lock"))
+    hold("overdue", age=7200)
+    policy = ("--on-overdue", "remove", "--abandoned-after", "90.5")
+    said = reap("list", *policy, "--state-dir", tree.root).stderr
+    (sweep,) = (shlex.split(it) for it in re.findall("`([^`]*)`", said))
+    assert sweep[4:] == ["--on-overdue", "remove", "--abandoned-after", "90.5s"]
+    assert reap(*sweep[1:]).returncode == 0
     assert not list(tree.sessions().glob("*.lock"))
     variable = {"REAPER_STATE_DIR": str(tree.root)}
     tree.lock("dead", record(DEAD))

@@ -139,15 +139,21 @@ class Judging(NamedTuple):
             coloured=width is not None and not os.environ.get("NO_COLOR"),
         )
         say = self._say_on_terminal if width is not None else self.talk.info
-        return TableOutput(table, say=say, where=self.where, only_notable=only_notable)
+        return TableOutput(table, say=say, options=self.options, only_notable=only_notable)
 
-    def where(self) -> str:
-        """Return what must follow a command's name, so that it looks at the same directories."""
-        if not self.by_option:
-            return ""
-        from shlex import quote  # noqa: PLC0415  # only where an option was given
+    def options(self) -> str:
+        """Return what must follow a command's name, so that it judges the same locks alike."""
+        from shlex import quote  # noqa: PLC0415  # only where a command is suggested
 
-        return "".join(f" --state-dir {quote(printable(it.path))}" for it in self.states)
+        words = [("--state-dir", printable(it.path)) for it in self.states if self.by_option]
+        if self.policy.on_abandoned is not Policy().on_abandoned:
+            words.append(("--on-abandoned", self.policy.on_abandoned.value))
+        if self.policy.on_overdue is not Policy().on_overdue:
+            words.append(("--on-overdue", self.policy.on_overdue.value))
+        if self.limits.abandoned_after != _DEFAULTS.abandoned_after:
+            after = f"{self.limits.abandoned_after:.3f}".rstrip("0").rstrip(".")
+            words.append(("--abandoned-after", f"{after}s"))
+        return "".join(f" {option} {quote(value)}" for option, value in words)
 
     def _say_on_terminal(self, text: str) -> None:
         if not self.talk.quiet:

@@ -75,7 +75,7 @@ class Report:
         for (note, stray), blind in self._blind.items():
             uids = {lock.uid for lock in blind}
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
-            self._talk.error(f"{locks(len(blind))} cannot be judged: {advice}")
+            self._talk.error(f"{locks(len(blind))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
         """1 before 4 before 3."""

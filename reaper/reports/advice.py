@@ -128,11 +128,14 @@ def _unjudged(found: Found, commands: "_Commands", *, explained: bool) -> Advice
         text = "Look at what has this name. The command removes it, as `rm` would."
         command = commands.unlock(force=True) if explained else commands.explain()
         return Advice(text, command, CANNOT_BE_JUDGED, "explain")
-    why = no_proof_advice({lock.uid}, note) if note else "nothing shows whether the file is open"
-    text = f"The reaper cannot check this lock: {why}."
     if note.partition(":")[0] == "no-rights":
+        text = (
+            f"Run the reaper as uid {lock.uid}, which owns the lock file: nobody else may check it."
+        )
         command = f"sudo -u '#{lock.uid}' {commands.explain() or 'reaper list'}"
         return Advice(text, command, CANNOT_BE_JUDGED, f"run as uid {lock.uid}"[:15])
+    why = no_proof_advice({lock.uid}, note) if note else "nothing shows whether the file is open"
+    text = f"The reaper cannot check this lock: {why}."
     return Advice(text, None if explained else commands.explain(), CANNOT_BE_JUDGED, "explain")
 
 

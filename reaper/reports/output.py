@@ -14,6 +14,10 @@ VERDICT_STYLES: Final = {
 }
 
 
+RESULTS: Final = {"flagged": "reported", "vanished": "gone", "would-remove": "would be removed"}
+"""Outcomes in words, where those of `--json` are not plain."""
+
+
 class Output(Protocol):
     def lock(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
@@ -49,13 +53,15 @@ class JsonOutput:
 
 def sentence(summary: Summary) -> str:
     """Return the whole in one line: `12 locks: 10 held, 2 stale; 2 removed`."""
+    names = "1 file or folder" if summary.unseen == 1 else f"{summary.unseen} files or folders"
+    unseen = f"{names} cannot be checked" if summary.unseen else ""
     if not summary.locks:
-        return "no locks"
+        return f"no locks found, but {unseen}" if unseen else "no locks"
     verdicts = summary.as_record()["verdicts"]
     outcomes = summary.as_record()["outcomes"]
     parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
-    done = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
-    return f"{locks(summary.locks)}: {parts}" + (f"; {done}" if done else "")
+    done = ", ".join(f"{count} {RESULTS.get(it, it)}" for it, count in outcomes.items() if count)
+    return "; ".join(filter(None, (f"{locks(summary.locks)}: {parts}", done, unseen)))
 
 
 def locks(count: int) -> str:

@@ -134,7 +134,7 @@ class Summary:
     """What a command met, counted."""
 
     def __init__(self) -> None:
-        self.locks = self.stuck = self.failed = self.blind = 0
+        self.locks = self.stuck = self.failed = self.blind = self.unseen = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.outcomes: Counter[Outcome] = Counter()
         self.skipped: list[dict[str, str | None]] = []
@@ -157,6 +157,7 @@ class Summary:
         """Count what was not looked at; path and note are None for who may not see names."""
         self.skipped.append({"path": path, "reason": reason, "note": note})
         self.failed += failed
+        self.unseen += failed
 
     def as_record(self) -> dict[str, Any]:
         return {

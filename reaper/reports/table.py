@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Final, TextIO
 
 from reaper.core.evidence import Evidence
-from reaper.core.policy import Outcome
 from reaper.core.short_name import short_names, shortened
 from reaper.core.text import printable
 from reaper.core.verdict import (
@@ -25,7 +24,7 @@ from reaper.core.verdict import (
 )
 from reaper.reports.advice import advice
 from reaper.reports.explain import duration
-from reaper.reports.output import locks, sentence
+from reaper.reports.output import RESULTS, locks, sentence
 from reaper.reports.records import Found, Summary
 
 MOST_ROWS: Final = 1000
@@ -50,8 +49,8 @@ _TO_FIT: Final = (("session", 28), ("pid", 0), ("session", 12), ("session", 0), 
 class TableOutput:
     """A table of locks, then what they are in one sentence, and the commands for what is left.
 
-    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `where` gives
-    what the commands need to find the state directories.
+    `say` writes the sentences; `only_notable` leaves out locks that are simply held.
+    `options` gives those that the commands need to judge the same locks alike.
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class TableOutput:
         table: "Table",
         *,
         say: Callable[[str], None],
-        where: Callable[[], str],
+        options: Callable[[], str],
         only_notable: bool,
     ) -> None:
         self._table = table
         self._say = say
-        self._where = where
+        self._options = options
         self._only_notable = only_notable
         self._next: Counter[str] = Counter()
 
@@ -80,9 +79,9 @@ class TableOutput:
         removable, others = self._next["sweep"], self._next["explain"] + self._next["unlock"]
         said = []
         if removable:
-            said.append(f"`reaper sweep{self._where()}` removes {locks(removable)}")
+            said.append(f"`reaper sweep{self._options()}` removes {locks(removable)}")
         if others:
-            command = f"reaper explain{self._where()} ID"
+            command = f"reaper explain{self._options()} ID"
             said.append(f"`{command}` says what to do about {locks(others)}")
         if said:
             self._say(f"next: {', '.join(said)}")
@@ -221,16 +220,9 @@ def _session(found: Found) -> str:
     return f"(agent {found.lock.agent})" if key is None else key
 
 
-_RESULTS: Final = {
-    Outcome.VANISHED: "gone",
-    Outcome.WOULD_REMOVE: "would remove",
-    Outcome.FLAGGED: "reported",
-}
-
-
 def _result(found: Found) -> str:
     outcome = found.outcome
-    return "-" if outcome is None else _RESULTS.get(outcome, outcome.value)
+    return "-" if outcome is None else RESULTS.get(outcome.value, outcome.value)
 
 
 CELLS: Final[dict[str, Callable[[Found], str]]] = {
