@@ -104,7 +104,6 @@ def _start_sidecar(root: Path, inventory: LockInventory, log: Log, cleanup: Exit
         metrics.registry,
         view,
         gateway=lambda: health.answer(fresh=True),
-        not_ready_because=watch.not_ready_because,
     )
     (port,) = web.start([Address("127.0.0.1", 0)])
     cleanup.callback(web.stop)
