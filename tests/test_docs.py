@@ -8,7 +8,7 @@ import pytest
 from reaper.adapters import hold_proof
 from reaper.core import verdict
 from reaper.core.lock import Shape
-from reaper.reports import lock_gauges, metrics
+from reaper.reports import lock_gauges, metrics, table
 from reaper.reports.advice import ANCHORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,11 +46,15 @@ def test_the_index_names_each_document() -> None:
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - named == {"README.md"}
 
 
+def section(heading: str) -> str:
+    """Return a section of the runbook."""
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
 def first_columns(heading: str) -> set[str]:
     """Return the codes in the first column of the table under a heading of the runbook."""
-    text = (ROOT / "docs" / "runbook.md").read_text()
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    rows = [line.split("|")[1] for line in section(heading).splitlines() if line.startswith("|")]
     return {code for row in rows[2:] for code in re.findall(r"`([^`]+)`", row)}
 
 
@@ -64,6 +68,9 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
     assert len(reasons) == 14
     assert len(notes) == 4
     assert first_columns("Reasons") == reasons | notes | shapes | unread
+    rows = dict(re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]*) \|", section("Reasons"), re.MULTILINE))
+    words = table._WHY | table._WHY_NO_PROOF
+    assert {code: word for code, word in rows.items() if word.strip()} == words
     assert first_columns("Cannot be judged") == notes | unread
 
 

@@ -289,6 +289,9 @@ def test_every_query_of_alerts_and_panels_finds_what_a_reaper_serves(
         until(
             lambda: ask(address, 'reaper_stuck_locks{job="node"} == 1'), "the textfile is scraped"
         )
+        run(*sweep)
+        reported = 'reaper_actions_total{job="node",outcome="flagged"}'
+        until(lambda: ask(address, f"{reported} == 2"), "a counter carries on from sweep to sweep")
         everything = [*map(filled, expressions()), *(it["expr"] for it in alerts().values())]
         for expr in everything:
             for selector in re.findall(r"\b(?:reaper_\w+|up)(?:\{.*?\})?", expr):
