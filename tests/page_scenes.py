@@ -177,7 +177,7 @@ def fill(served: Served, kind: str) -> None:
             note = "left at '.rprXXXXX': a newer lock has its name"
             failed = abandoned(9)._replace(outcome=Outcome.FAILED, note=note)
             long = "x" * 180
-            locks += [overdue(4, session=long, agent="a" * 60, key=long), failed, blind(5)]
+            locks += [overdue(4, age=2e5, session=long, agent="a" * 60, key=long), failed, blind(5)]
             locks += [seen(200 + number, age=200.0 + number) for number in range(60)]
             for number in range(30):
                 inventory.remember(lock_record(failed) | {"path": str(number)}, 1)

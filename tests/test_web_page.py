@@ -173,6 +173,8 @@ def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> Non
     (row,) = rows(served.text())
     assert "removed 3 times before" in row
     assert '<b class="">removed 3 times</b>' in served.text()
+    served.inventory.remember(lock_record(seen._replace(outcome=Outcome.FLAGGED)), 1)
+    assert '<b class="">reported</b>' in served.text()
 
 
 def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) -> None:

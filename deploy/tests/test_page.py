@@ -81,6 +81,10 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
         )
         assert widths[0] <= widths[2] == SIZES[size][0]
         assert widths[1] <= widths[2]
+        assert browser.run(
+            "const box = document.querySelector('h1').parentElement;"
+            "return box.scrollWidth <= box.clientWidth"
+        )
     browser.run(axe + "; window.axe = axe")
     found = browser.run("return axe.run(document, {resultTypes: ['violations', 'incomplete']})")
     assert found["violations"] == []

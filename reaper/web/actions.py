@@ -10,6 +10,16 @@ from reaper.web.html import Html, html, joined, many, moment
 from reaper.web.rows import session
 from reaper.web.shown import visible
 
+_WORDS: Final = {
+    Outcome.KEPT: "kept",
+    Outcome.FLAGGED: "reported",
+    Outcome.REMOVED: "removed",
+    Outcome.WOULD_REMOVE: "would remove",
+    Outcome.VANISHED: "gone already",
+    Outcome.CHANGED: "not removed: another lock has its name",
+    Outcome.RESTORED: "put back: another lock has its name",
+    Outcome.FAILED: "failed",
+}
 _OPEN: Final = 8
 """Actions that are shown at once; the earlier ones are folded."""
 
@@ -47,7 +57,7 @@ def _row(act: Act, now_ms: int, *, names: bool) -> Html:
         ago=duration(max(0, now_ms - act.at_ms) / 1000),
         at=moment(act.at_ms),
         tone="bad" if record["outcome"] == Outcome.FAILED.value else "",
-        outcome=f"{record['outcome']}{often}",
+        outcome=f"{_WORDS[Outcome(record['outcome'])]}{often}",
         why=f"{record['verdict']} ({', '.join(record['reasons'])})",
         note=html(". {note}", note=record["note"]) if record["note"] else Html(),
     )
