@@ -147,7 +147,7 @@ def test_locks_that_cannot_be_judged_are_a_doubt_with_a_way_out(serving: Serving
     blind(served.inventory)
     assert first_line(served) == "Unknown: 1 lock cannot be judged."
     assert level(served) == "doubt"
-    assert "run the reaper as uid " in served.text()
+    assert "Run the reaper as uid " in served.text()
     served.not_ready = "a folder cannot be read (unreadable)"
     assert first_line(served) == "Unknown: a folder cannot be read (unreadable)."
 
