@@ -506,13 +506,13 @@ def test_payload_bombs_are_junk_like_any_other(tree: Tree) -> None:
 # People
 
 
-def on_a_terminal(*arguments: object, columns: int = 120, stdout: int | None = None) -> str:
-    """Run the command on a pseudo-terminal and return all that it shows there."""
+def on_a_terminal(*arguments: object, columns: int = 120, term: str = "xterm") -> str:
+    """Run the command on a pseudo-terminal and return all that it shows."""
     parent, child = pty.openpty()
     process = start_reaper(
         *arguments,
-        env={"COLUMNS": str(columns), "TERM": "xterm"},
-        stdout=child if stdout is None else stdout,
+        env={"COLUMNS": str(columns), "TERM": term},
+        stdout=child,
         stderr=child,
     )
     os.close(child)
@@ -538,8 +538,10 @@ def test_on_a_terminal_there_is_a_table_in_colour(
     shown = on_a_terminal("list", "--state-dir", tree.root)
     assert "[bold]de" in shown
     assert "\x1b[33mSTALE" in shown
+    dumb = on_a_terminal("list", "--state-dir", tree.root, term="dumb")
+    assert "\x1b" not in dumb
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[33m" not in on_a_terminal("list", "--state-dir", tree.root)
+    assert "\x1b" not in on_a_terminal("list", "--state-dir", tree.root)
 
 
 def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:

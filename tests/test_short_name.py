@@ -58,9 +58,16 @@ def test_what_is_cut_to_a_width_is_understood(name: str, width: int) -> None:
         assert fits(shown, name)
 
 
+def test_a_key_is_cut_where_it_says_least() -> None:
+    key = "agent:main:telegram:group:-1001234567890"
+    assert shortened(key, 24) == "...:group:-1001234567890"
+    assert shortened(key, 36) == "agent:main:teleg...up:-1001234567890"
+
+
 @pytest.mark.parametrize(
     ("text", "name", "expected"),
     [
+        ("...1", ONE, True),
         ("d95b", ONE, True),
         (" d95bafc8\n", ONE, True),
         ("d95bafc8...0001", ONE, True),
@@ -86,7 +93,11 @@ def test_what_says_nothing_fits_nothing(text: str) -> None:
         ("d95bafc8", ONE, False),
         ("d95b", ONE, True),
         ("main", "main-of-somebody-else", True),
-        ("main...else", "main-of-somebody-else", False),
+        ("main...else", "main-of-somebody-else", True),
+        ("...:nightly", "agent:main:nightly", True),
+        ("x95bafc8", "x" + ONE[1:], True),
+        ("d95bafc8", f"{ONE}-topic-5", True),
+        ("d95bafc8...-topic-5", f"{ONE}-topic-5", False),
     ],
 )
 def test_a_prefix_that_may_be_a_whole_name_is_a_guess(text: str, name: str, expected: bool) -> None:

@@ -136,7 +136,9 @@ class Judging(NamedTuple):
             sys.stdout,
             columns=[name for name in COLUMNS if wanted.get(name, True)],
             width=width,
-            coloured=width is not None and not os.environ.get("NO_COLOR"),
+            coloured=width is not None
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM") != "dumb",
         )
         say = self._say_on_terminal if width is not None else self.talk.info
         return TableOutput(table, say=say, options=self.options, only_notable=only_notable)

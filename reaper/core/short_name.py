@@ -1,5 +1,6 @@
 """Short names of locks, as `reaper list` shows them and as people type them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -14,7 +15,9 @@ _WHOLE: Final = 12
 """A name of as many characters is not shortened."""
 _LONGEST: Final = 13
 """A longer prefix would be shared by most names anyway; then both ends are shown."""
-_UUID: Final = 36
+_UUID: Final = re.compile("[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+_UUID_LENGTH: Final = 36
+_ROOM_FOR_BOTH_ENDS: Final = 32
 
 
 class Abbreviation(NamedTuple):
@@ -37,11 +40,11 @@ class Abbreviation(NamedTuple):
         )
 
     def is_guess(self, name: str) -> bool:
-        """Tell whether the text may be meant as the whole name of another session. The beginning of
-        a UUID is none, nor is a text with an ellipsis.
+        """Tell whether another session may be meant, whose lock may be gone: any but the one whose
+        UUID begins so. Of the locks of a session and its topics, the topics' have an ellipsis.
         """
-        is_part_of_uuid = len(name) == _UUID and len(self.start) >= _SHORTEST
-        return self.is_plain and not is_part_of_uuid
+        names_uuid = len(self.start) >= _SHORTEST and _UUID.match(name) is not None
+        return not names_uuid or (self.is_plain and len(name) > _UUID_LENGTH)
 
 
 def abbreviation(text: str) -> Abbreviation | None:
@@ -72,11 +75,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name in `width` characters: whole, or both ends, of which the last tells more."""
+    """Return a name in `width` characters: whole, or both ends, or where there is little room its
+    end, which tells more: keys begin alike.
+    """
     if len(name) <= width:
         return name
     kept = max(0, width - len(ELLIPSIS))
-    head = kept // 2
+    head = kept // 2 if width >= _ROOM_FOR_BOTH_ENDS else 0
     return f"{name[:head]}{ELLIPSIS}{name[len(name) - (kept - head) :]}"
 
 
