@@ -913,6 +913,28 @@ def _is_run_over(it: Evidence) -> bool:
     )
 
 
+@pytest.mark.parametrize(
+    ("seen", "unmet"),
+    [
+        (evidence(**stuck() | {"seen_for": 0.0}), Unmet.SEEN_ONCE),
+        (
+            evidence(NOT_OPEN, HolderState.GONE, run=Run(store=StoreStatus.RUNNING)),
+            Unmet.RECOVERY_PENDING,
+        ),
+        (evidence(NOT_OPEN), Unmet.TOO_EARLY),
+        (evidence(NO_PROOF), Unmet.NO_HOLD_PROOF),
+        (evidence(NO_PROOF, HolderState.GONE), Unmet.NO_HOLD_PROOF),
+    ],
+)
+def test_each_row_that_removes_nothing_names_its_condition(seen: Evidence, unmet: Unmet) -> None:
+    assert judge(seen, LIMITS).unmet is unmet
+
+
+@pytest.mark.parametrize("seen", [evidence(**stuck() | {"seen_for": 0.0}), evidence(NOT_OPEN)])
+def test_a_look_says_that_one_sight_is_not_enough(seen: Evidence) -> None:
+    assert judge(seen, LIMITS._replace(seen_once_suffices=True)).unmet is Unmet.SEEN_ONCE
+
+
 @given(_EVIDENCE, _LIMITS)
 def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
     it: Evidence, limits: Limits
