@@ -98,6 +98,9 @@ def test_what_says_nothing_fits_nothing(text: str) -> None:
         ("x95bafc8", "x" + ONE[1:], True),
         ("d95bafc8", f"{ONE}-topic-5", True),
         ("d95bafc8...-topic-5", f"{ONE}-topic-5", False),
+        ("d95bafc8...", f"{ONE}-topic-5", True),
+        ("d95bafc8...5", f"{ONE}-topic-5", True),
+        ("0198c0de", "0198c0de-5e55-7000-8000-000000000001", True),
     ],
 )
 def test_a_prefix_that_may_be_a_whole_name_is_a_guess(text: str, name: str, expected: bool) -> None:

@@ -15,20 +15,17 @@ _WHOLE: Final = 12
 """A name of as many characters is not shortened."""
 _LONGEST: Final = 13
 """A longer prefix would be shared by most names anyway; then both ends are shown."""
-_UUID: Final = re.compile("[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+_UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+"""A random one: those of version 1, 6 and 7 are times, which other sessions share in part."""
 _UUID_LENGTH: Final = 36
 _ROOM_FOR_BOTH_ENDS: Final = 32
 
 
 class Abbreviation(NamedTuple):
-    """What a person typed, as the short name of a lock: how its session id or key begins and ends.
-
-    `is_plain`: the text has no ellipsis, so that it is a prefix.
-    """
+    """What a person typed as the short name of a lock: how its id or key begins and ends."""
 
     start: str
     end: str
-    is_plain: bool
 
     def fits(self, name: str) -> bool:
         """Tell whether this is a short name of `name`, which may be shown with escapes."""
@@ -41,16 +38,17 @@ class Abbreviation(NamedTuple):
 
     def is_guess(self, name: str) -> bool:
         """Tell whether another session may be meant, whose lock may be gone: any but the one whose
-        UUID begins so. Of the locks of a session and its topics, the topics' have an ellipsis.
+        random UUID begins so. Of the locks of a session and its topics, the topics' are named by
+        both ends.
         """
         names_uuid = len(self.start) >= _SHORTEST and _UUID.match(name) is not None
-        return not names_uuid or (self.is_plain and len(name) > _UUID_LENGTH)
+        return not names_uuid or (len(name) > _UUID_LENGTH and len(self.end) < _SHORTEST)
 
 
 def abbreviation(text: str) -> Abbreviation | None:
     """Return how a text is read as a short name; None where it says nothing."""
-    start, dots, end = _plain(text.strip()).partition(ELLIPSIS)
-    return Abbreviation(start, end, is_plain=not dots) if start or end else None
+    start, _, end = _plain(text.strip()).partition(ELLIPSIS)
+    return Abbreviation(start, end) if start or end else None
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
