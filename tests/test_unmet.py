@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reaper.core.evidence import Evidence, HolderState, StoreStatus, Unmet
+from reaper.core.evidence import Evidence, HolderState, Program, StoreStatus, Unmet
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Judgement, Limits, Verdict
 from reaper.reports.records import Seen
@@ -51,6 +51,13 @@ def test_an_age_that_is_missing_is_told(
 ) -> None:
     old = {"lock": a_lock(), "file_age": 600.0, **stuck()}
     assert why(evidence(**old | change)) == expected
+
+
+def test_a_program_that_is_not_known_is_not_said_to_be_another() -> None:
+    old = {"lock": a_lock(), "file_age": 600.0, **stuck()}
+    code, text = why(evidence(**old, program=Program.UNKNOWN))
+    assert code == "other-program"
+    assert "not known to be a gateway" in text
 
 
 def test_a_look_tells_that_a_sweep_looks_twice() -> None:

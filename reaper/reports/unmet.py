@@ -76,7 +76,7 @@ _TEXTS: Final = {
     Unmet.NO_CREATED_AT: "the lock file does not say when the lock was taken",
     Unmet.NO_START_TIME: "the lock file has no start time, so its process cannot be identified",
     Unmet.HOLDER_UNCLEAR: "it is not clear which process holds the lock",
-    Unmet.OTHER_PROGRAM: "the process that holds the lock is not a gateway",
+    Unmet.OTHER_PROGRAM: "the process that holds the lock is not known to be a gateway",
     Unmet.NO_TRAJECTORY: "the session has no trajectory file that can be read to its last record",
     Unmet.RUN_GOES_ON: "the run has not ended: the last record of its trajectory is not "
     "session.ended",
