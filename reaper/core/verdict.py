@@ -43,6 +43,8 @@ because such a lock is kept."""
 class Limits(NamedTuple):
     """The graces, all in seconds.
 
+    `other_grace` is how old a lock that is no session lock must be where its age is all that
+    speaks against somebody being about to write it, or to take a stale one back.
     `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then tell what a lock
     would come to if what is seen now stayed so, marked `seen-once`.
     """
@@ -51,6 +53,7 @@ class Limits(NamedTuple):
     orphan_grace: float = 10.0
     abandoned_after: float = 120.0
     confirm: float = 10.0
+    other_grace: float = 60.0
     seen_once_suffices: bool = False
 
 

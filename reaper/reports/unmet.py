@@ -106,6 +106,7 @@ _TEXTS: Final = {
     Unmet.LAST_WRITE_UNKNOWN: "it is not known when the transcript and the trajectory last changed",
     Unmet.SEEN_ONCE: "it was seen only once, and a sweep looks twice",
     Unmet.NO_HOLD_PROOF: "nobody can tell whether the file is open",
+    Unmet.IN_USE: "a process holds it",
     Unmet.RECOVERY_PENDING: "sessions.json does not say that the run is over; the gateway needs "
     "the lock to resume it",
 }
