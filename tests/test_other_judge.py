@@ -143,13 +143,13 @@ UNNAMED = HolderState.UNNAMED
             KEPT_OPEN,
             {"record": DIRECTORY, "proof": NONE},
             OLDER,
-            ("uncertain", "holder-unknown"),
+            ("uncertain", "older-process"),
         ),
         (
             KEPT_OPEN,
             {"record": DIRECTORY, "proof": NONE},
             NOT_ALL_SEEN,
-            ("uncertain", "other-pid-namespace"),
+            ("uncertain", "pids-not-seen"),
         ),
     ],
 )

@@ -65,8 +65,9 @@ class Lock(NamedTuple):
     """One lock file, as read once. Times are since the epoch; `path` is for people.
 
     `kind` says which of OpenClaw's other locks it is (core/other_locks.py), "" for a session lock.
-    Of those, `session` is empty, `agent` too where it is no agent's, and `mtime_ms` is the ctime,
-    which only the kernel sets; of a guard, `data` is the name of something in it, if any.
+    Of those, `session` is the path below the state directory, `agent` is empty where it is no
+    agent's, and `mtime_ms` is the ctime, which only the kernel sets; of a guard, `data` is the name
+    of something in it, if any.
     """
 
     state_dir: str

@@ -11,10 +11,14 @@ from reaper.core.verdict import (
     DEAD_PID,
     HOLDER_UNKNOWN,
     MISSING_PID,
+    NO_DESCRIPTOR,
     NO_HOLD_PROOF,
     NON_OPENCLAW_OWNER,
+    NOT_EMPTY,
+    OLDER_PROCESS,
     ORPHAN_SELF_PID,
-    OTHER_PID_NAMESPACE,
+    PIDS_NOT_SEEN,
+    RECLAIM_GUARD,
     RECYCLED_PID,
     SEEN_ONCE,
     TOO_EARLY,
@@ -24,10 +28,8 @@ from reaper.core.verdict import (
 )
 
 GUARD_SUFFIX: Final = ".reclaim"
-GUARD: Final = "reclaim-guard"
+GUARD: Final = RECLAIM_GUARD
 """The kind of a directory that stands while a stale lock is taken back; it is empty."""
-NOT_EMPTY: Final = "not-empty"
-NO_DESCRIPTOR: Final = "no-descriptor"
 START_MARGIN_MS: Final = 10_000
 """How much later than a lock a process must have begun to be surely not its holder: the two times
 are read off different clocks of the kernel, which agree to some hundredths of a second."""
@@ -214,12 +216,12 @@ def _judge_guard(evidence: Evidence, suspects: Suspects, limits: Limits) -> Judg
     if evidence.file_age < limits.other_grace:
         return _too_early(limits.other_grace - evidence.file_age)
     if not suspects.all_seen:
-        reasons = (OTHER_PID_NAMESPACE,)
+        reason = PIDS_NOT_SEEN
     elif not _all_younger(evidence, suspects):
-        reasons = (HOLDER_UNKNOWN,)
+        reason = OLDER_PROCESS
     else:
-        return Judgement(Verdict.STALE, (GUARD,), 16)
-    return Judgement(Verdict.UNCERTAIN, reasons, 17, unmet=Unmet.HOLDER_UNCLEAR)
+        return Judgement(Verdict.STALE, (RECLAIM_GUARD,), 16)
+    return Judgement(Verdict.UNCERTAIN, (reason,), 17, unmet=Unmet.HOLDER_UNCLEAR)
 
 
 def _too_early(wait: float) -> Judgement:

@@ -16,6 +16,8 @@ class Verdict(FastEnum):
 
 
 STUCK: Final = frozenset(Verdict) - {Verdict.HELD, Verdict.UNCERTAIN}
+OTHER_VERDICTS: Final = (Verdict.HELD, Verdict.STALE, Verdict.ORPHANED, Verdict.UNCERTAIN)
+"""Those that a lock which is no session lock can have."""
 DEAD_PID: Final = "dead-pid"
 RECYCLED_PID: Final = "recycled-pid"
 MISSING_PID: Final = "missing-pid"
@@ -30,6 +32,11 @@ TOO_EARLY: Final = "too-early"
 SEEN_ONCE: Final = "seen-once"
 OTHER_PID_NAMESPACE: Final = "other-pid-namespace"
 HOLDER_UNKNOWN: Final = "holder-unknown"
+NO_DESCRIPTOR: Final = "no-descriptor"
+RECLAIM_GUARD: Final = "reclaim-guard"
+NOT_EMPTY: Final = "not-empty"
+PIDS_NOT_SEEN: Final = "pids-not-seen"
+OLDER_PROCESS: Final = "older-process"
 FIRST_REASONS: Final = {
     Verdict.STALE: (DEAD_PID, RECYCLED_PID, MISSING_PID),
     Verdict.ORPHANED: (ORPHAN_SELF_PID, NON_OPENCLAW_OWNER, HOLDER_UNKNOWN),

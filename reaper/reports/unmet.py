@@ -38,7 +38,8 @@ def why_not_freed(found: "Found") -> NotFreed | None:
             text += "; a long healthy run looks the same"
         return NotFreed(unmet.value, text)
     if found.action is Action.FLAG:
-        option = f"--on-{found.judgement.verdict.value} flag"
+        what = "other" if found.lock.kind else found.judgement.verdict.value
+        option = f"--on-{what} flag"
         return NotFreed(POLICY, f"the reaper only reports such locks ({option})")
     return None
 

@@ -23,7 +23,7 @@ from reaper.reports.explain import duration
 from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
 from reaper.reports.output import JsonOutput
-from reaper.reports.records import SkippedFile, Summary, lock_record
+from reaper.reports.records import SkippedFile, Summary, lock_record, other_record
 from reaper.web.actions import actions
 from reaper.web.answer import Facts, Level, Stuck, answer
 from reaper.web.chart import chart
@@ -123,6 +123,9 @@ class View:
             output.record(visible(lock_record(later(seen, as_of)), names=names))
             if stream.tell() > _CHUNK:
                 yield _taken_from(stream)
+        for seen in self._inventory.others():
+            summary.count_other(seen.judgement, seen.outcome)
+            output.other_record(visible(other_record(later(seen, as_of)), names=names))
         for skipped in self._inventory.skipped():
             summary.count_skipped(
                 path=skipped.path if names else None,
