@@ -260,8 +260,8 @@ def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
 
 
 _SQLITE_NOTE: Final = (
-    "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
-    "do but for what an older gateway left"
+    "sessions live in SQLite here, as from OpenClaw 2026.8 on, and have no lock files: watched are "
+    "OpenClaw's other locks, and session locks that an older gateway left"
 )
 _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
