@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -286,11 +287,16 @@ def test_the_sidecar_counts_logs_and_serves_them(tree: Tree) -> None:
         assert sidecar.metric("reaper_other_locks", kind=GUARD, verdict="stale") == 0
         (lock,) = json.loads(sidecar.get("/api/v1/locks"))["other_locks"]
         assert (lock["kind"], lock["verdict"], lock["outcome"]) == ("config", "stale", "flagged")
+        page = sidecar.get("/")
+        assert "<h2>Other locks of OpenClaw: 1 stuck, or cannot be judged</h2>" in page
+        assert re.search(r'<b class="bad">Stale</b> for \d+(\.\d)?s:', page)
+        assert "config openclaw.json.lock" in page
         (said,) = sidecar.journal("stuck")
         assert (said["kind"], said["path"]) == ("config", str(tree.root / "openclaw.json.lock"))
         (tree.root / "openclaw.json.lock").unlink()
         until(lambda: sidecar.metric("reaper_other_locks", **labels) == 0)
         assert sidecar.metric("reaper_locks", verdict="stale") == 0
+        until(lambda: "Other locks" not in sidecar.get("/"))
     finally:
         sidecar.stop()
 

@@ -28,6 +28,7 @@ from reaper.web.actions import actions
 from reaper.web.answer import Facts, Level, Stuck, answer
 from reaper.web.chart import chart
 from reaper.web.html import Html, command, escaped, html, many, moment, paragraphs, word
+from reaper.web.others import others
 from reaper.web.rows import groups
 from reaper.web.shown import Kind, Reader, Shown, later, shown, visible
 from reaper.web.state import Host, policy_in_words, state
@@ -169,6 +170,7 @@ class View:
                 self._inventory.stuck_in_last_hour(clock.as_of), is_old=clock.is_stopped
             ),
             "locks": groups(rows, reader),
+            "others": others(self._inventory.others(), clock.as_of, names=names),
             "actions": actions(self._inventory.acts(), clock.as_of_ms, names=names),
             "state": state(
                 self._metrics,
