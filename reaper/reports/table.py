@@ -103,7 +103,7 @@ class TableOutput:
             said.append(f"`{command}` says what to do about {locks(others)}")
         if summary.others_stuck or summary.others_unjudged:
             command = f"reaper explain{self._options()} PATH"
-            said.append(f"`{command}` says what to do about an other lock")
+            said.append(f"`{command}` says what to do about the other locks")
         if said:
             self._say(f"next: {', '.join(said)}")
 

@@ -17,8 +17,25 @@ from reaper.core.other_locks import GUARD_SUFFIX, PLACES, Place, fits, place_of
 MOST_NAMES: Final = 1000
 """Locks of one folder that are looked at; OpenClaw's own are some ten."""
 
-_Found = tuple[int, str, str]
-"""An open folder, its path below the state directory, and the agent that it belongs to or ""."""
+
+class _Node(NamedTuple):
+    """A folder of the table: the places in it, and by part of a path the folders below it."""
+
+    places: list[Place]
+    below: "dict[str, _Node]"
+
+
+def _table() -> _Node:
+    root = _Node([], {})
+    for place in PLACES:
+        node = root
+        for part in place.folder:
+            node = node.below.setdefault(part, _Node([], {}))
+        node.places.append(place)
+    return root
+
+
+_TABLE: Final = _table()
 
 
 def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folder]:
@@ -30,64 +47,68 @@ def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folde
     `skipped`, unless a pass over the session locks looks at it too and reports it. Never raises
     OSError.
     """
-    by_folder: dict[tuple[str, ...], list[Place]] = {}
-    for place in PLACES:
-        by_folder.setdefault(place.folder, []).append(place)
-    for parts, places in by_folder.items():
-        try:
-            root = open_folder(state.path)
-        except OSError:
-            return  # a pass over the session locks reports it
-        walk = _Walk(state, parts, os.fstat(root).st_uid, skipped)
-        for fd, below, agent in walk.open_below(root):
-            folder = Folder(
-                state, agent, fd, through_symlink=True, below=below, places=tuple(places)
-            )
-            try:
-                _read_names(folder, is_listed=parts != _SESSIONS)
-            except OSError as error:
-                os.close(fd)
-                skipped.append(reading.skip(folder.path, error))
-            else:
-                yield folder
+    try:
+        root = open_folder(state.path)
+    except OSError:
+        return  # a pass over the session locks reports it
+    yield from _Walk(state, os.fstat(root).st_uid, skipped).open_all(root, _TABLE)
 
 
 class _Walk(NamedTuple):
-    """Opens the folders that the parts of one path lead to; one after the other, so that any number
-    of agents needs few descriptors.
+    """Opens the folders of the table, one after the other, so that any number of agents needs few
+    descriptors.
     """
 
     state: StateDir
-    parts: tuple[str, ...]
     owner: int
     skipped: list[Skipped]
 
-    def open_below(
-        self, fd: int, depth: int = 0, below: str = "", agent: str = ""
-    ) -> Iterator[_Found]:
-        """Yield the folders below this one, and close it."""
-        if depth == len(self.parts):
-            yield fd, below, agent
-            return
-        part = self.parts[depth]
+    def open_all(
+        self, fd: int, node: _Node, parts: tuple[str, ...] = (), below: str = "", agent: str = ""
+    ) -> Iterator[Folder]:
+        """Yield this folder and those below it, and close it."""
         try:
-            for name in _names(fd, part):
-                path = f"{below}/{name}".lstrip("/")
-                is_agent = self.parts[0] == "agents" and depth == 1
-                try:
-                    opened = _open(fd, name, self.owner, is_listed="*" in part)
-                except OSError as error:
-                    # Where nothing can be said of the name, its folder cannot be looked at.
-                    blamed = self.parts[: depth + _is_there(name, fd)]
-                    if _is_news(error, blamed):
-                        self.skipped.append(reading.skip(f"{self.state.path}/{path}", error))
-                else:
-                    yield from self.open_below(opened, depth + 1, path, name if is_agent else agent)
-        except OSError as error:  # the names cannot be listed
-            if _is_news(error, self.parts[:depth]):
-                self.skipped.append(reading.skip(f"{self.state.path}/{below}", error))
+            if node.places:
+                yield from self._folder(fd, node, parts, below, agent)
+            for part, child in node.below.items():
+                for name in _names(fd, part):
+                    path = f"{below}/{name}".lstrip("/")
+                    opened = self._open(fd, name, (*parts, part), path)
+                    if opened is not None:
+                        of = name if parts == ("agents",) else agent
+                        yield from self.open_all(opened, child, (*parts, part), path, of)
+        except OSError as error:  # its names cannot be listed
+            self._skip(error, parts, below)
         finally:
             os.close(fd)
+
+    def _folder(
+        self, fd: int, node: _Node, parts: tuple[str, ...], below: str, agent: str
+    ) -> Iterator[Folder]:
+        places = tuple(node.places)
+        own = os.dup(fd)
+        folder = Folder(self.state, agent, own, through_symlink=True, below=below, places=places)
+        try:
+            _read_names(folder, is_listed=parts != _SESSIONS)
+        except OSError as error:
+            os.close(own)
+            self._skip(error, parts, below)
+        else:
+            yield folder
+
+    def _open(self, fd: int, name: str, parts: tuple[str, ...], path: str) -> int | None:
+        try:
+            return _open(fd, name, self.owner, is_listed="*" in parts[-1])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # Where nothing can be said of the name, its folder cannot be looked at.
+            self._skip(error, parts if _is_there(name, fd) else parts[:-1], path)
+            return None
+
+    def _skip(self, error: OSError, parts: tuple[str, ...], path: str) -> None:
+        if _is_news(error, parts):
+            self.skipped.append(reading.skip(f"{self.state.path}/{path}", error))
 
 
 def _names(fd: int, part: str) -> list[str]:
@@ -119,7 +140,7 @@ _LOOKED_AT_FOR_SESSIONS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
 
 def _is_news(error: OSError, parts: tuple[str, ...]) -> bool:
     """Whether it is to be reported that a folder cannot be opened."""
-    if isinstance(error, FileNotFoundError) or parts in _LOOKED_AT_FOR_SESSIONS:
+    if parts in _LOOKED_AT_FOR_SESSIONS:
         return False
     return not (parts and "*" in parts[-1] and error.errno in {errno.ENOTDIR, errno.ELOOP})
 
