@@ -250,6 +250,18 @@ def test_a_folder_that_is_no_folder_is_reported_and_others_links_are_not_followe
     assert [it.path.removeprefix(str(tree.root)) for it in skipped] == ["/locks"]
 
 
+def test_an_own_symlink_is_followed_and_known_as_one(tree: Tree) -> None:
+    plant(tree, "volume/oauth-refresh/sha256-1f.lock", DEAD)
+    (tree.root / "locks").symlink_to("volume")
+    found = list(folders_of_places(StateDir("s", str(tree.root)), []))
+    linked = {it.path.removeprefix(f"{tree.root}/"): it.through_symlink for it in found}
+    assert linked == {
+        str(tree.root): False,
+        "agents/main/sessions": False,
+        "locks/oauth-refresh": True,
+    }
+
+
 # Reports
 
 

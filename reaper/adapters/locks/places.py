@@ -54,6 +54,25 @@ def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folde
     yield from _Walk(state, os.fstat(root).st_uid, skipped).open_all(root, _TABLE)
 
 
+class _At(NamedTuple):
+    """Where a folder is: the parts of the table that led to it, and its path below the state
+    directory.
+    """
+
+    parts: tuple[str, ...]
+    path: str
+    agent: str
+    through_symlink: bool
+
+    def below(self, part: str, name: str) -> "_At":
+        agent = name if self.parts == ("agents",) else self.agent
+        path = f"{self.path}/{name}".lstrip("/")
+        return _At((*self.parts, part), path, agent, self.through_symlink)
+
+
+_TOP: Final = _At((), "", "", through_symlink=False)
+
+
 class _Walk(NamedTuple):
     """Opens the folders of the table, one after the other, so that any number of agents needs few
     descriptors.
@@ -63,48 +82,46 @@ class _Walk(NamedTuple):
     owner: int
     skipped: list[Skipped]
 
-    def open_all(
-        self, fd: int, node: _Node, parts: tuple[str, ...] = (), below: str = "", agent: str = ""
-    ) -> Iterator[Folder]:
+    def open_all(self, fd: int, node: _Node, at: _At = _TOP) -> Iterator[Folder]:
         """Yield this folder and those below it, and close it."""
         try:
             if node.places:
-                yield from self._folder(fd, node, parts, below, agent)
+                yield from self._folder(fd, tuple(node.places), at)
             for part, child in node.below.items():
                 for name in _names(fd, part):
-                    path = f"{below}/{name}".lstrip("/")
-                    opened = self._open(fd, name, (*parts, part), path)
-                    if opened is not None:
-                        of = name if parts == ("agents",) else agent
-                        yield from self.open_all(opened, child, (*parts, part), path, of)
+                    found = self._open(fd, name, at.below(part, name))
+                    if found is not None:
+                        yield from self.open_all(found[0], child, found[1])
         except OSError as error:  # its names cannot be listed
-            self._skip(error, parts, below)
+            self._skip(error, at.parts, at.path)
         finally:
             os.close(fd)
 
-    def _folder(
-        self, fd: int, node: _Node, parts: tuple[str, ...], below: str, agent: str
-    ) -> Iterator[Folder]:
-        places = tuple(node.places)
+    def _folder(self, fd: int, places: tuple[Place, ...], at: _At) -> Iterator[Folder]:
         own = os.dup(fd)
-        folder = Folder(self.state, agent, own, through_symlink=True, below=below, places=places)
+        linked = at.through_symlink
+        folder = Folder(
+            self.state, at.agent, own, through_symlink=linked, below=at.path, places=places
+        )
         try:
-            _read_names(folder, is_listed=parts != _SESSIONS)
+            _read_names(folder, is_listed=at.parts != _SESSIONS)
         except OSError as error:
             os.close(own)
-            self._skip(error, parts, below)
+            self._skip(error, at.parts, at.path)
         else:
             yield folder
 
-    def _open(self, fd: int, name: str, parts: tuple[str, ...], path: str) -> int | None:
+    def _open(self, fd: int, name: str, at: _At) -> tuple[int, _At] | None:
         try:
-            return _open(fd, name, self.owner, is_listed="*" in parts[-1])
+            opened, is_link = _open(fd, name, self.owner, is_listed="*" in at.parts[-1])
         except FileNotFoundError:
             return None
         except OSError as error:
             # Where nothing can be said of the name, its folder cannot be looked at.
-            self._skip(error, parts if _is_there(name, fd) else parts[:-1], path)
+            blamed = at.parts if _is_there(name, fd) else at.parts[:-1]
+            self._skip(error, blamed, at.path)
             return None
+        return opened, at._replace(through_symlink=at.through_symlink or is_link)
 
     def _skip(self, error: OSError, parts: tuple[str, ...], path: str) -> None:
         if _is_news(error, parts):
@@ -115,16 +132,16 @@ def _names(fd: int, part: str) -> list[str]:
     return [name for name in sorted(os.listdir(fd)) if fits(part, name)] if "*" in part else [part]
 
 
-def _open(fd: int, name: str, owner: int, *, is_listed: bool) -> int:
-    """Open a folder. One that is not named in the table counts only if it is the owner's and no
-    symlink: an agent's that is one OpenClaw ignores, and another uid's temporary files are those
-    of another gateway.
+def _open(fd: int, name: str, owner: int, *, is_listed: bool) -> tuple[int, bool]:
+    """Open a folder, and say whether a symlink led to it. One that the table does not name counts
+    only if it is the owner's and no symlink: OpenClaw ignores an agent's that is one, and another
+    uid's temporary files are those of another gateway.
     """
     if not is_listed:
-        return open_own_folder(name, dir_fd=fd, owner=owner)[0]
+        return open_own_folder(name, dir_fd=fd, owner=owner)
     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid != owner:
         raise FileNotFoundError(errno.ENOENT, "another uid's", name)
-    return open_folder(name, dir_fd=fd)
+    return open_folder(name, dir_fd=fd), False
 
 
 def _is_there(name: str, fd: int) -> bool:
