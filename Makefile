@@ -15,7 +15,7 @@ export VALIDATE_PYPROJECT_NO_NETWORK := 1
 TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
-.PHONY: help run test test-gateway test-gateway-611 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages bundle lint format lock clean
+.PHONY: help run test test-gateway test-gateway-611 test-gateway-96 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages bundle lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,9 @@ test-gateway: .venv/.done ## the tests with the real gateway, two at a time (nee
 
 test-gateway-611: .venv/.done ## those that need 2026.6.11 besides (700 MB more)
 	$(PYTEST) -m "gateway611 and not torture"
+
+test-gateway-96: .venv/.done ## those that need 2026.9.6, which has no session locks (900 MB)
+	$(PYTEST) -m "gateway96 and not torture"
 
 test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
 	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py

@@ -20,6 +20,7 @@ VARIABLES: Final = frozenset(
         "REAPER_LISTEN",
         "REAPER_LOG_FORMAT",
         "REAPER_ON_ABANDONED",
+        "REAPER_ON_OTHER",
         "REAPER_ON_OVERDUE",
         "REAPER_PROBE_INSECURE",
         "REAPER_PROBE_TIMEOUT",

@@ -30,7 +30,7 @@ from reaper.reports.records import Seen
 from tests import needs, processes, sidecar
 from tests.model_provider import Provider
 from tests.needs import PACKAGES, missing, not_tested, program
-from tests.openclaw_package import LATER, VERSION, OpenClaw, Unavailable, install
+from tests.openclaw_package import LATER, NEWEST, VERSION, OpenClaw, Unavailable, install
 from tests.processes import kill_family, start
 from tests.sidecar import Sidecar, Watching
 from tests.trajectories import attempt
@@ -416,6 +416,11 @@ def openclaw() -> OpenClaw:
 @pytest.fixture(scope="session")
 def later() -> OpenClaw:
     return _installed(LATER)
+
+
+@pytest.fixture(scope="session")
+def newest() -> OpenClaw:
+    return _installed(NEWEST)
 
 
 def _installed(version: str) -> OpenClaw:

@@ -13,6 +13,8 @@ VERSION = "2026.5.22"
 """The release in the seed's bug report."""
 LATER = "2026.6.11"
 """A release that replaces its trajectory at the end of an attempt instead of appending to it."""
+NEWEST = "2026.9.6"
+"""A release without session locks, whose other locks are taken back under a guard."""
 NODE_VERSION = "24.16.0"
 _INSTALL_SECONDS = 600
 

@@ -221,7 +221,8 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
     tree.trajectory("held", {"type": "prompt.submitted"})
     done = reap("list", "--json", "--state-dir", f"prod={tree.root}")
     value = report(done)
-    assert set(value) == {"schema", "locks", "summary"}
+    assert set(value) == {"schema", "locks", "other_locks", "summary"}
+    assert value["other_locks"] == []
     assert value["schema"] == 1
     locks = {lock["session"]: lock for lock in value["locks"]}
     assert {key for lock in locks.values() for key in lock} == FIELDS
@@ -271,6 +272,12 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
             ("kept", "flagged", "removed", "would-remove", "vanished", "changed", "restored",
              "failed"), 0
         ),
+        "other_locks": {
+            "locks": 0,
+            "stuck": 0,
+            "not_judged": 0,
+            "verdicts": dict.fromkeys(("held", "stale", "orphaned", "uncertain"), 0),
+        },
         "skipped": [],
     }  # fmt: skip
     text = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
@@ -723,7 +730,7 @@ def options_of(command: str) -> set[str]:
 
 
 def test_each_command_has_these_options_and_no_others() -> None:
-    policy = {"--abandoned-after", "--on-abandoned", "--on-overdue"}
+    policy = {"--abandoned-after", "--on-abandoned", "--on-overdue", "--on-other"}
     watch = {"--listen", "--web-config", "--show-sessions", "--resync", "--log-format"}
     watch |= {"--wedged-sessions", "--wedged-rss", "--acquire-timeout", "--dry-run"}
     sweep = {"--dry-run", "--wait", "--json", "--textfile", "--exit-zero"}

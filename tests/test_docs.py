@@ -63,9 +63,9 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
     notes = {
         value for name, value in vars(hold_proof).items() if name.isupper() and _is_code(value)
     }
-    shapes = {it.value for it in Shape} - {Shape.RECORD.value, Shape.UNREAD.value}
+    shapes = {it.value for it in Shape} - {"record", "unread", "guard"}
     unread = {"unreadable", "symlink", "not-regular", "error-…"}
-    assert len(reasons) == 14
+    assert len(reasons) == 19
     assert len(notes) == 4
     assert first_columns("Reasons") == reasons | notes | shapes | unread
     rows = dict(re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]*) \|", section("Reasons"), re.MULTILINE))

@@ -43,7 +43,7 @@ def test_only_the_removal_removes_and_renames_files() -> None:
         if (names := removing_names(path.read_text()))
     }
     assert found == {
-        REMOVAL: {"exchange", "rename", "rename_noreplace", "unlink"},
+        REMOVAL: {"exchange", "rename", "rename_noreplace", "rmdir", "unlink"},
         "adapters/kernel.py": {"renameat2"},  # where the system call itself is made
     }
 

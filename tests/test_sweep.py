@@ -21,6 +21,7 @@ from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import FileId, LockKey, StateDir, iso
+from reaper.core.other_locks import Suspects
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.reports.records import Seen
@@ -80,6 +81,9 @@ class FakeProcesses:
 
     def began_ms(self, starttime: int) -> int:
         return 0
+
+    def suspects(self, pid: int | None, state_dir: tuple[int, int] | None) -> Suspects:
+        return Suspects()
 
     def has_open(self, pid: int, path_end: str) -> bool | None:
         return False

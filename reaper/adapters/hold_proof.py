@@ -97,6 +97,16 @@ def probe(  # noqa: PLR0911  # a table of answers
     return (HoldProof.UNAVAILABLE, OTHER_LAYER) if mounts.layered else (HoldProof.NOT_OPEN, "")
 
 
+def may_be_shared(fd: int) -> bool:
+    """Whether a file may be reached beyond this kernel: by its file system, or where that is not
+    known.
+    """
+    try:
+        return file_system_type(fd) not in _COUNTS_ON | {OVERLAYFS}
+    except OSError:
+        return True
+
+
 def _who_grants_no_leases(fd: int) -> str:
     """Return `sysctl` if leases are switched off, `system` if this kernel or sandbox has none,
     else the name of the file system, which refuses them.

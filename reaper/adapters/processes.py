@@ -11,6 +11,7 @@ from typing import Final
 import psutil
 
 from reaper.core.evidence import Holder, HolderState, Program
+from reaper.core.other_locks import Suspects
 from reaper.core.programs import program_of
 from reaper.core.state_dirs import state_dir_candidates
 
@@ -138,6 +139,47 @@ class ProcessTable:
         if pid not in self._state_dirs:
             self._state_dirs[pid] = _state_dir_of(pid)
         return self._state_dirs[pid]
+
+    def suspects(self, pid: int | None, state_dir: tuple[int, int] | None) -> Suspects:
+        """Return who may hold a lock whose record has this pid, in whichever PID namespace; without
+        a pid, who may have made a guard: OpenClaw's processes and node's.
+
+        All are seen from the initial PID namespace; from another one those of a gateway that uses
+        this state directory, if such a one is seen in the reaper's own namespace.
+        """
+        if self._nested is None:
+            self._nested = self._nested_pids()
+        if pid is None:
+            pids = {outer for outer in psutil.pids() if self._may_make_guards(outer)}
+        else:
+            pids = {pid, *(outer for (inner, _), outer in self._nested.items() if inner == pid)}
+        seen = [self._look(outer) for outer in pids]
+        living = [it for it in seen if it.state not in {HolderState.GONE, HolderState.ZOMBIE}]
+        starts = [it.starttime for it in living if it.starttime is not None]
+        all_seen = len(starts) == len(living) and self._nested_complete and not _hides_processes()
+        return Suspects(
+            all_seen=all_seen and (_is_in_initial_namespace() or self._gateway_is_here(state_dir)),
+            oldest_began_ms=self.began_ms(min(starts)) if starts else None,
+        )
+
+    def _may_make_guards(self, pid: int) -> bool:
+        """Whether a process may be OpenClaw's or node's; the kernel's own threads are neither."""
+        seen = self._look(pid)
+        if seen.state in {HolderState.GONE, HolderState.ZOMBIE}:
+            return False
+        if seen.program is Program.OTHER:
+            return _is_node(pid)
+        return not _is_kernel_thread(pid)
+
+    def _gateway_is_here(self, state_dir: tuple[int, int] | None) -> bool:
+        """Whether a gateway that uses this state directory is seen, in our own PID namespace."""
+        nested = set((self._nested or {}).values())
+        return state_dir is not None and any(
+            self._look(pid).program is Program.GATEWAY
+            and pid not in nested
+            and self._state_dir(pid) == state_dir
+            for pid in psutil.pids()
+        )
 
     def began_ms(self, starttime: int) -> int:
         """Return when a process with this start time began, in epoch ms by the clock of now.
@@ -281,6 +323,56 @@ def _innermost_pid(pid: int) -> int | None:
     match = re.search(rb"^NSpid:((?:\s+[0-9]+)+)$", text, re.MULTILINE)
     pids = match[1].split() if match else []
     return int(pids[-1]) if len(pids) > 1 else None
+
+
+_NODE: Final = frozenset({"node", "nodejs", "bun"})
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""The kernel's PROC_PID_INIT_INO."""
+_KERNEL_THREAD: Final = 0x00200000
+"""PF_KTHREAD among the flags in /proc/PID/stat."""
+
+
+def _is_node(pid: int) -> bool:
+    """Whether a program of another name is node: by its arguments or, if it is shown, its file."""
+    names: set[str] = set()
+    with suppress(psutil.Error, OSError):
+        names.update(os.path.basename(word) for word in psutil.Process(pid).cmdline()[:1])
+    with suppress(OSError):
+        file = os.readlink(f"{psutil.PROCFS_PATH}/{pid}/exe").removesuffix(" (deleted)")
+        names.add(os.path.basename(file))
+    return not _NODE.isdisjoint(names)
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    """Whether it is one; False where it cannot be seen."""
+    with (
+        suppress(OSError, ValueError, IndexError),
+        open(f"{psutil.PROCFS_PATH}/{pid}/stat", "rb") as stat,
+    ):
+        # After the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
+        return bool(int(stat.read(64 * 1024).rpartition(b")")[2].split()[6]) & _KERNEL_THREAD)
+    return False
+
+
+def _is_in_initial_namespace() -> bool:
+    """Whether no PID namespace is above ours: each process of this kernel then has a pid here."""
+    with suppress(OSError):
+        return os.stat(f"{psutil.PROCFS_PATH}/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
+    return False
+
+
+def _hides_processes() -> bool:
+    """Whether /proc does not show each process; True where that is not known."""
+    try:
+        with open(f"{psutil.PROCFS_PATH}/self/mountinfo", "rb") as mounts:
+            lines = mounts.read().decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return True
+    found = [line for line in lines if f" {psutil.PROCFS_PATH} " in line and " - proc " in line]
+    options = re.split(r"[ ,]", found[-1]) if found else ["hidepid"]
+    return any(
+        it.startswith("hidepid") and it not in {"hidepid=0", "hidepid=off"} for it in options
+    )
 
 
 def _state_dir_of(pid: int) -> tuple[int, int] | None:

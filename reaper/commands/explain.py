@@ -14,6 +14,7 @@ from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
 from reaper.core.evidence import StoreStatus
 from reaper.core.lock import LOCK_SUFFIX
 from reaper.core.lock_name import is_typed, lock_names, session_keys
+from reaper.core.other_locks import GUARD_SUFFIX
 from reaper.core.short_name import abbreviation
 from reaper.core.text import printable
 from reaper.reports.advice import advice
@@ -63,8 +64,9 @@ class Match(NamedTuple):
 class _Search:
     """Looks for the locks that a person means by a text."""
 
-    def __init__(self, text: str, reaper: "Reaper", report: Report) -> None:
+    def __init__(self, text: str, reaper: "Reaper", report: Report, *, others: bool) -> None:
         self._text = text
+        self._finds_others = others
         self._reaper = reaper
         self._report = report
         self._reported: set[Skipped] = set()
@@ -79,6 +81,10 @@ class _Search:
         """Return the locks that fit best: by name, else by session key, else by a short name. Of
         several that a short name fits, none is returned, and `ambiguous` has them.
         """
+        if self._finds_others and self._text.endswith((".lock", GUARD_SUFFIX)):
+            others = [Match(found) for found in self._looked_at(self._is_named)]
+            if others:
+                return others
         by_rank: dict[int, list[Match]] = defaultdict(list)
         for found in self._looked_at(lambda key: self._rank(key) is not None):
             rank = self._rank(found.key)
@@ -133,12 +139,20 @@ class _Search:
         """Look at the locks that may be meant, None for all; report what could not be checked."""
         from reaper.core.finding import Finding  # noqa: PLC0415
 
-        for found in self._reaper.explain(wanted or (lambda _key: True)):
+        for found in self._reaper.explain(wanted or (lambda key: bool(key.agent))):
             if isinstance(found, Finding):
                 yield found
             elif found not in self._reported and (found.failed or (found.key and wanted)):
                 self._reported.add(found)
                 self._report.take(found)
+
+    def _is_named(self, key: "LockKey") -> bool:
+        """Whether the text is the name or the path of this lock, which is no session lock."""
+        path = os.path.abspath(os.path.join(_working_directory(), self._text))
+        names = {self._text, path}
+        return not key.agent and not names.isdisjoint(
+            {key.name, os.path.basename(key.name), f"{key.state.path}/{key.name}"}
+        )
 
     def _rank(self, place: "LockKey") -> int | None:
         """Return how well a lock fits the text, 0 best; None if it does not."""
@@ -181,9 +195,14 @@ def _is_same_folder(one: str, other: str) -> bool:
     return False
 
 
-def explain_matches(judging: Judging, reaper: "Reaper", text: str, report: Report) -> list[Match]:
-    """Write the whole evidence for each lock that a person may mean by `text`; return the locks."""
-    search = _Search(text, reaper, report)
+def explain_matches(
+    judging: Judging, reaper: "Reaper", text: str, report: Report, *, others: bool = False
+) -> list[Match]:
+    """Write the whole evidence for each lock that a person may mean by `text`; return the locks.
+
+    With `others`, those that are no session locks are looked for too.
+    """
+    search = _Search(text, reaper, report, others=others)
     matches = search.matches()
     for match in matches:
         found = match.found
@@ -264,7 +283,7 @@ def command(judging: Judging, *, lock: LockArgument) -> None:
     """
     with told_to_standard_output(judging.talk):
         report = Report(judging, judging.output() if judging.as_json else NoOutput())
-        for match in explain_matches(judging, judging.reaper(), lock, report):
+        for match in explain_matches(judging, judging.reaper(), lock, report, others=True):
             report.take(match.found)
         report.end()
     raise typer.Exit(report.exit_code())

@@ -57,12 +57,16 @@ class SweepMetrics:
         self._metrics = metrics_for(judging, self._inventory, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
+        self._others: list[Seen] = []
 
     def take(self, found: "Finding | Skipped") -> None:
         if not isinstance(found, Finding):
             self._skipped.append(found)
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
+            return
+        if found.lock.kind:
+            self._others.append(Seen.of(found))
             return
         self._metrics.count_action(found)
         if found.outcome not in GONE:
@@ -76,6 +80,7 @@ class SweepMetrics:
         counts of one are lost.
         """
         self._inventory.set_watched_folders(watched_folders)
+        self._inventory.set_others(self._others)
         self._inventory.set_skipped(self._skipped)
         self._metrics.sweep_duration.observe(time.monotonic() - self._started)
         self._metrics.last_sweep.set_to_current_time()

@@ -80,6 +80,15 @@ OnOverdue = Annotated[
         "transcript, and a gateway up to 2026.5.7 may delete the lock of the next run.",
     ),
 ]
+OtherLocks = Annotated[
+    OnVerdict,
+    typer.Option(
+        "--on-other",
+        envvar="REAPER_ON_OTHER",
+        help="What to do with stuck locks that are no session locks, such as those of logins and "
+        "of the configuration.",
+    ),
+]
 AbandonedAfter = Annotated[
     float,
     seconds(
@@ -152,6 +161,8 @@ class Judging(NamedTuple):
             words.append(("--on-abandoned", self.policy.on_abandoned.value))
         if self.policy.on_overdue is not Policy().on_overdue:
             words.append(("--on-overdue", self.policy.on_overdue.value))
+        if self.policy.on_other is not Policy().on_other:
+            words.append(("--on-other", self.policy.on_other.value))
         if self.limits.abandoned_after != _DEFAULTS.abandoned_after:
             after = f"{self.limits.abandoned_after:.3f}".rstrip("0").rstrip(".")
             words.append(("--abandoned-after", f"{after}s"))
@@ -170,6 +181,7 @@ def _judging(
     quiet: Quiet = False,
     on_abandoned: OnAbandoned = OnVerdict.REMOVE,
     on_overdue: OnOverdue = OnVerdict.FLAG,
+    on_other: OtherLocks = OnVerdict.FLAG,
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
 ) -> Judging:
     talk = Talk(quiet=quiet, verbose=verbose)
@@ -191,6 +203,7 @@ def _judging(
         policy=Policy(
             on_abandoned=Action(on_abandoned.value),
             on_overdue=Action(on_overdue.value),
+            on_other=Action(on_other.value),
         ),
         as_json=as_json,
         talk=talk,
@@ -224,5 +237,5 @@ def _with_judging(names: tuple[str, ...], command: Callable[..., None]) -> Calla
     return run
 
 
-POLICY: Final = ("abandoned_after", "on_abandoned", "on_overdue")
+POLICY: Final = ("abandoned_after", "on_abandoned", "on_overdue", "on_other")
 OUTPUT: Final = ("as_json", "quiet", "verbose")

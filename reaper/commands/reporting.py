@@ -52,8 +52,12 @@ class Report:
             what = "skipped " if found.failed else ""
             say(f"{what}{printable(found.path)}: {found.reason}" + _aside(found.note))
             return
-        self.summary.count_lock(found.judgement, found.outcome)
-        self._output.lock(found)
+        if found.lock.kind:
+            self.summary.count_other(found.judgement, found.outcome)
+            self._output.other(found)
+        else:
+            self.summary.count_lock(found.judgement, found.outcome)
+            self._output.lock(found)
         if found.outcome is not Outcome.REMOVED:
             self._note_unjudged(found)
         if found.note and found.outcome is not None and not self._journalled:
@@ -83,9 +87,9 @@ class Report:
             return EXIT_FAILED
         if exit_zero:
             return 0
-        if self.summary.blind:
+        if self.summary.blind or self.summary.others_unjudged:
             return EXIT_BLIND
-        return EXIT_STUCK if self.summary.stuck else 0
+        return EXIT_STUCK if self.summary.stuck or self.summary.others_stuck else 0
 
 
 def _aside(note: str) -> str:
@@ -94,6 +98,7 @@ def _aside(note: str) -> str:
 
 class NoOutput:
     def lock(self, found: Found) -> None: ...
+    def other(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
 
 

@@ -93,6 +93,7 @@ class Unmet(FastEnum):
     NO_HOLD_PROOF = "no-hold-proof"
     RECOVERY_PENDING = "recovery-pending"
     TOO_EARLY = "too-early"
+    IN_USE = "in-use"
 
 
 class RunState(FastEnum):

@@ -17,6 +17,8 @@ class Shape(FastEnum):
     EMPTY = "empty"
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
+    GUARD = "guard"
+    """A directory that stands while a stale lock is taken back; it has no bytes."""
     UNREAD = "unread"
     """The file cannot be read, or is no regular file: no bytes of it are known."""
 
@@ -50,7 +52,9 @@ class StateDir(NamedTuple):
 
 
 class LockKey(NamedTuple):
-    """Identifies a lock file across passes."""
+    """Identifies a lock file across passes. Of a lock that is no session lock, `agent` is empty and
+    `name` its path below the state directory.
+    """
 
     state: StateDir
     agent: str
@@ -58,7 +62,13 @@ class LockKey(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """One lock file, as read once. Times are since the epoch; `path` is for people."""
+    """One lock file, as read once. Times are since the epoch; `path` is for people.
+
+    `kind` says which of OpenClaw's other locks it is (core/other_locks.py), "" for a session lock.
+    Of those, `session` is the path below the state directory, `agent` is empty where it is no
+    agent's, and `mtime_ms` is the ctime, which only the kernel sets; of a guard, `data` is the name
+    of something in it, if any.
+    """
 
     state_dir: str
     agent: str
@@ -70,6 +80,7 @@ class Lock(NamedTuple):
     ctime_ns: int
     data: bytes
     record: Record
+    kind: str = ""
 
     @property
     def identity(self) -> tuple[FileId, int, bytes]:

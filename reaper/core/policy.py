@@ -34,17 +34,18 @@ GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED})
 
 
 class Policy(NamedTuple):
-    """What to do with ABANDONED and OVERDUE locks: FLAG or REMOVE. The other verdicts leave no
-    choice.
+    """What to do with ABANDONED and OVERDUE locks, and with stuck locks that are no session locks:
+    FLAG or REMOVE. The other verdicts leave no choice.
     """
 
     on_abandoned: Action = Action.REMOVE
     on_overdue: Action = Action.FLAG
+    on_other: Action = Action.FLAG
 
 
-def decide(judgement: Judgement, policy: Policy) -> Action:
+def decide(judgement: Judgement, policy: Policy, *, is_other: bool = False) -> Action:
     """Return the action; HELD, UNCERTAIN and `recovery-pending` are KEEP whatever the policy says,
-    and a verdict that rests on one look is FLAG at most.
+    and a verdict that rests on one look is FLAG at most. `is_other`: it is no session lock.
     """
     if RECOVERY_PENDING in judgement.reasons:
         return Action.KEEP
@@ -52,7 +53,7 @@ def decide(judgement: Judgement, policy: Policy) -> Action:
         case Verdict.HELD | Verdict.UNCERTAIN:
             return Action.KEEP
         case Verdict.STALE | Verdict.ORPHANED:
-            chosen = Action.REMOVE
+            chosen = policy.on_other if is_other else Action.REMOVE
         case Verdict.ABANDONED:
             chosen = policy.on_abandoned
         case Verdict.OVERDUE:

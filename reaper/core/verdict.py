@@ -16,6 +16,8 @@ class Verdict(FastEnum):
 
 
 STUCK: Final = frozenset(Verdict) - {Verdict.HELD, Verdict.UNCERTAIN}
+OTHER_VERDICTS: Final = (Verdict.HELD, Verdict.STALE, Verdict.ORPHANED, Verdict.UNCERTAIN)
+"""Those that a lock which is no session lock can have."""
 DEAD_PID: Final = "dead-pid"
 RECYCLED_PID: Final = "recycled-pid"
 MISSING_PID: Final = "missing-pid"
@@ -30,6 +32,11 @@ TOO_EARLY: Final = "too-early"
 SEEN_ONCE: Final = "seen-once"
 OTHER_PID_NAMESPACE: Final = "other-pid-namespace"
 HOLDER_UNKNOWN: Final = "holder-unknown"
+NO_DESCRIPTOR: Final = "no-descriptor"
+RECLAIM_GUARD: Final = "reclaim-guard"
+NOT_EMPTY: Final = "not-empty"
+PIDS_NOT_SEEN: Final = "pids-not-seen"
+OLDER_PROCESS: Final = "older-process"
 FIRST_REASONS: Final = {
     Verdict.STALE: (DEAD_PID, RECYCLED_PID, MISSING_PID),
     Verdict.ORPHANED: (ORPHAN_SELF_PID, NON_OPENCLAW_OWNER, HOLDER_UNKNOWN),
@@ -43,6 +50,8 @@ because such a lock is kept."""
 class Limits(NamedTuple):
     """The graces, all in seconds.
 
+    `other_grace` is how old a lock that is no session lock must be where its age is all that
+    speaks against somebody being about to write it, or to take a stale one back.
     `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then tell what a lock
     would come to if what is seen now stayed so, marked `seen-once`.
     """
@@ -51,6 +60,7 @@ class Limits(NamedTuple):
     orphan_grace: float = 10.0
     abandoned_after: float = 120.0
     confirm: float = 10.0
+    other_grace: float = 60.0
     seen_once_suffices: bool = False
 
 

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from reaper.core.lock import Lock, Shape
-from reaper.core.policy import Action, Outcome
+from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
 from reaper.reports.explain import no_proof_advice
 from reaper.reports.records import Found
@@ -17,9 +17,10 @@ WAITS_FOR_THE_GATEWAY: Final = "waits-for-the-gateway"
 CANNOT_BE_JUDGED: Final = "cannot-be-judged"
 REMOVAL_FAILED: Final = "removal-failed"
 REASONS: Final = "reasons"
+OTHER_LOCKS: Final = "other-locks"
 ANCHORS: Final = frozenset(
     {HELD, STALE, ORPHANED, ABANDONED, OVERDUE, WAITS_FOR_THE_GATEWAY, CANNOT_BE_JUDGED}
-    | {REMOVAL_FAILED, REASONS}
+    | {REMOVAL_FAILED, REASONS, OTHER_LOCKS}
 )
 """All sections of the runbook that the program links to."""
 
@@ -56,8 +57,31 @@ def advice(found: Found, *, state_dir: str | None = None, explained: bool = Fals
     has the output of `reaper explain` already, so the step is the one after that.
     """
     commands = _Commands(found.lock, state_dir)
+    if found.lock.kind:
+        return _other(found, commands)
     done = _by_outcome(found, commands)
     return done or _by_verdict(found, commands, explained=explained)
+
+
+def _other(found: Found, commands: "_Commands") -> Advice:
+    """Return the next step for a lock that is no session lock."""
+    judgement, command, brief = found.judgement, None, _NOTHING
+    if found.outcome in GONE:
+        text = "Nothing to do: the lock is gone."
+    elif judgement.verdict is Verdict.HELD:
+        text = "Nothing to do: a process uses this lock."
+    elif TOO_EARLY in judgement.reasons:
+        text = "Look again in a minute: the lock is too new to be judged."
+    elif judgement.wants_freeing:
+        text = "Nobody needs this lock: this sweep removes it, and others that are surely over."
+        command, brief = commands.sweep(found), "sweep"
+    else:
+        text = (
+            "See whether OpenClaw still complains about it. If it does, stop all that is "
+            "OpenClaw's, and remove it with `rm`, a directory with `rmdir`."
+        )
+        brief = "see runbook"
+    return Advice(text, command, OTHER_LOCKS, brief)
 
 
 def _by_outcome(found: Found, commands: "_Commands") -> Advice | None:
@@ -163,6 +187,8 @@ class _Commands(NamedTuple):
     def sweep(self, found: Found) -> str | None:
         is_overdue = found.judgement.verdict is Verdict.OVERDUE
         policy = ("--on-overdue", "remove") if is_overdue else ()
+        if self.lock.kind:
+            policy = ("--on-other", "remove")
         return self._command("sweep", *policy)
 
     def _about_lock(self, name: str, *options: str) -> str | None:

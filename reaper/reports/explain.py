@@ -41,13 +41,14 @@ def evidence_lines(found: "Found", limits: Limits) -> list[str]:
     reasons = f" ({', '.join(judgement.reasons)})" if judgement.reasons else ""
     key = evidence.run.session_key
     lines = [
+        *([("kind", lock.kind)] if lock.kind else []),
         *([("session key", printable(key))] if key else []),
         ("lock file", _record(lock)),
         ("fingerprint", lock.fingerprint),
         ("age", f"{duration(evidence.age)}, by {_age_source(lock)}"),
         ("file open?", _hold_proof(evidence)),
         ("process", whose(evidence)),
-        *_run(evidence),
+        *(() if lock.kind else _run(evidence)),
         ("verdict", f"{judgement.verdict.value.upper()}{reasons}"),
         ("rule", f"{judgement.row}: {RULES[judgement.row]}"),
         ("a sweep", next_step(judgement, found.action, limits)),
@@ -95,6 +96,7 @@ _NOTES: Final = {
     "unreadable": "the file cannot be opened",
     "symlink": "it is a symlink, which is not followed",
     "not-regular": "it is not a regular file",
+    "directory": "it is a directory",
 }
 
 
@@ -188,6 +190,8 @@ def _record(lock: Lock) -> str:
     record = lock.record
     if record.shape is Shape.UNREAD:
         return "not read"
+    if record.shape is Shape.GUARD:
+        return "a directory that is not empty" if lock.data else "an empty directory"
     if record.shape is not Shape.RECORD:
         return f"{record.shape.value} ({len(lock.data)} bytes read)"
     fields = {
@@ -196,6 +200,8 @@ def _record(lock: Lock) -> str:
         "maxHoldMs": record.max_hold_ms,
         "starttime": record.starttime,
     }
+    if lock.kind:
+        del fields["maxHoldMs"]
     return ", ".join(f"{name} {'-' if it is None else it}" for name, it in fields.items())
 
 
@@ -210,6 +216,8 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
     holder = evidence.holder
     if evidence.lock.record.shape is Shape.UNREAD:
         return "not known: the lock file was not read"
+    if evidence.lock.record.shape is Shape.GUARD:
+        return "not known: a guard names nobody"
     here = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
     up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
     match holder.state:
@@ -277,6 +285,12 @@ RULES: Final = {
     10: "it cannot be checked whether the file is open; a missing pid proves nothing (the process "
     "may be in another container)",
     11: "too early to judge",
+    12: "a process has the file open",
+    13: "the process that it names is certainly gone",
+    14: "it names no process, and no process has it open, as a holder of such a lock would",
+    15: "no process has the file open, as a holder of such a lock would",
+    16: "a guard that is empty and older than every process that can have made it",
+    17: "nothing proves that it is over; it may be in use",
 }
 
 

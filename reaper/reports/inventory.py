@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from reaper.core.policy import Outcome
+from reaper.core.policy import GONE, Outcome
 from reaper.reports.records import Act, Seen, SkippedFile
 from reaper.reports.stuck_history import StuckHistory
 from reaper.reports.tally import Tallies
@@ -24,6 +24,7 @@ class LockInventory:
         self._lock = threading.Lock()
         self._seen: dict[object, Seen] = {}
         self._skipped: list[SkippedFile] | None = None
+        self._others: list[Seen] = []
         self._watched_folders: dict[str, int] = {}
         self._acts: dict[tuple[str, str], Act] = {}
         self._times: dict[tuple[str, str], int] = {}
@@ -58,6 +59,16 @@ class LockInventory:
         with self._lock:
             self._skipped = list(skipped)
             self._history.record(self._tallies.stuck, time.monotonic())
+
+    def set_others(self, seen: Iterable[Seen]) -> None:
+        """Note the locks that are no session locks, as a full sweep found them; not those that are
+        gone now.
+        """
+        self._others = [one for one in seen if one.outcome not in GONE]
+
+    def others(self) -> list[Seen]:
+        """Return those of the last full sweep."""
+        return self._others
 
     def set_watched_folders(self, counts: Mapping[str, int]) -> None:
         """Note how many `sessions` folders each state directory has, as a full sweep found."""

@@ -63,22 +63,28 @@ class Journal:
             fields = dict(self._shown(record))
             if record["outcome"] == "removed":
                 # What proved it, and the whole record: nothing else keeps them.
-                fields |= {name: record[name] for name in _EVIDENCE} | {"record": quoted}
+                evidence = {name: record[name] for name in _EVIDENCE if name in record}
+                fields |= evidence | {"record": quoted}
         self._write(event, fields, warn=warn)
 
     def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield what tells a person which lock it is, and why. The agent is left out where the
         session's key names it, and why a lock became stuck that is kept.
         """
-        key, agent = record["session_key"], record["agent"]
-        yield "session", record["session"]
+        key, agent = record.get("session_key"), record["agent"]
+        if "kind" in record:
+            yield "kind", record["kind"]
+            yield "path", record["path"]
+        else:
+            yield "session", record["session"]
         yield "pid", record["pid"]
         yield "age", duration(record["age_seconds"]).replace(" ", "")
         reasons = record["reasons"]
         if RECOVERY_PENDING in reasons:
             reasons = [RECOVERY_PENDING]
         yield "why", ",".join(reasons) or record["verdict"]
-        yield "key", key
+        if "session_key" in record:
+            yield "key", key
         if not key or not key.startswith(f"agent:{agent}:"):
             yield "agent", agent
         if self._name_state_dir:

@@ -3,13 +3,17 @@
 A series that an alert reads becomes 0 rather than go away, except those of a holder that is gone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final, Protocol
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from reaper.core.other_locks import KINDS
 from reaper.core.text import printable
+from reaper.core.verdict import OTHER_VERDICTS
 from reaper.reports.inventory import LockInventory
 from reaper.reports.tally import VERDICTS, AgentTally, Tallies
 
@@ -74,6 +78,25 @@ class LockCollector(Collector):
         yield self._watched()
         yield from self._holders(holders)
         yield self._skipped()
+        yield self._others()
+
+    def _others(self) -> Metric:
+        """All kinds and verdicts, or none before the first sweep, as `_skipped` does."""
+        family = GaugeMetricFamily(
+            "reaper_other_locks",
+            "Locks of OpenClaw that are no session locks, as the last full sweep found them, by "
+            "kind and verdict. Absent before the first sweep.",
+            labels=["state_dir", "kind", "verdict"],
+        )
+        if self._inventory.has_swept():
+            counts = Counter(
+                (seen.lock.state_dir, seen.lock.kind, seen.judgement.verdict)
+                for seen in self._inventory.others()
+            )
+            for state, kind, verdict in product(self._states, KINDS, OTHER_VERDICTS):
+                count = counts[state, kind, verdict]
+                family.add_metric([state, kind, verdict.value], count)
+        return family
 
     def _watched(self) -> Metric:
         family = GaugeMetricFamily(

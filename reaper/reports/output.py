@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Protocol, TextIO
 
-from reaper.reports.records import SCHEMA, Found, Summary, lock_record
+from reaper.reports.records import SCHEMA, Found, Summary, lock_record, other_record
 
 VERDICT_STYLES: Final = {
     "held": "green",
@@ -20,6 +20,7 @@ RESULTS: Final = {"flagged": "reported", "vanished": "gone", "would-remove": "wo
 
 class Output(Protocol):
     def lock(self, found: Found) -> None: ...
+    def other(self, found: Found) -> None: ...
     def end(self, summary: Summary) -> None: ...
 
 
@@ -32,6 +33,7 @@ class JsonOutput:
         self._dumps = dumps
         self._stream = stream
         self._separator = "\n"
+        self._others: list[dict[str, Any]] = []
         stream.write(f'{{"schema": {SCHEMA}, "locks": [')
 
     def lock(self, found: Found) -> None:
@@ -42,9 +44,17 @@ class JsonOutput:
         self._stream.write(self._separator + self._dumps(record))
         self._separator = ",\n"
 
+    def other(self, found: Found) -> None:
+        self.other_record(other_record(found))
+
+    def other_record(self, record: dict[str, Any]) -> None:
+        """Keep a lock as `other_record` gave it, or with less in it: there are few."""
+        self._others.append(record)
+
     def summary(self, record: dict[str, Any]) -> None:
         """End the object with what `Summary.as_record` gave, or with more in it."""
-        self._stream.write(f'], "summary": {self._dumps(record)}}}\n')
+        others = ",\n".join(map(self._dumps, self._others))
+        self._stream.write(f'], "other_locks": [{others}], "summary": {self._dumps(record)}}}\n')
         self._stream.flush()
 
     def end(self, summary: Summary) -> None:
@@ -62,6 +72,13 @@ def sentence(summary: Summary) -> str:
     parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
     done = ", ".join(f"{count} {RESULTS.get(it, it)}" for it, count in outcomes.items() if count)
     return "; ".join(filter(None, (f"{locks(summary.locks)}: {parts}", done, unseen)))
+
+
+def others_sentence(summary: Summary) -> str:
+    """Return the locks that are no session locks in one line."""
+    count = summary.others.total()
+    parts = ", ".join(f"{count} {verdict.value}" for verdict, count in summary.others.items())
+    return f"{count} other {'lock' if count == 1 else 'locks'}: {parts}"
 
 
 def locks(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
 from reaper.core.policy import GONE, Action, Outcome
-from reaper.core.verdict import NO_HOLD_PROOF, Judgement, Verdict
+from reaper.core.verdict import NO_HOLD_PROOF, OTHER_VERDICTS, TOO_EARLY, Judgement, Verdict
 from reaper.reports.unmet import why_not_freed
 
 if TYPE_CHECKING:
@@ -66,6 +66,17 @@ def lock_record(found: Found) -> dict[str, Any]:
         "action": found.action.value,
         "outcome": None if found.outcome is None else found.outcome.value,
         "note": found.note,
+    }
+
+
+_OF_SESSIONS: Final = frozenset({"session", "session_key", "max_hold_ms", "run"})
+
+
+def other_record(found: Found) -> dict[str, Any]:
+    """Return a lock that is no session lock as `--json` shows it."""
+    record = lock_record(found)
+    return {"kind": found.lock.kind} | {
+        name: value for name, value in record.items() if name not in _OF_SESSIONS
     }
 
 
@@ -137,6 +148,8 @@ class Summary:
         self.locks = self.stuck = self.failed = self.blind = self.unseen = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.outcomes: Counter[Outcome] = Counter()
+        self.others: Counter[Verdict] = Counter()
+        self.others_stuck = self.others_unjudged = 0
         self.skipped: list[dict[str, str | None]] = []
 
     def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
@@ -150,6 +163,14 @@ class Summary:
             self.blind += 1
         if judgement.wants_freeing and outcome not in _NOT_LEFT:
             self.stuck += 1
+
+    def count_other(self, judgement: Judgement, outcome: Outcome | None) -> None:
+        """Count a lock that is no session lock."""
+        self.others[judgement.verdict] += 1
+        self.failed += outcome is Outcome.FAILED
+        self.others_stuck += judgement.wants_freeing and outcome not in _NOT_LEFT
+        is_early = TOO_EARLY in judgement.reasons
+        self.others_unjudged += judgement.verdict is Verdict.UNCERTAIN and not is_early
 
     def count_skipped(
         self, *, path: str | None, reason: str, note: str | None, failed: bool
@@ -167,5 +188,11 @@ class Summary:
             "no_hold_proof": self.blind,
             "verdicts": {verdict.value: self.verdicts[verdict] for verdict in Verdict},
             "outcomes": {outcome.value: self.outcomes[outcome] for outcome in Outcome},
+            "other_locks": {
+                "locks": self.others.total(),
+                "stuck": self.others_stuck,
+                "not_judged": self.others_unjudged,
+                "verdicts": {verdict.value: self.others[verdict] for verdict in OTHER_VERDICTS},
+            },
             "skipped": self.skipped,
         }

@@ -12,9 +12,14 @@ from reaper.core.verdict import (
     HOLD_EXCEEDED,
     HOLDER_UNKNOWN,
     MISSING_PID,
+    NO_DESCRIPTOR,
     NO_HOLD_PROOF,
     NON_OPENCLAW_OWNER,
+    NOT_EMPTY,
+    OLDER_PROCESS,
     ORPHAN_SELF_PID,
+    PIDS_NOT_SEEN,
+    RECLAIM_GUARD,
     RECOVERY_PENDING,
     RECYCLED_PID,
     RUN_ENDED,
@@ -24,13 +29,14 @@ from reaper.core.verdict import (
 )
 from reaper.reports.advice import advice
 from reaper.reports.explain import duration
-from reaper.reports.output import RESULTS, locks, sentence
+from reaper.reports.output import RESULTS, locks, others_sentence, sentence
 from reaper.reports.records import Found, Summary
 
 MOST_ROWS: Final = 1000
 """Locks of which a table is laid out as a whole. Of more, lines are written as they come, laid out
 by these, so that any number of locks needs no memory."""
 
+OTHER_COLUMNS: Final = ("age", "pid", "verdict", "why", "result", "path")
 COLUMNS: Final = ("id", "age", "pid", "verdict", "why", "result", "next", "state dir", "session")
 _GAP: Final = "  "
 _COLOURS: Final = {
@@ -66,6 +72,7 @@ class TableOutput:
         self._options = options
         self._only_notable = only_notable
         self._next: Counter[str] = Counter()
+        self._others: list[Found] = []
 
     def lock(self, found: Found) -> None:
         shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
@@ -73,9 +80,20 @@ class TableOutput:
         self._next[step] += 1
         self._table.add(found, step, shown=shown)
 
+    def other(self, found: Found) -> None:
+        if not (self._only_notable and found.judgement.verdict is Verdict.HELD):
+            self._others.append(found)
+
     def end(self, summary: Summary) -> None:
         self._table.end()
+        if self._others:
+            below = self._table.of_others()
+            for found in self._others:
+                below.add(found, "", shown=True)
+            below.end()
         self._say(sentence(summary))
+        if summary.others:
+            self._say(others_sentence(summary))
         removable, others = self._next["sweep"], self._next["explain"] + self._next["unlock"]
         said = []
         if removable:
@@ -83,6 +101,9 @@ class TableOutput:
         if others:
             command = f"reaper explain{self._options()} ID"
             said.append(f"`{command}` says what to do about {locks(others)}")
+        if summary.others_stuck or summary.others_unjudged:
+            command = f"reaper explain{self._options()} PATH"
+            said.append(f"`{command}` says what to do about the other locks")
         if said:
             self._say(f"next: {', '.join(said)}")
 
@@ -104,6 +125,11 @@ class Table:
         self._rows: list[dict[str, str]] = []
         self._sessions: set[str] = set()
         self._widths: dict[str, int] | None = None
+
+    def of_others(self) -> "Table":
+        """Return a table like this one for the locks that are no session locks."""
+        columns = [name for name in OTHER_COLUMNS if name in {*self._columns, "path"}]
+        return Table(self._stream, columns=columns, width=self._width, coloured=self._coloured)
 
     def add(self, found: Found, step: str, *, shown: bool) -> None:
         """Add a lock, and what comes next. One that is not shown counts too: a short name must not
@@ -194,6 +220,11 @@ _WHY: Final = {
     NON_OPENCLAW_OWNER: "file not open",
     HOLDER_UNKNOWN: "file not open",
     TOO_EARLY: "too new",
+    RECLAIM_GUARD: "nobody's guard",
+    NOT_EMPTY: "not empty",
+    NO_DESCRIPTOR: "pid may be in use",
+    PIDS_NOT_SEEN: "pids not seen",
+    OLDER_PROCESS: "older process",
 }
 _WHY_NO_PROOF: Final = {
     "no-rights": "no rights",
@@ -232,5 +263,6 @@ CELLS: Final[dict[str, Callable[[Found], str]]] = {
     "why": lambda found: why(found.judgement, found.evidence),
     "result": _result,
     "state dir": lambda found: found.lock.state_dir,
+    "path": lambda found: found.lock.session,
     "session": _session,
 }

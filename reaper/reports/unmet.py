@@ -38,7 +38,8 @@ def why_not_freed(found: "Found") -> NotFreed | None:
             text += "; a long healthy run looks the same"
         return NotFreed(unmet.value, text)
     if found.action is Action.FLAG:
-        option = f"--on-{found.judgement.verdict.value} flag"
+        what = "other" if found.lock.kind else found.judgement.verdict.value
+        option = f"--on-{what} flag"
         return NotFreed(POLICY, f"the reaper only reports such locks ({option})")
     return None
 
@@ -106,6 +107,7 @@ _TEXTS: Final = {
     Unmet.LAST_WRITE_UNKNOWN: "it is not known when the transcript and the trajectory last changed",
     Unmet.SEEN_ONCE: "it was seen only once, and a sweep looks twice",
     Unmet.NO_HOLD_PROOF: "nobody can tell whether the file is open",
+    Unmet.IN_USE: "a process holds it",
     Unmet.RECOVERY_PENDING: "sessions.json does not say that the run is over; the gateway needs "
     "the lock to resume it",
 }

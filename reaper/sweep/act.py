@@ -41,17 +41,17 @@ class Actor(NamedTuple):
     def act(
         self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement
     ) -> Finding:
-        unlock = self.plan.unlock
+        unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
         if self.plan.mode is Mode.LOOK:
-            action = decide(judgement._replace(confirmed=True), self.policy)
+            action = decide(judgement._replace(confirmed=True), self.policy, is_other=is_other)
             done = _Done(None, note)
         elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
             judgement = judgement._replace(pending=False)
             action = Action.KEEP
             done = _Done(Outcome.CHANGED, "another lock stands there now")
         else:
-            action = decide(judgement, self.policy)
+            action = decide(judgement, self.policy, is_other=is_other)
             forced = unlock is not None and unlock.force
             if forced:
                 judgement = judgement._replace(pending=False)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from reaper.adapters import hold_proof, state_database
+from reaper.adapters.hold_proof import may_be_shared
 from reaper.adapters.locks import reading
 from reaper.adapters.locks.reading import Folder, OpenLock
 from reaper.adapters.runs.session_store import Session, Store
@@ -23,6 +24,7 @@ from reaper.core.finding import Mode
 from reaper.core.history import Facts, LockHistory, PassStart
 from reaper.core.judge import wants_run
 from reaper.core.lock import FileId, Lock, LockKey, Shape, StateDir, file_since
+from reaper.core.other_locks import Suspects
 from reaper.core.verdict import TOO_EARLY
 from reaper.sweep.memory import Memory
 from reaper.sweep.plan import Plan
@@ -112,6 +114,26 @@ class EvidenceCollector:
             earlier=earlier,
         )
         return history.evidence(facts, ages, self.start, now)
+
+    def collect_other(
+        self, opened: OpenLock, history: LockHistory, now: float
+    ) -> tuple[Evidence, Suspects]:
+        """As `collect`, for a lock that is no session lock: without a run, and with the processes
+        that may hold it, where a hold proof does not settle that.
+        """
+        lock, record = opened.lock, opened.lock.record
+        ages = history.ages(lock, self.start, now)
+        processes = self._sources.processes
+        holder = processes.holder(record.pid, record.starttime)
+        proof, note = HoldProof.UNAVAILABLE, "directory"
+        if record.shape is not Shape.GUARD:
+            proof, note = self._probe(opened, holder, known_for=ages.known_for)
+        suspects = Suspects()
+        names_somebody = record.pid is not None or record.shape is Shape.GUARD
+        if proof is not HoldProof.OPEN and names_somebody and not may_be_shared(opened.fd):
+            suspects = processes.suspects(record.pid, self._state_identity)
+        facts = Facts(lock, proof, holder, note)
+        return history.evidence(facts, ages, self.start, now), suspects
 
     def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
         """Return the hold proof of a file that a removal left; None for a young empty one, which is

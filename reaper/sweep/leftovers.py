@@ -7,7 +7,8 @@ from reaper.adapters.locks import names, reading, removal
 from reaper.adapters.locks.reading import Folder, Litter, OpenLock
 from reaper.core.evidence import HoldProof
 from reaper.core.finding import Mode, Skipped
-from reaper.core.lock import Shape
+from reaper.core.lock import LOCK_SUFFIX, Shape
+from reaper.core.other_locks import GUARD_SUFFIX
 from reaper.core.policy import Outcome
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.plan import LEFT_ASIDE
@@ -27,7 +28,8 @@ def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -
             path = f"{folder.path}/{name}"
             yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
             continue
-        opened = reading.open_lock(folder, name)
+        is_guard = names.original_name(name).endswith(GUARD_SUFFIX)
+        opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
         if isinstance(opened, Skipped) and opened.reason not in _NO_FILE:
             yield opened
         elif isinstance(opened, OpenLock):
@@ -47,7 +49,9 @@ def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
     if opened.lock.record.shape is not Shape.EMPTY or proof is not HoldProof.NOT_OPEN:
         back = removal.put_back(folder, name)
         if back.outcome is Outcome.RESTORED:
-            folder.locks.append(names.original_name(name))
+            original = names.original_name(name)
+            if folder.places or original.endswith(LOCK_SUFFIX):
+                folder.locks.append(original)
             return None
         note = back.note
     failed = True

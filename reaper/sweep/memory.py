@@ -138,7 +138,9 @@ class FolderNames:
 
 
 class Memory:
-    """What one Reaper remembers. `litter` is what removals left in each agent's folder."""
+    """What one Reaper remembers. `litter` is what removals left in each agent's folder; also in
+    those of other locks, which have a path instead of an agent's name.
+    """
 
     def __init__(self, most_remembered: int) -> None:
         self.histories = Histories(most_remembered)
@@ -155,16 +157,18 @@ class Memory:
 
     def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:
         """Forget what is remembered of agents besides their locks."""
-        for remembered in (self.earlier, self.litter):
-            for agent in remembered.keys() - known:
-                del remembered[agent]
+        for agent in self.earlier.keys() - known:
+            del self.earlier[agent]
+        for agent in self.litter.keys() - known:
+            if "/" not in agent[1]:
+                del self.litter[agent]
 
     @contextmanager
     def with_litter(self, folder: Folder) -> Iterator[None]:
         """Hand a folder the litter that it had at the end of the last pass; remember what it has
         at the end of this one.
         """
-        agent = folder.state, folder.agent
+        agent = folder.state, folder.path if folder.places else folder.agent
         folder.litter = self.litter.get(agent)
         try:
             yield

@@ -68,6 +68,10 @@ class Unseen:
         """Whether a lock may be there although the pass did not find it."""
         if not self._paths:
             return False
+        if not key.agent:
+            parts = key.name.split("/")
+            paths = {"/".join([key.state.path, *parts[:end]]) for end in range(len(parts) + 1)}
+            return not self._paths.isdisjoint(paths)
         agents = f"{key.state.path}/agents"
         sessions = f"{agents}/{key.agent}/sessions"
         lock = f"{sessions}/{key.name}"

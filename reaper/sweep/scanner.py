@@ -28,6 +28,7 @@ from reaper.sweep.act import Actor
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
+from reaper.sweep.other_locks import OtherScanner
 from reaper.sweep.plan import TOO_MANY_LOCKS, Plan, Unseen
 from reaper.sweep.sources import Sources
 
@@ -65,6 +66,8 @@ class Scanner(NamedTuple):
                 with closing(all_parts) as parts:
                     for part in parts:
                         yield from part
+                others = OtherScanner(state, self.plan, self.sources, self.memory, self.actor)
+                yield from others.scan(collector, only)
             except OSError as error:
                 yield reading.skip(state.path, error)
 
@@ -90,7 +93,8 @@ class Scanner(NamedTuple):
             yield [_gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)]
             return
         renamed = self.memory.folder_names.renamed()
-        lost = {agent for of, agent in self.memory.histories.agents() - renamed if of == state}
+        known_of = self.memory.histories.agents() - renamed
+        lost = {agent for of, agent in known_of if agent and of == state}
         lost -= met
         if lost:
             known = self.memory.histories
@@ -103,7 +107,7 @@ class Scanner(NamedTuple):
     ) -> Generator[_Part]:
         names: dict[str, list[str]] = defaultdict(list)
         for key in only:
-            if key.state == state:
+            if key.state == state and key.agent:
                 names[key.agent].append(key.name)
         skipped: list[Skipped] = []
         met: set[str] = set()
@@ -115,7 +119,7 @@ class Scanner(NamedTuple):
                 folder.locks = sorted(names[folder.agent])
                 yield self._scan_locks(folder, collector)
         yield (one for one in skipped if one.failed)
-        known = (key for key in only if key in self.memory.histories)
+        known = (key for key in only if key.agent and key in self.memory.histories)
         lost = [key for key in known if key.state == state and key.agent not in met]
         yield _lost(lost, skipped)
 
@@ -256,8 +260,8 @@ def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
 
 
 _SQLITE_NOTE: Final = (
-    "sessions live in SQLite here, as from OpenClaw 2026.8 on, which has no lock files: nothing to "
-    "do but for what an older gateway left"
+    "sessions live in SQLite here, as from OpenClaw 2026.8 on, and have no lock files: watched are "
+    "OpenClaw's other locks, and session locks that an older gateway left"
 )
 _EMPTY_NOTE: Final = (
     "no agent has a sessions folder: unless the gateway is new, say where its state directory is "

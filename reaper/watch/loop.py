@@ -174,6 +174,7 @@ class Watch:
         self.trust.follow(self.reaper.states)
         met: set[LockKey] = set()
         unseen, files = Unseen(), SkippedFiles(self.reaper.most_remembered)
+        others: list[Finding] = []
         for found in self.reaper.act():
             self._expected_by = time.monotonic()
             unseen.add(found)
@@ -182,6 +183,8 @@ class Watch:
             match found:
                 case Skipped():
                     files.add(found)
+                case Finding() if found.lock.kind:
+                    others.append(found)
                 case Finding():
                     if found.key not in self.tracker:
                         self.trust.expect(found, started, time.monotonic())
@@ -196,6 +199,7 @@ class Watch:
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
         self.inventory.set_watched_folders(self.reaper.watched_folders())
+        self.sweeps.saw_others(others)
         self.sweeps.ended(started, now, files)
         self.holders.close_idle()
 

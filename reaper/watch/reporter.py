@@ -12,7 +12,7 @@ from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Metrics
-from reaper.reports.records import lock_record
+from reaper.reports.records import Seen, lock_record, other_record
 
 _PERIOD: Final = 60.0
 """Seconds for which the bounds below hold at least: an agent can make sweeps frequent."""
@@ -28,6 +28,7 @@ class Reporter:
         self.inventory = inventory
         self.metrics = metrics
         self.journal = journal
+        self._others: dict[tuple[object, ...], object] = {}
         self._period_began = -math.inf
         self._lines: Counter[tuple[str, str]] = Counter()
         self._left_out: Counter[tuple[str, str]] = Counter()
@@ -56,6 +57,24 @@ class Reporter:
         if logged and self._has_line_left(found):
             event, warn = _event(found)
             self.journal.lock(event, record, found.lock, warn=warn)
+
+    def others(self, found: list[Finding]) -> None:
+        """Log what is new of the locks that are no session locks, as a full sweep found them."""
+        before, self._others = self._others, {}
+        lines = 0
+        for one in found:
+            removal = one.action is Action.REMOVE and one.outcome is not Outcome.WOULD_REMOVE
+            if removal and one.attempted and one.outcome is Outcome.FAILED:
+                self.metrics.errors.labels("removal").inc()
+            known = one.lock.identity, one.judgement.verdict, one.outcome
+            self._others[one.key] = known
+            plain = one.judgement.verdict is Verdict.HELD or TOO_EARLY in one.judgement.reasons
+            is_news = before.get(one.key) != known and not plain
+            lines += is_news
+            if is_news and (one.outcome is Outcome.REMOVED or lines <= _LINES_OF_AN_AGENT):
+                event, warn = _event(one)
+                self.journal.lock(event, other_record(one), one.lock, warn=warn)
+        self.inventory.set_others([Seen.of(one) for one in found])
 
     def _has_line_left(self, found: Finding) -> bool:
         """Whether there may be another line on this agent's locks; always for a removed lock, whose

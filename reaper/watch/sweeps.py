@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from typing import Final
 
-from reaper.core.finding import Skipped
+from reaper.core.finding import Finding, Skipped
 from reaper.core.retry import Retry
 from reaper.sweep import LEFT_ASIDE, TOO_MANY_LOCKS, hides_locks
 from reaper.watch.event_trust import DEGRADED_RESYNC, EventTrust
@@ -116,6 +116,10 @@ class Sweeps:
         self._with_left_aside = self._with_left_aside + 1 if files.left_aside else 0
         self._folders_changed = False
         self._ended_at = now
+
+    def saw_others(self, found: list[Finding]) -> None:
+        """Report the locks that are no session locks, as a full sweep found them."""
+        self._reporter.others(found)
 
     def failed(self, error: OSError, now: float) -> None:
         """Sweep again later, and later each time, because the system refused something."""

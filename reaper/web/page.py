@@ -23,11 +23,12 @@ from reaper.reports.explain import duration
 from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
 from reaper.reports.output import JsonOutput
-from reaper.reports.records import SkippedFile, Summary, lock_record
+from reaper.reports.records import SkippedFile, Summary, lock_record, other_record
 from reaper.web.actions import actions
 from reaper.web.answer import Facts, Level, Stuck, answer
 from reaper.web.chart import chart
 from reaper.web.html import Html, command, escaped, html, many, moment, paragraphs, word
+from reaper.web.others import others
 from reaper.web.rows import groups
 from reaper.web.shown import Kind, Reader, Shown, later, shown, visible
 from reaper.web.state import Host, policy_in_words, state
@@ -123,6 +124,9 @@ class View:
             output.record(visible(lock_record(later(seen, as_of)), names=names))
             if stream.tell() > _CHUNK:
                 yield _taken_from(stream)
+        for seen in self._inventory.others():
+            summary.count_other(seen.judgement, seen.outcome)
+            output.other_record(visible(other_record(later(seen, as_of)), names=names))
         for skipped in self._inventory.skipped():
             summary.count_skipped(
                 path=skipped.path if names else None,
@@ -166,6 +170,7 @@ class View:
                 self._inventory.stuck_in_last_hour(clock.as_of), is_old=clock.is_stopped
             ),
             "locks": groups(rows, reader),
+            "others": others(self._inventory.others(), clock.as_of, names=names),
             "actions": actions(self._inventory.acts(), clock.as_of_ms, names=names),
             "state": state(
                 self._metrics,

@@ -13,6 +13,7 @@ from reaper.reports.unmet import why_not_freed
 
 _PLAIN_FIELDS: Final = frozenset(
     {
+        "kind",
         "state_dir",
         "agent",
         "pid",

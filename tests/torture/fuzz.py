@@ -15,6 +15,7 @@ from typing import Final
 from reaper.core.evidence import Holder, HolderState
 from reaper.core.json_text import NotJsonError, loads
 from reaper.core.lock import StateDir
+from reaper.core.other_locks import Suspects
 from reaper.core.policy import Policy
 from reaper.core.record import parse, parse_date
 from reaper.core.text import printable
@@ -94,6 +95,9 @@ class _Nobody:
 
     def began_ms(self, starttime: int) -> int:
         return 0
+
+    def suspects(self, pid: int | None, state_dir: tuple[int, int] | None) -> Suspects:
+        return Suspects()
 
     def has_open(self, pid: int, path_end: str) -> bool | None:
         return False

@@ -8,17 +8,29 @@ from reaper.core.lock import LOCK_SUFFIX
 
 # A private name is `.rpr`, five random characters, `-`, the session, `~`: eleven characters besides
 # the session, as many as `.jsonl.lock` has, so it fits wherever the lock's own name did. It ends
-# in nothing that a gateway looks for, and holds the name to put the lock back under.
+# in nothing that a gateway looks for, and holds the name to put the lock back under. Of a lock that
+# is no session lock, `=` and the whole name stand there instead of `-` and the session.
 PREFIX: Final = ".rpr"
-ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}-(?P<session>.*)~", re.DOTALL)
-RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=-)")
+ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}(-(?P<session>.*)|=(?P<name>.*))~", re.DOTALL)
+RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=[-=])")
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def private_name(session: str) -> str:
+    """Return a new private name for a session's lock."""
+    return f"{PREFIX}{_random()}-{session}~"
+
+
+def private_name_of(lock: str) -> str:
+    """Return a new private name for the lock with this name."""
+    if lock.endswith(LOCK_SUFFIX):
+        return private_name(lock.removesuffix(LOCK_SUFFIX))
+    return f"{PREFIX}{_random()}={lock}~"
+
+
+def _random() -> str:
     # As `secrets` does it, which imports what a command that looks at nothing need not pay for.
-    token = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
-    return f"{PREFIX}{token}-{session}~"
+    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
 
 
 def original_name(aside: str) -> str:
@@ -26,4 +38,5 @@ def original_name(aside: str) -> str:
     match = ASIDE.fullmatch(aside)
     if match is None:
         raise ValueError(f"{aside!r} is no private name")
-    return match["session"] + LOCK_SUFFIX
+    name = match["name"]
+    return match["session"] + LOCK_SUFFIX if name is None else name

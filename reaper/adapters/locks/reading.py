@@ -20,6 +20,7 @@ from reaper.adapters.safe_open import (
 )
 from reaper.core.finding import Skipped
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, FileId, Lock, Record, Shape, StateDir
+from reaper.core.other_locks import IN_SESSIONS, Place, place_of
 from reaper.core.record import parse
 
 
@@ -43,19 +44,31 @@ class Litter(NamedTuple):
 
 
 class Folder:
-    """One agent's `sessions` folder, open: everything in it is named relative to it.
+    """One agent's `sessions` folder, open: everything in it is named relative to it. With `below`,
+    the folder with that path below the state directory, which has `places` of other locks.
 
     `locks` are the names of its lock files, `asides` the private names that a removal left.
     `through_symlink`: a symlink led to it, or one is known to, as its `agents` folder or itself.
     While `litter` is there and cannot be removed, `remove` creates nothing in this folder.
     """
 
-    def __init__(self, state: StateDir, agent: str, fd: int, *, through_symlink: bool) -> None:
+    def __init__(
+        self,
+        state: StateDir,
+        agent: str,
+        fd: int,
+        *,
+        through_symlink: bool,
+        below: str | None = None,
+        places: tuple[Place, ...] = (),
+    ) -> None:
         self.state = state
+        self.places = places
         self.agent = agent
         self.fd = fd
         self.through_symlink = through_symlink
-        self.path = f"{state.path}/agents/{agent}/sessions"
+        below = f"agents/{agent}/sessions" if below is None else below
+        self.path = f"{state.path}/{below}".rstrip("/")
         self.locks: list[str] = []
         self.asides: list[str] = []
         self.locks_left_out = 0
@@ -86,8 +99,9 @@ class Folder:
                             self.regular.add(name)
                     else:
                         self.locks_left_out += 1
-                elif name.startswith(PREFIX) and ASIDE.fullmatch(name):
-                    if most is None or len(self.asides) < most:
+                elif name.startswith(PREFIX) and (aside := ASIDE.fullmatch(name)):
+                    is_ours = aside["name"] is None or place_of(aside["name"], IN_SESSIONS)
+                    if is_ours and (most is None or len(self.asides) < most):
                         self.asides.append(name)
                 elif ".checkpoint." in name and len(checkpoints) <= _MOST_CHECKPOINTS:
                     checkpoints.append(name)
@@ -296,6 +310,27 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     return OpenLock(_lock(folder, name, found, data, parse(data)), name, folder, fd)
 
 
+def open_guard(folder: Folder, name: str) -> OpenLock | Skipped | None:
+    """Open a directory that guards the taking back of a lock; None where it is gone.
+
+    Never raises OSError.
+    """
+    try:
+        fd = open_folder(name, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return skip(f"{folder.path}/{name}", error)
+    try:
+        with os.scandir(fd) as entries:
+            data = next((os.fsencode(entry.name) for entry in entries), b"")
+        lock = _lock(folder, name, os.fstat(fd), data, Record(shape=Shape.GUARD))
+    except OSError as error:
+        os.close(fd)
+        return skip(f"{folder.path}/{name}", error)
+    return OpenLock(lock, name, folder, fd)
+
+
 def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped | None:
     """Open what has a lock's name and was skipped, without a right to read it and without acting
     on it, so that `remove` can remove exactly that file; None where it is gone.
@@ -322,17 +357,21 @@ def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped |
 
 
 def _lock(folder: Folder, name: str, found: os.stat_result, data: bytes, record: Record) -> Lock:
+    path = f"{folder.path}/{name}"
+    other = place_of(name, folder.places)
+    below = path.removeprefix(f"{folder.state.path}/")
     return Lock(
         state_dir=folder.state.name,
         agent=folder.agent,
-        session=name.removesuffix(LOCK_SUFFIX),
-        path=f"{folder.path}/{name}",
+        session=below if other else name.removesuffix(LOCK_SUFFIX),
+        path=path,
         file=FileId(found.st_dev, found.st_ino),
         uid=found.st_uid,
-        mtime_ms=found.st_mtime_ns // 1_000_000,
+        mtime_ms=(found.st_ctime_ns if other else found.st_mtime_ns) // 1_000_000,
         ctime_ns=found.st_ctime_ns,
         data=data,
         record=record,
+        kind=other[1] if other else "",
     )
 
 

@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 from reaper.adapters import kernel
 from reaper.adapters.kernel import exchange, rename_noreplace
-from reaper.adapters.locks.names import ASIDE, PREFIX, RANDOM, original_name, private_name
+from reaper.adapters.locks.names import ASIDE, PREFIX, RANDOM, original_name, private_name_of
 from reaper.adapters.locks.reading import Folder, Litter, OpenLock, what
 from reaper.adapters.owners import advice_to_remove
-from reaper.core.lock import FileId
+from reaper.core.lock import FileId, Shape
 from reaper.core.policy import Outcome
 
 
@@ -49,9 +49,10 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     refused = _remove_litter(opened.folder)
     if refused:
         return Removal(outcome=Outcome.FAILED, note=refused)
-    aside = private_name(opened.lock.session)
+    aside = private_name_of(opened.name)
     try:
-        stand_in = _stand_in(aside, opened)
+        # A guard has none: where somebody takes it for a free one just then, no lock is free yet.
+        stand_in = None if _is_guard(opened) else _stand_in(aside, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
@@ -124,6 +125,9 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
     try:
         if _file_at(aside, dir_fd=dir_fd) != opened.lock.file:
             return _give_back(aside, name, stand_in, dir_fd=dir_fd)
+        if _is_guard(opened):
+            os.rmdir(aside, dir_fd=dir_fd)  # fails unless it is empty
+            return Removal(outcome=Outcome.REMOVED)
         os.unlink(aside, dir_fd=dir_fd)
     except FileNotFoundError:
         # Another reaper took our private name for a crash's: it put the lock back or dropped it.
@@ -136,6 +140,10 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
         outcome=Outcome.REMOVED,
         note="" if links == 0 else f"the same file has {links} other name(s), left alone",
     )
+
+
+def _is_guard(opened: OpenLock) -> bool:
+    return opened.lock.record.shape is Shape.GUARD
 
 
 def _unlink_at_once(opened: OpenLock) -> Removal:
@@ -252,7 +260,7 @@ def _take_away(opened: OpenLock, stand_in: int) -> str:
     As carefully as a lock: had this process been stopped for so long that a gateway took it for a
     stale one, then the name would be that gateway's now.
     """
-    dir_fd, aside = opened.folder.fd, private_name(opened.lock.session)
+    dir_fd, aside = opened.folder.fd, private_name_of(opened.name)
     where = _name_of(stand_in, opened)
     if where is None:
         return ""  # on its way from one name to another
@@ -297,7 +305,7 @@ def _move_aside(aside: str, opened: OpenLock) -> bool:
     # (protected_hardlinks), and not each file system has links: tried, not believed.
     if opened.lock.uid != os.geteuid():
         return False
-    trial = private_name(opened.lock.session)
+    trial = private_name_of(opened.name)
     try:
         os.link(name, trial, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:

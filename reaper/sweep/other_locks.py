@@ -1,0 +1,85 @@
+"""Goes over the locks that are no session locks."""
+
+import os
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
+
+from reaper.adapters.locks import reading
+from reaper.adapters.locks.places import folders_of_places
+from reaper.adapters.locks.reading import Folder, OpenLock
+from reaper.core.finding import Finding, Skipped
+from reaper.core.lock import LockKey, StateDir
+from reaper.core.other_locks import GUARD_SUFFIX, judge_other, place_of
+from reaper.core.policy import Action
+from reaper.sweep.act import Actor
+from reaper.sweep.evidence import EvidenceCollector
+from reaper.sweep.leftovers import settle_leftovers
+from reaper.sweep.memory import Memory
+from reaper.sweep.plan import TOO_MANY_LOCKS, Plan
+from reaper.sweep.sources import Sources
+
+
+class OtherScanner(NamedTuple):
+    """Goes over those of one state directory once, in the known places alone."""
+
+    state: StateDir
+    plan: Plan
+    sources: Sources
+    memory: Memory
+    actor: Actor
+
+    def scan(
+        self, collector: EvidenceCollector, only: AbstractSet[LockKey] | None
+    ) -> Iterator[Finding | Skipped]:
+        """Yield each lock, and what was skipped; of `only`, where given."""
+        if only is not None and all(key.agent or key.state != self.state for key in only):
+            return
+        skipped: list[Skipped] = []
+        for folder in folders_of_places(self.state, skipped):
+            with self.memory.with_litter(folder), folder:
+                try:
+                    collector.enter(folder)
+                    if only is None:
+                        yield from settle_leftovers(folder, self.plan.mode, collector)
+                    yield from self._scan_folder(folder, collector, only)
+                except OSError as error:
+                    yield reading.skip(folder.path, error)
+        if only is None:
+            yield from skipped
+
+    def _scan_folder(
+        self, folder: Folder, collector: EvidenceCollector, only: AbstractSet[LockKey] | None
+    ) -> Iterator[Finding | Skipped]:
+        for name in folder.locks:
+            path = f"{folder.path}/{name}"
+            key = LockKey(self.state, "", path.removeprefix(f"{self.state.path}/"))
+            is_wanted = self.plan.wanted is None or self.plan.wanted(key)
+            if is_wanted and (only is None or key in only):
+                is_guard = name.endswith(GUARD_SUFFIX)
+                opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
+                match opened:
+                    case Skipped():
+                        yield opened._replace(key=key)
+                    case OpenLock():
+                        try:
+                            yield self._judge(opened, key, collector)
+                        finally:
+                            os.close(opened.fd)
+        if folder.locks_left_out and only is None:
+            yield Skipped(folder.path, TOO_MANY_LOCKS, failed=True, files=folder.locks_left_out)
+
+    def _judge(self, opened: OpenLock, key: LockKey, collector: EvidenceCollector) -> Finding:
+        histories, limits = self.memory.histories, self.plan.limits
+        if self.actor.policy.on_other is not Action.REMOVE:
+            limits = limits._replace(seen_once_suffices=True)  # nobody waits to remove nothing
+        now = self.sources.clock.monotonic()
+        history = histories.of(key, opened.lock, now)
+        evidence, suspects = collector.collect_other(opened, history, now)
+        found = place_of(opened.name, opened.folder.places)
+        assert found is not None, opened.name  # noqa: S101  # by that it was found
+        judgement = judge_other(evidence, found[0], suspects, limits)
+        if self.plan.remembers or judgement.pending or not judgement.confirmed:
+            histories.remember(key, history)
+        acted = self.actor.act(opened, key, evidence, judgement)
+        return acted._replace(at=collector.start.monotonic)

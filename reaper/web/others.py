@@ -1,0 +1,51 @@
+"""The locks on the page that are no session locks: those that are stuck, or cannot be judged."""
+
+from collections.abc import Iterable
+
+from reaper.core.verdict import TOO_EARLY, Verdict
+from reaper.reports.advice import advice
+from reaper.reports.explain import RULES, duration
+from reaper.reports.links import runbook
+from reaper.reports.records import Seen
+from reaper.web.html import Html, breakable, command, html, joined
+from reaper.web.shown import later
+
+_MOST_SHOWN = 50
+
+
+def others(locks: Iterable[Seen], as_of: float, *, names: bool) -> Html:
+    """Return a section about them, nothing where there are none."""
+    shown = [seen for seen in locks if _is_notable(seen)]
+    if not shown:
+        return Html()
+    rows = joined(_row(later(seen, as_of), names=names) for seen in shown[:_MOST_SHOWN])
+    return html(
+        "<h2>Other locks of OpenClaw: {count} stuck, or cannot be judged</h2>"
+        "<p>Logins, the configuration or another feature may fail. {runbook}</p>{rows}",
+        count=len(shown),
+        runbook=f"({runbook('other-locks')})",
+        rows=rows,
+    )
+
+
+def _is_notable(seen: Seen) -> bool:
+    return seen.judgement.verdict is not Verdict.HELD and TOO_EARLY not in seen.judgement.reasons
+
+
+def _row(seen: Seen, *, names: bool) -> Html:
+    """Return one lock: which it is, the verdict, and what to do next."""
+    judgement, step = seen.judgement, advice(seen)
+    tone = "bad" if judgement.wants_freeing else "doubt"
+    return html(
+        '<div class="case"><p><b class="{tone}">{verdict}</b> for {age}: {kind} {path}</p>'
+        "<p>{why} ({reasons}).</p><p><b>Next:</b> {text}</p>{command}</div>",
+        tone=tone,
+        verdict=judgement.verdict.value.capitalize(),
+        age=duration(seen.evidence.age),
+        kind=seen.lock.kind,
+        path=breakable(seen.lock.session, "/") if names else "",
+        why=RULES[judgement.row].capitalize(),
+        reasons=", ".join(judgement.reasons),
+        text=step.text,
+        command=command(step.command) if step.command else "",
+    )
