@@ -1,10 +1,10 @@
-"""What the sidecar takes and how fast it is: deaths, due locks, processor, memory, a scrape.
+"""What the sidecar takes and how fast it is: due locks, processor, memory, a scrape. See also
+deaths.py.
 
 .venv/bin/python benchmarks/sidecar.py [SCENARIO...]
 """
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -18,7 +18,7 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -245,7 +245,7 @@ def forked(folder: Path, count: int) -> Iterator[list[tuple[Path, int]]]:
         process.communicate("\n")
 
 
-def _gone(path: Path) -> float:
+def gone(path: Path) -> float:
     """Return the moment at which the file was seen to be gone."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
@@ -255,7 +255,7 @@ def _gone(path: Path) -> float:
     raise TimeoutError(f"{path} stays")
 
 
-def _percentiles(seconds: list[float]) -> dict[str, float]:
+def percentiles(seconds: list[float]) -> dict[str, float]:
     ms = sorted(it * 1000 for it in seconds)
     return {
         "p50_ms": round(statistics.median(ms), 2),
@@ -266,7 +266,7 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def _scraped(it: Sidecar, every: float) -> Iterator[None]:
+def scraped(it: Sidecar, every: float) -> Iterator[None]:
     """Have it scraped, as Prometheus does, by a thread of its own."""
     done = threading.Event()
 
@@ -281,71 +281,6 @@ def _scraped(it: Sidecar, every: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def deaths(
-    others: int = 0,
-    count: int = 200,
-    agents: int = 10,
-    scraped_every: float | None = None,
-    options: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """A holder is killed: how long until its lock is gone."""
-    with state_dir() as root:
-        folder = sessions(root, "main")
-        crowd = Holder()
-        try:
-            for number in range(others):
-                crowd.hold(sessions(root, f"crowd{number % agents}") / f"{number}.jsonl.lock")
-            crowd.settle()
-            with (
-                forked(folder, count) as held,
-                sidecar(root, *options) as it,
-                _scraped(it, scraped_every) if scraped_every is not None else nullcontext(),
-            ):
-                until(lambda: it.held() == count + others, "all held")
-                took = []
-                for path, pid in held:
-                    began = time.monotonic()
-                    os.kill(pid, signal.SIGKILL)
-                    took.append(_gone(path) - began)
-                    time.sleep(0.02)
-                sweep_ms = it.of_sweeps("sum") / it.of_sweeps("count") * 1000
-                return {**_percentiles(took), "mean_sweep_ms": round(sweep_ms)}
-        finally:
-            crowd.close()
-
-
-def deaths_while_sweeping(others: int = 10_000) -> dict[str, Any]:
-    """Beside so many held locks, with a full sweep a second after the last one."""
-    found = deaths(others=others, options=("--resync", "1s"))
-    return {**found, "others": others}
-
-
-def many_deaths(count: int = 1000) -> dict[str, Any]:
-    """Many holders die at once, by one signal: how long until all locks are gone, from the call
-    that kills on; and how long that call took.
-    """
-    with state_dir() as root:
-        folder = sessions(root, "main")
-        with forked(folder, count) as held, sidecar(root) as it:
-            until(lambda: it.held() == count, "all held")
-            fds = it.process.num_fds()
-            cpu, began = it.cpu(), time.monotonic()
-            os.killpg(held[0][1], signal.SIGKILL)
-            killed = time.monotonic()
-            dir_fd = os.open(folder, os.O_RDONLY)
-            while os.listdir(dir_fd):
-                time.sleep(0.01)  # each look holds up whoever renames there
-            took = time.monotonic() - began
-            os.close(dir_fd)
-            return {
-                "seconds": round(took, 3),
-                "killing_took": round(killed - began, 3),
-                "cpu_seconds": round(it.cpu() - cpu, 3),
-                "descriptors": fds,
-                "count": count,
-            }
 
 
 def due(count: int = 100) -> dict[str, Any]:
@@ -366,9 +301,9 @@ def due(count: int = 100) -> dict[str, Any]:
                 late = []
                 for (path, hold_ms), created in zip(dues, at_s, strict=True):
                     at = created + hold_ms / 1000
-                    _gone(path)
+                    gone(path)
                     late.append(time.time() - at)
-                return _percentiles(late)
+                return percentiles(late)
         finally:
             holder.close()
 
@@ -531,7 +466,7 @@ def _scrapes(
     text = zlib.decompress(body, wbits=31) if body.startswith(b"\x1f\x8b") else body
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     return {
-        **_percentiles(took),
+        **percentiles(took),
         "cpu_ms": round(cpu / rounds * 1000, 1),
         "series": series,
         "bytes": len(body),
@@ -539,11 +474,6 @@ def _scrapes(
 
 
 SCENARIOS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "deaths": deaths,
-    "deaths_beside_1000": lambda: deaths(others=1000),
-    "deaths_while_scraped": lambda: deaths(others=1000, agents=200, scraped_every=0.1),
-    "deaths_while_sweeping": deaths_while_sweeping,
-    "many_deaths": many_deaths,
     "due": due,
     "processor": processor,
     "memory": memory,

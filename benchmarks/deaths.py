@@ -1,0 +1,176 @@
+"""From the death of a holder until its lock is gone: the sidecar and a bare loop, by turns.
+
+    .venv/bin/python benchmarks/deaths.py [SCENARIO...]
+
+Each has a state directory of its own, alike. Both run for the whole time and wait; one holder dies
+at a time, of each by turns, so that noise meets both alike.
+"""
+
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from sidecar import Sidecar, forked, gone, percentiles, scraped, sessions, sidecar, state_dir, until
+from trees import Holder
+
+_LOOP: Final = str(Path(__file__).with_name("death_loop.py"))
+_AGENTS: Final = 10
+_OF_ONE_SWEEP: Final = 10
+"""Deaths during one full sweep, 30 ms apart."""
+
+
+@contextmanager
+def death_loop(root: Path) -> Iterator[None]:
+    """Run the bare loop; it waits for all holders once this is entered."""
+    with subprocess.Popen(
+        [sys.executable, _LOOP, str(root)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _crowd(root: Path, locks: int, stack: ExitStack) -> None:
+    """Have one process hold so many other locks."""
+    holder = Holder()
+    stack.callback(holder.close)
+    for number in range(locks):
+        holder.hold(sessions(root, f"crowd{number % _AGENTS}") / f"{number}.jsonl.lock")
+    holder.settle()
+
+
+def deaths(
+    others: int = 0, count: int = 300, scraped_every: float | None = None, *, sweeping: bool = False
+) -> dict[str, Any]:
+    """`count` holders of each die, one after the other, beside so many other held locks; with
+    `sweeping`, those of the sidecar while it makes a full sweep.
+    """
+    with ExitStack() as stack:
+        roots = [stack.enter_context(state_dir()) for _ in range(2)]
+        for root in roots:
+            _crowd(root, others, stack)
+        ours, loops = (stack.enter_context(forked(sessions(root, "main"), count)) for root in roots)
+        it = stack.enter_context(sidecar(roots[0]))
+        until(lambda: it.held() == count + others, "all held")
+        stack.enter_context(death_loop(roots[1]))
+        if scraped_every is not None:
+            stack.enter_context(scraped(it, scraped_every))
+        took: dict[str, list[float]] = {"reaper": [], "loop": []}
+        swept_meanwhile = 0
+        at_once = _OF_ONE_SWEEP if sweeping else 1
+        for first in range(0, count, at_once):
+            turn = slice(first, first + at_once)
+            with _swept(it) if sweeping else nullcontext([]) as during:
+                for path, pid in ours[turn]:
+                    took["reaper"].append(_freed(path, pid))
+            swept_meanwhile += len(during)
+            took["loop"] += [_freed(path, pid) for path, pid in loops[turn]]
+        found: dict[str, Any] = {name: percentiles(times) for name, times in took.items()}
+        if sweeping:
+            found["reaper"]["while_sweeping"] = swept_meanwhile
+        found["ratios"] = {
+            key: round(found["reaper"][f"{key}_ms"] / found["loop"][f"{key}_ms"], 2)
+            for key in ("p50", "p99")
+        }
+        return found
+
+
+@contextmanager
+def _swept(it: Sidecar) -> Iterator[list[None]]:
+    """Have a full sweep under way; the list gets one item if it lasted until the end of this."""
+    during: list[None] = []
+    before = it.of_sweeps("count")
+    it.process.send_signal(signal.SIGHUP)
+    time.sleep(0.05)
+    yield during
+    if it.of_sweeps("count") == before:
+        during.append(None)
+        until(lambda: it.of_sweeps("count") > before, "the end of a sweep")
+
+
+def _freed(path: Path, pid: int) -> float:
+    """Kill a holder; return after how long its lock is gone."""
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    took = gone(path) - began
+    time.sleep(0.02)
+    return took
+
+
+def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
+    """Many holders die at once, by one signal: how long until all locks are gone, from the call
+    that kills on; and how long that call took.
+    """
+    found: dict[str, Any] = {"reaper": [], "loop": []}
+    killing, cpu, fds = [], [], 0
+    for _ in range(turns):
+        for name, times in found.items():
+            with (
+                state_dir() as root,
+                forked(sessions(root, "main"), count) as held,
+                ExitStack() as on,
+            ):
+                it = None
+                if name == "loop":
+                    on.enter_context(death_loop(root))
+                else:
+                    it = on.enter_context(sidecar(root))
+                    until(lambda it=it: it.held() == count, "all held")
+                    fds = it.process.num_fds()
+                    used = it.cpu()
+                began = time.monotonic()
+                os.killpg(held[0][1], signal.SIGKILL)
+                killing.append(time.monotonic() - began)
+                times.append(_emptied(sessions(root, "main")) - began)
+                if it is not None:
+                    cpu.append(it.cpu() - used)
+    ratios = [a / b for a, b in zip(found["reaper"], found["loop"], strict=True)]
+    return {
+        "reaper": {
+            "seconds": round(statistics.median(found["reaper"]), 3),
+            "cpu_seconds": round(statistics.median(cpu), 3),
+            "descriptors": fds,
+        },
+        "loop": {"seconds": round(statistics.median(found["loop"]), 3)},
+        "killing": {"seconds": round(statistics.median(killing), 3), "count": count},
+        "ratios": {"total": round(statistics.median(ratios), 2)},
+    }
+
+
+def _emptied(folder: Path) -> float:
+    """Return the moment at which the folder was seen to be empty."""
+    dir_fd = os.open(folder, os.O_RDONLY)
+    try:
+        while os.listdir(dir_fd):
+            time.sleep(0.01)  # each look holds up whoever renames there
+        return time.monotonic()
+    finally:
+        os.close(dir_fd)
+
+
+SCENARIOS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "alone": deaths,
+    "beside_1000": lambda: deaths(1000),
+    "while_scraped": lambda: deaths(1000, scraped_every=0.1),
+    "while_sweeping_10000": lambda: deaths(10_000, sweeping=True),
+    "1000_at_once": many_deaths,
+}
+
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for name in sys.argv[1:] or SCENARIOS:
+        print(json.dumps({name: SCENARIOS[name]()}), flush=True)
