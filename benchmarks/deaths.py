@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,10 +73,14 @@ def deaths(
         at_once = _OF_ONE_SWEEP if sweeping else 1
         for first in range(0, count, at_once):
             turn = slice(first, first + at_once)
-            with _swept(it) if sweeping else nullcontext([]) as during:
-                for path, pid in ours[turn]:
-                    took["reaper"].append(_freed(path, pid))
-            swept_meanwhile += len(during)
+            if sweeping:
+                swept_before = it.of_sweeps("count")
+                it.process.send_signal(signal.SIGHUP)
+                time.sleep(0.05)
+            took["reaper"] += [_freed(path, pid) for path, pid in ours[turn]]
+            if sweeping:
+                swept_meanwhile += it.of_sweeps("count") == swept_before
+                until(lambda: it.of_sweeps("count") > swept_before, "the end of a sweep")  # noqa: B023  # called here
             took["loop"] += [_freed(path, pid) for path, pid in loops[turn]]
         found: dict[str, Any] = {name: percentiles(times) for name, times in took.items()}
         if sweeping:
@@ -85,19 +90,6 @@ def deaths(
             for key in ("p50", "p99")
         }
         return found
-
-
-@contextmanager
-def _swept(it: Sidecar) -> Iterator[list[None]]:
-    """Have a full sweep under way; the list gets one item if it lasted until the end of this."""
-    during: list[None] = []
-    before = it.of_sweeps("count")
-    it.process.send_signal(signal.SIGHUP)
-    time.sleep(0.05)
-    yield during
-    if it.of_sweeps("count") == before:
-        during.append(None)
-        until(lambda: it.of_sweeps("count") > before, "the end of a sweep")
 
 
 def _freed(path: Path, pid: int) -> float:
@@ -127,7 +119,7 @@ def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
                     on.enter_context(death_loop(root))
                 else:
                     it = on.enter_context(sidecar(root))
-                    until(lambda it=it: it.held() == count, "all held")
+                    until(partial(_holds, it, count), "all held")
                     fds = it.process.num_fds()
                     used = it.cpu()
                 began = time.monotonic()
@@ -147,6 +139,10 @@ def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
         "killing": {"seconds": round(statistics.median(killing), 3), "count": count},
         "ratios": {"total": round(statistics.median(ratios), 2)},
     }
+
+
+def _holds(it: Sidecar, count: int) -> bool:
+    return it.held() == count
 
 
 def _emptied(folder: Path) -> float:
