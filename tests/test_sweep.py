@@ -621,6 +621,25 @@ def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_ar
     assert not_understood(it.sweep()) == []
 
 
+def test_a_store_is_read_once_in_a_pass_for_all_locks_of_its_folder(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_store, "_TICK_NS", 0)
+    tree.store({"k": {"sessionId": "one", "status": "done"}})
+    for session in ("one", "two"):
+        tree.lock(session, record(2**22 + 1, starttime=5))
+    reads = []
+    real = session_store._read
+
+    def read(session: session_store.Session, sessions: frozenset[str]) -> session_store.Store:
+        reads.append(session)
+        return real(session, sessions)
+
+    monkeypatch.setattr(session_store, "_read", read)
+    assert len(list(reaper(tree, process_table=FakeProcesses).sweep(dry=True))) == 2
+    assert len(reads) == 1
+
+
 def test_a_store_that_nobody_writes_is_read_once_also_where_there_is_no_lock(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

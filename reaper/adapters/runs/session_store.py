@@ -130,7 +130,9 @@ class SessionStores:
         if known is not None and time.monotonic() < known.not_before:
             return known.problem  # nobody's lock waits for a newer answer
         try:
-            _stamp_at(session.folder_fd)
+            stamp = _stamp_at(session.folder_fd)
+            if known is not None and known.settled and known.stamp == stamp:
+                return known.problem
         except PermissionError:
             return ""  # nothing in this folder can be read, so the locks are reported
         except OSError:
