@@ -45,8 +45,8 @@ test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromiu
 test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators and a real Prometheus: two minutes
 	$(PYTEST) deploy/tests --ignore deploy/tests/test_live.py --ignore deploy/tests/test_page.py
 
-test-deploy: .venv/.deploy ## the same started for real, the output in docs/deploy-tests.md: needs root, podman, debootstrap
-	$(PYTEST) deploy/tests --record docs/deploy-tests.md
+test-deploy: .venv/.deploy ## the same started for real, the results in deploy/tests/record.md: needs root, podman, debootstrap
+	$(PYTEST) deploy/tests --record deploy/tests/record.md
 
 pages: .venv/.done ## renew what is made from the code: man page, completion, metrics reference, the operator's rules
 	$(BIN)/python deploy/terminal/write.py

@@ -53,9 +53,7 @@ def node(script: str, *arguments: str, **how: Any) -> "subprocess.CompletedProce
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--record", metavar="FILE", help="Write what was tried, and came of it, there."
-    )
+    parser.addoption("--record", metavar="FILE", help="Write the results to this file.")
 
 
 _NOTES: list[tuple[str, str]] = []
@@ -97,21 +95,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     counts = Counter(outcome for outcome, _, _ in _OUTCOMES.values())
     lines = [
-        "# What `make test-deploy` said",
+        "# Results of `make test-deploy`",
         "",
-        f"Written by it, on {platform.system()} {platform.release()}, {platform.machine()}, "
+        f"Generated on {platform.system()} {platform.release()}, {platform.machine()}, "
         f"Python {platform.python_version()}: "
         + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        + ". What it cannot start: [deploying.md](deploying.md#what-was-not-tried).",
+        + ". Listed are the tests that start something for real, and those with a note or without "
+        "success. Not tried: [deploying.md](../../docs/deploying.md#what-was-not-tried).",
         "",
     ]
-    for file, title in (("test_live.py", "Started for real"), ("", "By validators and so on")):
-        lines += [f"## {title}", ""]
-        for nodeid, (outcome, why, seconds) in _OUTCOMES.items():
-            if ("test_live.py" in nodeid) is bool(file):
-                name = nodeid.split("::")[-1].removeprefix("test_").replace("_", " ")
-                said = f"{outcome} ({why.removeprefix('Skipped: ')})" if why else outcome
-                lines.append(f"- {name}: **{said}**" + (f", {seconds:.0f} s" if file else ""))
-                lines += [f"  - {text}" for node_, text in _NOTES if node_ == nodeid]
-        lines.append("")
-    Path(path).write_text("\n".join(lines[:-1]) + "\n")
+    for nodeid, (outcome, why, seconds) in _OUTCOMES.items():
+        notes = [f"  - {text}" for node_, text in _NOTES if node_ == nodeid]
+        if outcome != "passed" or "test_live.py" in nodeid or notes:
+            name = nodeid.split("::")[-1].removeprefix("test_").replace("_", " ")
+            said = f"{outcome} ({why.removeprefix('Skipped: ')})" if why else outcome
+            lines += [f"- {name}: **{said}**, {seconds:.0f} s", *notes]
+    Path(path).write_text("\n".join(lines) + "\n")
