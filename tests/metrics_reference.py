@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.metrics_reference
 
-writes it again. The standard `process_*` metrics are not listed.
+writes it anew.
 """
 
 import re
@@ -26,7 +26,7 @@ def _labels(family: Metric) -> list[str]:
 
 
 def with_table(page: str) -> str:
-    """Return the page with its table renewed."""
+    """Return the page with its table made anew."""
     metrics = Metrics(
         LockInventory(),
         version="1",
@@ -39,8 +39,6 @@ def with_table(page: str) -> str:
     )
     rows = []
     for family in metrics.registry.collect():
-        if family.name.startswith("process_"):
-            continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(_labels(family))
         rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n")
