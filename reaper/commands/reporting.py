@@ -18,7 +18,7 @@ from reaper.commands.options import Judging
 from reaper.core.lock import Shape
 from reaper.core.policy import Outcome
 from reaper.core.text import printable
-from reaper.core.verdict import NO_HOLD_PROOF
+from reaper.core.verdict import NO_HOLD_PROOF, Verdict
 from reaper.reports.explain import no_proof_advice
 from reaper.reports.output import Output, locks
 from reaper.reports.records import Found, Summary
@@ -35,6 +35,9 @@ class Report:
     """
 
     def __init__(self, judging: Judging, output: Output, *, journalled: bool = False) -> None:
+        from reaper.core.finding import Finding  # noqa: PLC0415  # once, and only with a pass
+
+        self._finding = Finding
         self.summary = Summary()
         self._journalled = journalled
         self._talk = judging.talk
@@ -42,9 +45,7 @@ class Report:
         self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
     def take(self, found: "Finding | Skipped") -> None:
-        from reaper.core.finding import Finding  # noqa: PLC0415
-
-        if not isinstance(found, Finding):
+        if not isinstance(found, self._finding):
             self.summary.count_skipped(
                 path=found.path, reason=found.reason, note=found.note, failed=found.failed
             )
@@ -58,7 +59,7 @@ class Report:
         else:
             self.summary.count_lock(found.judgement, found.outcome)
             self._output.lock(found)
-        if found.outcome is not Outcome.REMOVED:
+        if found.judgement.verdict is Verdict.UNCERTAIN and found.outcome is not Outcome.REMOVED:
             self._note_unjudged(found)
         if found.note and found.outcome is not None and not self._journalled:
             say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info

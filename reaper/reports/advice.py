@@ -1,7 +1,8 @@
 """What a person does next about one lock."""
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
+from reaper.core.fast_enum import FastEnum
 from reaper.core.lock import Lock, Shape
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
@@ -49,6 +50,27 @@ class Advice(NamedTuple):
     brief: str
 
 
+class _Command(FastEnum):
+    """A command about one lock."""
+
+    EXPLAIN = "explain"
+    EXPLAIN_AS_OWNER = "explain, as the lock's uid"
+    UNLOCK = "unlock"
+    FORCE = "unlock --force"
+    SWEEP = "sweep"
+
+
+class _Step(NamedTuple):
+    """As `Advice`, without the words of the command; where `runbook` is None, it is the section
+    about the lock's verdict.
+    """
+
+    brief: str
+    text: str
+    command: _Command | None = None
+    runbook: str | None = None
+
+
 def advice(found: Found, *, state_dir: str | None = None, explained: bool = False) -> Advice:
     """Return the next step for one judged lock.
 
@@ -56,14 +78,52 @@ def advice(found: Found, *, state_dir: str | None = None, explained: bool = Fals
     command that is copied to another terminal may not find it by itself. `explained`: the person
     has the output of `reaper explain` already, so the step is the one after that.
     """
-    commands = _Commands(found.lock, state_dir)
+    step = _step(found, explained=explained)
+    command = None
+    if step.command is not None:
+        command = _Commands(found.lock, state_dir).of(step.command, found.judgement.verdict)
+    runbook = _section(found) if step.runbook is None else step.runbook
+    return Advice(step.text, command, runbook, step.brief)
+
+
+def brief(found: Found) -> str:
+    """Return the next step as `advice(found).brief`; builds no command, so a table of any number
+    of locks can ask for it.
+    """
+    return _step(found, explained=False).brief
+
+
+_GONE: Final = _Step(_NOTHING, "Nothing to do: the lock is gone.")
+_LOOK_AGAIN: Final = _Step(
+    "explain", "Look again: another lock has this name now.", _Command.EXPLAIN
+)
+_AFTER: Final[dict[Outcome | None, _Step]] = {
+    Outcome.REMOVED: _GONE,
+    Outcome.VANISHED: _GONE,
+    Outcome.CHANGED: _LOOK_AGAIN,
+    Outcome.RESTORED: _LOOK_AGAIN,
+    Outcome.FAILED: _Step(
+        "unlock",
+        "Fix what made the removal fail, then try again.",
+        _Command.UNLOCK,
+        REMOVAL_FAILED,
+    ),
+    Outcome.WOULD_REMOVE: _Step(
+        "sweep",
+        "Nothing was removed, because this is a dry run. A sweep removes the lock.",
+        _Command.SWEEP,
+    ),
+}
+"""The next step after an attempt to remove a session lock."""
+
+
+def _step(found: Found, *, explained: bool) -> _Step:
     if found.lock.kind:
-        return _other(found, commands)
-    done = _by_outcome(found, commands)
-    return done or _by_verdict(found, commands, explained=explained)
+        return _other(found)
+    return _AFTER.get(found.outcome) or _by_verdict(found, explained=explained)
 
 
-def _other(found: Found, commands: "_Commands") -> Advice:
+def _other(found: Found) -> _Step:
     """Return the next step for a lock that is no session lock."""
     judgement, command, brief = found.judgement, None, _NOTHING
     if found.outcome in GONE:
@@ -74,93 +134,69 @@ def _other(found: Found, commands: "_Commands") -> Advice:
         text = "Look again in a minute: the lock is too new to be judged."
     elif judgement.wants_freeing:
         text = "Nobody needs this lock: this sweep removes it, and others that are surely over."
-        command, brief = commands.sweep(found), "sweep"
+        command, brief = _Command.SWEEP, "sweep"
     else:
         text = (
             "See whether OpenClaw still complains about it. If it does, stop all that is "
             "OpenClaw's, and remove it with `rm`, a directory with `rmdir`."
         )
         brief = "see runbook"
-    return Advice(text, command, OTHER_LOCKS, brief)
+    return _Step(brief, text, command, OTHER_LOCKS)
 
 
-def _by_outcome(found: Found, commands: "_Commands") -> Advice | None:
-    """Return the next step after an attempt to remove the lock; None where there was none."""
-    section = _section(found)
-    match found.outcome:
-        case Outcome.REMOVED | Outcome.VANISHED:
-            return Advice("Nothing to do: the lock is gone.", None, section, _NOTHING)
-        case Outcome.FAILED:
-            text = "Fix what made the removal fail, then try again."
-            return Advice(text, commands.unlock(), REMOVAL_FAILED, "unlock")
-        case Outcome.CHANGED | Outcome.RESTORED:
-            text = "Look again: another lock has this name now."
-            return Advice(text, commands.explain(), section, "explain")
-        case Outcome.WOULD_REMOVE:
-            text = "Nothing was removed, because this is a dry run. A sweep removes the lock."
-            return Advice(text, commands.sweep(found), section, "sweep")
-        case _:
-            return None
-
-
-def _by_verdict(found: Found, commands: "_Commands", *, explained: bool) -> Advice:
+def _by_verdict(found: Found, *, explained: bool) -> _Step:
     judgement = found.judgement
+    explain = None if explained else _Command.EXPLAIN
     if RECOVERY_PENDING in judgement.reasons:
-        return Advice(
+        return _Step(
+            "message it",
             "Start the gateway, or send a message to this session: the gateway then removes the "
             "lock itself. It needs the lock to resume the run.",
-            None if explained else commands.explain(),
-            WAITS_FOR_THE_GATEWAY,
-            "message it",
+            explain,
         )
     match judgement.verdict:
         case Verdict.HELD:
-            text = "Nothing to do: a process uses this lock."
-            return Advice(text, None if explained else commands.explain(), HELD, _NOTHING)
+            return _Step(_NOTHING, "Nothing to do: a process uses this lock.", explain)
         case Verdict.UNCERTAIN:
-            return _unjudged(found, commands, explained=explained)
+            return _unjudged(found, explained=explained)
         case _ if found.action is Action.REMOVE or not judgement.confirmed:
             waits = "" if judgement.confirmed else " It first makes sure that nothing changes."
-            text = f"A sweep removes this lock.{waits}"
-            return Advice(text, commands.sweep(found), _section(found), "sweep")
+            return _Step("sweep", f"A sweep removes this lock.{waits}", _Command.SWEEP)
         case Verdict.OVERDUE:
-            return _overdue(commands, explained=explained)
+            return _overdue(explained=explained)
         case _:
             text = "The policy only reports such locks. Nobody needs this one: remove it yourself."
-            return Advice(text, commands.unlock(), _section(found), "unlock")
+            return _Step("unlock", text, _Command.UNLOCK)
 
 
-def _overdue(commands: "_Commands", *, explained: bool) -> Advice:
+def _overdue(*, explained: bool) -> _Step:
     if not explained:
         text = "See whether the run still writes. If it does not, restart the gateway."
-        return Advice(text, commands.explain(), OVERDUE, "explain")
-    return Advice(
+        return _Step("explain", text, _Command.EXPLAIN)
+    return _Step(
+        "restart gateway",
         "Wait while the run still writes. If it does not, restart the gateway. Only if you cannot: "
         "the command removes the lock, and two runs may then write to one transcript.",
-        commands.unlock(force=True),
-        OVERDUE,
-        "restart gateway",
+        _Command.FORCE,
     )
 
 
-def _unjudged(found: Found, commands: "_Commands", *, explained: bool) -> Advice:
+def _unjudged(found: Found, *, explained: bool) -> _Step:
     lock, note = found.lock, found.evidence.proof_note
+    explain = None if explained else _Command.EXPLAIN
     if TOO_EARLY in found.judgement.reasons:
         text = "Wait some seconds: the lock is too new to be judged. A sweep waits for it."
-        return Advice(text, commands.sweep(found), CANNOT_BE_JUDGED, "wait")
+        return _Step("wait", text, _Command.SWEEP)
     if lock.record.shape is Shape.UNREAD:
         text = "Look at what has this name. The command removes it, as `rm` would."
-        command = commands.unlock(force=True) if explained else commands.explain()
-        return Advice(text, command, CANNOT_BE_JUDGED, "explain")
+        return _Step("explain", text, explain or _Command.FORCE)
     if note.partition(":")[0] == "no-rights":
         text = (
             f"Run the reaper as uid {lock.uid}, which owns the lock file: nobody else may check it."
         )
-        command = f"sudo -u '#{lock.uid}' {commands.explain() or 'reaper list'}"
-        return Advice(text, command, CANNOT_BE_JUDGED, f"run as uid {lock.uid}"[:15])
+        return _Step(f"run as uid {lock.uid}"[:15], text, _Command.EXPLAIN_AS_OWNER)
     why = no_proof_advice({lock.uid}, note) if note else "nothing shows whether the file is open"
-    text = f"The reaper cannot check this lock: {why}."
-    return Advice(text, None if explained else commands.explain(), CANNOT_BE_JUDGED, "explain")
+    return _Step("explain", f"The reaper cannot check this lock: {why}.", explain)
 
 
 def _section(found: Found) -> str:
@@ -176,20 +212,23 @@ class _Commands(NamedTuple):
     lock: Lock
     state_dir: str | None
 
-    def explain(self) -> str | None:
-        return self._about_lock("explain")
-
-    def unlock(self, *, force: bool = False) -> str | None:
-        """Return the command that removes this lock and no other that has its name later."""
-        risk = ("--force",) if force else ()
-        return self._about_lock("unlock", *risk, "--fingerprint", self.lock.fingerprint)
-
-    def sweep(self, found: Found) -> str | None:
-        is_overdue = found.judgement.verdict is Verdict.OVERDUE
-        policy = ("--on-overdue", "remove") if is_overdue else ()
-        if self.lock.kind:
-            policy = ("--on-other", "remove")
-        return self._command("sweep", *policy)
+    def of(self, command: _Command, verdict: Verdict) -> str | None:
+        """Return one of them; None where a name has characters that a terminal cannot show."""
+        match command:
+            case _Command.SWEEP:
+                policy = "--on-other" if self.lock.kind else "--on-overdue"
+                needs_it = self.lock.kind or verdict is Verdict.OVERDUE
+                return self._command("sweep", *((policy, "remove") if needs_it else ()))
+            case _Command.EXPLAIN:
+                return self._about_lock("explain")
+            case _Command.EXPLAIN_AS_OWNER:
+                explain = self._about_lock("explain") or "reaper list"
+                return f"sudo -u '#{self.lock.uid}' {explain}"
+            case _Command.UNLOCK | _Command.FORCE:
+                # The fingerprint: this lock, and no other that has its name later.
+                risk = ("--force",) if command is _Command.FORCE else ()
+                return self._about_lock("unlock", *risk, "--fingerprint", self.lock.fingerprint)
+        assert_never(command)
 
     def _about_lock(self, name: str, *options: str) -> str | None:
         session = self.lock.session
@@ -197,14 +236,9 @@ class _Commands(NamedTuple):
         return self._command(name, *options, *end_of_options, session)
 
     def _command(self, *words: str) -> str | None:
-        """Return the command, None where a name has characters that a terminal cannot show."""
+        from shlex import join  # noqa: PLC0415  # a table builds no command
+
         name, *others = words
         where = () if self.state_dir is None else ("--state-dir", self.state_dir)
         every = ("reaper", name, *where, *others)
-        return " ".join(map(_quoted, every)) if all(map(str.isprintable, every)) else None
-
-
-def _quoted(word: str) -> str:
-    from shlex import quote  # noqa: PLC0415  # `list` of an empty directory needs no command
-
-    return quote(word)
+        return join(every) if all(map(str.isprintable, every)) else None

@@ -1,7 +1,7 @@
 """The table of locks that people read: one line for each, aligned, also where it is piped."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
 from reaper.core.evidence import Evidence
@@ -27,7 +27,7 @@ from reaper.core.verdict import (
     Judgement,
     Verdict,
 )
-from reaper.reports.advice import advice
+from reaper.reports.advice import brief
 from reaper.reports.explain import duration
 from reaper.reports.output import RESULTS, locks, others_sentence, sentence
 from reaper.reports.records import Found, Summary
@@ -36,8 +36,10 @@ MOST_ROWS: Final = 1000
 """Locks of which a table is laid out as a whole. Of more, lines are written as they come, laid out
 by these, so that any number of locks needs no memory."""
 
-OTHER_COLUMNS: Final = ("age", "pid", "verdict", "why", "result", "path")
 COLUMNS: Final = ("id", "age", "pid", "verdict", "why", "result", "next", "state dir", "session")
+OTHER_COLUMNS: Final = ("age", "pid", "verdict", "why", "result", "path")
+_CELLS: Final = (*COLUMNS, "path")
+"""What `_row` makes, in its order."""
 _GAP: Final = "  "
 _COLOURS: Final = {
     "HELD": "32",
@@ -76,7 +78,7 @@ class TableOutput:
 
     def lock(self, found: Found) -> None:
         shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
-        step = advice(found).brief
+        step = brief(found)
         self._next[step] += 1
         self._table.add(found, step, shown=shown)
 
@@ -122,9 +124,11 @@ class Table:
         self._columns = tuple(columns)
         self._width = width
         self._coloured = coloured
-        self._rows: list[dict[str, str]] = []
+        self._rows: list[tuple[str, ...]] = []
         self._sessions: set[str] = set()
         self._widths: dict[str, int] | None = None
+        self._plain = ""
+        """The format of a line in which each character takes one column and nothing is cut."""
 
     def of_others(self) -> "Table":
         """Return a table like this one for the locks that are no session locks."""
@@ -148,41 +152,67 @@ class Table:
     def end(self) -> None:
         """Write what is left, so that nothing that is said afterwards goes before it."""
         if self._widths is None:
-            names = short_names(self._sessions)
-            for row in self._rows:
-                row["id"] = names[row["id"]]
-            self._lay_out()
+            self._lay_out(short_names(self._sessions))
         self._stream.flush()
 
-    def _row(self, found: Found, step: str) -> dict[str, str]:
-        row = {name: printable(CELLS[name](found)) for name in self._columns if name in CELLS}
-        return {**row, "next": step, "id": found.lock.session}
+    def _row(self, found: Found, step: str) -> tuple[str, ...]:
+        """Return a lock's `_CELLS`, with the whole id."""
+        lock, run = found.lock, found.evidence.run
+        pid, outcome = lock.record.pid, found.outcome
+        return (
+            lock.session,
+            duration(found.evidence.age).replace(" ", ""),
+            "-" if pid is None else str(pid),
+            found.judgement.verdict.name,
+            why(found.judgement, found.evidence),
+            "-" if outcome is None else RESULTS.get(outcome.value, outcome.value),
+            step,
+            lock.state_dir,
+            # What people know a session by: its key; of one without a key, the agent.
+            f"(agent {lock.agent})" if run.session_key is None else run.session_key,
+            lock.session,
+        )
 
-    def _lay_out(self) -> None:
-        """Choose the widths by the rows so far, and write them."""
-        header = {name: name.upper() for name in self._columns}
-        for row in self._rows:
-            row["id"] = printable(row["id"])
+    def _lay_out(self, names: dict[str, str] | None = None) -> None:
+        """Choose the widths by the rows so far, and write them, with these names for the ids."""
+        rows = [tuple(name.upper() for name in _CELLS), *self._rows]
+        if names is not None:
+            rows[1:] = [(names[whole], *others) for whole, *others in rows[1:]]
+        cells = dict(zip(_CELLS, zip(*rows, strict=True), strict=True))
         natural = {
-            name: max(_width(row[name]) for row in (header, *self._rows)) for name in self._columns
+            name: max(_width(printable(text)) for text in {*cells[name]}) for name in self._columns
         }
         self._widths = _fitting(natural, self._width)
-        if self._rows:
-            self._write(header, style="1")
-        for row in self._rows:
+        self._plain = _GAP.join(
+            f"{{{_CELLS.index(name)}:{'>' if name in _RIGHT else '<'}{width}}}"
+            for name, width in self._widths.items()
+        )
+        if len(rows) > 1:
+            self._write(rows[0], style="1")
+        for row in rows[1:]:
             self._write(row)
         self._rows.clear()
 
-    def _write(self, row: dict[str, str], style: str = "") -> None:
-        cells = []
+    def _write(self, row: tuple[str, ...], style: str = "") -> None:
+        whole = "".join(row)
+        if self._width is None and not self._coloured and whole.isascii() and whole.isprintable():
+            line = self._plain.format(*row)
+        else:
+            line = _GAP.join(self._laid_out(row, style))
+        self._stream.write(line.rstrip() + "\n")
+
+    def _laid_out(self, row: tuple[str, ...], style: str) -> Iterator[str]:
+        """Yield the cells that are shown, each as wide as its column."""
+        cells = dict(zip(_CELLS, row, strict=True))
         for name, width in (self._widths or {}).items():
-            text = row[name] if self._width is None else shortened(row[name], width)
+            text = printable(cells[name])
+            if self._width is not None:
+                text = shortened(text, width)
             space = " " * (width - _width(text))
             colour = style or (_COLOURS.get(text, "") if name == "verdict" else "")
             if self._coloured and colour:
                 text = f"\x1b[{colour}m{text}\x1b[0m"
-            cells.append(space + text if name in _RIGHT else text + space)
-        self._stream.write(_GAP.join(cells).rstrip() + "\n")
+            yield space + text if name in _RIGHT else text + space
 
 
 def _fitting(natural: dict[str, int], width: int | None) -> dict[str, int]:
@@ -243,26 +273,3 @@ def why(judgement: Judgement, evidence: Evidence) -> str:
         if reason in _WHY:
             return _WHY[reason]
     return "in use"
-
-
-def _session(found: Found) -> str:
-    """Return what people know a session by: its key; of one without a key, the agent."""
-    key = found.evidence.run.session_key
-    return f"(agent {found.lock.agent})" if key is None else key
-
-
-def _result(found: Found) -> str:
-    outcome = found.outcome
-    return "-" if outcome is None else RESULTS.get(outcome.value, outcome.value)
-
-
-CELLS: Final[dict[str, Callable[[Found], str]]] = {
-    "age": lambda found: duration(found.evidence.age).replace(" ", ""),
-    "pid": lambda found: "-" if found.lock.record.pid is None else str(found.lock.record.pid),
-    "verdict": lambda found: found.judgement.verdict.name,
-    "why": lambda found: why(found.judgement, found.evidence),
-    "result": _result,
-    "state dir": lambda found: found.lock.state_dir,
-    "path": lambda found: found.lock.session,
-    "session": _session,
-}

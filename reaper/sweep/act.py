@@ -39,8 +39,9 @@ class Actor(NamedTuple):
     longest_retry: float
 
     def act(
-        self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement
+        self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement, at: float
     ) -> Finding:
+        """Act on one lock; `at` is the moment that its ages count to (monotonic seconds)."""
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
         if self.plan.mode is Mode.LOOK:
@@ -67,7 +68,7 @@ class Actor(NamedTuple):
             if done.outcome is Outcome.REMOVED and _may_be_held(evidence, judgement):
                 notes = filter(None, (done.note, _RELEASE_BY_PATH))
                 done = done._replace(note="; ".join(notes))
-        return Finding(key, opened.lock, evidence, judgement, action, *done)
+        return Finding(key, opened.lock, evidence, judgement, action, *done, at)
 
     def _remove(self, opened: OpenLock, key: LockKey, *, forced: bool) -> _Done:
         """Remove the lock, unless it is too early for another attempt."""

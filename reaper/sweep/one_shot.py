@@ -1,7 +1,8 @@
 """Passes that a command makes once; a sweep waits for graces that must be seen to pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import Final
 
 from reaper.core.finding import Finding, Skipped
@@ -39,8 +40,14 @@ class OneShot:
         self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
     ) -> Iterator[Finding | Skipped]:
         """Judge and act; wait up to `wait` seconds for what is pending, and flag the rest."""
+        return chain.from_iterable(self._rounds(clock, wait, on_wait))
+
+    def _rounds(
+        self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
+    ) -> Iterator[Iterable[Finding | Skipped]]:
+        """Yield the passes; each is to be gone through before the next is asked for."""
         limits = self._plan.limits
-        yield from self._round(self._plan.only)
+        yield self._round(self._plan.only)
         longest = max(limits.orphan_grace, limits.confirm) + _LOOK_EVERY
         left = longest if wait is None else wait
         end = clock.monotonic() + left
@@ -49,13 +56,13 @@ class OneShot:
         while self._pending and left > 0 and not self._stop():
             soonest = min(self._due_in())
             clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
-            yield from self._round(frozenset(self._pending))
+            yield self._round(frozenset(self._pending))
             left = end - clock.monotonic()
         if self._stop():
-            yield from self._pending.values()
+            yield self._pending.values()
         elif self._pending:
             limits = limits._replace(seen_once_suffices=True)
-            yield from self._scan(self._plan._replace(limits=limits, only=self._pending.keys()))
+            yield self._scan(self._plan._replace(limits=limits, only=self._pending.keys()))
 
     def _due_in(self) -> Iterator[float]:
         return (found.judgement.due_in or 0.0 for found in self._pending.values())

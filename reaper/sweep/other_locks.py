@@ -81,5 +81,4 @@ class OtherScanner(NamedTuple):
         judgement = judge_other(evidence, found[0], suspects, limits)
         if self.plan.remembers or judgement.pending or not judgement.confirmed:
             histories.remember(key, history)
-        acted = self.actor.act(opened, key, evidence, judgement)
-        return acted._replace(at=collector.start.monotonic)
+        return self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)

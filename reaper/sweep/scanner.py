@@ -3,9 +3,9 @@
 import os
 import traceback
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import closing
+from itertools import chain
 from typing import Final, NamedTuple
 
 from reaper.adapters import openclaw_config
@@ -49,7 +49,16 @@ class Scanner(NamedTuple):
     actor: Actor
 
     def scan(self) -> Iterator[Finding | Skipped]:
-        """Yield each lock as soon as its outcome is known, and what was skipped."""
+        """Return an iterator that yields each lock as soon as its outcome is known, and what was
+        skipped.
+        """
+        # A lock passes through one generator: `chain` is none, and asks each part directly.
+        return chain.from_iterable(self._parts())
+
+    def _parts(self) -> Iterator[_Part]:
+        """Yield what is to be yielded, in parts. A part is asked for the whole of it before the
+        next one, and before what was opened for it is closed.
+        """
         start = self.sources.start_pass()
         only = self.plan.only
         if only is None:
@@ -60,21 +69,25 @@ class Scanner(NamedTuple):
             collector = EvidenceCollector(state, self.plan, start, self.sources, self.memory)
             try:
                 if only is None:
-                    all_parts = self._scan_state(state, collector)
+                    yield from self._scan_state(state, collector)
                 else:
-                    all_parts = self._scan_some(state, only, collector)
-                with closing(all_parts) as parts:
-                    for part in parts:
-                        yield from part
-                others = OtherScanner(state, self.plan, self.sources, self.memory, self.actor)
-                yield from others.scan(collector, only)
+                    yield from self._scan_some(state, only, collector)
             except OSError as error:
-                yield reading.skip(state.path, error)
+                yield [reading.skip(state.path, error)]
+            else:
+                yield self._scan_others(state, only, collector)
 
-    def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Generator[_Part]:
-        """Yield what is to be yielded for each folder, then for the whole: in parts, so that a lock
-        does not pass through a generator for each level.
-        """
+    def _scan_others(
+        self, state: StateDir, only: AbstractSet[LockKey] | None, collector: EvidenceCollector
+    ) -> Iterator[Finding | Skipped]:
+        others = OtherScanner(state, self.plan, self.sources, self.memory, self.actor)
+        try:
+            yield from others.scan(collector, only)
+        except OSError as error:
+            yield reading.skip(state.path, error)
+
+    def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Iterator[_Part]:
+        """Yield what is to be yielded for each folder, then for the whole."""
         skipped: list[Skipped] = []
         met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
@@ -104,7 +117,7 @@ class Scanner(NamedTuple):
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
-    ) -> Generator[_Part]:
+    ) -> Iterator[_Part]:
         names: dict[str, list[str]] = defaultdict(list)
         for key in only:
             if key.state == state and key.agent:
@@ -138,16 +151,18 @@ class Scanner(NamedTuple):
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
-    ) -> Generator[Finding | Skipped]:
-        """Look at `folder.locks`, one after the other."""
+    ) -> Iterator[Finding | Skipped]:
+        """Look at `folder.locks`, one after the other. Never raises: what one lock brings about
+        takes no other lock's turn.
+        """
         wanted = self.plan.wanted
         for name in folder.locks:
             key = LockKey(folder.state, folder.agent, name)
             if wanted is None or wanted(key):
                 try:
                     found = self._look_at(key, folder, collector)
-                except OSError:
-                    raise
+                except OSError as error:
+                    found = reading.skip(f"{folder.path}/{name}", error)._replace(key=key)
                 except Exception as error:  # noqa: BLE001  # whatever one lock brings about
                     found = _bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
@@ -201,27 +216,28 @@ class Scanner(NamedTuple):
         if judgement.verdict in STUCK and evidence.run is NOT_READ:
             # No part of the verdict: it shows a person whose session is stuck.
             evidence = evidence._replace(run=collector.run_by_store(opened))
-        found = self.actor.act(opened, key, evidence, judgement)
-        found = found._replace(at=collector.start.monotonic)
+        found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
         if not has_room:
             self.memory.forget(key)
             if found.outcome not in GONE:
                 return _too_many_locks(opened.folder)
         return found
 
-    def _hints(self, state: StateDir, *, is_empty: bool) -> Iterator[Skipped]:
+    def _hints(self, state: StateDir, *, is_empty: bool) -> list[Skipped]:
         """Say why a state directory may have fewer locks than a person expects."""
+        hints = []
         if self.sources.databases.hold_sessions_of(state):
-            yield Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE)
+            hints.append(Skipped(path=state.path, reason="sqlite-sessions", note=_SQLITE_NOTE))
         elif is_empty and not os.path.lexists(f"{state.path}/agents"):
             # A mistyped path or an empty mount; every gateway that was set up has this folder.
-            yield _gone(f"{state.path}/agents", _NO_AGENTS_NOTE)
+            hints.append(_gone(f"{state.path}/agents", _NO_AGENTS_NOTE))
         elif is_empty:
-            yield Skipped(path=state.path, reason=NO_SESSIONS, note=_EMPTY_NOTE)
+            hints.append(Skipped(path=state.path, reason=NO_SESSIONS, note=_EMPTY_NOTE))
         store = openclaw_config.store_elsewhere(state)
         if store is not None:
             note = f"openclaw.json sets session.store to {beginning(store)!r}: {_STORE_NOTE}"
-            yield Skipped(path=state.path, reason=SESSIONS_ELSEWHERE, note=note)
+            hints.append(Skipped(path=state.path, reason=SESSIONS_ELSEWHERE, note=note))
+        return hints
 
 
 def _key(folder: Folder, name: str) -> LockKey:

@@ -358,7 +358,7 @@ def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped |
 
 def _lock(folder: Folder, name: str, found: os.stat_result, data: bytes, record: Record) -> Lock:
     path = f"{folder.path}/{name}"
-    other = place_of(name, folder.places)
+    other = place_of(name, folder.places) if folder.places else None
     below = path.removeprefix(f"{folder.state.path}/")
     return Lock(
         state_dir=folder.state.name,

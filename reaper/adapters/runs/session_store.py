@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_regular, stamp_of
 from reaper.core.evidence import Run, StoreStatus
@@ -57,6 +57,14 @@ _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
 """Epoch ms. JavaScript has no larger integers."""
 _ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
+_STATUSES: Final[dict[str | None, StoreStatus]] = {
+    None: StoreStatus.NONE,
+    "running": StoreStatus.RUNNING,
+    **dict.fromkeys(_ENDED_STATUSES, StoreStatus.ENDED),
+}
+"""What a status means; any other one is UNKNOWN."""
+_ODD: Final = ""
+"""Stands for a status that is no text."""
 _NO_ENTRY: Final = Run(store=StoreStatus.NONE)
 _UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
 
@@ -315,9 +323,9 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
             spoken_of, named = _sessions(entry.sessionId, entry.sessionFile)
             for name in spoken_of & sessions:
                 run = Run(
-                    store=_status(entry.status),
-                    store_started_ms=_time(entry.startedAt),
-                    store_ended_ms=_time(entry.endedAt),
+                    store=_STATUSES.get(entry.status, StoreStatus.UNKNOWN),
+                    store_started_ms=entry.startedAt,
+                    store_ended_ms=entry.endedAt,
                     session_key=_key(data, key) if name == named else None,
                 )
                 known = entries.get(name)
@@ -325,15 +333,6 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
     except _NotUnderstoodError as error:
         return Store(_UNKNOWN, {}, problem=str(error))
     return Store(otherwise, entries, problem=problem, sessions=sessions)
-
-
-def _status(value: object) -> StoreStatus:
-    if value is None:
-        return StoreStatus.NONE
-    if value == "running":
-        return StoreStatus.RUNNING
-    ended = isinstance(value, str) and value in _ENDED_STATUSES
-    return StoreStatus.ENDED if ended else StoreStatus.UNKNOWN
 
 
 def _sessions(session: object, file: object) -> tuple[set[str], str | None]:
@@ -387,13 +386,22 @@ def _stricter(one: Run, other: Run) -> Run:
 
 
 class _Entry(NamedTuple):
-    """The fields of an entry that count, of any JSON type; None where one is missing."""
+    """The fields of an entry that count; None where one is missing. The first two are of any JSON
+    type, and the times are epoch ms.
+    """
 
     sessionId: Any = None  # noqa: N815  # as in the file
     sessionFile: Any = None  # noqa: N815
-    status: Any = None
-    startedAt: Any = None  # noqa: N815
-    endedAt: Any = None  # noqa: N815
+    status: str | None = None
+    startedAt: int | None = None  # noqa: N815
+    endedAt: int | None = None  # noqa: N815
+
+    @classmethod
+    def of(cls, fields: list[Any]) -> Self:
+        """Make an entry from its fields of any JSON type, in the order above."""
+        session, file, status, started, ended = fields
+        status = status if status is None or isinstance(status, str) else _ODD
+        return cls(session, file, status, whole(started, least=0), whole(ended, least=0))
 
 
 def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or msgspec's like it
@@ -420,17 +428,21 @@ def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or 
         fields = loads(data[value])
         if not isinstance(fields, dict):
             return _Entry()
-        return _Entry(*(fields.get(name) for name in _Entry._fields))
-    return _Entry(*(_value(getattr(entry, name)) for name in _Entry._fields))
+        return _Entry.of([fields.get(name) for name in _Entry._fields])
+    return _Entry.of([_value(getattr(entry, name)) for name in _Entry._fields])
 
 
 @functools.cache
 def _decoder(*, raw: bool) -> "msgspec.json.Decoder[msgspec.Struct]":
-    """Return a decoder of entries: with `raw`, their fields are not decoded."""
+    """Return a decoder of entries: with `raw`, their fields are not decoded; without, it refuses
+    an entry that has a field of another type than a gateway writes.
+    """
     import msgspec  # noqa: PLC0415  # as above
 
-    kind, absent = (msgspec.Raw, msgspec.Raw()) if raw else (Any, None)
-    fields = [(name, kind, absent) for name in _Entry._fields]
+    time = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)] | None
+    types: list[Any] = [msgspec.Raw] * 5 if raw else [Any, Any, str | None, time, time]
+    absent = msgspec.Raw() if raw else None
+    fields = [(name, kind, absent) for name, kind in zip(_Entry._fields, types, strict=True)]
     return msgspec.json.Decoder(msgspec.defstruct("Entry", fields))
 
 
@@ -439,11 +451,6 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
     if text.nbytes == 0:
         return None  # the entry has no such field
     return loads(bytes(text)) if text.nbytes <= _LONGEST_FIELD else _TOO_LONG
-
-
-def _time(value: Any) -> int | None:  # noqa: ANN401  # any JSON value
-    """Return a time of the store in epoch ms, None where it is none."""
-    return value if type(value) is int and 0 <= value <= _LATEST else whole(value, least=0)
 
 
 def _key(data: mmap.mmap, key: slice) -> str | None:
