@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -109,15 +110,14 @@ def stop_between_locks() -> Iterator[Callable[[], bool]]:
 
     A second signal is not needed: a removal takes microseconds, and waiting looks up every second.
     """
-    stopped = False
+    received: list[int] = []
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: stopped
+        yield partial(bool, received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

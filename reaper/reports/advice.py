@@ -60,8 +60,8 @@ class _Command(FastEnum):
     SWEEP = "sweep"
 
 
-class _Step(NamedTuple):
-    """As `Advice`, without the words of the command; where `runbook` is None, it is the section
+class Step(NamedTuple):
+    """As `Advice`, without the words of the command. Where `runbook` is None, it is the section
     about the lock's verdict.
     """
 
@@ -78,7 +78,7 @@ def advice(found: Found, *, state_dir: str | None = None, explained: bool = Fals
     command that is copied to another terminal may not find it by itself. `explained`: the person
     has the output of `reaper explain` already, so the step is the one after that.
     """
-    step = _step(found, explained=explained)
+    step = next_step(found, explained=explained)
     command = None
     if step.command is not None:
         command = _Commands(found.lock, state_dir).of(step.command, found.judgement.verdict)
@@ -86,29 +86,22 @@ def advice(found: Found, *, state_dir: str | None = None, explained: bool = Fals
     return Advice(step.text, command, runbook, step.brief)
 
 
-def brief(found: Found) -> str:
-    """Return the next step as `advice(found).brief`; builds no command, so a table of any number
-    of locks can ask for it.
-    """
-    return _step(found, explained=False).brief
-
-
-_GONE: Final = _Step(_NOTHING, "Nothing to do: the lock is gone.")
-_LOOK_AGAIN: Final = _Step(
+_GONE: Final = Step(_NOTHING, "Nothing to do: the lock is gone.")
+_LOOK_AGAIN: Final = Step(
     "explain", "Look again: another lock has this name now.", _Command.EXPLAIN
 )
-_AFTER: Final[dict[Outcome | None, _Step]] = {
+_AFTER: Final[dict[Outcome | None, Step]] = {
     Outcome.REMOVED: _GONE,
     Outcome.VANISHED: _GONE,
     Outcome.CHANGED: _LOOK_AGAIN,
     Outcome.RESTORED: _LOOK_AGAIN,
-    Outcome.FAILED: _Step(
+    Outcome.FAILED: Step(
         "unlock",
         "Fix what made the removal fail, then try again.",
         _Command.UNLOCK,
         REMOVAL_FAILED,
     ),
-    Outcome.WOULD_REMOVE: _Step(
+    Outcome.WOULD_REMOVE: Step(
         "sweep",
         "Nothing was removed, because this is a dry run. A sweep removes the lock.",
         _Command.SWEEP,
@@ -117,13 +110,16 @@ _AFTER: Final[dict[Outcome | None, _Step]] = {
 """The next step after an attempt to remove a session lock."""
 
 
-def _step(found: Found, *, explained: bool) -> _Step:
+def next_step(found: Found, *, explained: bool = False) -> Step:
+    """Return what `advice` says, without the words of the command: a table of 100,000 locks asks
+    for the step of each.
+    """
     if found.lock.kind:
         return _other(found)
     return _AFTER.get(found.outcome) or _by_verdict(found, explained=explained)
 
 
-def _other(found: Found) -> _Step:
+def _other(found: Found) -> Step:
     """Return the next step for a lock that is no session lock."""
     judgement, command, brief = found.judgement, None, _NOTHING
     if found.outcome in GONE:
@@ -141,14 +137,14 @@ def _other(found: Found) -> _Step:
             "OpenClaw's, and remove it with `rm`, a directory with `rmdir`."
         )
         brief = "see runbook"
-    return _Step(brief, text, command, OTHER_LOCKS)
+    return Step(brief, text, command, OTHER_LOCKS)
 
 
-def _by_verdict(found: Found, *, explained: bool) -> _Step:
+def _by_verdict(found: Found, *, explained: bool) -> Step:
     judgement = found.judgement
     explain = None if explained else _Command.EXPLAIN
     if RECOVERY_PENDING in judgement.reasons:
-        return _Step(
+        return Step(
             "message it",
             "Start the gateway, or send a message to this session: the gateway then removes the "
             "lock itself. It needs the lock to resume the run.",
@@ -156,24 +152,24 @@ def _by_verdict(found: Found, *, explained: bool) -> _Step:
         )
     match judgement.verdict:
         case Verdict.HELD:
-            return _Step(_NOTHING, "Nothing to do: a process uses this lock.", explain)
+            return Step(_NOTHING, "Nothing to do: a process uses this lock.", explain)
         case Verdict.UNCERTAIN:
             return _unjudged(found, explained=explained)
         case _ if found.action is Action.REMOVE or not judgement.confirmed:
             waits = "" if judgement.confirmed else " It first makes sure that nothing changes."
-            return _Step("sweep", f"A sweep removes this lock.{waits}", _Command.SWEEP)
+            return Step("sweep", f"A sweep removes this lock.{waits}", _Command.SWEEP)
         case Verdict.OVERDUE:
             return _overdue(explained=explained)
         case _:
             text = "The policy only reports such locks. Nobody needs this one: remove it yourself."
-            return _Step("unlock", text, _Command.UNLOCK)
+            return Step("unlock", text, _Command.UNLOCK)
 
 
-def _overdue(*, explained: bool) -> _Step:
+def _overdue(*, explained: bool) -> Step:
     if not explained:
         text = "See whether the run still writes. If it does not, restart the gateway."
-        return _Step("explain", text, _Command.EXPLAIN)
-    return _Step(
+        return Step("explain", text, _Command.EXPLAIN)
+    return Step(
         "restart gateway",
         "Wait while the run still writes. If it does not, restart the gateway. Only if you cannot: "
         "the command removes the lock, and two runs may then write to one transcript.",
@@ -181,22 +177,22 @@ def _overdue(*, explained: bool) -> _Step:
     )
 
 
-def _unjudged(found: Found, *, explained: bool) -> _Step:
+def _unjudged(found: Found, *, explained: bool) -> Step:
     lock, note = found.lock, found.evidence.proof_note
     explain = None if explained else _Command.EXPLAIN
     if TOO_EARLY in found.judgement.reasons:
         text = "Wait some seconds: the lock is too new to be judged. A sweep waits for it."
-        return _Step("wait", text, _Command.SWEEP)
+        return Step("wait", text, _Command.SWEEP)
     if lock.record.shape is Shape.UNREAD:
         text = "Look at what has this name. The command removes it, as `rm` would."
-        return _Step("explain", text, explain or _Command.FORCE)
+        return Step("explain", text, explain or _Command.FORCE)
     if note.partition(":")[0] == "no-rights":
         text = (
             f"Run the reaper as uid {lock.uid}, which owns the lock file: nobody else may check it."
         )
-        return _Step(f"run as uid {lock.uid}"[:15], text, _Command.EXPLAIN_AS_OWNER)
+        return Step(f"run as uid {lock.uid}"[:15], text, _Command.EXPLAIN_AS_OWNER)
     why = no_proof_advice({lock.uid}, note) if note else "nothing shows whether the file is open"
-    return _Step("explain", f"The reaper cannot check this lock: {why}.", explain)
+    return Step("explain", f"The reaper cannot check this lock: {why}.", explain)
 
 
 def _section(found: Found) -> str:

@@ -27,7 +27,7 @@ from reaper.core.verdict import (
     Judgement,
     Verdict,
 )
-from reaper.reports.advice import brief
+from reaper.reports.advice import next_step
 from reaper.reports.explain import duration
 from reaper.reports.output import RESULTS, locks, others_sentence, sentence
 from reaper.reports.records import Found, Summary
@@ -78,7 +78,7 @@ class TableOutput:
 
     def lock(self, found: Found) -> None:
         shown = not (self._only_notable and found.judgement.verdict is Verdict.HELD)
-        step = brief(found)
+        step = next_step(found).brief
         self._next[step] += 1
         self._table.add(found, step, shown=shown)
 
