@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/deaths.py [SCENARIO...]
 
-Each has a state directory of its own, alike. Both run for the whole time and wait; one holder dies
-at a time, of each by turns, so that noise meets both alike.
+The loop (death_loop.py) waits on pidfds and unlinks, and checks nothing. Each has a state directory
+of its own, alike. Both run for the whole time and wait; one holder dies at a time, of each by
+turns, so that noise meets both alike.
 """
 
 import json
@@ -26,7 +27,7 @@ from trees import Holder
 _LOOP: Final = str(Path(__file__).with_name("death_loop.py"))
 _AGENTS: Final = 10
 _OF_ONE_SWEEP: Final = 10
-"""Deaths during one full sweep, 30 ms apart."""
+"""Deaths of each during one full sweep, 30 ms apart."""
 
 
 @contextmanager
@@ -56,7 +57,8 @@ def deaths(
     others: int = 0, count: int = 300, scraped_every: float | None = None, *, sweeping: bool = False
 ) -> dict[str, Any]:
     """`count` holders of each die, one after the other, beside so many other held locks; with
-    `sweeping`, those of the sidecar while it makes a full sweep.
+    `sweeping`, all of them while the sidecar makes a full sweep. A dying process waits for a
+    processor too: the sweep takes one, and both must meet that alike.
     """
     with ExitStack() as stack:
         roots = [stack.enter_context(state_dir()) for _ in range(2)]
@@ -77,11 +79,12 @@ def deaths(
                 swept_before = it.of_sweeps("count")
                 it.process.send_signal(signal.SIGHUP)
                 time.sleep(0.05)
-            took["reaper"] += [_freed(path, pid) for path, pid in ours[turn]]
+            for (our, our_pid), (other, other_pid) in zip(ours[turn], loops[turn], strict=True):
+                took["reaper"].append(_freed(our, our_pid))
+                took["loop"].append(_freed(other, other_pid))
             if sweeping:
                 swept_meanwhile += it.of_sweeps("count") == swept_before
                 until(lambda: it.of_sweeps("count") > swept_before, "the end of a sweep")  # noqa: B023  # called here
-            took["loop"] += [_freed(path, pid) for path, pid in loops[turn]]
         found: dict[str, Any] = {name: percentiles(times) for name, times in took.items()}
         if sweeping:
             found["reaper"]["while_sweeping"] = swept_meanwhile

@@ -164,6 +164,31 @@ class Tree:
             holder.close()
 
 
+def dead_tree(root: Path, locks: int) -> None:
+    """Make a tree in which each lock names a dead process of its own, as after a gateway that
+    started one process for each session; five transcripts for each lock.
+    """
+    for agent in range(-(-locks // LOCKS_AN_AGENT)):
+        folder = Tree(root).sessions(agent)
+        store = {}
+        for number in range(min(LOCKS_AN_AGENT, locks - agent * LOCKS_AN_AGENT)):
+            session = f"{agent:06x}{number:02x}-5e55-4000-8000-{number:012x}"
+            (folder / f"{session}.jsonl").write_bytes(b'{"type":"session"}\n')
+            for other in range(1, 5):
+                (folder / f"{session[:-2]}{other:02x}-other-{number}.jsonl").touch()
+            pid = _NO_PID + agent * LOCKS_AN_AGENT + number
+            (folder / f"{session}.jsonl.lock").write_bytes(record(pid, 4711))
+            store[f"agent:agent{agent}:{number}"] = {
+                "sessionId": session,
+                "sessionFile": f"{session}.jsonl",
+                "updatedAt": 1,
+                "status": "done",
+                "startedAt": 1,
+                "endedAt": 2,
+            }
+        (folder / "sessions.json").write_text(json.dumps(store, indent=2))
+
+
 def record(pid: int, starttime: int, *, age_ms: int = 2 * _HOUR_MS) -> bytes:
     """Return a lock file's bytes as the gateway writes them."""
     fields = {

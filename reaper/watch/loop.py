@@ -4,6 +4,7 @@ One worker judges and acts, so that no two acts race. It sleeps until a file eve
 holder (its pidfd), the moment a lock is due, or the next full sweep.
 """
 
+import gc
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -27,8 +28,8 @@ from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
 """Seconds to wait after the system refused something."""
-_LOOK_UP: Final = 0.005
-"""Seconds of a full sweep between two looks for what cannot wait for its end."""
+_LOOK_UP: Final = 0.0005
+"""Seconds of a full sweep between two looks for what cannot wait for its end. Each takes 3 µs."""
 _LATE: Final = 10.0
 """Seconds by which something that was due may be late before the loop counts as dead."""
 
@@ -169,6 +170,15 @@ class Watch:
 
     def sweep(self) -> None:
         """Judge all locks, and handle meanwhile what cannot wait for the end of that."""
+        # A search for garbage among 10,000 remembered locks takes 0.1 s, in which no death is seen,
+        # and a sweep leaves next to none.
+        gc.disable()
+        try:
+            self._sweep()
+        finally:
+            gc.enable()
+
+    def _sweep(self) -> None:
         started = looked_up = time.monotonic()
         self.handle_events()
         self.trust.follow(self.reaper.states)
