@@ -5,6 +5,7 @@ Writes benchmarks/results.json, docs/performance.svg, and the tables in docs/per
 
 import argparse
 import compileall
+import functools
 import json
 import os
 import platform
@@ -15,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+import counts
+import deaths
 import sidecar
 import trees
 
@@ -28,7 +32,7 @@ REAPER: Final = str(Path(sys.executable).with_name("reaper"))
 NOTE: Final = ROOT / "docs" / "performance.md"
 
 sys.path.insert(0, str(ROOT))
-from tests.openclaw_package import Unavailable, install  # noqa: E402  # shared with the tests
+from tests.openclaw_package import OpenClaw, Unavailable, install  # noqa: E402  # shared with the tests
 
 Commands = dict[str, list[str]]
 Runs = dict[str, dict[str, list[float]]]
@@ -66,11 +70,7 @@ def ratio(runs: Runs, one: str, other: str, key: str) -> float:
 
 
 def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
-    try:
-        gateway = install()
-    except Unavailable as error:
-        print(f"no yardstick of the gateway's own code: {error}", file=sys.stderr)
-        gateway = None
+    """Measure a dry sweep of the mixed trees."""
     rows = []
     small = [(folder / "small", 100)]
     for root, locks in [*small, *((folder / "state", size) for size in sizes)]:
@@ -78,33 +78,58 @@ def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
             began = time.monotonic()
             tree.grow(locks)
             print(f"{locks} locks made in {time.monotonic() - began:.0f} s", flush=True)
-            where = str(root)
-            commands = {
-                "floor": [sys.executable, str(HERE / "floor.py"), where],
-                "find": ["find", where, "-name", "*.jsonl.lock", "-mmin", "+2"],
-                "reaper": [REAPER, "sweep", "--dry-run", "--wait", "0", "--quiet",
-                           "--state-dir", where],
-            }  # fmt: skip
-            if gateway is not None:
-                commands["gateway"] = [
-                    str(gateway.node), str(HERE / "gateway.mjs"), str(gateway.lock_module), where
-                ]  # fmt: skip
-            if locks <= small[0][1]:
-                commands["bash"] = ["bash", str(HERE / "loop.sh"), where]
-            found = interleaved(commands, runs, warm=("floor", "find"))
-            row = {
-                "locks": locks,
-                "files": sum(len(files) for _, _, files in os.walk(where)),
-                "load": os.getloadavg()[0],
-                **summary(found),
-                "ratios": {
-                    name: {key: ratio(found, name, "reaper", key) for key in ("wall", "cpu")}
-                    for name in commands
-                },
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+            rows.append(swept(root, locks, runs, with_bash=locks <= small[0][1]))
     return rows
+
+
+def dead_sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
+    """Measure a dry sweep of trees in which each lock names a dead process of its own."""
+    rows = []
+    for size in sizes:
+        root = folder / f"dead{size}"
+        trees.dead_tree(root, size)
+        rows.append(swept(root, size, runs))
+        shutil.rmtree(root)
+    return rows
+
+
+def swept(root: Path, locks: int, runs: int, *, with_bash: bool = False) -> dict[str, Any]:
+    """Measure a dry sweep of one tree, beside its yardsticks."""
+    where = str(root)
+    commands = {
+        "floor": [sys.executable, str(HERE / "floor.py"), where],
+        "find": ["find", where, "-name", "*.jsonl.lock", "-mmin", "+2"],
+        "reaper": [REAPER, "sweep", "--dry-run", "--wait", "0", "--quiet", "--state-dir", where],
+    }
+    gateway = _gateway()
+    if gateway is not None:
+        commands["gateway"] = [
+            str(gateway.node), str(HERE / "gateway.mjs"), str(gateway.lock_module), where
+        ]  # fmt: skip
+    if with_bash:
+        commands["bash"] = ["bash", str(HERE / "loop.sh"), where]
+    found = interleaved(commands, runs, warm=("floor", "find"))
+    row = {
+        "locks": locks,
+        "files": sum(len(files) for _, _, files in os.walk(where)),
+        "load": os.getloadavg()[0],
+        **summary(found),
+        "ratios": {
+            name: {key: ratio(found, name, "reaper", key) for key in ("wall", "cpu")}
+            for name in commands
+        },
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+@functools.cache
+def _gateway() -> OpenClaw | None:
+    try:
+        return install()
+    except Unavailable as error:
+        print(f"no yardstick of the gateway's own code: {error}", file=sys.stderr)
+        return None
 
 
 _grown: dict[Path, trees.Tree] = {}
@@ -145,6 +170,16 @@ def cold(runs: int, folder: Path) -> dict[str, Any]:
     return {**summary(found), "ratios": {**ratios, "list beyond typer": ours}, "runs": runs}
 
 
+def measured(scenarios: dict[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
+    """Return what each scenario measured, and the load when it began."""
+    found: dict[str, Any] = {}
+    for name, scenario in scenarios.items():
+        load = os.getloadavg()[0]
+        found[name] = {**scenario(), "load": load}
+        print(json.dumps({name: found[name]}), flush=True)
+    return found
+
+
 def _table(head: list[str], rows: list[list[object]]) -> str:
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -169,6 +204,11 @@ def sweep_table(rows: list[dict[str, Any]]) -> str:
     head = ["locks / files", *(f"{name}, s" for name in names)]
     head += ["reaper : floor, wall", "CPU", "gateway : reaper, wall", "CPU", "peak, MiB", "load"]
     return _table(head, lines)
+
+
+def counts_table(found: dict[str, float]) -> tuple[list[str], list[list[object]]]:
+    head = ["calls of Python functions", "system calls"]
+    return head, [[found["python_calls"], found["system_calls"]]]
 
 
 def cold_table(found: dict[str, Any]) -> str:
@@ -252,7 +292,10 @@ def write(results: dict[str, Any]) -> None:
     tables = {
         "machine": f"{results['machine']}\n",
         "sweeps": sweep_table(results["sweeps"]),
+        "dead": sweep_table(results["dead"]),
+        "counts": _table(*counts_table(results["counts"])),
         "cold": cold_table(results["cold"]),
+        "deaths": sidecar_table(results["deaths"]),
         "sidecar": sidecar_table(results["sidecar"]),
     }
     for name, table in tables.items():
@@ -282,16 +325,17 @@ def main() -> None:
             "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, "
             f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start; "
             f"medians of {given.runs} runs by turns",
+            "counts": counts.counts(),
             "cold": cold(3 * given.runs, folder),
-            "sidecar": {},
+            "deaths": measured(deaths.SCENARIOS),
+            "sidecar": measured(sidecar.SCENARIOS),
         }
-        for name, scenario in sidecar.SCENARIOS.items():
-            load = os.getloadavg()[0]
-            results["sidecar"][name] = {**scenario(), "load": load}
-            print(json.dumps({name: results["sidecar"][name]}), flush=True)
         if given.keep_sweeps:
-            results["sweeps"] = json.loads((HERE / "results.json").read_text())["sweeps"]
+            known = json.loads((HERE / "results.json").read_text())
+            results |= {name: known[name] for name in ("sweeps", "dead")}
         else:
+            dead_sizes = [size for size in (20_000, 100_000) if size <= given.locks]
+            results["dead"] = dead_sweeps(dead_sizes or sizes, given.runs, folder)
             results["sweeps"] = sweeps(sizes, given.runs, folder)
         write(results)
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reaper.adapters import hold_proof
-from reaper.adapters.hold_proof import FolderMounts, is_below, overlay_layers, probe
+from reaper.adapters.hold_proof import FolderMounts, OverlayLayers, is_below, probe
 from reaper.adapters.owners import uid_name
 from reaper.core.evidence import HoldProof
 from reaper.reports.explain import no_proof_advice
@@ -32,7 +32,7 @@ def probe_fd(fd: int, *, same_mount: bool = False, layered: bool = False) -> tup
 def proof(path: Path, *, same_mount: bool = False) -> tuple[HoldProof, str]:
     fd = os.open(path, os.O_RDONLY)
     try:
-        layered = is_below(str(path.parent), overlay_layers())
+        layered = is_below(str(path.parent), OverlayLayers().now())
         return probe_fd(fd, same_mount=same_mount, layered=layered)
     finally:
         os.close(fd)
@@ -190,6 +190,23 @@ def test_seen_from_below_an_overlay_not_open_is_no_proof(
         finally:
             os.close(fd)
         assert proof(below) == (NONE, "other-layer")
+
+
+@pytest.mark.root
+def test_an_overlay_that_is_mounted_later_is_noticed_without_reading_all_mounts(
+    tree: Tree, tmp_path: Path, root_only: None
+) -> None:
+    layers = OverlayLayers()
+    before = layers.now()
+    assert before is not None
+    assert layers.now(read=False) is before
+    found = tree.root.stat()
+    with overlay(tree.root, tmp_path):
+        mounted = layers.now(read=False)
+        assert mounted is not None
+        assert mounted - before >= {(found.st_dev, found.st_ino)}
+        assert layers.now(read=False) is mounted
+    assert layers.now(read=False) == before
 
 
 @pytest.mark.root

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import select
 import signal
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -120,18 +121,43 @@ def _who_grants_no_leases(fd: int) -> str:
         return "system"
 
 
-def overlay_layers() -> frozenset[tuple[int, int]] | None:
-    """Return (device, inode) of each directory that an overlay, as mounted here, is made of; None
-    where the mounts cannot be read.
+_Layers = frozenset[tuple[int, int]]
+
+
+class OverlayLayers:
+    """The directories that overlays, as mounted here, are made of.
 
     A lock below one of these may be held through the overlay, where the lease does not see it.
     """
+
+    def __init__(self) -> None:
+        self._mounts: int | None = None
+        self._changes = select.poll()
+        self._known: _Layers | None = None
+
+    def now(self, *, read: bool = True) -> _Layers | None:
+        """Return (device, inode) of each; None where the mounts cannot be read.
+
+        Without `read`, they are read only where the kernel says that they have changed since
+        (proc_pid_mountinfo(5)): asking takes 1 µs, reading 44.
+        """
+        try:
+            if self._mounts is None:
+                self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                self._changes.register(self._mounts, select.POLLPRI)
+            elif not self._changes.poll(0) and not read and self._known is not None:
+                return self._known
+            # A change between the question and this is in the text, and is reported again.
+            with open(self._mounts, "rb", closefd=False) as mounts:
+                mounts.seek(0)
+                self._known = _layers_in(mounts.read())
+        except OSError:
+            self._known = None
+        return self._known
+
+
+def _layers_in(text: bytes) -> _Layers:
     layers: set[tuple[int, int]] = set()
-    try:
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            text = mounts.read()
-    except OSError:
-        return None
     if b" - overlay " not in text:
         return frozenset()
     for line in text.decode(errors="surrogateescape").split("\n"):
@@ -158,7 +184,7 @@ def _identities(escaped_paths: list[str]) -> Iterator[tuple[int, int]]:
         yield found.st_dev, found.st_ino
 
 
-def is_below(path: str, folders: frozenset[tuple[int, int]] | None) -> bool:
+def is_below(path: str, folders: _Layers | None) -> bool:
     """Tell whether `path` is one of the folders, or below one, or may be (None). Cheap where there
     are none.
     """

@@ -65,7 +65,7 @@ class ProcessTable:
     def _find_holder(self, pid: int | None, starttime: int | None, known_here: bool) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
-        seen = self._look(pid)
+        seen = self._seen.get(pid) or self._seen.setdefault(pid, _look(pid))
         if seen.state is HolderState.ZOMBIE and starttime not in {None, seen.starttime}:
             state = HolderState.REUSED
         elif seen.state is HolderState.SAME:

@@ -66,7 +66,7 @@ class LockHistory:
 
     __slots__ = (
         "_ages",
-        "_identity",
+        "_lock",
         "_seen_as_other_program",
         "_unchanged",
         "seen_alive_as",
@@ -74,7 +74,7 @@ class LockHistory:
     )
 
     def __init__(self, lock: Lock, *, since: float) -> None:
-        self._identity = lock.identity
+        self._lock = lock
         self._ages: dict[str, tuple[int, float, float]] = {}
         self._seen_as_other_program = False
         self._unchanged: object = None
@@ -85,12 +85,12 @@ class LockHistory:
         """Tell whether this is the same lock: the same file, unchanged. An empty file that gets the
         inode number of one that is gone has another ctime.
         """
-        return self._identity == lock.identity
+        return self._lock.identity == lock.identity
 
     @property
     def data_bytes(self) -> int:
         """How many bytes of the file are remembered with it."""
-        return len(self._identity[-1])
+        return len(self._lock.data)
 
     def ages(self, lock: Lock, start: PassStart, now: float) -> Ages:
         """Return how old the lock is. What was seen before ages with the monotonic clock, so that
@@ -104,8 +104,7 @@ class LockHistory:
         created_ms = lock.record.created_at_ms
         if created_ms is None or created_ms > start.wall_ms:
             created_ms = file_ms
-        of_lock = self._age("created", created_ms, start)
-        of_file = self._age("file", file_ms, start)
+        of_lock, of_file = self._ages_of(start, ("created", created_ms), ("file", file_ms))
         return Ages(of_lock, of_file, max(of_file, now - self.since))
 
     def evidence(self, facts: Facts, ages: Ages, start: PassStart, now: float) -> Evidence:
@@ -118,9 +117,10 @@ class LockHistory:
             self._unchanged, self.since = unchanged, now
         run_end_age = quiet_for = None
         if run.end is not None:
-            run_end_age = self._age("end", max(run.end.at_ms, run.store_end_ms or 0), start)
+            end_ms = max(run.end.at_ms, run.store_end_ms or 0)
+            (run_end_age,) = self._ages_of(start, ("end", end_ms))
         if run.last_write_ms is not None:
-            quiet_for = self._age("write", run.last_write_ms, start)
+            (quiet_for,) = self._ages_of(start, ("write", run.last_write_ms))
         return Evidence(
             lock=lock,
             proof=proof,
@@ -154,17 +154,22 @@ class LockHistory:
         ):
             self.seen_alive_as = None
 
-    def _age(self, kind: str, instant_ms: int, start: PassStart) -> float:
-        """Return the age of an instant, seconds: by the wall clock where it is seen first. That is
-        remembered with the monotonic time, from which later ages of the same instant grow.
+    def _ages_of(self, start: PassStart, *instants: tuple[str, int]) -> list[float]:
+        """Return the age of each instant (what it is, epoch ms), in seconds: by the wall clock
+        where it is seen first. That is remembered with the monotonic time, from which later ages of
+        the same instant grow.
         """
-        first = self._ages.get(kind)
-        if first is None or first[0] != instant_ms:
-            by_wall = max(0, start.wall_ms - instant_ms) / 1000
-            self._ages[kind] = (instant_ms, by_wall, start.monotonic)
-            return by_wall
-        # Passes can nest: the outer one began before the inner one, which may have set this.
-        return first[1] + max(0.0, start.monotonic - first[2])
+        ages = []
+        for kind, instant_ms in instants:
+            first = self._ages.get(kind)
+            if first is None or first[0] != instant_ms:
+                age = max(0, start.wall_ms - instant_ms) / 1000
+                self._ages[kind] = (instant_ms, age, start.monotonic)
+            else:
+                # Passes can nest: the outer one began before the inner one, which may have set it.
+                age = first[1] + max(0.0, start.monotonic - first[2])
+            ages.append(age)
+        return ages
 
 
 class EarlierLocks:

@@ -145,24 +145,37 @@ class Summary:
     """What a command met, counted."""
 
     def __init__(self) -> None:
-        self.locks = self.stuck = self.failed = self.blind = self.unseen = 0
-        self.verdicts: Counter[Verdict] = Counter()
-        self.outcomes: Counter[Outcome] = Counter()
+        self.failed = self.unseen = 0
+        self._locks: Counter[tuple[Verdict, tuple[str, ...], Outcome | None]] = Counter()
+        """The session locks, by verdict, reasons and outcome."""
         self.others: Counter[Verdict] = Counter()
         self.others_stuck = self.others_unjudged = 0
         self.skipped: list[dict[str, str | None]] = []
 
     def count_lock(self, judgement: Judgement, outcome: Outcome | None) -> None:
-        self.locks += 1
-        self.verdicts[judgement.verdict] += 1
-        if outcome is not None:
-            self.outcomes[outcome] += 1
+        self._locks[judgement.verdict, judgement.reasons, outcome] += 1
         if outcome is Outcome.FAILED:
             self.failed += 1
-        if judgement.verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in judgement.reasons:
-            self.blind += 1
-        if judgement.wants_freeing and outcome not in _NOT_LEFT:
-            self.stuck += 1
+
+    @property
+    def locks(self) -> int:
+        return self._locks.total()
+
+    @property
+    def stuck(self) -> int:
+        return sum(
+            number
+            for (verdict, reasons, outcome), number in self._locks.items()
+            if Judgement(verdict, reasons, row=0).wants_freeing and outcome not in _NOT_LEFT
+        )
+
+    @property
+    def blind(self) -> int:
+        return sum(
+            number
+            for (verdict, reasons, _), number in self._locks.items()
+            if verdict is Verdict.UNCERTAIN and NO_HOLD_PROOF in reasons
+        )
 
     def count_other(self, judgement: Judgement, outcome: Outcome | None) -> None:
         """Count a lock that is no session lock."""
@@ -181,13 +194,18 @@ class Summary:
         self.unseen += failed
 
     def as_record(self) -> dict[str, Any]:
+        verdicts: Counter[Verdict] = Counter()
+        outcomes: Counter[Outcome | None] = Counter()
+        for (verdict, _, outcome), number in self._locks.items():
+            verdicts[verdict] += number
+            outcomes[outcome] += number
         return {
             "locks": self.locks,
             "stuck": self.stuck,
             "failed": self.failed,
             "no_hold_proof": self.blind,
-            "verdicts": {verdict.value: self.verdicts[verdict] for verdict in Verdict},
-            "outcomes": {outcome.value: self.outcomes[outcome] for outcome in Outcome},
+            "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict},
+            "outcomes": {outcome.value: outcomes[outcome] for outcome in Outcome},
             "other_locks": {
                 "locks": self.others.total(),
                 "stuck": self.others_stuck,

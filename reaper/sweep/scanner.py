@@ -59,8 +59,8 @@ class Scanner(NamedTuple):
         """Yield what is to be yielded, in parts. A part is asked for the whole of it before the
         next one, and before what was opened for it is closed.
         """
-        start = self.sources.start_pass()
         only = self.plan.only
+        start = self.sources.start_pass(full=only is None)
         if only is None:
             self.memory.folder_names.start_full_pass(self.memory.histories.agents())
         else:
@@ -190,37 +190,28 @@ class Scanner(NamedTuple):
         opened = reading.open_lock(folder, key.name)
         if isinstance(opened, Skipped) and self.plan.with_unread:
             opened = reading.open_unread(folder, key.name, opened)
-        match opened:
-            case None:
-                return None
-            case Skipped():
-                return opened._replace(key=key)
-            case OpenLock():
-                try:
-                    return self._judge(opened, key, collector)
-                finally:
-                    os.close(opened.fd)
-
-    def _judge(
-        self, opened: OpenLock, key: LockKey, collector: EvidenceCollector
-    ) -> Finding | Skipped:
+        if not isinstance(opened, OpenLock):
+            return opened and opened._replace(key=key)
         histories = self.memory.histories
-        has_room = not self.plan.remembers or histories.have_room_for(key)
-        # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
-        now = self.sources.clock.monotonic()
-        history = histories.of(key, opened.lock, now)
-        evidence = collector.collect(opened, key, history, now)
-        judgement = judge(evidence, self.plan.limits)
-        if self.plan.remembers or judgement.pending or not judgement.confirmed:
-            histories.remember(key, history)
-        if judgement.verdict in STUCK and evidence.run is NOT_READ:
-            # No part of the verdict: it shows a person whose session is stuck.
-            evidence = evidence._replace(run=collector.run_by_store(opened))
-        found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
+        try:
+            has_room = not self.plan.remembers or histories.have_room_for(key)
+            # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
+            now = self.sources.clock.monotonic()
+            history = histories.of(key, opened.lock, now)
+            evidence = collector.collect(opened, key, history, now)
+            judgement = judge(evidence, self.plan.limits)
+            if self.plan.remembers or judgement.pending or not judgement.confirmed:
+                histories.remember(key, history)
+            if judgement.verdict in STUCK and evidence.run is NOT_READ:
+                # No part of the verdict: it shows a person whose session is stuck.
+                evidence = evidence._replace(run=collector.run_by_store(opened))
+            found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
+        finally:
+            os.close(opened.fd)
         if not has_room:
             self.memory.forget(key)
             if found.outcome not in GONE:
-                return _too_many_locks(opened.folder)
+                return _too_many_locks(folder)
         return found
 
     def _hints(self, state: StateDir, *, is_empty: bool) -> list[Skipped]:

@@ -77,13 +77,16 @@ class Sources:
         self.databases = SessionDatabases()
         self.layers: frozenset[tuple[int, int]] | None = None
         """The folders that overlays are made of; None where that is not known."""
+        self._overlay_layers = hold_proof.OverlayLayers()
         self._make_table = process_table
         self._table: Processes | None = None
 
-    def start_pass(self) -> PassStart:
-        """Read the clocks, and the mounts; have the process table read again."""
+    def start_pass(self, *, full: bool = True) -> PassStart:
+        """Read the clocks, and the mounts: in a pass that is not `full` only where they changed.
+        Have the process table read again.
+        """
         self._table = None
-        self.layers = hold_proof.overlay_layers()
+        self.layers = self._overlay_layers.now(read=full)
         return PassStart(self.clock.wall_ms(), self.clock.monotonic())
 
     @property
