@@ -1,4 +1,23 @@
-"""A real gateway on loopback, with a state directory and a model provider of its own."""
+"""A real gateway on loopback, with a state directory and a model provider of its own.
+
+How it behaves (2026.5.22), for who writes a test:
+
+- A websocket client `gateway-client` in mode `backend` needs only the token. `agent` takes the
+  run's timeout; `cron.add` and `cron.run` (mode force) start a job; `sessions.compact` compacts.
+  A subagent spawned by `POST /tools/invoke` may not use `exec`; one that the model spawns may.
+- After its start the gateway looks for credentials of all plugins' providers, once per agent: 34
+  s of CPU time, while its event loop stands still; 12 s with `plugins.allow: ["speech-core"]`,
+  without which no run works.
+- A model call without a token for two minutes is retried, unless the provider's `timeoutSeconds`
+  is longer. After six minutes the gateway aborts the run, unless
+  `diagnostics.stuckSessionAbortMs` says otherwise.
+- The lane of a run gives up 30 s after the run's timeout; the store then says `failed`, even if
+  the run has not begun its tool.
+- During its first compaction the event loop stood still for 135 s (load 12; unexplained).
+- A prompt that is too long makes the run compact and go on. A subagent's end starts a run of its
+  parent, whose prompt quotes the task.
+- SIGKILL leaves the exec tool's commands running.
+"""
 
 import json
 import os
