@@ -14,7 +14,7 @@ from reaper.core.policy import Outcome
 from reaper.core.verdict import Verdict
 from reaper.core.wedged import Load, WedgedLimits, is_held_stuck
 from reaper.reports.inventory import LockInventory
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 
 _MOST_REMEMBERED: Final = 1000
 """Holders. Records can name any number of pids."""
@@ -71,7 +71,7 @@ class GatewayHealth:
         self._mutex = threading.Lock()
         self._freed: dict[HolderName, int] = {}
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: TrackedLock) -> None:
         """Add the latest of a lock: its holder, and whether the lock was freed from it."""
         name = self._name(seen) if self._enabled else None
         if name is None:
@@ -86,7 +86,7 @@ class GatewayHealth:
     def holders(self) -> list[HolderHealth]:
         """Return the holders that live, those that are wedged or leak most first.
 
-        A holder that is not visible lives as long as it holds a lock: nothing else tells whether
+        A holder that is not visible lives as long as it holds a lock: nothing else shows whether
         it was restarted.
         """
         if not self._enabled:
@@ -110,7 +110,7 @@ class GatewayHealth:
         load = Load(stuck, freed, None if use is None else use.resident_bytes)
         return HolderHealth(name, load, load.exceeded(self._limits))
 
-    def _name(self, seen: Seen) -> HolderName | None:
+    def _name(self, seen: TrackedLock) -> HolderName | None:
         """Return the live gateway that a lock's record names; None if it names none."""
         record, evidence, state_dir = seen.lock.record, seen.evidence, seen.lock.state_dir
         holder = evidence.holder

@@ -26,7 +26,7 @@ from reaper.core.lock import iso
 from reaper.core.policy import Outcome, Policy, decide
 from reaper.core.record import parse
 from reaper.core.verdict import Limits
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from tests import needs, processes, sidecar
 from tests.model_provider import Provider
 from tests.needs import PACKAGES, missing, not_tested, program
@@ -166,10 +166,10 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     return arrange
 
 
-def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> Seen:
+def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> TrackedLock:
     """Return what is known of a lock with this evidence, judged by the default limits."""
     judgement = judge(evidence, Limits())
-    return Seen(
+    return TrackedLock(
         lock=evidence.lock,
         evidence=evidence,
         judgement=judgement,

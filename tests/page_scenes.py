@@ -23,7 +23,7 @@ from reaper.core.lock import FileId, Lock, iso
 from reaper.core.policy import Outcome
 from reaper.core.record import parse
 from reaper.reports.inventory import LockInventory
-from reaper.reports.records import Seen, lock_record
+from reaper.reports.records import TrackedLock, lock_record
 from tests.conftest import judged
 from tests.serving import Served, remember_hour
 
@@ -35,7 +35,9 @@ def ident(number: int) -> str:
     return str(uuid.UUID(bytes=hashlib.sha256(b"%d" % number).digest()[:16], version=4))
 
 
-def seen(number: int, *, pid: int = 6788, agent: str = "main", key: str = "", **how: Any) -> Seen:
+def seen(
+    number: int, *, pid: int = 6788, agent: str = "main", key: str = "", **how: Any
+) -> TrackedLock:
     age: float = how.get("age", 0.0)
     text = {"pid": pid, "createdAt": iso(int((time.time() - age) * 1000)), "maxHoldMs": 1_020_000}
     text["starttime"] = 12_345
@@ -59,7 +61,7 @@ def seen(number: int, *, pid: int = 6788, agent: str = "main", key: str = "", **
     return judged(Evidence(lock=lock, **fields), at=time.monotonic(), outcome=Outcome.KEPT)
 
 
-def overdue(number: int, **how: Any) -> Seen:
+def overdue(number: int, **how: Any) -> TrackedLock:
     run = Run(
         trajectory=RunState.RUNNING,
         unmet=Unmet.RUN_GOES_ON,
@@ -73,7 +75,7 @@ def overdue(number: int, **how: Any) -> Seen:
     return late._replace(outcome=Outcome.FLAGGED)
 
 
-def abandoned(number: int, age: float = 320.0) -> Seen:
+def abandoned(number: int, age: float = 320.0) -> TrackedLock:
     end = int((time.time() - age) * 1000) + 300
     run = Run(
         trajectory=RunState.ENDED,
@@ -90,13 +92,13 @@ def abandoned(number: int, age: float = 320.0) -> Seen:
     return seen(number, age=age, run=run, holder_began_ms=1, may_be_newer_gateway=False, **ages)
 
 
-def dead(number: int, age: float = 90.0) -> Seen:
+def dead(number: int, age: float = 90.0) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     run = Run(store=StoreStatus.NONE, session_key="agent:main:whatsapp:direct:+436601234567")
     return seen(number, pid=6786, age=age, proof=HoldProof.NOT_OPEN, holder=gone, run=run)
 
 
-def blind(number: int) -> Seen:
+def blind(number: int) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     how: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     return seen(number, age=900.0 + number, pid=41, holder=gone, **how)
@@ -106,7 +108,7 @@ KEYS = ("telegram:direct:47110815", "whatsapp:group:1203630", "cron:nightly-repo
 AGENTS = ("main", "ops", "support", "sales", "billing", "research")
 
 
-def healthy() -> list[Seen]:
+def healthy() -> list[TrackedLock]:
     return [
         seen(1, age=12.0, key="telegram:direct:4712"),
         seen(2, agent="ops", age=3.4, key="cron:mail"),
@@ -114,7 +116,7 @@ def healthy() -> list[Seen]:
     ]
 
 
-def two_stuck(inventory: LockInventory) -> list[Seen]:
+def two_stuck(inventory: LockInventory) -> list[TrackedLock]:
     """Return what the pictures of the documents show, and remember what was done before."""
     now = int(time.time() * 1000)
     removed = dead(6)._replace(outcome=Outcome.REMOVED)
@@ -128,7 +130,7 @@ def two_stuck(inventory: LockInventory) -> list[Seen]:
     return [overdue(4), waits]
 
 
-def sixty() -> list[Seen]:
+def sixty() -> list[TrackedLock]:
     """Return the stuck locks of three gateways."""
     pids = [6788 + number % 3 for number in range(60)]
     gateway = Holder(state=HolderState.SAME, program=Program.GATEWAY, up_for=9e4)

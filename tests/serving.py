@@ -12,7 +12,7 @@ from reaper.core.finding import Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome, Policy
 from reaper.reports.inventory import LockInventory
-from reaper.reports.records import Seen, lock_record
+from reaper.reports.records import TrackedLock, lock_record
 from reaper.reports.stuck_history import StuckHistory
 from reaper.web.app import WebServer
 from reaper.web.page import View
@@ -88,14 +88,16 @@ class Served:
             return b"".join(iter(lambda: it.recv(65536), b""))
 
 
-def put(inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any) -> Seen:
+def put(
+    inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any
+) -> TrackedLock:
     """Let a lock be known; as of now, so that its age is what is asked for."""
     it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
     inventory.put(session, it)
     return it
 
 
-def stale(inventory: LockInventory, **how: Any) -> Seen:
+def stale(inventory: LockInventory, **how: Any) -> TrackedLock:
     fields: dict[str, Any] = {
         "proof": HoldProof.NOT_OPEN,
         "holder": Holder(state=HolderState.GONE),
@@ -105,7 +107,7 @@ def stale(inventory: LockInventory, **how: Any) -> Seen:
     return put(inventory, **{**fields, **how})
 
 
-def blind(inventory: LockInventory, **how: Any) -> Seen:
+def blind(inventory: LockInventory, **how: Any) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     return put(inventory, holder=gone, **unproven, **how)

@@ -14,7 +14,7 @@ from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import Limits
 from reaper.reports import links
 from reaper.reports.advice import ANCHORS, Advice, advice
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from tests.test_verdict import NO_PROOF, NOT_OPEN, a_lock, evidence, stuck
 
 FINGERPRINT = a_lock().fingerprint
@@ -27,11 +27,11 @@ def found(
     *,
     policy: Policy = Policy(),  # noqa: B008  # it cannot change
     limits: Limits = Limits(seen_once_suffices=True),  # noqa: B008
-) -> Seen:
+) -> TrackedLock:
     """Return a lock as a look finds it, or with an outcome as a sweep does."""
     judgement = judge(seen, limits)
     action = decide(judgement._replace(confirmed=outcome is None), policy)
-    return Seen(seen.lock, seen, judgement, action, outcome, at=0.0)
+    return TrackedLock(seen.lock, seen, judgement, action, outcome, at=0.0)
 
 
 def checked(one: Advice) -> tuple[str | None, str, str]:

@@ -25,11 +25,11 @@ def some(steps: int, *always: int) -> pytest.MarkDecorator:
 
 
 removal = some(10, 3, 7)
-"""From the creation of the stand-in (1): exchanged (3), unlinked (5); the stand-in is
+"""From the creation of the placeholder (1): exchanged (3), unlinked (5); the placeholder is
 withdrawn (8) and gone (10)."""
 wrong_grab = some(7, 1)
-"""From the exchange (1) of a lock that is not the judged one: looked at (2), back (5); the stand-in
-is gone (7)."""
+"""From the exchange (1) of a lock that is not the judged one: looked at (2), back (5); the
+placeholder is gone (7)."""
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_killed_with_a_live_lock_in_its_hands_it_loses_nothing(tree: Tree, steps
         it.kill()
         assert [path for path in tree.sessions().iterdir() if path.read_bytes()]
         a_minute_later(tree)
-        sweep(tree)  # frees the stand-in
+        sweep(tree)  # frees the placeholder
         sweep(tree)  # puts the live lock back
         alone(tree, holder)
 

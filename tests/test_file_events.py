@@ -18,7 +18,7 @@ import pytest
 from watchdog.observers import inotify_c
 
 from reaper.adapters import kernel
-from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.file_events import CREATED, DELETED, RESTORED, EventSource
 from reaper.core.lock import StateDir
 from tests.conftest import Tree
 
@@ -67,7 +67,7 @@ class Recorder:
         self._marks += 1
         mark = folder / f"mark{self._marks}.jsonl.lock"
         mark.touch()
-        return self.until((agent, mark.name, APPEARED))
+        return self.until((agent, mark.name, CREATED))
 
     def expect_announced(self, folder: Path, agent: str = "main") -> None:
         """Fail unless a lock made there is announced as this agent's."""
@@ -206,27 +206,27 @@ def _exchange(folder: Path, one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
-        (lambda it: (it / "new.jsonl.lock").touch(), [("new", APPEARED)]),
-        (lambda it: (it / "old.jsonl.lock").unlink(), [("old", WENT)]),
+        (lambda it: (it / "new.jsonl.lock").touch(), [("new", CREATED)]),
+        (lambda it: (it / "old.jsonl.lock").unlink(), [("old", DELETED)]),
         (
             lambda it: _rename(it, "old.jsonl.lock", "new.jsonl.lock"),
-            [("old", WENT), ("new", APPEARED)],
+            [("old", DELETED), ("new", CREATED)],
         ),
-        (lambda it: _rename(it, "old.jsonl.lock", "aside"), [("old", WENT)]),
-        (lambda it: _rename(it, "file", "new.jsonl.lock"), [("new", RETURNED)]),
+        (lambda it: _rename(it, "old.jsonl.lock", "aside"), [("old", DELETED)]),
+        (lambda it: _rename(it, "file", "new.jsonl.lock"), [("new", RESTORED)]),
         (
             lambda it: _exchange(it, "old.jsonl.lock", "file"),
-            [("old", WENT), ("old", RETURNED)],
+            [("old", DELETED), ("old", RESTORED)],
         ),
-        (lambda it: _rename(it, "old.jsonl.lock", "../../../out.jsonl.lock"), [("old", WENT)]),
-        (lambda it: _rename(it, "../in", "in.jsonl.lock"), [("in", APPEARED)]),
+        (lambda it: _rename(it, "old.jsonl.lock", "../../../out.jsonl.lock"), [("old", DELETED)]),
+        (lambda it: _rename(it, "../in", "in.jsonl.lock"), [("in", CREATED)]),
         (
             _rename_two,
-            [("in", APPEARED)],
+            [("in", CREATED)],
         ),
-        (lambda it: os.link(it / "file", it / "new.jsonl.lock"), [("new", APPEARED)]),
-        (lambda it: (it / "new.jsonl.lock").symlink_to("nowhere"), [("new", APPEARED)]),
-        (lambda it: (it / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", APPEARED)]),
+        (lambda it: os.link(it / "file", it / "new.jsonl.lock"), [("new", CREATED)]),
+        (lambda it: (it / "new.jsonl.lock").symlink_to("nowhere"), [("new", CREATED)]),
+        (lambda it: (it / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", CREATED)]),
         (lambda it: (it / "directory.jsonl.lock").mkdir(), []),
         (lambda it: (it / "file").unlink(), []),
         (lambda it: (it / "deeper/x.jsonl.lock").touch(), []),
@@ -340,7 +340,7 @@ def test_sessions_folders_that_are_replaced_by_a_rename_stay_followed(
     recorder.until_followed(before=before)
     recorder.expect_announced(folder)
     (folder.parent / "previous/old.jsonl.lock").touch()
-    assert ("main", "old.jsonl.lock", APPEARED) not in recorder.calls(folder)
+    assert ("main", "old.jsonl.lock", CREATED) not in recorder.calls(folder)
     assert recorder.watches() == 3
 
 
@@ -543,7 +543,7 @@ def test_a_sessions_folder_with_two_names_is_reported_under_both(
     assert recorder.follow()
     (folder / "x.jsonl.lock").touch()
     calls = {recorder.next(), recorder.next()}
-    assert calls == {("real", "x.jsonl.lock", APPEARED), ("linked", "x.jsonl.lock", APPEARED)}
+    assert calls == {("real", "x.jsonl.lock", CREATED), ("linked", "x.jsonl.lock", CREATED)}
     shutil.rmtree(tree.root / "agents/linked")
     recorder.until(_CHANGE)
     recorder.expect_announced(folder, "real")
@@ -693,7 +693,7 @@ def test_an_overflow_of_the_kernels_queue_is_reported_once(
     assert recorder.follow()
     recorder.hold.clear()
     (folder / "x.jsonl.lock").touch()
-    assert recorder.next() == ("main", "x.jsonl.lock", APPEARED)  # watchdog's thread waits now
+    assert recorder.next() == ("main", "x.jsonl.lock", CREATED)  # watchdog's thread waits now
     overflow_the_queue(folder)
     recorder.hold.set()
     assert recorder.until(("overflow",)) == [_CHANGE]
@@ -709,7 +709,7 @@ def test_a_folder_that_was_made_again_during_an_overflow_is_followed(
     assert recorder.follow()
     recorder.hold.clear()
     (folder / "x.jsonl.lock").touch()
-    assert recorder.next() == ("main", "x.jsonl.lock", APPEARED)
+    assert recorder.next() == ("main", "x.jsonl.lock", CREATED)
     overflow_the_queue(folder)
     for _ in range(20):
         shutil.rmtree(folder)

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from reaper.adapters import kernel
-from reaper.adapters.file_events import APPEARED, RETURNED, WENT, EventSource
+from reaper.adapters.file_events import CREATED, DELETED, RESTORED, EventSource
 from reaper.adapters.locks import names, reading, removal
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey, StateDir
@@ -87,7 +87,7 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("step", ["_stand_in", "exchange"])
+@pytest.mark.parametrize("step", ["_create_placeholder", "exchange"])
 @pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
 def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, code: int, step: str
@@ -391,23 +391,23 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
     locks = files_in(tree)
     sweeps = Sweeps(tree, monkeypatch)
     unlink = os.unlink
-    stand_ins: set[str] = set()
-    stand_in = removal._stand_in
+    placeholders: set[str] = set()
+    placeholder = removal._create_placeholder
 
     def noted(aside: str, opened: reading.OpenLock) -> int | None:
-        stand_ins.add(aside)
-        return stand_in(aside, opened)
+        placeholders.add(aside)
+        return placeholder(aside, opened)
 
-    def only_stand_ins(name: str, **how: Any) -> None:
-        if name not in stand_ins:
+    def only_placeholders(name: str, **how: Any) -> None:
+        if name not in placeholders:
             raise PermissionError(errno.EPERM, "Operation not permitted")
         unlink(name, **how)
 
-    monkeypatch.setattr(removal, "_stand_in", noted)
+    monkeypatch.setattr(removal, "_create_placeholder", noted)
     monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
     monkeypatch.setattr(removal, "rename_noreplace", failing(errno.EINVAL))
     with monkeypatch.context() as context:
-        context.setattr(os, "unlink", only_stand_ins)
+        context.setattr(os, "unlink", only_placeholders)
         sweeps.act_for(20)
         assert len(files_in(tree) - locks) == 1
     sweeps.act_for(20)
@@ -833,9 +833,9 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
     monkeypatch.setattr(EventSource, "followed_since", lambda *_: time.monotonic() - 3600)
     for number in range(100):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile", mtime_age=60)
-        it.announce(f"x{number}", APPEARED, "hostile")
+        it.announce(f"x{number}", CREATED, "hostile")
     tree.lock("other", record(os.getpid()), mtime_age=0)
-    it.announce("other", APPEARED)
+    it.announce("other", CREATED)
     assert len(it.watch.inbox) == 21
     it.watch.handle_events()
     due = it.watch.deadlines.pop_due(FOREVER)
@@ -844,7 +844,7 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
     it.sweep()
     assert it.watch.trust.next() == math.inf
     for number in range(100):
-        it.announce(f"x{number}", WENT, "hostile")
+        it.announce(f"x{number}", DELETED, "hostile")
         (tree.sessions("hostile") / f"x{number}.jsonl.lock").unlink()
         it.watch.handle_events()
     it.sweep()
@@ -856,10 +856,10 @@ def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSi
     it = sidecar()
     it.sweep()
     for number in range(300):
-        it.announce(f"x{number}", APPEARED)
-        it.announce(f"x{number}", WENT)
-        it.announce(f"y{number}", RETURNED)
-        it.announce(f"y{number}", WENT)
+        it.announce(f"x{number}", CREATED)
+        it.announce(f"x{number}", DELETED)
+        it.announce(f"y{number}", RESTORED)
+        it.announce(f"y{number}", DELETED)
     it.watch.handle_events()
     assert not it.watch.tracker.keys()
     assert it.watch.deadlines.next() == math.inf
@@ -886,7 +886,7 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
             if only is None and place is not None:
                 if place.name == "x0.jsonl.lock":
                     path = tree.lock("dead", record(DEAD), agent="a-new-one")
-                    it.announce("dead", APPEARED, "a-new-one")
+                    it.announce("dead", CREATED, "a-new-one")
                 yield found
                 if place.name == "x0.jsonl.lock":
                     freed.append(not path.exists())
@@ -897,7 +897,7 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
     it.sweep()
     assert freed == [True]
     assert it.place("dead", "a-new-one") not in it.watch.tracker
-    it.announce("dead", WENT, "a-new-one")
+    it.announce("dead", DELETED, "a-new-one")
     it.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 0.0" in it.scrape()
 
@@ -912,14 +912,14 @@ def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgot
 
     def during(only: Any = None) -> Iterator[Any]:
         for found in act(only):
-            it.announce("late", APPEARED, "a")
+            it.announce("late", CREATED, "a")
             yield found
 
     monkeypatch.setattr(it.watch.reaper, "act", during)
     it.sweep()
     assert it.place("late", "a") in it.watch.deadlines.pop_due(FOREVER)
     assert it.place("late", "a") in it.watch.tracker
-    it.announce("late", WENT, "a")
+    it.announce("late", DELETED, "a")
     it.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
 
@@ -928,13 +928,13 @@ def test_a_long_hold_whose_end_is_announced_during_a_sweep_is_counted(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = sidecar()
-    it.watch.inbox.put(Event(it.place("sid"), APPEARED, time.monotonic() - 3600))
+    it.watch.inbox.put(Event(it.place("sid"), CREATED, time.monotonic() - 3600))
     it.watch.handle_events()
     act = it.watch.reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:
         yield from act(only)
-        it.announce("sid", WENT)
+        it.announce("sid", DELETED)
 
     monkeypatch.setattr(it.watch.reaper, "act", during)
     it.sweep()
@@ -951,16 +951,16 @@ def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_event
     path = tree.sessions() / "sid.jsonl.lock"
     it = sidecar()
     path.write_bytes(record(os.getpid()))
-    it.announce("sid", APPEARED)
+    it.announce("sid", CREATED)
     it.watch.handle_events()
     it.watch.judge({it.place("sid"): time.monotonic()})
     path.unlink()
-    it.announce("sid", WENT)
+    it.announce("sid", DELETED)
     path.write_bytes(successor)
-    it.announce("sid", APPEARED)
+    it.announce("sid", CREATED)
     it.watch.judge({it.place("sid"): time.monotonic()})
     path.unlink()
-    it.announce("sid", WENT)
+    it.announce("sid", DELETED)
     it.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 2.0" in it.scrape()
     assert not it.watch.tracker.keys()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reaper.adapters.file_events import APPEARED, WENT
+from reaper.adapters.file_events import CREATED, DELETED
 from reaper.watch.inbox import SETTLE, Event, Inbox, Notice
 from tests.watch_parts import STATE, key
 
@@ -28,20 +28,20 @@ def woken(inbox: Inbox) -> bool:
 
 def test_an_event_wakes_the_worker_only_if_it_would_sleep_too_long(inbox: Inbox) -> None:
     assert inbox.sleep_until(100.0) == 100.0
-    inbox.put(Event(key("late"), APPEARED, 100.0))
+    inbox.put(Event(key("late"), CREATED, 100.0))
     assert not woken(inbox)
-    inbox.put(Event(key("new"), APPEARED, 50.0))
+    inbox.put(Event(key("new"), CREATED, 50.0))
     assert woken(inbox)
-    inbox.put(Event(key("new"), WENT, 50.1))
+    inbox.put(Event(key("new"), DELETED, 50.1))
     assert not woken(inbox)
     assert inbox.sleep_until(100.0) == 50.0 + SETTLE
 
 
 def test_the_end_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
     inbox.sleep_until(100.1)
-    inbox.put(Event(key("unknown"), WENT, 100.0))
+    inbox.put(Event(key("unknown"), DELETED, 100.0))
     assert not woken(inbox)
-    inbox.put(Event(key("known"), WENT, 100.0))
+    inbox.put(Event(key("known"), DELETED, 100.0))
     assert woken(inbox)
 
 
@@ -50,18 +50,18 @@ def test_an_awake_worker_is_not_woken_and_sleeps_no_longer_than_the_event_may_wa
 ) -> None:
     inbox.sleep_until(100.0)
     inbox.drain()
-    inbox.put(Event(key("new"), APPEARED, 10.0))
+    inbox.put(Event(key("new"), CREATED, 10.0))
     assert not woken(inbox)
     assert inbox.sleep_until(math.inf) == 10.0 + SETTLE
-    assert inbox.drain() == ([Event(key("new"), APPEARED, 10.0)], set())
+    assert inbox.drain() == ([Event(key("new"), CREATED, 10.0)], set())
     assert inbox.sleep_until(math.inf) == math.inf
 
 
 def test_of_one_agents_events_a_share_is_queued_and_the_rest_is_dropped(inbox: Inbox) -> None:
     for number in range(10):
-        inbox.put(Event(key(f"x{number}", "hostile"), APPEARED, 1.0))
+        inbox.put(Event(key(f"x{number}", "hostile"), CREATED, 1.0))
     for number in range(4):
-        inbox.put(Event(key(f"x{number}", "other"), APPEARED, 1.0))
+        inbox.put(Event(key(f"x{number}", "other"), CREATED, 1.0))
     assert len(inbox) == 8
     queued, crowded = inbox.drain()
     assert [event.key.agent for event in queued] == ["hostile"] * 4 + ["other"] * 4

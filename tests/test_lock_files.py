@@ -15,7 +15,7 @@ from reaper.adapters import kernel
 from reaper.adapters.locks import names, removal
 from reaper.adapters.locks.names import original_name
 from reaper.adapters.locks.reading import Folder, OpenLock, folders, open_lock
-from reaper.adapters.locks.removal import drop_aside, put_back, remove
+from reaper.adapters.locks.removal import drop_parked, put_back, remove
 from reaper.core.finding import Skipped
 from reaper.core.lock import LOCK_SUFFIX, READ_LIMIT, Shape, StateDir
 from reaper.core.policy import Outcome
@@ -168,7 +168,7 @@ def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
     aside = tree.sessions() / names.private_name(session)
     path.rename(aside)
     with the_folder(tree) as folder:
-        assert folder.asides == [aside.name]
+        assert folder.parked == [aside.name]
         assert original_name(aside.name) == path.name
         assert put_back(folder, aside.name).outcome is Outcome.RESTORED
         with opened(folder, session) as it:
@@ -197,7 +197,7 @@ def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
         left = open_lock(folder, aside.name)
         assert isinstance(left, OpenLock)
         with left:
-            assert drop_aside(left).outcome is Outcome.REMOVED
+            assert drop_parked(left).outcome is Outcome.REMOVED
     assert listing(tree) == {"sid.jsonl.lock"}
     assert json.loads(path.read_bytes())["pid"] == 8
 
@@ -224,11 +224,11 @@ def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-@pytest.mark.parametrize("step", ["_withdraw", "rename_noreplace"])
-def test_a_lock_that_replaced_the_stand_in_is_left_to_its_holder(
+@pytest.mark.parametrize("step", ["_remove_placeholder", "rename_noreplace"])
+def test_a_lock_that_replaced_the_placeholder_is_left_to_its_holder(
     tree: Tree, meanwhile: Meanwhile, step: str
 ) -> None:
-    """Stopped for long in its midst, a removal finds that its stand-in was taken for stale."""
+    """Stopped for long in its midst, a removal finds that its placeholder was taken for stale."""
     path = tree.lock("sid", record(7))
 
     def reclaim() -> None:
@@ -242,7 +242,7 @@ def test_a_lock_that_replaced_the_stand_in_is_left_to_its_holder(
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-def test_one_that_replaced_the_stand_in_of_a_wrong_grab_keeps_the_name(
+def test_one_that_replaced_the_placeholder_of_a_wrong_grab_keeps_the_name(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -266,12 +266,12 @@ def test_one_that_replaced_the_stand_in_of_a_wrong_grab_keeps_the_name(
     assert json.loads((tree.sessions() / aside).read_bytes())["pid"] == 8
 
 
-def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_stand_in(
+def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_placeholder(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
     path = tree.lock("sid", record(7))
     modes: list[int] = []
-    meanwhile("_withdraw", lambda: modes.append(path.stat().st_mode & 0o777))
+    meanwhile("_remove_placeholder", lambda: modes.append(path.stat().st_mode & 0o777))
     before = os.umask(0o077)
     try:
         with the_folder(tree) as folder, opened(folder) as it:
@@ -281,7 +281,7 @@ def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_stand_in(
     assert modes == [0o644]
 
 
-def test_a_stand_in_that_somebody_gave_a_further_name_is_not_looked_for_for_long(
+def test_a_placeholder_that_somebody_gave_a_further_name_is_not_looked_for_for_long(
     tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -293,7 +293,7 @@ def test_a_stand_in_that_somebody_gave_a_further_name_is_not_looked_for_for_long
         scans += 1
         return real(where)
 
-    meanwhile("_withdraw", lambda: os.link(path, tree.root / "elsewhere"))
+    meanwhile("_remove_placeholder", lambda: os.link(path, tree.root / "elsewhere"))
     with the_folder(tree) as folder, opened(folder) as it:
         monkeypatch.setattr(os, "scandir", scandir)
         assert remove(it).outcome is Outcome.REMOVED
@@ -305,7 +305,7 @@ def test_a_full_disk_keeps_no_lock_from_being_removed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("sid", record(7))
-    monkeypatch.setattr(removal, "_stand_in", lambda *_, **__: None)
+    monkeypatch.setattr(removal, "_create_placeholder", lambda *_, **__: None)
     with the_folder(tree) as folder, opened(folder) as it:
         assert remove(it).outcome is Outcome.REMOVED
     assert listing(tree) == set()
@@ -323,7 +323,7 @@ def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
 def test_only_private_names_can_be_dropped(tree: Tree) -> None:
     tree.lock("sid", record(7))
     with the_folder(tree) as folder, opened(folder) as it, pytest.raises(ValueError, match="priv"):
-        drop_aside(it)
+        drop_parked(it)
     with the_folder(tree) as folder, pytest.raises(ValueError, match="private"):
         put_back(folder, "sid.jsonl.lock")
 
@@ -377,7 +377,7 @@ while time.monotonic() < end:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         try:
-            if os.path.getsize(path):  # an empty one is being made, or a stand-in
+            if os.path.getsize(path):  # an empty one is being made, or a placeholder
                 os.unlink(path)
         except FileNotFoundError:
             pass

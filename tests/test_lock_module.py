@@ -323,8 +323,8 @@ def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_
 def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_removal(
     tree: Tree, node: StartHolder, exchanged: bool
 ) -> None:
-    """Before the exchange at once; after it once the stand-in is 5 s old. What the reaper does when
-    it goes on takes neither from the gateway.
+    """Before the exchange at once; after it once the placeholder is 5 s old. What the reaper does
+    when it goes on removes neither.
     """
     path = tree.lock("sid", record(2**22 + 1))
     holder = node()

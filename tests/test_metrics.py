@@ -18,7 +18,7 @@ from reaper.core.record import parse
 from reaper.core.verdict import Judgement, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.web.app import parse_address
 from reaper.web.server import Address
 from tests.conftest import HoldLock, Tree, judged, record
@@ -50,7 +50,7 @@ def made(inventory: LockInventory, **how: Any) -> Metrics:
     return Metrics(inventory, **{**options, **how})
 
 
-def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> Seen:
+def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> TrackedLock:
     lock = Lock(
         state_dir="s",
         agent=agent,

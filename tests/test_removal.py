@@ -11,7 +11,7 @@ import pytest
 
 from reaper.adapters.locks import names, removal
 from reaper.adapters.locks.reading import OpenLock, open_lock
-from reaper.adapters.locks.removal import drop_aside, put_back, remove
+from reaper.adapters.locks.removal import drop_parked, put_back, remove
 from reaper.core.evidence import HoldProof
 from reaper.core.policy import Outcome
 from tests.conftest import Meanwhile, Tree, record
@@ -210,7 +210,7 @@ def test_the_placeholder_is_a_lock_that_nobody_holds(tree: Tree, meanwhile: Mean
             found, _ = probe_fd(file.fileno(), same_mount=True)
         proofs.append(found)
 
-    meanwhile("_withdraw", probe)
+    meanwhile("_remove_placeholder", probe)
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.REMOVED
     assert proofs == [HoldProof.NOT_OPEN]
@@ -228,7 +228,7 @@ def test_a_foreign_name_of_the_placeholder_is_not_touched(
         os.link(path, tree.sessions() / name)
         inodes.append(path.stat().st_ino)
 
-    meanwhile("_withdraw", link)
+    meanwhile("_remove_placeholder", link)
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.REMOVED
     assert listing(tree) == {name}
@@ -241,7 +241,7 @@ def test_another_removals_file_is_not_taken_for_the_placeholder(
     path = tree.lock("sid", record(DEAD))
     others = tree.sessions() / names.private_name("sid")
     others.write_bytes(record(LIVE))
-    meanwhile("_withdraw", lambda: os.rename(path, tree.root / "elsewhere"))
+    meanwhile("_remove_placeholder", lambda: os.rename(path, tree.root / "elsewhere"))
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.REMOVED
     assert listing(tree) == {others.name}
@@ -373,5 +373,5 @@ def test_a_private_name_that_belongs_to_another_file_now_is_not_dropped(tree: Tr
         assert isinstance(left, OpenLock)
         with left:
             replaced(aside)()
-            assert drop_aside(left).outcome is Outcome.CHANGED
+            assert drop_parked(left).outcome is Outcome.CHANGED
     assert pid_of(aside) == LIVE

@@ -63,7 +63,7 @@ def told(orders: int) -> None:
 def test_two_removals_of_one_lock_leave_nothing_behind(
     tree: Tree, switches: int, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each may take the other's stand-in for the lock, and puts that back."""
+    """Each may take the other's placeholder for the lock, and puts that back."""
     take_away(missing, monkeypatch)
     rivals = Rivals(tree, 2)
 

@@ -24,7 +24,7 @@ from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.other_locks import Suspects
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.sweep import Reaper, SystemClock, Unlock, scanner
 from reaper.sweep.evidence import EvidenceCollector, _is_reached_through_symlink
 from reaper.sweep.sources import Probe
@@ -149,7 +149,7 @@ def test_ages_of_one_pass_count_to_one_moment(tree: Tree) -> None:
     looking = reaper(tree, clock=SlowClock(), probe=no_proof)
     taken = []
     for found in (findings(looking.act()), findings(looking.act())):
-        seen = {name: Seen.of(it) for name, it in found.items()}
+        seen = {name: TrackedLock.of(it) for name, it in found.items()}
         taken.append({name: it.at - it.evidence.age for name, it in seen.items()})
         assert taken[-1]["10"] - taken[-1]["11"] == pytest.approx(1.0, abs=0.1)
         assert taken[-1]["11"] - taken[-1]["12"] == pytest.approx(1.0, abs=0.1)
@@ -909,7 +909,7 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
-def test_a_stand_in_is_left_while_its_removal_may_go_on_and_then_dropped(tree: Tree) -> None:
+def test_a_placeholder_is_left_while_its_removal_may_go_on_and_then_dropped(tree: Tree) -> None:
     aside = tree.sessions() / names.private_name("sid")
     aside.write_bytes(b"")
     assert list(reaper(tree).sweep()) == []

@@ -9,7 +9,7 @@ from reaper.core.evidence import Holder, HolderState, HoldProof, Run, StoreStatu
 from reaper.core.record import parse
 from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
 from reaper.reports.inventory import LockInventory
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.reports.tally import VERDICTS, Tallies
 from tests.test_metrics import a_lock, made, series
 
@@ -18,7 +18,7 @@ SAME, GONE = HolderState.SAME, HolderState.GONE
 
 def seen(
     agent: str, proof: HoldProof, holder: Holder, age: float, early: bool, taken: int, at: float
-) -> Seen:
+) -> TrackedLock:
     it = a_lock(
         agent,
         proof=proof,
@@ -49,7 +49,7 @@ SEEN = st.builds(
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 
 
-def counted_anew(locks: list[Seen]) -> dict[str, Any]:
+def counted_anew(locks: list[TrackedLock]) -> dict[str, Any]:
     """What `shown` says of the locks' tallies, by looking at every lock."""
     agents = {}
     for key in {(it.lock.state_dir, it.lock.agent) for it in locks}:
@@ -94,7 +94,7 @@ def shown(tallies: Tallies) -> dict[str, Any]:
 
 @given(CHANGES)
 def test_whatever_changes_the_counts_are_those_of_what_is_known(
-    changes: list[tuple[int, Seen | None]],
+    changes: list[tuple[int, TrackedLock | None]],
 ) -> None:
     assert tuple(Verdict) == VERDICTS
     inventory = LockInventory()
@@ -109,7 +109,7 @@ def test_whatever_changes_the_counts_are_those_of_what_is_known(
 
 
 @given(CHANGES)
-def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, Seen | None]]) -> None:
+def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, TrackedLock | None]]) -> None:
     inventory = LockInventory()
     for place, change in changes:
         if change is not None:
@@ -123,7 +123,7 @@ def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, Seen | None]])
 
 @given(CHANGES)
 def test_a_scrape_tells_the_same_however_it_came_about(
-    changes: list[tuple[int, Seen | None]],
+    changes: list[tuple[int, TrackedLock | None]],
 ) -> None:
     inventory, afresh = LockInventory(), LockInventory()
     for place, change in changes:

@@ -9,7 +9,7 @@ import pytest
 from reaper.core.evidence import Evidence, HolderState, Program, StoreStatus, Unmet
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Judgement, Limits, Verdict
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.reports.unmet import POLICY, why_not_freed
 from tests.test_advice import found
 from tests.test_verdict import NO_PROOF, NOT_OPEN, a_lock, evidence, stuck
@@ -28,7 +28,7 @@ def why(seen: Evidence, **how: Any) -> tuple[str, str]:
 def test_each_condition_has_a_sentence(unmet: Unmet) -> None:
     seen = evidence()
     judgement = Judgement(Verdict.HELD, (), 3, unmet=unmet)
-    not_freed = why_not_freed(Seen(seen.lock, seen, judgement, Action.KEEP, None, at=0.0))
+    not_freed = why_not_freed(TrackedLock(seen.lock, seen, judgement, Action.KEEP, None, at=0.0))
     assert not_freed is not None
     assert not_freed.code == unmet.value
     assert len(not_freed.text.split()) > 3
@@ -80,11 +80,11 @@ def test_a_lock_without_a_hold_proof_says_why() -> None:
     for holder in (HolderState.SAME, HolderState.GONE):
         seen = evidence(NO_PROOF, holder, proof_note="no-rights")
         expected = (
-            "nobody can tell whether the file is open: the file belongs to uid 1000, and the "
+            "it is not known whether the file is open: the file belongs to uid 1000, and the "
             "reaper has no right to check it"
         )
         assert why(seen) == ("no-hold-proof", expected)
-    assert why(evidence(NO_PROOF)) == ("no-hold-proof", "nobody can tell whether the file is open")
+    assert why(evidence(NO_PROOF)) == ("no-hold-proof", "it is not known whether the file is open")
 
 
 def test_a_lock_that_is_too_new_says_for_how_long_it_was_seen() -> None:

@@ -25,7 +25,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from reaper.adapters import kernel
-from reaper.adapters.file_events import APPEARED, WENT
+from reaper.adapters.file_events import CREATED, DELETED
 from reaper.adapters.locks import removal
 from reaper.adapters.processes import ProcessTable
 from reaper.core.evidence import Holder as HolderSeen
@@ -332,13 +332,13 @@ def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_no
     state = watch.reaper.states[0]
     one = LockKey(state, "main", "one.jsonl.lock")
     watch.inbox.sleep_until(math.inf)
-    event = announce(watch, one, APPEARED)
+    event = announce(watch, one, CREATED)
     assert woken(watch)
     assert watch.inbox.wakes_at == event.at + SETTLE  # when it is judged
     for number in range(50):
-        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), APPEARED)
-        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), WENT)
-    announce(watch, one, WENT)
+        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), CREATED)
+        announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), DELETED)
+    announce(watch, one, DELETED)
     assert not woken(watch)
     watch.handle_events()
     metrics = generate_latest(watch.metrics.registry).decode()
@@ -355,7 +355,7 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
     watch = watch_of(tree)
     place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     holder = hold("sid")
-    announce(watch, place, APPEARED)
+    announce(watch, place, CREATED)
     watch.handle_events()
     watch.judge({place: time.monotonic()})
     assert len(watch.inventory.all()) == 1
@@ -366,7 +366,7 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
         watch.sweep()
     assert watch.inventory.all() == []
     assert watch.tracker.keys() == {place}  # its end is still to be announced
-    announce(watch, place, WENT)
+    announce(watch, place, DELETED)
     watch.handle_events()
     assert not watch.tracker.keys()
     metrics = generate_latest(watch.metrics.registry).decode()
@@ -382,7 +382,7 @@ def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_
     watch = watch_of(tree)
     place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     path = hold("sid").path
-    announce(watch, place, APPEARED)
+    announce(watch, place, CREATED)
     watch.handle_events()
     watch.judge({place: time.monotonic()})
     path.unlink()
@@ -390,7 +390,7 @@ def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_
     if next_one == "closed":
         follower.ask("close")
     watch.judge({place: time.monotonic()})
-    for what in (WENT, APPEARED, WENT):
+    for what in (DELETED, CREATED, DELETED):
         announce(watch, place, what)
     watch.handle_events()
     metrics = generate_latest(watch.metrics.registry).decode()
@@ -430,10 +430,10 @@ def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: Hold
     watch.sweep()
     state = watch.reaper.states[0]
     watch.inbox.sleep_until(time.monotonic() + 0.1)  # asleep, but not for long
-    announce(watch, LockKey(state, "main", "other.jsonl.lock"), WENT)
+    announce(watch, LockKey(state, "main", "other.jsonl.lock"), DELETED)
     assert not woken(watch)
     watch.inbox.sleep_until(time.monotonic() + 0.1)
-    announce(watch, LockKey(state, "main", "sid.jsonl.lock"), WENT)
+    announce(watch, LockKey(state, "main", "sid.jsonl.lock"), DELETED)
     assert woken(watch)
     watch.close()
 
@@ -461,7 +461,7 @@ def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_lo
 def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
-    """It was moved by mistake, and the stand-in has its name until that counts as junk."""
+    """It was moved by mistake, and the placeholder has its name until that counts as junk."""
     holder = hold("sid")
     holder.path.rename(holder.path.with_name(".rprabcde-sid~"))
     holder.path.touch()

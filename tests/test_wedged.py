@@ -13,7 +13,7 @@ from reaper.core.verdict import RUN_ENDED, Judgement, Verdict
 from reaper.core.wedged import Load, WedgedLimits
 from reaper.gateway_health import GatewayHealth
 from reaper.reports.inventory import LockInventory
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from tests.conftest import judged, record
 
 
@@ -59,7 +59,7 @@ class World:
         pid: int = 7,
         starttime: int | None = 5,
         **how: Any,
-    ) -> Seen:
+    ) -> TrackedLock:
         """Let the sidecar see a lock, overdue unless `how` says otherwise."""
         data = record(pid, age=7200, starttime=starttime)
         lock = Lock(

@@ -38,13 +38,13 @@ _MASK: Final = Mask(
 reports that a followed folder was deleted or unmounted. All watches have this mask: a folder with
 two names has one watch, and only the last mask counts."""
 
-APPEARED: Final = "created"
-RETURNED: Final = "returned"
+CREATED: Final = "created"
+RESTORED: Final = "returned"
 """Renamed from a name that is not a lock's: a removal gave the lock back, so it is no new one."""
-WENT: Final = "deleted"
+DELETED: Final = "deleted"
 
 OnLock = Callable[[StateDir, str, str, str], None]
-"""Called with the state directory, agent, file name, and APPEARED, RETURNED or WENT."""
+"""Called with the state directory, agent, file name, and CREATED, RESTORED or DELETED."""
 OnChange = Callable[[], None]
 """Called when followed folders appeared or went, or events were lost: a sweep is needed."""
 OnWarning = Callable[[str], None]
@@ -372,11 +372,11 @@ class _Sessions(_Followed):
         if not is_lock:
             return
         if not event.mask & (InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO):
-            what = WENT
+            what = DELETED
         elif self._moved == (event.cookie, False):
-            what = RETURNED
+            what = RESTORED
         else:
-            what = APPEARED
+            what = CREATED
         self.inotify.on_lock(self.state, self._agent, os.fsdecode(event.name), what)
 
 

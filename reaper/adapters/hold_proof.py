@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -144,6 +145,7 @@ class OverlayLayers:
         try:
             if self._mounts is None:
                 self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                weakref.finalize(self, os.close, self._mounts)
                 self._changes.register(self._mounts, select.POLLPRI)
             elif not self._changes.poll(0) and not read and self._known is not None:
                 return self._known
@@ -185,8 +187,8 @@ def _identities(escaped_paths: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def is_below(path: str, folders: _Layers | None) -> bool:
-    """Tell whether `path` is one of the folders, or below one, or may be (None). Cheap where there
-    are none.
+    """Return whether `path` is one of the folders, or below one, or may be (None). Cheap where
+    there are none.
     """
     if folders is None:
         return True
@@ -197,7 +199,7 @@ def is_below(path: str, folders: _Layers | None) -> bool:
         try:
             found = os.stat(path)
         except OSError:
-            return True  # gone, or not to be seen: not known to be outside
+            return True  # gone, or invisible: not known to be outside
         if (found.st_dev, found.st_ino) in folders:
             return True
         parent = os.path.dirname(path)

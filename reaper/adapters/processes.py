@@ -21,7 +21,7 @@ _BOOT_TIME_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
+class _ProcessSnapshot:
     """One process, or the lack of one, as looked at once."""
 
     state: HolderState
@@ -29,7 +29,7 @@ class _Seen:
     program: Program = Program.UNKNOWN
 
 
-_GONE: Final = _Seen(state=HolderState.GONE)
+_GONE: Final = _ProcessSnapshot(state=HolderState.GONE)
 _GONE_HOLDER: Final = Holder(state=HolderState.GONE)
 
 
@@ -37,7 +37,7 @@ class ProcessTable:
     """The process table at one moment: each pid is looked at once. Make a new one per sweep."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _ProcessSnapshot] = {}
         self._holders: dict[tuple[int | None, int | None, bool], Holder] = {}
         self._nested: dict[tuple[int, int], int] | None = None
         self._nested_complete = True
@@ -49,7 +49,7 @@ class ProcessTable:
     ) -> Holder:
         """Return who the record's holder is now.
 
-        Death is told only when the kernel says ESRCH or the process is a zombie; another start
+        Death is reported only when the kernel says ESRCH or the process is a zombie; another start
         time is REUSED, and so is a pid that is only the id of another process's thread; trouble
         with rights is UNKNOWN. Without a recorded start time, a live
         process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
@@ -90,12 +90,12 @@ class ProcessTable:
                 return Holder(state=HolderState.UNKNOWN)
         return _GONE_HOLDER if seen is _GONE else self._as_holder(pid, state, seen)
 
-    def _as_holder(self, pid: int, state: HolderState, seen: _Seen) -> Holder:
+    def _as_holder(self, pid: int, state: HolderState, seen: _ProcessSnapshot) -> Holder:
         if state is not HolderState.SAME or seen.starttime is None:
             return Holder(state=state, program=seen.program)
         return Holder(state=state, program=seen.program, pid=pid, up_for=up_for(seen.starttime))
 
-    def _look(self, pid: int) -> _Seen:
+    def _look(self, pid: int) -> _ProcessSnapshot:
         seen = self._seen.get(pid)
         if seen is None:
             seen = self._seen[pid] = _look(pid)
@@ -206,7 +206,7 @@ class ProcessTable:
 
 
 def starttime_of(pid: int) -> int | None:
-    """Return a process's start time in ticks since boot; None where it is not to be had."""
+    """Return a process's start time in ticks since boot; None where it is not available."""
     return _look(pid).starttime
 
 
@@ -225,7 +225,7 @@ class Use:
 
 
 def use_of(pid: int) -> Use | None:
-    """Return what a process uses; None where it is gone or not to be looked at."""
+    """Return what a process uses; None where it is gone or cannot be looked at."""
     try:
         process = psutil.Process(pid)
         resident: int = process.memory_info().rss
@@ -243,10 +243,10 @@ def up_for(starttime: int) -> float:
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - starttime / _TICKS)
 
 
-def _look(pid: int) -> _Seen:
+def _look(pid: int) -> _ProcessSnapshot:
     if pid > _PID_LIMIT:
-        return _Seen(state=HolderState.UNKNOWN)  # no system call takes it, so none can tell
-    if _kernel_says_gone(pid):  # most holders of stale locks: one system call tells
+        return _ProcessSnapshot(state=HolderState.UNKNOWN)  # no system call takes it
+    if _kernel_says_gone(pid):  # most holders of stale locks: one system call says so
         return _GONE
     try:
         starttime = _start_ticks(pid)
@@ -255,13 +255,15 @@ def _look(pid: int) -> _Seen:
             dead = len(os.listdir(f"{psutil.PROCFS_PATH}/{pid}/task")) <= 1
             # Its main thread alone may have ended.
             state = HolderState.ZOMBIE if dead else HolderState.UNKNOWN
-            return _Seen(state=state, starttime=starttime)
+            return _ProcessSnapshot(state=state, starttime=starttime)
         state = HolderState.REUSED if _is_thread_of_another(pid) else HolderState.SAME
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        return _Seen(state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN)
+        return _ProcessSnapshot(
+            state=HolderState.GONE if _kernel_says_gone(pid) else HolderState.UNKNOWN
+        )
     except (psutil.Error, OSError, ValueError):
-        return _Seen(state=HolderState.UNKNOWN)
-    return _Seen(state=state, starttime=starttime, program=_program(pid))
+        return _ProcessSnapshot(state=HolderState.UNKNOWN)
+    return _ProcessSnapshot(state=state, starttime=starttime, program=_program(pid))
 
 
 def _kernel_says_gone(pid: int) -> bool:
@@ -288,7 +290,7 @@ def _is_thread_of_another(pid: int) -> bool:
 def _start_ticks(pid: int) -> int:
     """Return field 22 of /proc/<pid>/stat, exactly, by psutil's public interface.
 
-    create_time() adds the boot time to the ticks, and reads the boot time anew on the first call
+    create_time() adds the boot time to the ticks, and reads the boot time again on the first call
     for each Process object. Where it reads the same before and after, taking it away again gives
     the ticks back, whatever steps the clock makes at other times.
     """
@@ -301,8 +303,8 @@ def _start_ticks(pid: int) -> int:
 
 
 def _program(pid: int) -> Program:
-    """Tell OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the process
-    titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
+    """Recognise OpenClaw's programs as upstream does (`isOpenClawSessionOwnerArgv`), and by the
+    process titles that it sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`.
     """
     try:
         arguments = psutil.Process(pid).cmdline()
@@ -313,7 +315,7 @@ def _program(pid: int) -> Program:
 
 def _innermost_pid(pid: int) -> int | None:
     """Return the pid that a process has in its own, nested, PID namespace; None where it has only
-    the one we see, or is gone. Raises OSError where it is not to be read.
+    the one we see, or is gone. Raises OSError where it cannot be read.
     """
     try:
         with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:

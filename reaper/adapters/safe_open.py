@@ -37,8 +37,8 @@ def open_regular(
     component.
     """
     # Looked at before it is opened: opening alone can make a device act. A name that is exchanged
-    # after that look gets through to `open`, whoever looked; it opens a FIFO without waiting, and
-    # no symlink, and whoever may write here can make no device.
+    # after that look gets through to `open`, whatever was seen; it opens a FIFO without waiting,
+    # and no symlink, and a process that may write here can make no device.
     if not was_regular and not stat.S_ISREG(
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     ):
@@ -205,7 +205,7 @@ def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
 
 def read_small(fd: int, size: int, limit: int) -> bytes:
     """Return up to `limit` bytes of a file that had `size` bytes a moment ago."""
-    data = os.pread(fd, min(size + 1, limit), 0)  # one more tells that this is its end
+    data = os.pread(fd, min(size + 1, limit), 0)  # one more byte would be there if it had grown
     return data if len(data) == size else _read_on(fd, data, limit, 0)
 
 

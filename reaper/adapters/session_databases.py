@@ -36,7 +36,7 @@ class SessionDatabases:
         self._known: dict[StateDir, dict[str, _Look]] = {}
 
     def hold_sessions_of(self, state: StateDir) -> bool:
-        """Tell whether any agent's sessions live in SQLite. Never raises OSError.
+        """Return whether any agent's sessions live in SQLite. Never raises OSError.
 
         The schema is read from the file's bytes: SQLite would write beside a database that it
         opens, and what is in there may be hostile.

@@ -1,4 +1,4 @@
-"""The database by which gateways from 2026.6.1 on can be told from older ones."""
+"""The database by which gateways from 2026.6.1 on differ from older ones."""
 
 import os
 from typing import Final
@@ -12,7 +12,7 @@ _SUFFIXES: Final = ("", "-wal", "-shm")
 
 
 def may_have_changed_since(state: StateDir, since_ms: int) -> bool:
-    """Tell whether the database or a companion has changed since then (epoch ms), or may have.
+    """Return whether the database or a companion has changed since then (epoch ms), or may have.
 
     Where there is no database, nothing has changed.
     """

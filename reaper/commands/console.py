@@ -10,7 +10,7 @@ from reaper.settings import SettingsError, parse_duration
 
 EXIT_FAILED: Final = 1
 EXIT_STUCK: Final = 3
-EXIT_BLIND: Final = 4
+EXIT_UNJUDGED: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 ACQUIRE_TIMEOUT: Final = 60.0
@@ -50,7 +50,7 @@ def seconds(flag: str, help_text: str, *, default: str, variable: str | None = N
     )
 
 
-class Talk(NamedTuple):
+class Console(NamedTuple):
     """Diagnostics, on standard error."""
 
     quiet: bool
@@ -73,6 +73,6 @@ def terminal_width() -> int | None:
     return get_terminal_size().columns
 
 
-def fail(talk: Talk, text: str) -> NoReturn:
+def fail(talk: Console, text: str) -> NoReturn:
     talk.error(text)
     raise typer.Exit(EXIT_FAILED)

@@ -10,7 +10,7 @@ import typer
 
 from reaper.commands.console import terminal_width
 from reaper.commands.options import POLICY, Judging, with_judging
-from reaper.commands.reporting import NoOutput, Report, told_to_standard_output
+from reaper.commands.reporting import NoOutput, Report, written_to_standard_output
 from reaper.core.evidence import StoreStatus
 from reaper.core.lock import LOCK_SUFFIX
 from reaper.core.lock_name import is_typed, lock_names, session_keys
@@ -93,7 +93,7 @@ class _Search:
                 by_rank[rank].append(Match(found, self._other_folder(rank), is_guess))
         if not by_rank and not self.is_lock_path:
             if self._short is not None and _HEXADECIMAL.fullmatch(self._short.start):
-                # No session key looks so: the names of the files tell, and need less than a look.
+                # No session key looks so: the names of the files suffice, and need no look.
                 short = self._short
                 for found in self._looked_at(
                     lambda key: short.fits(key.name.removesuffix(LOCK_SUFFIX))
@@ -144,7 +144,7 @@ class _Search:
                 yield found
             elif found not in self._reported and (found.failed or (found.key and wanted)):
                 self._reported.add(found)
-                self._report.take(found)
+                self._report.add(found)
 
     def _is_named(self, key: "LockKey") -> bool:
         """Whether the text is the name or the path of this lock, which is no session lock."""
@@ -281,9 +281,9 @@ def command(judging: Judging, *, lock: LockArgument) -> None:
 
     Changes nothing.
     """
-    with told_to_standard_output(judging.talk):
+    with written_to_standard_output(judging.talk):
         report = Report(judging, judging.output() if judging.as_json else NoOutput())
         for match in explain_matches(judging, judging.reaper(), lock, report, others=True):
-            report.take(match.found)
+            report.add(match.found)
         report.end()
     raise typer.Exit(report.exit_code())

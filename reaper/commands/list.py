@@ -3,7 +3,7 @@
 import typer
 
 from reaper.commands.options import POLICY, Judging, with_judging
-from reaper.commands.reporting import Report, told_to_standard_output
+from reaper.commands.reporting import Report, written_to_standard_output
 
 
 @with_judging("as_json", *POLICY)
@@ -12,9 +12,9 @@ def command(judging: Judging) -> None:
 
     Changes nothing. With the options of a sidecar, it shows what that sidecar would do.
     """
-    with told_to_standard_output(judging.talk):
+    with written_to_standard_output(judging.talk):
         report = Report(judging, judging.output())
         for found in judging.reaper().look():
-            report.take(found)
+            report.add(found)
         report.end()
     raise typer.Exit(report.exit_code())

@@ -15,7 +15,7 @@ from reaper.core.finding import Finding
 from reaper.core.policy import GONE
 from reaper.reports.inventory import LockInventory
 from reaper.reports.metrics import Metrics
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.reports.textfile import Continued, OldCounts, TextfileError
 from reaper.settings import revision
 
@@ -57,20 +57,20 @@ class SweepMetrics:
         self._metrics = metrics_for(judging, self._inventory, dry_run=dry_run, watching=False)
         self._started = time.monotonic()
         self._skipped: list[Skipped] = []
-        self._others: list[Seen] = []
+        self._others: list[TrackedLock] = []
 
-    def take(self, found: "Finding | Skipped") -> None:
+    def add(self, found: "Finding | Skipped") -> None:
         if not isinstance(found, Finding):
             self._skipped.append(found)
             if found.failed:
                 self._metrics.errors.labels("unreadable").inc()
             return
         if found.lock.kind:
-            self._others.append(Seen.of(found))
+            self._others.append(TrackedLock.of(found))
             return
         self._metrics.count_action(found)
         if found.outcome not in GONE:
-            self._inventory.put(found.lock.path, Seen.of(found))
+            self._inventory.put(found.lock.path, TrackedLock.of(found))
 
     def write(self, path: str, watched_folders: "Mapping[str, int]") -> str | None:
         """Write the file in one step, its counters going on from the file that is there; return why

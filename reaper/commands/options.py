@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from reaper.commands.console import Talk, fail, seconds, terminal_width
+from reaper.commands.console import Console, fail, seconds, terminal_width
 from reaper.core.policy import Action, Policy
 from reaper.core.text import printable
 from reaper.core.verdict import Limits
@@ -117,7 +117,7 @@ class Judging(NamedTuple):
     limits: Limits
     policy: Policy
     as_json: bool
-    talk: Talk
+    talk: Console
 
     def reaper(self, *, longest_retry: float = 60.0, dry_run: bool = False) -> "Reaper":
         """Build the Reaper; imported here, so that `--help` need not pay for it."""
@@ -184,7 +184,7 @@ def _judging(
     on_other: OtherLocks = OnVerdict.FLAG,
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
 ) -> Judging:
-    talk = Talk(quiet=quiet, verbose=verbose)
+    talk = Console(quiet=quiet, verbose=verbose)
     # click would part the variable at white space, which paths may hold.
     variable = os.environ.get("REAPER_STATE_DIR", "")
     given = state_dir or [it for it in variable.split(":") if it]

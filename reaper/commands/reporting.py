@@ -1,4 +1,4 @@
-"""What a pass over the locks came to: counted, written, told."""
+"""The result of a pass over the locks: counted, written, reported."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from reaper.adapters.owners import folder_owner, uid_name
-from reaper.commands.console import EXIT_BLIND, EXIT_FAILED, EXIT_STUCK, Talk
+from reaper.commands.console import EXIT_FAILED, EXIT_STUCK, EXIT_UNJUDGED, Console
 from reaper.commands.options import Judging
 from reaper.core.lock import Shape
 from reaper.core.policy import Outcome
@@ -45,7 +45,7 @@ class Report:
         self._output = output
         self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
-    def take(self, found: "Finding | Skipped") -> None:
+    def add(self, found: "Finding | Skipped") -> None:
         if not isinstance(found, self._finding):
             self.summary.count_skipped(
                 path=found.path, reason=found.reason, note=found.note, failed=found.failed
@@ -90,7 +90,7 @@ class Report:
         if exit_zero:
             return 0
         if self.summary.blind or self.summary.others_unjudged:
-            return EXIT_BLIND
+            return EXIT_UNJUDGED
         return EXIT_STUCK if self.summary.stuck or self.summary.others_stuck else 0
 
 
@@ -106,7 +106,7 @@ class NoOutput:
 
 @contextmanager
 def stop_between_locks() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM end the sweep between two locks, never in the midst of a removal.
+    """Let SIGINT and SIGTERM end the sweep between two locks, never in the middle of a removal.
 
     A second signal is not needed: a removal takes microseconds, and waiting looks up every second.
     """
@@ -124,8 +124,8 @@ def stop_between_locks() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def told_to_standard_output(talk: Talk) -> Iterator[None]:
-    """Let `reaper list | head` end quietly, and a full disk be told in one line.
+def written_to_standard_output(talk: Console) -> Iterator[None]:
+    """Let `reaper list | head` end quietly, and report a full disk in one line.
 
     A name that the stream's encoding does not have is escaped.
     """

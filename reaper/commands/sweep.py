@@ -6,7 +6,7 @@ import typer
 
 from reaper.commands.console import EXIT_INTERRUPTED, fail, seconds
 from reaper.commands.options import OUTPUT, POLICY, DryRun, ExitZero, Judging, with_judging
-from reaper.commands.reporting import Report, stop_between_locks, told_to_standard_output
+from reaper.commands.reporting import Report, stop_between_locks, written_to_standard_output
 from reaper.core.text import printable
 from reaper.reports.output import locks
 
@@ -60,14 +60,14 @@ def command(
         do = "does" if count == 1 else "do"
         talk.info(f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change")
 
-    with told_to_standard_output(talk), stop_between_locks() as stop:
+    with written_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output(result=True, only_notable=not talk.verbose)
         report = Report(judging, output)
         reaper = judging.reaper()
         for found in reaper.sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop):
-            report.take(found)
+            report.add(found)
             if metrics is not None:
-                metrics.take(found)
+                metrics.add(found)
         report.end()
         if metrics is not None and textfile is not None:
             _write(metrics, judging, textfile, reaper.watched_folders())

@@ -9,7 +9,12 @@ import typer
 from reaper.commands.console import EXIT_FAILED, EXIT_INTERRUPTED
 from reaper.commands.explain import LockArgument, Match, explain_matches
 from reaper.commands.options import Judging, with_judging
-from reaper.commands.reporting import NoOutput, Report, stop_between_locks, told_to_standard_output
+from reaper.commands.reporting import (
+    NoOutput,
+    Report,
+    stop_between_locks,
+    written_to_standard_output,
+)
 from reaper.core.evidence import HoldProof
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.text import printable
@@ -56,7 +61,7 @@ def command(
 
     talk, reaper = judging.talk, judging.reaper()
     journal = Journal(sys.stderr, json=False)
-    with told_to_standard_output(talk), stop_between_locks() as stop:
+    with written_to_standard_output(talk), stop_between_locks() as stop:
         output = judging.output() if judging.as_json else NoOutput()
         report = Report(judging, output, journalled=True)
         shown = explain_matches(judging, reaper, lock, report)
@@ -68,7 +73,7 @@ def command(
         else:
             refusal = refusal or (_INTERRUPTED if shown else None)
             for match in shown:
-                report.take(match.found)
+                report.add(match.found)
         report.end()
     if refusal is not None:
         talk.error(f"not removed: {refusal}")
@@ -111,7 +116,7 @@ def _free(
             )
         elif it.failed:
             refusal = f"{printable(it.path)} cannot be checked: {it.reason}"
-        report.take(it)
+        report.add(it)
     return refusal
 
 

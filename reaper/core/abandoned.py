@@ -18,7 +18,7 @@ from reaper.core.verdict import Limits
 NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
 """States of a holder that is elsewhere, in another PID namespace, where its lock is open."""
 CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing tells a compaction's
+"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing shows a compaction's
 lock from one that was left behind; see docs/decisions/0012-late-shape.md.
 """
 CHECKPOINT_MARGIN_MS: Final = 60_000
@@ -53,7 +53,7 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
 
 def died_here(evidence: Evidence) -> bool:
     """Whether the holder was seen alive and is no longer: then it is dead, and not elsewhere, and
-    whoever has the lock open is not the process that the record names.
+    the process that has the lock open is not the one that the record names.
     """
     return evidence.holder_seen_alive and evidence.holder.state in DEAD
 
@@ -120,7 +120,7 @@ def _unmet_by_birth(evidence: Evidence) -> Unmet | None:
 
 def _latest_birth(run: Run, ended_ms: int) -> int | None:
     """Return until when (epoch ms) the run that ended can have created a lock; None where that
-    cannot be told. The store's end counts where the store speaks of that run: it is earlier than
+    cannot be known. The store's end counts where the store speaks of that run: it is earlier than
     the trajectory's where a gateway is slow, and a compaction can take the lock between the two.
     """
     if run.store is StoreStatus.UNKNOWN:

@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
 
 
 class Mode(FastEnum):
-    """LOOK changes nothing and tells what a sweep would come to; DRY does all but the act."""
+    """LOOK changes nothing and says what a sweep would do; DRY does everything but the action."""
 
     LOOK = "look"
     DRY = "dry"
@@ -41,7 +41,8 @@ class Mode(FastEnum):
 
 
 class Finding(NamedTuple):
-    """What one lock came to. `outcome` is None for a look; `note` says more where there is more.
+    """What was found about one lock, and done. `outcome` is None for a look; `note` says more where
+    there is more.
 
     `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
     False where none was made this time, because it is too early for the next one; outcome and note

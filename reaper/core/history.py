@@ -82,8 +82,8 @@ class LockHistory:
         self.since = since
 
     def is_of(self, lock: Lock) -> bool:
-        """Tell whether this is the same lock: the same file, unchanged. An empty file that gets the
-        inode number of one that is gone has another ctime.
+        """Return whether this is the same lock: the same file, unchanged. An empty file that gets
+        the inode number of one that is gone has another ctime.
         """
         return self._lock.identity == lock.identity
 

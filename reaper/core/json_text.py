@@ -57,13 +57,13 @@ def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check 
     return value
 
 
-def whole(value: object, *, least: int) -> int | None:
-    """Return the number where it is an integer from `least` to 2^53, as JavaScript sees it.
+def integer_or_none(value: object, *, minimum: int) -> int | None:
+    """Return the number where it is an integer from `minimum` to 2^53, as JavaScript sees it.
 
     `true` is no number, `7.0` is the integer 7.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not least <= value <= 2**53 or value != int(value):
+    if not minimum <= value <= 2**53 or value != int(value):
         return None
     return int(value)

@@ -82,7 +82,7 @@ def wants_run(
     holder_seen_alive: bool,
     limits: Limits,
 ) -> bool:
-    """Tell whether the run could change the verdict; reading it costs more than all else."""
+    """Return whether the run could change the verdict; reading it costs more than all else."""
     match proof:
         case HoldProof.OPEN:
             return age >= limits.abandoned_after and unmet_by_holder(lock, holder) is None

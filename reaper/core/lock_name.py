@@ -35,7 +35,7 @@ class LockName(NamedTuple):
     """The text may as well be the exact name of another session."""
 
     def fits(self, agent: str, file: str) -> bool:
-        """Tell whether a lock has this name. Whether it is in `folder` is not looked at."""
+        """Return whether a lock has this name; `folder` is not compared."""
         if self.is_topic_of:
             return file.startswith(self.file) and file.endswith(LOCK_SUFFIX)
         return file == self.file and self.agent in {None, agent}

@@ -107,7 +107,7 @@ class Suspects(NamedTuple):
     """The processes that may hold a lock: those that have the pid of its record now; for a guard,
     OpenClaw's and node's.
 
-    `all_seen`: whoever holds it is among them. Not so where its pid may be one of another PID
+    `all_seen`: the holder is among them. Not so where its pid may be one of another PID
     namespace, where processes are hidden, or where another machine can reach the file.
     `oldest_began_ms` (epoch) is when the oldest of them began, None where there are none.
     """
@@ -210,7 +210,7 @@ def _judge_not_open(evidence: Evidence, limits: Limits) -> Judgement:
 
 
 def _judge_guard(evidence: Evidence, suspects: Suspects, limits: Limits) -> Judgement:
-    """Row 16. A guard names nobody: whoever made it must have begun before."""
+    """Row 16. A guard names no process: its maker must have begun before it."""
     if evidence.lock.data:
         return Judgement(Verdict.UNCERTAIN, (NOT_EMPTY,), 17, unmet=Unmet.HOLDER_UNCLEAR)
     if evidence.file_age < limits.other_grace:

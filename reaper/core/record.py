@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from reaper.core.json_text import NotJsonError, loads, whole
+from reaper.core.json_text import NotJsonError, integer_or_none, loads
 from reaper.core.lock import READ_LIMIT, Record, Shape
 
 _MOST_TICKS: Final = 10**12
@@ -20,7 +20,7 @@ def parse(data: bytes) -> Record:
     """
     if not data:
         return Record(shape=Shape.EMPTY)
-    usual = _USUAL.fullmatch(data)
+    usual = _GATEWAY_FORMAT.fullmatch(data)
     if usual is not None:
         pid, created_at, longest, ticks = usual.groups()
         return Record(
@@ -35,17 +35,17 @@ def parse(data: bytes) -> Record:
     if not isinstance(value, dict):
         return Record(shape=Shape.MALFORMED)
     created = value.get("createdAt")
-    starttime = whole(value.get("starttime"), least=0)
+    starttime = integer_or_none(value.get("starttime"), minimum=0)
     return Record(
         shape=Shape.RECORD,
-        pid=whole(value.get("pid"), least=1),
+        pid=integer_or_none(value.get("pid"), minimum=1),
         created_at_ms=parse_date(created) if isinstance(created, str) else None,
-        max_hold_ms=whole(value.get("maxHoldMs"), least=1),
+        max_hold_ms=integer_or_none(value.get("maxHoldMs"), minimum=1),
         starttime=starttime if starttime is not None and starttime <= _MOST_TICKS else None,
     )
 
 
-_USUAL: Final = re.compile(
+_GATEWAY_FORMAT: Final = re.compile(
     rb'\{\n  "pid": (?P<pid>[1-9][0-9]{0,14}),\n'
     rb'  "createdAt": "(?P<created>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z)",\n'
     rb'  "maxHoldMs": (?P<longest>[1-9][0-9]{0,14}),\n'

@@ -28,7 +28,7 @@ class Abbreviation(NamedTuple):
     end: str
 
     def fits(self, name: str) -> bool:
-        """Tell whether this is a short name of `name`, which may be shown with escapes."""
+        """Return whether this is a short name of `name`, which may be shown with escapes."""
         return any(
             len(it) >= len(self.start) + len(self.end)
             and it.startswith(self.start)
@@ -37,9 +37,9 @@ class Abbreviation(NamedTuple):
         )
 
     def is_guess(self, name: str) -> bool:
-        """Tell whether another session may be meant, whose lock may be gone: any but the one whose
-        random UUID begins so. Of the locks of a session and its topics, the topics' are named by
-        both ends.
+        """Return whether another session may be meant, whose lock may be gone: any but the one
+        whose random UUID begins so. Of the locks of a session and its topics, the topics' are named
+        by both ends.
         """
         names_uuid = len(self.start) >= _SHORTEST and _UUID.match(name) is not None
         return not names_uuid or (len(name) > _UUID_LENGTH and len(self.end) < _SHORTEST)
@@ -74,7 +74,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 def shortened(name: str, width: int) -> str:
     """Return a name in `width` characters: whole, or both ends, or where there is little room its
-    end, which tells more: keys begin alike.
+    end, which says more: keys begin alike.
     """
     if len(name) <= width:
         return name

@@ -2,7 +2,7 @@
 
 Gateways from 2026.4.22 to 5.27 append each record as it happens, so the file is a live witness of
 the run that is going on. From 5.28 on it is replaced once per attempt, at its end: during a healthy
-run its last record belongs to an earlier run. Nothing in one record tells the two apart, so the
+run its last record belongs to an earlier run. Nothing in one record distinguishes the two, so the
 whole last attempt is checked (docs/facts.md, "The trajectory as a live witness").
 """
 
@@ -115,7 +115,7 @@ def last_record(tail: bytes, *, whole: bool) -> Trajectory | None:
 
 
 def _is_last_step(record: _Record) -> bool:
-    """Tell whether the outer loop of a run notes here that it makes no further attempt."""
+    """Return whether the outer loop of a run says here that it makes no further attempt."""
     if record.type != "model.fallback_step" or record.seq != record.source_seq:
         return False
     step = _decoded(_STEPS, record.data)

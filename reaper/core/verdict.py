@@ -52,8 +52,8 @@ class Limits(NamedTuple):
 
     `other_grace` is how old a lock that is no session lock must be where its age is all that
     speaks against somebody being about to write it, or to take a stale one back.
-    `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then tell what a lock
-    would come to if what is seen now stayed so, marked `seen-once`.
+    `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then give the
+    verdict that follows if nothing changes, marked `seen-once`.
     """
 
     grace: float = 120.0

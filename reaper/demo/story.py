@@ -23,7 +23,7 @@ from reaper.gateway_health import GatewayHealth
 from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Metrics
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.sweep import Reaper
 from reaper.watch.loop import Watch
 from reaper.web.app import WebServer
@@ -83,7 +83,7 @@ def _start_sidecar(root: Path, inventory: LockInventory, log: Log, cleanup: Exit
     health = GatewayHealth(inventory, WedgedLimits())
     watch = Watch(
         Reaper([state], limits=_LIMITS, policy=policy),
-        resync=3.0,  # no event tells that a file was closed
+        resync=3.0,  # no event reports that a file was closed
         inventory=inventory,
         health=health,
         metrics=metrics,
@@ -204,7 +204,7 @@ class _Story:
             time.sleep(0.1)
         return True
 
-    def _known(self, session: str) -> Seen | None:
+    def _known(self, session: str) -> TrackedLock | None:
         return next((one for one in self._inventory.all() if one.lock.session == session), None)
 
     def _verdict(self, session: str) -> Verdict | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def duration(seconds: float) -> str:
     """Return a length of time as people read it: 0.4s, 12s, 3m 05s, 2h 10m, 4d 3h."""
     whole = int(seconds)
-    if seconds < 10:  # noqa: PLR2004  # below that, tenths tell something
+    if seconds < 10:  # noqa: PLR2004  # below that, tenths matter
         return f"{seconds:.1f}s"
     if whole < 60:  # noqa: PLR2004  # units of time from here on
         return f"{whole}s"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from reaper.core.policy import GONE, Outcome
-from reaper.reports.records import Act, Seen, SkippedFile
+from reaper.reports.records import Act, SkippedFile, TrackedLock
 from reaper.reports.stuck_history import StuckHistory
 from reaper.reports.tally import Tallies
 
@@ -22,16 +22,16 @@ class LockInventory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[object, Seen] = {}
+        self._seen: dict[object, TrackedLock] = {}
         self._skipped: list[SkippedFile] | None = None
-        self._others: list[Seen] = []
+        self._others: list[TrackedLock] = []
         self._watched_folders: dict[str, int] = {}
         self._acts: dict[tuple[str, str], Act] = {}
         self._times: dict[tuple[str, str], int] = {}
         self._tallies = Tallies()
         self._history = StuckHistory()
 
-    def put(self, place: object, seen: Seen) -> Seen | None:
+    def put(self, place: object, seen: TrackedLock) -> TrackedLock | None:
         """Note the latest of a place; return what was known of it before."""
         with self._lock:
             before = self._seen.get(place)
@@ -39,19 +39,19 @@ class LockInventory:
             self._change(before, seen)
             return before
 
-    def drop(self, place: object) -> Seen | None:
+    def drop(self, place: object) -> TrackedLock | None:
         with self._lock:
             before = self._seen.pop(place, None)
             self._change(before, None)
             return before
 
-    def _change(self, before: Seen | None, after: Seen | None) -> None:
+    def _change(self, before: TrackedLock | None, after: TrackedLock | None) -> None:
         stuck = self._tallies.stuck
         self._tallies.change(before, after)
         if self._tallies.stuck != stuck:
             self._history.record(self._tallies.stuck, time.monotonic())
 
-    def get(self, place: object) -> Seen | None:
+    def get(self, place: object) -> TrackedLock | None:
         with self._lock:
             return self._seen.get(place)
 
@@ -60,13 +60,13 @@ class LockInventory:
             self._skipped = list(skipped)
             self._history.record(self._tallies.stuck, time.monotonic())
 
-    def set_others(self, seen: Iterable[Seen]) -> None:
+    def set_others(self, seen: Iterable[TrackedLock]) -> None:
         """Note the locks that are no session locks, as a full sweep found them; not those that are
         gone now.
         """
         self._others = [one for one in seen if one.outcome not in GONE]
 
-    def others(self) -> list[Seen]:
+    def others(self) -> list[TrackedLock]:
         """Return those of the last full sweep."""
         return self._others
 
@@ -109,14 +109,14 @@ class LockInventory:
         with self._lock:
             return self._history.last_hour(now)
 
-    def all(self) -> list[Seen]:
+    def all(self) -> list[TrackedLock]:
         with self._lock:
             return list(self._seen.values())
 
     @contextmanager
     def tallies(self) -> Iterator[Tallies]:
-        """Give what the locks come to. All else here waits for as long, so be quick, and ask it
-        nothing else.
+        """Yield the totals while holding the mutex. Return quickly, and call no other method of
+        this object.
         """
         with self._lock:
             yield self._tallies

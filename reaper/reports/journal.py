@@ -68,7 +68,7 @@ class Journal:
         self._write(event, fields, warn=warn)
 
     def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield what tells a person which lock it is, and why. The agent is left out where the
+        """Yield what identifies the lock for a person, and why. The agent is left out where the
         session's key names it, and why a lock became stuck that is kept.
         """
         key, agent = record.get("session_key"), record["agent"]

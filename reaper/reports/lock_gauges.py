@@ -36,7 +36,7 @@ _SKIP_REASONS: Final = (
 
 
 class HolderUse(Protocol):
-    """What a live holder uses; `open_fds` is None where it is not to be read."""
+    """What a live holder uses; `open_fds` is None where it cannot be read."""
 
     @property
     def resident_bytes(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Findings as data: the schema of `--json`, and what a run of a command came to as a whole.
+"""Findings as data: the schema of `--json`, and the result of a command as a whole.
 
 The schema is written down in docs/json.md. Schema 1 only ever gains fields.
 """
@@ -22,7 +22,7 @@ _NOT_LEFT: Final = GONE | {Outcome.CHANGED, Outcome.RESTORED}
 
 
 class Found(Protocol):
-    """What one lock came to, as a pass yields it."""
+    """What was found about one lock, and done to it, as a pass yields it."""
 
     @property
     def lock(self) -> Lock: ...
@@ -80,7 +80,7 @@ def other_record(found: Found) -> dict[str, Any]:
     }
 
 
-class Seen(NamedTuple):
+class TrackedLock(NamedTuple):
     """The latest that is known of one lock; `at` is the moment that its ages count to (monotonic
     seconds).
     """
@@ -100,7 +100,7 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, found: "Finding", before: Self | None = None) -> Self:
         """Make it from what was found now. What equals what was known `before` is taken from there:
-        each pass reads a lock anew, and what is kept of 10,000 of them should not move about.
+        each pass reads a lock again, and what is kept of 10,000 of them should not move in memory.
         """
         lock, evidence = found.lock, found.evidence
         if before is not None and before.lock.identity == lock.identity:

@@ -7,8 +7,8 @@ MINUTES: Final = 60
 
 
 class StuckHistory:
-    """The most locks that were stuck at once, minute by minute. It is told of changes only, so it
-    wakes nobody; the minutes between two changes are filled in afterwards. Times are monotonic
+    """The most locks that were stuck at once, minute by minute. Only changes are reported to it, so
+    it wakes nobody; the minutes between two changes are filled in afterwards. Times are monotonic
     seconds. Not thread-safe.
     """
 

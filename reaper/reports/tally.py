@@ -1,4 +1,4 @@
-"""What the locks come to, counted as they change: a scrape then looks at agents, not at locks."""
+"""Totals of the locks, counted as they change: a scrape then reads agents, not locks."""
 
 from bisect import bisect_left, insort
 from collections import defaultdict
@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from reaper.core.evidence import HolderState, HoldProof
 from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 
 Key = TypeVar("Key", bound=Hashable)
 Time = TypeVar("Time", int, float)
@@ -53,7 +53,7 @@ class Tallies:
         self.stuck_of_holder: dict[tuple[str, int], int] = {}
         """Of holders that are seen alive."""
 
-    def change(self, before: Seen | None, after: Seen | None) -> None:
+    def change(self, before: TrackedLock | None, after: TrackedLock | None) -> None:
         """Take note that what is known of one lock has changed."""
         # The new one first: an agent, or a holder, keeps its place among the others.
         if after is not None:
@@ -61,7 +61,7 @@ class Tallies:
         if before is not None:
             self._count(before, -1)
 
-    def _count(self, it: Seen, by: int) -> None:
+    def _count(self, it: TrackedLock, by: int) -> None:
         lock, evidence, judgement = it.lock, it.evidence, it.judgement
         state, holder, verdict = lock.state_dir, evidence.holder, judgement.verdict
         agent = self.agents[state, lock.agent]

@@ -106,7 +106,7 @@ _TEXTS: Final = {
     Unmet.CHECKPOINT: "a checkpoint file is as new as the lock, so a compaction may hold the lock",
     Unmet.LAST_WRITE_UNKNOWN: "it is not known when the transcript and the trajectory last changed",
     Unmet.SEEN_ONCE: "it was seen only once, and a sweep looks twice",
-    Unmet.NO_HOLD_PROOF: "nobody can tell whether the file is open",
+    Unmet.NO_HOLD_PROOF: "it is not known whether the file is open",
     Unmet.IN_USE: "a process holds it",
     Unmet.RECOVERY_PENDING: "sessions.json does not say that the run is over; the gateway needs "
     "the lock to resume it",

@@ -109,6 +109,6 @@ def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
 
 
 _RELEASE_BY_PATH: Final = (
-    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the lock of whoever "
-    "takes it next"
+    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the next holder's "
+    "lock"
 )

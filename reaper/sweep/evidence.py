@@ -233,7 +233,7 @@ class EvidenceCollector:
 
 
 def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
-    """Tell whether this very lock is still there and open for writing; the cheapest look."""
+    """Return whether this very lock is still there and open for writing; the cheapest look."""
     with suppress(OSError):
         for folder in reading.folders(key.state, [], {key.agent}):
             with folder:

@@ -23,7 +23,7 @@ def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -
     one whose name is taken once nobody has it open, and an empty file. Yields what is left, and
     what was dropped.
     """
-    for name in folder.asides:
+    for name in folder.parked:
         if mode is not Mode.ACT:
             path = f"{folder.path}/{name}"
             yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
@@ -56,7 +56,7 @@ def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
         note = back.note
     failed = True
     if proof is HoldProof.NOT_OPEN:
-        dropped = removal.drop_aside(opened)
+        dropped = removal.drop_parked(opened)
         failed = dropped.outcome is Outcome.FAILED
         if failed:
             folder.litter = Litter(name, opened.lock.file)

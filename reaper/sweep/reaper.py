@@ -142,7 +142,7 @@ class Reaper:
             self.memory.forget(key)
 
     def is_held(self, key: LockKey, file: FileId) -> bool:
-        """Tell whether this very lock is still there and open for writing; the cheapest look."""
+        """Return whether this very lock is still there and open for writing; the cheapest look."""
         return is_held(key, file, self._sources.probe)
 
     def _scan(self, plan: Plan) -> Iterator[Finding | Skipped]:

@@ -146,14 +146,14 @@ class Scanner(NamedTuple):
             return list(settle_leftovers(folder, self.plan.mode, collector))
         except OSError as error:
             return [reading.skip(folder.path, error)]
-        except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+        except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
             return [_bug(folder.path, error)]
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
-        """Look at `folder.locks`, one after the other. Never raises: what one lock brings about
-        takes no other lock's turn.
+        """Look at `folder.locks`, one after the other. Never raises: what one lock causes
+        delays no other lock.
         """
         wanted = self.plan.wanted
         for name in folder.locks:
@@ -163,7 +163,7 @@ class Scanner(NamedTuple):
                     found = self._look_at(key, folder, collector)
                 except OSError as error:
                     found = reading.skip(f"{folder.path}/{name}", error)._replace(key=key)
-                except Exception as error:  # noqa: BLE001  # whatever one lock brings about
+                except Exception as error:  # noqa: BLE001  # whatever one lock causes
                     found = _bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
                     yield found
@@ -176,7 +176,7 @@ class Scanner(NamedTuple):
         problem = ""
         try:
             problem = collector.problem_of_store(folder)
-        except Exception as error:  # noqa: BLE001  # whatever one agent's files bring about
+        except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
             skipped.append(_bug(folder.path, error))
         if problem:
             path = f"{folder.path}/sessions.json"

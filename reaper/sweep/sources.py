@@ -25,7 +25,7 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     monotonic = staticmethod(time.monotonic)
-    """Seconds that stand still in suspend: whoever holds a lock cannot go on then either."""
+    """Seconds that stand still in suspend, because a holder cannot go on then either."""
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from reaper.adapters.file_events import APPEARED, WENT, EventSource
+from reaper.adapters.file_events import CREATED, DELETED, EventSource
 from reaper.core.finding import Finding
 from reaper.core.lock import LockKey, StateDir
 from reaper.watch.inbox import Event, Inbox, Notice
@@ -46,7 +46,7 @@ class EventTrust:
     # Called from watchdog's thread
 
     def _on_lock(self, state: StateDir, agent: str, name: str, what: str) -> None:
-        self._metrics.events.labels(WENT if what == WENT else APPEARED).inc()
+        self._metrics.events.labels(DELETED if what == DELETED else CREATED).inc()
         self._inbox.put(Event(LockKey(state, agent, name), what, time.monotonic()))
 
     def _on_overflow(self) -> None:

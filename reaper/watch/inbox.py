@@ -1,4 +1,4 @@
-"""What other threads and signal handlers tell the worker."""
+"""What other threads and signal handlers report to the worker."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from reaper.adapters.file_events import WENT
+from reaper.adapters.file_events import DELETED
 from reaper.core.lock import LockKey, StateDir
 
 SETTLE: Final = 0.25
@@ -27,7 +27,7 @@ class Notice(Enum):
 
 
 class Event(NamedTuple):
-    """A file event of one lock: APPEARED, RETURNED or WENT, and when (monotonic seconds)."""
+    """A file event of one lock: CREATED, RESTORED or DELETED, and when (monotonic seconds)."""
 
     key: LockKey
     what: str
@@ -39,7 +39,7 @@ class Inbox:
 
     `fd` is readable once the worker is to wake; `wake_fd` is for signal.set_wakeup_fd: a signal may
     be delivered to any thread, and must wake the one that waits. At most `most_of_agent` events of
-    one agent's locks are queued. `is_known` tells, in any thread, whether a lock was judged.
+    one agent's locks are queued. `is_known` says, in any thread, whether a lock was judged.
     """
 
     def __init__(self, most_of_agent: int, is_known: Callable[[LockKey], bool]) -> None:
@@ -73,7 +73,7 @@ class Inbox:
         gone before they are due to be judged, and only their time is recorded then.
         """
         agent = event.key.state, event.key.agent
-        is_urgent = event.what == WENT and self._is_known(event.key)
+        is_urgent = event.what == DELETED and self._is_known(event.key)
         with self._mutex:
             # What is dropped is found by the next sweep, and no event is missed because of it.
             if self._number_of[agent] < self._most_of_agent:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from reaper.adapters.file_events import APPEARED, WENT
+from reaper.adapters.file_events import CREATED, DELETED
 from reaper.core.finding import Finding, Skipped
 from reaper.core.lock import LockKey
 from reaper.gateway_health import GatewayHealth
@@ -162,10 +162,10 @@ class Watch:
         self.trust.dropped(crowded)
         for key, what, at in events:
             self.trust.announced(key)
-            if what == WENT:
+            if what == DELETED:
                 self.tracker.ended(key, at)
                 self.reaper.forget(key)
-            elif not self.tracker.appeared(key, at, is_new=what == APPEARED):
+            elif not self.tracker.appeared(key, at, is_new=what == CREATED):
                 self.trust.dropped({(key.state, key.agent)})
 
     def sweep(self) -> None:

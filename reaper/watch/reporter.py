@@ -12,7 +12,7 @@ from reaper.core.verdict import RECOVERY_PENDING, TOO_EARLY, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Metrics
-from reaper.reports.records import Seen, lock_record, other_record
+from reaper.reports.records import TrackedLock, lock_record, other_record
 
 _PERIOD: Final = 60.0
 """Seconds for which the bounds below hold at least: an agent can make sweeps frequent."""
@@ -74,7 +74,7 @@ class Reporter:
             if is_news and (one.outcome is Outcome.REMOVED or lines <= _LINES_OF_AN_AGENT):
                 event, warn = _event(one)
                 self.journal.lock(event, other_record(one), one.lock, warn=warn)
-        self.inventory.set_others([Seen.of(one) for one in found])
+        self.inventory.set_others([TrackedLock.of(one) for one in found])
 
     def _has_line_left(self, found: Finding) -> bool:
         """Whether there may be another line on this agent's locks; always for a removed lock, whose

@@ -69,7 +69,7 @@ class SkippedFiles:
 
 
 def _why_not_ready(skipped: Skipped) -> str:
-    """Say why a folder was not seen, without a name: whoever asks may not see names."""
+    """Say why a folder was not seen, without a name, because clients may not see names."""
     match skipped.reason, os.path.basename(skipped.path):
         case "missing", "agents":
             return "a state directory has no agents folder"

@@ -13,7 +13,7 @@ from reaper.core.lock import LockKey, StateDir
 from reaper.core.policy import GONE, Outcome
 from reaper.core.retry import Retry
 from reaper.gateway_health import GatewayHealth
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.holders import HolderWatch, Watched
 from reaper.watch.inbox import SETTLE
@@ -108,7 +108,7 @@ class Tracker:
         lock = self._follow(found.key)
         lock.retry = None
         before = self._reporter.inventory.get(lock.key)
-        seen = Seen.of(found, before)
+        seen = TrackedLock.of(found, before)
         self._reporter.inventory.put(lock.key, seen)
         is_new = before is None or before.lock.hold != found.lock.hold
         changed = is_new or before is None or _verdict(before) != _verdict(seen)
@@ -188,5 +188,5 @@ class Tracker:
         return lock
 
 
-def _verdict(seen: Seen) -> tuple[object, ...]:
+def _verdict(seen: TrackedLock) -> tuple[object, ...]:
     return seen.judgement.verdict, seen.judgement.reasons

@@ -125,7 +125,7 @@ OPEN: Final = WebConfig()
 class WebConfigFile:
     """A web configuration that follows its file, and the files of certificates that it names.
 
-    A file that is broken when it is read again leaves all as it was and is told to `on_trouble`
+    A file that is broken when it is read again leaves all as it was and is reported to `on_trouble`
     once. Thread-safe. Raises WebConfigError where the file is broken from the start.
     """
 

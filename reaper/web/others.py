@@ -6,14 +6,14 @@ from reaper.core.verdict import TOO_EARLY, Verdict
 from reaper.reports.advice import advice
 from reaper.reports.explain import RULES, duration
 from reaper.reports.links import runbook
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.web.html import Html, breakable, command, html, joined
 from reaper.web.shown import later
 
 _MOST_SHOWN = 50
 
 
-def others(locks: Iterable[Seen], as_of: float, *, names: bool) -> Html:
+def others(locks: Iterable[TrackedLock], as_of: float, *, names: bool) -> Html:
     """Return a section about them, nothing where there are none."""
     shown = [seen for seen in locks if _is_notable(seen)]
     if not shown:
@@ -28,11 +28,11 @@ def others(locks: Iterable[Seen], as_of: float, *, names: bool) -> Html:
     )
 
 
-def _is_notable(seen: Seen) -> bool:
+def _is_notable(seen: TrackedLock) -> bool:
     return seen.judgement.verdict is not Verdict.HELD and TOO_EARLY not in seen.judgement.reasons
 
 
-def _row(seen: Seen, *, names: bool) -> Html:
+def _row(seen: TrackedLock, *, names: bool) -> Html:
     """Return one lock: which it is, the verdict, and what to do next."""
     judgement, step = seen.judgement, advice(seen)
     tone = "bad" if judgement.wants_freeing else "doubt"

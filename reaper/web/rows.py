@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from reaper.reports.advice import Advice
 from reaper.reports.explain import RULES, duration, whose
 from reaper.reports.links import runbook
-from reaper.reports.records import Seen, lock_record
+from reaper.reports.records import TrackedLock, lock_record
 from reaper.web.answer import holding
 from reaper.web.html import Html, breakable, command, html, joined, many, moment, word
 from reaper.web.shown import Kind, Reader, Shown, later, next_step, visible, why_still_there
@@ -46,7 +46,7 @@ class _Key(NamedTuple):
     is_one: bool
 
 
-def _key(seen: Seen) -> _Key:
+def _key(seen: TrackedLock) -> _Key:
     held = holding(seen.evidence)
     title = held.together or _capital(held.who)
     return _Key(seen.lock.state_dir, title, is_one=held.together is None)
@@ -198,7 +198,7 @@ def session(record: dict[str, Any], link: str | None = None) -> Html:
     )
 
 
-def _more(seen: Seen, record: dict[str, Any], key: _Key, reader: Reader) -> Iterator[Html]:
+def _more(seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader) -> Iterator[Html]:
     """Yield what else a lock's row says."""
     agent = record["agent"]
     if record["session"] and not str(record["session_key"]).startswith(f"agent:{agent}:"):

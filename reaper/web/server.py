@@ -27,7 +27,7 @@ from reaper.web.config import WebConfig
 
 _Result = TypeVar("_Result")
 
-SAFE_HEADERS: Final = {
+SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -350,7 +350,7 @@ class _Exchange:
             "Connection": "close",
             "Content-Type": response.content_type,
             "Content-Length": str(sum(map(len, response.body))),
-            **SAFE_HEADERS,
+            **SECURITY_HEADERS,
             **response.headers,
             **self._config.headers,
         }

@@ -8,7 +8,7 @@ from reaper.core.lock import Lock, file_since
 from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING
 from reaper.reports.advice import Advice, advice
-from reaper.reports.records import Seen
+from reaper.reports.records import TrackedLock
 from reaper.reports.unmet import why_not_freed
 
 _PLAIN_FIELDS: Final = frozenset(
@@ -59,7 +59,7 @@ class Shown(NamedTuple):
 
     kind: Kind
     since_ms: int
-    seen: Seen
+    seen: TrackedLock
 
 
 class Reader(NamedTuple):
@@ -74,7 +74,7 @@ class Reader(NamedTuple):
     removed: Callable[[str], int]
 
 
-def shown(locks: Iterable[Seen], now_ms: int) -> list[Shown]:
+def shown(locks: Iterable[TrackedLock], now_ms: int) -> list[Shown]:
     """Return the locks, the most important first: by kind, then by age."""
     found = [Shown(_kind(seen), _since_ms(seen.lock, now_ms), seen) for seen in locks]
     return sorted(
@@ -88,7 +88,7 @@ def _since_ms(lock: Lock, now_ms: int) -> int:
     return created if created is not None and created <= now_ms else file_since(lock, now_ms)
 
 
-def later(seen: Seen, moment: float) -> Seen:
+def later(seen: TrackedLock, moment: float) -> TrackedLock:
     """Return what is known of a lock with the ages that it has at a later moment."""
     passed = max(0.0, moment - seen.at)
     holder = seen.evidence.holder
@@ -98,7 +98,7 @@ def later(seen: Seen, moment: float) -> Seen:
     return seen._replace(evidence=evidence, at=seen.at + passed)
 
 
-def _kind(seen: Seen) -> Kind:
+def _kind(seen: TrackedLock) -> Kind:
     if seen.judgement.wants_freeing:
         return Kind.STUCK
     if NO_HOLD_PROOF in seen.judgement.reasons:
@@ -106,7 +106,7 @@ def _kind(seen: Seen) -> Kind:
     return Kind.PENDING if RECOVERY_PENDING in seen.judgement.reasons else Kind.HELD
 
 
-def why_still_there(seen: Seen, *, names: bool) -> str:
+def why_still_there(seen: TrackedLock, *, names: bool) -> str:
     """Return why a stuck lock is still there."""
     match seen.outcome:
         case Outcome.FAILED:
@@ -125,7 +125,7 @@ _LOOKS_AGAIN: Final = (
 )
 
 
-def next_step(seen: Seen, reader: Reader) -> Advice:
+def next_step(seen: TrackedLock, reader: Reader) -> Advice:
     """Return the next step; the reaper itself is what sweeps."""
     step = advice(seen)
     confirmed = seen.judgement._replace(confirmed=True)

@@ -16,7 +16,7 @@ _MOST_FILES: Final = 50
 
 
 class Host(NamedTuple):
-    """Where the reaper runs, and as whom: with five pages open, they tell which is which."""
+    """Where the reaper runs, and as whom: with five pages open, they say which is which."""
 
     name: str
     uid: int

@@ -33,10 +33,10 @@ def _random() -> str:
     return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
 
 
-def original_name(aside: str) -> str:
+def original_name(parked: str) -> str:
     """Return the lock's own name, which its private name holds. Raises ValueError."""
-    match = ASIDE.fullmatch(aside)
+    match = ASIDE.fullmatch(parked)
     if match is None:
-        raise ValueError(f"{aside!r} is no private name")
+        raise ValueError(f"{parked!r} is no private name")
     name = match["name"]
     return match["session"] + LOCK_SUFFIX if name is None else name

@@ -40,7 +40,7 @@ _TABLE: Final = _table()
 
 def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folder]:
     """Yield each folder that has places of other locks, open, with the names of those locks in
-    `locks`, and in `asides` those that a removal left. A folder is closed when its consumer leaves
+    `locks`, and in `parked` those that a removal left. A folder is closed when its consumer leaves
     its `with`.
 
     Symlinks are followed as those of `reading.folders` are. What cannot be looked at goes into
@@ -174,11 +174,11 @@ def _read_names(folder: Folder, *, is_listed: bool) -> None:
     with os.scandir(folder.fd) as entries:
         for entry in entries:
             name, found = entry.name, folder.locks
-            if name.startswith(PREFIX) and (aside := ASIDE.fullmatch(name)):
-                name, found = aside["name"] or "", folder.asides
+            if name.startswith(PREFIX) and (parked := ASIDE.fullmatch(name)):
+                name, found = parked["name"] or "", folder.parked
             if place_of(name, folder.places) is None:
                 continue
-            if len(folder.locks) + len(folder.asides) < MOST_NAMES:
+            if len(folder.locks) + len(folder.parked) < MOST_NAMES:
                 found.append(entry.name)
             else:
                 folder.locks_left_out += 1

@@ -47,7 +47,7 @@ class Folder:
     """One agent's `sessions` folder, open: everything in it is named relative to it. With `below`,
     the folder with that path below the state directory, which has `places` of other locks.
 
-    `locks` are the names of its lock files, `asides` the private names that a removal left.
+    `locks` are the names of its lock files, `parked` the private names that a removal left.
     `through_symlink`: a symlink led to it, or one is known to, as its `agents` folder or itself.
     While `litter` is there and cannot be removed, `remove` creates nothing in this folder.
     """
@@ -70,7 +70,7 @@ class Folder:
         below = f"agents/{agent}/sessions" if below is None else below
         self.path = f"{state.path}/{below}".rstrip("/")
         self.locks: list[str] = []
-        self.asides: list[str] = []
+        self.parked: list[str] = []
         self.locks_left_out = 0
         self.regular: set[str] = set()
         """Names of locks that the folder says are regular files; none before it was read."""
@@ -99,10 +99,10 @@ class Folder:
                             self.regular.add(name)
                     else:
                         self.locks_left_out += 1
-                elif name.startswith(PREFIX) and (aside := ASIDE.fullmatch(name)):
-                    is_ours = aside["name"] is None or place_of(aside["name"], IN_SESSIONS)
-                    if is_ours and (most is None or len(self.asides) < most):
-                        self.asides.append(name)
+                elif name.startswith(PREFIX) and (parked := ASIDE.fullmatch(name)):
+                    is_ours = parked["name"] is None or place_of(parked["name"], IN_SESSIONS)
+                    if is_ours and (most is None or len(self.parked) < most):
+                        self.parked.append(name)
                 elif ".checkpoint." in name and len(checkpoints) <= _MOST_CHECKPOINTS:
                     checkpoints.append(name)
         self._checkpoints = checkpoints
@@ -292,7 +292,7 @@ class OpenLock(NamedTuple):
 def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     """Open and read one lock file of the folder; None where it is gone.
 
-    At most READ_LIMIT bytes (one more tells that it is longer); Skipped where it is no regular
+    At most READ_LIMIT bytes (one more shows that it is longer); Skipped where it is no regular
     file or cannot be read. Never raises OSError.
     """
     path = f"{folder.path}/{name}"

@@ -35,8 +35,8 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     POSIX knows no "unlink if it is still this inode". So the file is first moved aside, under a
     name that nobody else ever uses, then looked at, and unlinked only if it is the one; else it
     goes back. The private name being ours alone is what makes look-then-unlink sound there.
-    Where the file system can, an empty file, the stand-in, has the lock's name meanwhile: to a
-    gateway it is a lock in the making, so nobody takes a lock that is away only by mistake.
+    Where the file system can, an empty file, the placeholder, has the lock's name meanwhile: to a
+    gateway it is a lock that is being created, so nobody takes a lock that is away only by mistake.
     Nothing here waits; a stop in the middle leaves a name that a sweep puts right.
 
     `forced`: a person takes the risk. Where the file system offers no way to put a lock back, the
@@ -49,26 +49,26 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     refused = _remove_litter(opened.folder)
     if refused:
         return Removal(outcome=Outcome.FAILED, note=refused)
-    aside = private_name_of(opened.name)
+    parked = private_name_of(opened.name)
     try:
         # A guard has none: where somebody takes it for a free one just then, no lock is free yet.
-        stand_in = None if _is_guard(opened) else _stand_in(aside, opened)
+        placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
-        removal = _remove_by_way_of(aside, stand_in, opened, forced=forced)
-        if stand_in is None:
+        removal = _swap_and_unlink(parked, placeholder, opened, forced=forced)
+        if placeholder is None:
             return removal
         if removal.outcome is not Outcome.FAILED:
-            left = _withdraw(opened, stand_in)
+            left = _remove_placeholder(opened, placeholder)
             if not left:
                 return removal
             removal = Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
-        _note_litter(stand_in, opened)
+        _note_litter(placeholder, opened)
         return removal
     finally:
-        if stand_in is not None:
-            os.close(stand_in)
+        if placeholder is not None:
+            os.close(placeholder)
 
 
 def _remove_litter(folder: Folder) -> str:
@@ -91,25 +91,25 @@ def _remove_litter(folder: Folder) -> str:
     return ""
 
 
-def _note_litter(stand_in: int, opened: OpenLock) -> None:
-    """Note a stand-in that is left under a private name. One that has the lock's own name is no
+def _note_litter(placeholder: int, opened: OpenLock) -> None:
+    """Note a placeholder that is left under a private name. One that has the lock's own name is no
     litter: it is judged and removed like any empty lock.
     """
     with suppress(OSError):
-        found = os.fstat(stand_in)
-        name = _name_of(stand_in, opened) if found.st_nlink else None
+        found = os.fstat(placeholder)
+        name = _name_of(placeholder, opened) if found.st_nlink else None
         if name is not None and name != opened.name:
             opened.folder.litter = Litter(name, FileId(found.st_dev, found.st_ino))
 
 
-def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
-    aside: str, stand_in: int | None, opened: OpenLock, *, forced: bool
+def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
+    parked: str, placeholder: int | None, opened: OpenLock, *, forced: bool
 ) -> Removal:
     name, dir_fd = opened.name, opened.folder.fd
     try:
-        moved = stand_in is not None and _swap(name, aside, opened.lock.file, dir_fd=dir_fd)
-        stand_in = stand_in if moved else None
-        if not moved and not _move_aside(aside, opened):
+        moved = placeholder is not None and _swap(name, parked, opened.lock.file, dir_fd=dir_fd)
+        placeholder = placeholder if moved else None
+        if not moved and not _move_aside(parked, opened):
             if forced:
                 return _unlink_at_once(opened)
             return Removal(
@@ -123,17 +123,17 @@ def _remove_by_way_of(  # noqa: PLR0911  # one exit for each outcome
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
-        if _file_at(aside, dir_fd=dir_fd) != opened.lock.file:
-            return _give_back(aside, name, stand_in, dir_fd=dir_fd)
+        if _file_at(parked, dir_fd=dir_fd) != opened.lock.file:
+            return _give_back(parked, name, placeholder, dir_fd=dir_fd)
         if _is_guard(opened):
-            os.rmdir(aside, dir_fd=dir_fd)  # fails unless it is empty
+            os.rmdir(parked, dir_fd=dir_fd)  # fails unless it is empty
             return Removal(outcome=Outcome.REMOVED)
-        os.unlink(aside, dir_fd=dir_fd)
+        os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
         # Another reaper took our private name for a crash's: it put the lock back or dropped it.
         return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
     except OSError as error:
-        back = _give_back(aside, name, stand_in, dir_fd=dir_fd)
+        back = _give_back(parked, name, placeholder, dir_fd=dir_fd)
         return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}; {back.note}")
     links = os.fstat(opened.fd).st_nlink
     return Removal(
@@ -158,16 +158,16 @@ def _file_at(name: str, *, dir_fd: int) -> FileId:
     return FileId(found.st_dev, found.st_ino)
 
 
-def _stand_in(aside: str, opened: OpenLock) -> int | None:
+def _create_placeholder(parked: str, opened: OpenLock) -> int | None:
     """Create an empty file under a private name; return it open, so that its inode number is not
     reused either. None where the lock's owner has no space left: that shall not keep locks from
-    being freed, and whoever shares that space cannot create a lock under the free name either.
-    Raises OSError, also for a quota that is the reaper's own: others may have space.
+    being freed, and a process that shares that space cannot create a lock under the free name
+    either. Raises OSError, also for a quota that is the reaper's own: others may have space.
     """
     # For reading: to another reaper it is a lock that nobody holds, should we be stopped for long.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(aside, flags, 0o644, dir_fd=opened.folder.fd)
+        fd = os.open(parked, flags, 0o644, dir_fd=opened.folder.fd)
     except OSError as error:
         shared_quota = error.errno == errno.EDQUOT and opened.lock.uid == os.geteuid()
         if error.errno == errno.ENOSPC or shared_quota:
@@ -179,7 +179,7 @@ def _stand_in(aside: str, opened: OpenLock) -> int | None:
 
 
 def _is(fd: int, name: str, *, dir_fd: int) -> bool:
-    """Tell whether this open file has that name."""
+    """Return whether this open file has that name."""
     found = os.fstat(fd)
     with suppress(FileNotFoundError):
         return _file_at(name, dir_fd=dir_fd) == FileId(found.st_dev, found.st_ino)
@@ -195,42 +195,43 @@ def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
         raise _ChangedError
 
 
-def _swap(name: str, aside: str, judged: FileId, *, dir_fd: int) -> bool:
-    """Exchange lock and stand-in in one step; where that is not done, the stand-in goes, and
-    False tells that this file system has no such step. Raises _ChangedError, OSError.
+def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
+    """Exchange lock and placeholder in one step; where that is not done, the placeholder goes, and
+    False says that this file system has no such step. Raises _ChangedError, OSError.
     """
     try:
         _check(name, judged, dir_fd=dir_fd)
-        exchange(name, aside, dir_fd=dir_fd)
+        exchange(name, parked, dir_fd=dir_fd)
     except (_ChangedError, OSError) as error:
         with suppress(FileNotFoundError):
-            os.unlink(aside, dir_fd=dir_fd)
+            os.unlink(parked, dir_fd=dir_fd)
         if isinstance(error, OSError) and error.errno in _NO_SUCH_RENAME:
             return False
         raise
     return True
 
 
-def _give_back(aside: str, name: str, stand_in: int | None, *, dir_fd: int) -> Removal:
-    """Give a lock its own name back: in the place of our stand-in, never of any other file."""
+def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
+    """Give a lock its own name back: in the place of our placeholder, never of any other file."""
     try:
-        if stand_in is None or not _is(stand_in, name, dir_fd=dir_fd):
-            return _put_back(aside, name, dir_fd=dir_fd)
-        exchange(aside, name, dir_fd=dir_fd)
-        if not _is(stand_in, aside, dir_fd=dir_fd):
-            # Just now the stand-in was taken for a stale lock, and this is its taker's own.
-            exchange(aside, name, dir_fd=dir_fd)
-            return _put_back(aside, name, dir_fd=dir_fd)
-        os.unlink(aside, dir_fd=dir_fd)
+        if placeholder is None or not _is(placeholder, name, dir_fd=dir_fd):
+            return _put_back(parked, name, dir_fd=dir_fd)
+        exchange(parked, name, dir_fd=dir_fd)
+        if not _is(placeholder, parked, dir_fd=dir_fd):
+            # Just now the placeholder was taken for a stale lock, and this is the lock of the
+            # process that took it.
+            exchange(parked, name, dir_fd=dir_fd)
+            return _put_back(parked, name, dir_fd=dir_fd)
+        os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
-        return _put_back(aside, name, dir_fd=dir_fd)
+        return _put_back(parked, name, dir_fd=dir_fd)
     except OSError as error:
-        return Removal(outcome=Outcome.FAILED, note=f"left at {aside!r}: {_advice(error)}")
+        return Removal(outcome=Outcome.FAILED, note=f"left at {parked!r}: {_advice(error)}")
     return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
 
 
-def _withdraw(opened: OpenLock, stand_in: int) -> str:
-    """See that our stand-in has no name any more; return what went wrong, empty where nothing.
+def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
+    """See that our placeholder has no name any more; return what went wrong, empty where nothing.
 
     It need not have the lock's name: another reaper that removes the same lock may hold it, taken
     for that lock, and put it back after we looked. So it is looked for until it is gone; not for
@@ -238,40 +239,40 @@ def _withdraw(opened: OpenLock, stand_in: int) -> str:
     """
     wrong = ""
     try:
-        for _ in range(_WITHDRAWALS):
-            if os.fstat(stand_in).st_nlink == 0:
+        for _ in range(_PLACEHOLDER_SEARCHES):
+            if os.fstat(placeholder).st_nlink == 0:
                 break
-            wrong = _take_away(opened, stand_in) or wrong
+            wrong = _unlink_placeholder_once(opened, placeholder) or wrong
     except OSError as error:
         return f"an empty file is left: {_advice(error)}"
     return wrong
 
 
-_WITHDRAWALS: Final = 5
-"""Times that the stand-in is looked for. Where it is missed as it goes from one name to another,
+_PLACEHOLDER_SEARCHES: Final = 5
+"""Times that the placeholder is looked for. Where it is missed as it goes from one name to another,
 once more suffices; each rival can bring that about once or twice.
 """
 
 
-def _take_away(opened: OpenLock, stand_in: int) -> str:
-    """Take our stand-in away from where it is, once; return what went wrong with another file that
-    was there instead, empty where nothing. Raises OSError.
+def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
+    """Remove our placeholder from where it is, once. Return what went wrong with another file that
+    was there instead, empty where nothing did. Raises OSError.
 
     As carefully as a lock: had this process been stopped for so long that a gateway took it for a
     stale one, then the name would be that gateway's now.
     """
-    dir_fd, aside = opened.folder.fd, private_name_of(opened.name)
-    where = _name_of(stand_in, opened)
+    dir_fd, parked = opened.folder.fd, private_name_of(opened.name)
+    where = _name_of(placeholder, opened)
     if where is None:
         return ""  # on its way from one name to another
     with suppress(FileNotFoundError):
-        rename_noreplace(where, aside, dir_fd=dir_fd)
-        if not _is(stand_in, aside, dir_fd=dir_fd):
-            back = _give_back(aside, opened.name, stand_in, dir_fd=dir_fd)
-            if back.outcome is Outcome.FAILED:  # perhaps just now our stand-in got the name again
-                back = _give_back(aside, opened.name, stand_in, dir_fd=dir_fd)
+        rename_noreplace(where, parked, dir_fd=dir_fd)
+        if not _is(placeholder, parked, dir_fd=dir_fd):
+            back = _give_back(parked, opened.name, placeholder, dir_fd=dir_fd)
+            if back.outcome is Outcome.FAILED:  # perhaps our placeholder just got the name again
+                back = _give_back(parked, opened.name, placeholder, dir_fd=dir_fd)
             return back.note if back.outcome is Outcome.FAILED else ""
-        os.unlink(aside, dir_fd=dir_fd)
+        os.unlink(parked, dir_fd=dir_fd)
     return ""
 
 
@@ -288,14 +289,14 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
     return None
 
 
-def _move_aside(aside: str, opened: OpenLock) -> bool:
+def _move_aside(parked: str, opened: OpenLock) -> bool:
     """Rename without ever replacing a file; False, with nothing done, where putting the lock back
     the same way is not assured. Raises _ChangedError, OSError.
     """
     name, dir_fd = opened.name, opened.folder.fd
     _check(name, opened.lock.file, dir_fd=dir_fd)
     try:
-        rename_noreplace(name, aside, dir_fd=dir_fd)
+        rename_noreplace(name, parked, dir_fd=dir_fd)
     except OSError as error:
         if error.errno not in _NO_SUCH_RENAME:
             raise
@@ -319,36 +320,36 @@ def _move_aside(aside: str, opened: OpenLock) -> bool:
     except OSError:
         opened.folder.litter = Litter(trial, opened.lock.file)
         return False
-    os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.rename(name, parked, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     return True
 
 
 _NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
-def _put_back(aside: str, name: str, *, dir_fd: int) -> Removal:
+def _put_back(parked: str, name: str, *, dir_fd: int) -> Removal:
     """Give a lock its own name back, never over another file."""
     try:
         try:
-            rename_noreplace(aside, name, dir_fd=dir_fd)
+            rename_noreplace(parked, name, dir_fd=dir_fd)
         except OSError as error:
             if error.errno not in _NO_SUCH_RENAME:
                 raise
-            os.link(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-            os.unlink(aside, dir_fd=dir_fd)
+            os.link(parked, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
         return Removal(outcome=Outcome.RESTORED, note="put back by another reaper, or released")
     except FileExistsError:
-        if _same_file(aside, name, dir_fd=dir_fd):
+        if _same_file(parked, name, dir_fd=dir_fd):
             with suppress(FileNotFoundError):
-                os.unlink(aside, dir_fd=dir_fd)
+                os.unlink(parked, dir_fd=dir_fd)
             return Removal(outcome=Outcome.RESTORED, note="it had its own name all along")
         return Removal(
             outcome=Outcome.FAILED,
-            note=f"left at {aside!r}: a newer lock has its name",
+            note=f"left at {parked!r}: a newer lock has its name",
         )
     except OSError as error:
-        return Removal(outcome=Outcome.FAILED, note=f"left at {aside!r}: {_advice(error)}")
+        return Removal(outcome=Outcome.FAILED, note=f"left at {parked!r}: {_advice(error)}")
     return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
 
 
@@ -361,15 +362,15 @@ def _same_file(one: str, other: str, *, dir_fd: int) -> bool:
     return os.path.samestat(first, second)
 
 
-def put_back(folder: Folder, aside: str) -> Removal:
-    """Give what a removal left under a private name its own name back; to be judged anew there.
+def put_back(folder: Folder, parked: str) -> Removal:
+    """Give what a removal left under a private name its own name back, to be judged again there.
 
     FAILED where a newer lock stands there or rights are missing; VANISHED where it is gone.
     """
-    return _put_back(aside, original_name(aside), dir_fd=folder.fd)
+    return _put_back(parked, original_name(parked), dir_fd=folder.fd)
 
 
-def drop_aside(opened: OpenLock) -> Removal:
+def drop_parked(opened: OpenLock) -> Removal:
     """Unlink a private name whose lock was proven not open; never any other file.
 
     For what `put_back` could not put back because a newer lock has its name.

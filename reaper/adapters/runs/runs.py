@@ -1,4 +1,4 @@
-"""The end of a run, as trajectory and session store beside the lock tell it.
+"""The end of a run, as trajectory and session store beside the lock show it.
 
 Both are read within bounds, and what cannot be understood is "unknown". How each behaves, case by
 case: docs/facts.md.

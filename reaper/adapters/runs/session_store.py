@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_regular, stamp_of
 from reaper.core.evidence import Run, StoreStatus
-from reaper.core.json_text import NotJsonError, loads, whole
+from reaper.core.json_text import NotJsonError, integer_or_none, loads
 from reaper.core.lock import LOCK_SUFFIX
 from reaper.core.text import beginning
 
@@ -401,7 +401,13 @@ class _Entry(NamedTuple):
         """Make an entry from its fields of any JSON type, in the order above."""
         session, file, status, started, ended = fields
         status = status if status is None or isinstance(status, str) else _ODD
-        return cls(session, file, status, whole(started, least=0), whole(ended, least=0))
+        return cls(
+            session,
+            file,
+            status,
+            integer_or_none(started, minimum=0),
+            integer_or_none(ended, minimum=0),
+        )
 
 
 def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or msgspec's like it
