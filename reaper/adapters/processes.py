@@ -133,7 +133,7 @@ class ProcessTable:
                 for pid in psutil.pids()
                 if self._look(pid).program in {Program.GATEWAY, Program.AGENT}
             ]
-        return bool(self._users) and all(it == state_dir for it in self._users)
+        return bool(self._users) and all(user == state_dir for user in self._users)
 
     def _state_dir(self, pid: int) -> tuple[int, int] | None:
         if pid not in self._state_dirs:
@@ -154,8 +154,12 @@ class ProcessTable:
         else:
             pids = {pid, *(outer for (inner, _), outer in self._nested.items() if inner == pid)}
         seen = [self._look(outer) for outer in pids]
-        living = [it for it in seen if it.state not in {HolderState.GONE, HolderState.ZOMBIE}]
-        starts = [it.starttime for it in living if it.starttime is not None]
+        living = [
+            process
+            for process in seen
+            if process.state not in {HolderState.GONE, HolderState.ZOMBIE}
+        ]
+        starts = [process.starttime for process in living if process.starttime is not None]
         all_seen = len(starts) == len(living) and self._nested_complete and not _hides_processes()
         return Suspects(
             all_seen=all_seen and (_is_in_initial_namespace() or self._gateway_is_here(state_dir)),
@@ -373,7 +377,8 @@ def _hides_processes() -> bool:
     found = [line for line in lines if f" {psutil.PROCFS_PATH} " in line and " - proc " in line]
     options = re.split(r"[ ,]", found[-1]) if found else ["hidepid"]
     return any(
-        it.startswith("hidepid") and it not in {"hidepid=0", "hidepid=off"} for it in options
+        option.startswith("hidepid") and option not in {"hidepid=0", "hidepid=off"}
+        for option in options
     )
 
 

@@ -25,7 +25,7 @@ def complete_sessions(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # no
     offered: list[tuple[str, str]] = []
     with suppress(Exception):
         variable = os.environ.get("REAPER_STATE_DIR", "")
-        given = ctx.params.get("state_dir") or [it for it in variable.split(":") if it]
+        given = ctx.params.get("state_dir") or [part for part in variable.split(":") if part]
         for state in state_dirs(given, os.environ):
             with suppress(OSError):
                 offered += islice(_sessions(state, incomplete), _MOST - len(offered))

@@ -133,7 +133,7 @@ class _Search:
     @property
     def is_lock_path(self) -> bool:
         """Whether the text is a path that ends as the paths of locks do."""
-        return any(it.agent for it in self._names)
+        return any(name.agent for name in self._names)
 
     def _looked_at(self, wanted: "Callable[[LockKey], bool] | None") -> "Iterator[Finding]":
         """Look at the locks that may be meant, None for all; report what could not be checked."""
@@ -175,8 +175,11 @@ class _Search:
         if name.agent is None:
             return None
         ending = f"/agents/{name.agent}/sessions"
-        folders = (it.folder for it in self._names if it.folder and it.file == name.file)
-        return next((it for it in folders if it.endswith(ending) and os.path.isdir(it)), None)
+        folders = (item.folder for item in self._names if item.folder and item.file == name.file)
+        return next(
+            (folder for folder in folders if folder.endswith(ending) and os.path.isdir(folder)),
+            None,
+        )
 
 
 def _working_directory() -> str:
@@ -270,7 +273,7 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
     if "/" in text and not search.is_lock_path:
         said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
     if search.stores_not_understood:
-        stores = ", ".join(printable(it) for it in sorted(search.stores_not_understood))
+        stores = ", ".join(printable(item) for item in sorted(search.stores_not_understood))
         said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
     return said
 

@@ -156,7 +156,7 @@ class Judging(NamedTuple):
         """Return what must follow a command's name, so that it judges the same locks alike."""
         from shlex import quote  # noqa: PLC0415  # only where a command is suggested
 
-        words = [("--state-dir", printable(it.path)) for it in self.states if self.by_option]
+        words = [("--state-dir", printable(state.path)) for state in self.states if self.by_option]
         if self.policy.on_abandoned is not Policy().on_abandoned:
             words.append(("--on-abandoned", self.policy.on_abandoned.value))
         if self.policy.on_overdue is not Policy().on_overdue:
@@ -187,7 +187,7 @@ def _judging(
     talk = Console(quiet=quiet, verbose=verbose)
     # click would part the variable at white space, which paths may hold.
     variable = os.environ.get("REAPER_STATE_DIR", "")
-    given = state_dir or [it for it in variable.split(":") if it]
+    given = state_dir or [part for part in variable.split(":") if part]
     try:
         states = state_dirs(given, os.environ)
     except UsageError as error:
@@ -221,7 +221,7 @@ def with_judging(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 def _with_judging(names: tuple[str, ...], command: Callable[..., None]) -> Callable[..., None]:
     parameters_of_all = inspect.signature(_judging).parameters
-    shared = {name: it for name, it in parameters_of_all.items() if name in names}
+    shared = {name: item for name, item in parameters_of_all.items() if name in names}
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
@@ -231,9 +231,9 @@ def _with_judging(names: tuple[str, ...], command: Callable[..., None]) -> Calla
 
     parameters = [*own, *shared.values()]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    signature = inspect.Signature([it.replace(kind=keyword) for it in parameters])
+    signature = inspect.Signature([entry.replace(kind=keyword) for entry in parameters])
     run.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature reads
-    run.__annotations__ = {it.name: it.annotation for it in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 

@@ -101,22 +101,22 @@ def _free(
         judging.talk.info(f"{until} to make sure that the lock does not change")
 
     refusal = None
-    for it in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
-        if isinstance(it, Finding):
-            freed = it.outcome in GONE
-            refusal = None if freed else it.note or why_kept(it.evidence, it.judgement)
+    for found in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
+        if isinstance(found, Finding):
+            freed = found.outcome in GONE
+            refusal = None if freed else found.note or why_kept(found.evidence, found.judgement)
             if not freed and stop():
                 refusal = _INTERRUPTED
             # First of all: what was removed must not be lost with a reader that went away.
             journal.lock(
-                (it.outcome or Outcome.KEPT).value,
-                {**lock_record(it), "by": "unlock", "forced": wanted.force},
-                it.lock,
+                (found.outcome or Outcome.KEPT).value,
+                {**lock_record(found), "by": "unlock", "forced": wanted.force},
+                found.lock,
                 warn=wanted.force or not freed,
             )
-        elif it.failed:
-            refusal = f"{printable(it.path)} cannot be checked: {it.reason}"
-        report.add(it)
+        elif found.failed:
+            refusal = f"{printable(found.path)} cannot be checked: {found.reason}"
+        report.add(found)
     return refusal
 
 

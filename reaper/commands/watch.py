@@ -160,7 +160,7 @@ def command(
         name_state_dir=len(judging.states) > 1,
         on_error=metrics.errors.labels("journal").inc,
     )
-    it = Watch(
+    watch = Watch(
         judging.reaper(longest_retry=resync, dry_run=dry_run),
         resync=resync,
         inventory=inventory,
@@ -190,20 +190,20 @@ def command(
         states=judging.states,
         policy=judging.policy,
         acquire_timeout=acquire_timeout,
-        stopped_at=it.stopped_at,
-        not_ready_because=it.not_ready_because,
+        stopped_at=watch.stopped_at,
+        not_ready_because=watch.not_ready_because,
         wedged=health.wedged,
         dry_run=dry_run,
     )
     web = WebServer(
         metrics.registry,
         view,
-        gateway=lambda: health.answer(fresh=it.healthy()),
+        gateway=lambda: health.answer(fresh=watch.healthy()),
         show_sessions=show_sessions.value,
         config=config.current if config else lambda: OPEN,
         on_error=on_web_error,
     )
-    _handle_signals(it)  # before anybody is answered: who has been may send one
+    _handle_signals(watch)  # before anybody is answered: who has been may send one
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
@@ -222,9 +222,9 @@ def command(
         ports=ports,
         dry_run=dry_run,
     )
-    it.run()
+    watch.run()
     _ignore_signals()
-    it.close()
+    watch.close()
     web.stop()
     journal.info("stopped")
     _flush_journal()

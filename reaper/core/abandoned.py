@@ -155,7 +155,7 @@ def unmet_by_age(evidence: Evidence) -> Unmet:
         (Unmet.RUN_JUST_ENDED, evidence.run_end_age or 0.0),
         (Unmet.NOT_QUIET, evidence.quiet_for or 0.0),
     )
-    return min(ages, key=lambda it: int(it[1]))[0]
+    return min(ages, key=lambda age: int(age[1]))[0]
 
 
 def abandoned_in(evidence: Evidence, limits: Limits) -> float:

@@ -63,7 +63,7 @@ def lock_names(text: str, working_directory: str) -> list[LockName]:
         names += files
         if not is_file_name:
             names.append(LockName(f"{literal}-topic-", is_topic_of=True, is_guess=True))
-    return sorted(dict.fromkeys(names), key=lambda it: it.folder is None)
+    return sorted(dict.fromkeys(names), key=lambda name: name.folder is None)
 
 
 def session_keys(text: str) -> list[str]:
@@ -87,9 +87,9 @@ def _by_path(path: str, *, is_guess: bool) -> list[LockName]:
         return []
     found = _FOLDER.fullmatch(folder)
     files = _lock_files(file, is_guess=is_guess)
-    names = [it._replace(folder=folder) for it in files]
+    names = [file._replace(folder=folder) for file in files]
     if found is not None:
-        names += [it._replace(agent=found["agent"]) for it in files]
+        names += [file._replace(agent=found["agent"]) for file in files]
     return names
 
 
@@ -113,8 +113,8 @@ def _literals(text: str) -> list[str]:
     absolute = _ABSOLUTE_PATH.search(literals[-1])
     literals.append(absolute[0] if absolute else cleaned)
     # Windows separates names by backslashes, which JSON and many logs double.
-    literals += [re.sub(r"\\+", "/", it) for it in literals[1:]]
-    return [it for it in dict.fromkeys(literals) if it]
+    literals += [re.sub(r"\\+", "/", literal) for literal in literals[1:]]
+    return [literal for literal in dict.fromkeys(literals) if literal]
 
 
 def _cleaned(text: str) -> str:

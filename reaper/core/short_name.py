@@ -30,10 +30,10 @@ class Abbreviation(NamedTuple):
     def fits(self, name: str) -> bool:
         """Return whether this is a short name of `name`, which may be shown with escapes."""
         return any(
-            len(it) >= len(self.start) + len(self.end)
-            and it.startswith(self.start)
-            and it.endswith(self.end)
-            for it in {name, printable(name)}
+            len(text) >= len(self.start) + len(self.end)
+            and text.startswith(self.start)
+            and text.endswith(self.end)
+            for text in {name, printable(name)}
         )
 
     def is_guess(self, name: str) -> bool:

@@ -202,7 +202,7 @@ def _record(lock: Lock) -> str:
     }
     if lock.kind:
         del fields["maxHoldMs"]
-    return ", ".join(f"{name} {'-' if it is None else it}" for name, it in fields.items())
+    return ", ".join(f"{name} {'-' if field is None else field}" for name, field in fields.items())
 
 
 def _age_source(lock: Lock) -> str:
@@ -218,11 +218,13 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
         return "not known: the lock file was not read"
     if evidence.lock.record.shape is Shape.GUARD:
         return "not known: a guard names nobody"
-    here = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
+    elsewhere = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
     up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
     match holder.state:
         case HolderState.SAME:
-            return f"pid {pid}{here} is alive and took the lock ({_PROGRAMS[holder.program]}{up})"
+            return (
+                f"pid {pid}{elsewhere} is alive and took the lock ({_PROGRAMS[holder.program]}{up})"
+            )
         case HolderState.GONE:
             return f"pid {pid} does not exist here"
         case HolderState.ZOMBIE:

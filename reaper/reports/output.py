@@ -70,7 +70,9 @@ def sentence(summary: Summary) -> str:
     verdicts = summary.as_record()["verdicts"]
     outcomes = summary.as_record()["outcomes"]
     parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
-    done = ", ".join(f"{count} {RESULTS.get(it, it)}" for it, count in outcomes.items() if count)
+    done = ", ".join(
+        f"{count} {RESULTS.get(name, name)}" for name, count in outcomes.items() if count
+    )
     return "; ".join(filter(None, (f"{locks(summary.locks)}: {parts}", done, unseen)))
 
 

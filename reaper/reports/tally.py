@@ -61,13 +61,13 @@ class Tallies:
         if before is not None:
             self._count(before, -1)
 
-    def _count(self, it: TrackedLock, by: int) -> None:
-        lock, evidence, judgement = it.lock, it.evidence, it.judgement
+    def _count(self, tracked: TrackedLock, by: int) -> None:
+        lock, evidence, judgement = tracked.lock, tracked.evidence, tracked.judgement
         state, holder, verdict = lock.state_dir, evidence.holder, judgement.verdict
         agent = self.agents[state, lock.agent]
         _add(self.verdicts, (state, VERDICTS.index(verdict)), by)
         _change(agent.taken_ms, lock.taken_ms, by)
-        _change(agent.since, it.at - evidence.age, by)
+        _change(agent.since, tracked.at - evidence.age, by)
         if verdict is not _HELD and judgement.wants_freeing:
             self.stuck += by
             _change(agent.stuck_taken_ms, lock.taken_ms, by)

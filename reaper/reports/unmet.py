@@ -64,11 +64,17 @@ def _seen_like_this_for(evidence: Evidence) -> float:
 
 
 _AGES: Final[dict[Unmet, tuple[str, Callable[[Evidence], float]]]] = {
-    Unmet.TOO_YOUNG: ("the lock is only {} old", lambda it: min(it.age, it.file_age)),
-    Unmet.RUN_JUST_ENDED: ("the run ended only {} ago", lambda it: it.run_end_age or 0.0),
+    Unmet.TOO_YOUNG: (
+        "the lock is only {} old",
+        lambda evidence: min(evidence.age, evidence.file_age),
+    ),
+    Unmet.RUN_JUST_ENDED: (
+        "the run ended only {} ago",
+        lambda evidence: evidence.run_end_age or 0.0,
+    ),
     Unmet.NOT_QUIET: (
         "the transcript or the trajectory changed {} ago",
-        lambda it: it.quiet_for or 0.0,
+        lambda evidence: evidence.quiet_for or 0.0,
     ),
     Unmet.TOO_EARLY: ("it has been seen like this for only {}", _seen_like_this_for),
 }

@@ -129,7 +129,7 @@ class FolderNames:
 
     def renamed(self) -> set[_Agent]:
         """The agents whose folder is met in this full pass as another agent's."""
-        return {it for it, at in self._folders.items() if self._first.get(at, it) != it}
+        return {name for name, at in self._folders.items() if self._first.get(at, name) != name}
 
     def first_name(self, key: LockKey) -> LockKey:
         """Return the key under which the lock is remembered that has this one."""

@@ -121,7 +121,7 @@ class Reaper:
         if only is None:
             memory = self.memory
             agents = memory.folder_names.firsts() | histories.agents()
-            agents |= {it for it in memory.earlier if unseen.hides(LockKey(*it, name=""))}
+            agents |= {agent for agent in memory.earlier if unseen.hides(LockKey(*agent, name=""))}
             memory.forget_agents_but(agents)
             self._sources.runs.forget_all_but(
                 {f"{state.path}/agents/{agent}" for state, agent in agents}

@@ -257,7 +257,9 @@ def _bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
     service. Where it was raised is part of the note; its text is not, which may quote a file.
     """
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
-    where = " > ".join(f"{os.path.basename(it.filename)}:{it.lineno} {it.name}" for it in frames)
+    where = " > ".join(
+        f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames
+    )
     note = f"a bug in the reaper, please report it: {type(error).__name__} at {where}"
     return Skipped(path=path, reason="error", failed=True, note=note, key=key)
 

@@ -200,7 +200,7 @@ def _is_local(peer: str, headers: Mapping[str, str]) -> bool:
     page, whose name was made to point here, asks for another).
     """
     names = {name.replace("_", "-") for name in headers}
-    forwarded = any(it in _FORWARDED or it.startswith("x-forwarded") for it in names)
+    forwarded = any(item in _FORWARDED or item.startswith("x-forwarded") for item in names)
     name = headers.get("host", "").lower()
     host, colon, port = name.rpartition(":")
     if not colon or not port.isdigit():

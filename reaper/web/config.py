@@ -223,10 +223,10 @@ def _client_auth(section: _Tls) -> tuple[ssl.VerifyMode, frozenset[str] | None]:
 
 def _stamp(path: str) -> object:
     try:
-        it = os.stat(path)
+        stat = os.stat(path)
     except OSError as error:
         return error.errno
-    return it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _why(error: Exception) -> str:

@@ -65,7 +65,7 @@ def word(text: str) -> Html:
 def command(text: str) -> Html:
     """Return a command to copy: one click takes all of it."""
     words = joined(
-        (html('<span class="word">{word}</span>', word=it) for it in text.split(" ")), Html(" ")
+        (html('<span class="word">{word}</span>', word=part) for part in text.split(" ")), Html(" ")
     )
     return html('<code class="command">{words}</code>', words=words)
 

@@ -43,15 +43,15 @@ def state(
     facts = [
         Fact("Worker", "running") if healthy else Fact("Worker", "stopped", "bad"),
         *(
-            Fact(f"State {it.name}", breakable(it.path, "/") if names else "path hidden")
-            for it in states
+            Fact(f"State {state.name}", breakable(state.path, "/") if names else "path hidden")
+            for state in states
         ),
         Fact("State directories", not_ready or "all read", "doubt" if not_ready else ""),
         Fact("Last full sweep", _last_sweep(metrics, now_ms)),
         *_counted(metrics),
         *(
-            Fact("Not read", f"{it.path}: {it.reason}" if names else it.reason, "bad")
-            for it in list(skipped)[:_MOST_FILES]
+            Fact("Not read", f"{file.path}: {file.reason}" if names else file.reason, "bad")
+            for file in list(skipped)[:_MOST_FILES]
         ),
         Fact("Up for", duration(up_for)),
     ]
@@ -87,8 +87,8 @@ def policy_in_words(policy: Policy, *, dry_run: bool) -> str:
     if dry_run:
         return "a dry run: nothing is removed"
     chosen = {"abandoned": policy.on_abandoned, "overdue": policy.on_overdue}
-    removed = ["stale", "orphaned", *(it for it in chosen if chosen[it] is Action.REMOVE)]
-    reported = [it for it in chosen if chosen[it] is not Action.REMOVE]
+    removed = ["stale", "orphaned", *(entry for entry in chosen if chosen[entry] is Action.REMOVE)]
+    reported = [item for item in chosen if chosen[item] is not Action.REMOVE]
     also = f"; reports {' and '.join(reported)} ones" if reported else ""
     return f"removes {', '.join(removed[:-1])} and {removed[-1]} locks{also}"
 
