@@ -59,7 +59,8 @@ def interleaved(commands: Commands, runs: int, *, warm: tuple[str, ...]) -> Runs
 
 def summary(runs: Runs) -> dict[str, dict[str, float]]:
     return {
-        name: {key: round(statistics.median(it[key]), 4) for key in it} for name, it in runs.items()
+        name: {key: round(statistics.median(item[key]), 4) for key in item}
+        for name, item in runs.items()
     }
 
 
@@ -233,7 +234,7 @@ def sidecar_table(found: dict[str, Any]) -> str:
         inner = {name: value} if not isinstance(next(iter(value.values())), dict) else value
         for part, values in inner.items():
             label = name if part == name else f"{name}: {part}"
-            text = ", ".join(f"{key} {it}" for key, it in values.items())
+            text = ", ".join(f"{key} {item}" for key, item in values.items())
             lines.append([label.replace("_", " "), text.replace("_", " "), f"{load:.1f}"])
         value["load"] = load
     return _table(["scenario", "measured", "load"], lines)

@@ -65,26 +65,26 @@ def deaths(
         for root in roots:
             _crowd(root, others, stack)
         ours, loops = (stack.enter_context(forked(sessions(root, "main"), count)) for root in roots)
-        it = stack.enter_context(sidecar(roots[0]))
-        until(lambda: it.held() == count + others, "all held")
+        the_sidecar = stack.enter_context(sidecar(roots[0]))
+        until(lambda: the_sidecar.held() == count + others, "all held")
         stack.enter_context(death_loop(roots[1]))
         if scraped_every is not None:
-            stack.enter_context(scraped(it, scraped_every))
+            stack.enter_context(scraped(the_sidecar, scraped_every))
         took: dict[str, list[float]] = {"reaper": [], "loop": []}
         swept_meanwhile = 0
         at_once = _OF_ONE_SWEEP if sweeping else 1
         for first in range(0, count, at_once):
             turn = slice(first, first + at_once)
             if sweeping:
-                swept_before = it.of_sweeps("count")
-                it.process.send_signal(signal.SIGHUP)
+                swept_before = the_sidecar.of_sweeps("count")
+                the_sidecar.process.send_signal(signal.SIGHUP)
                 time.sleep(0.05)
             for (our, our_pid), (other, other_pid) in zip(ours[turn], loops[turn], strict=True):
                 took["reaper"].append(_freed(our, our_pid))
                 took["loop"].append(_freed(other, other_pid))
             if sweeping:
-                swept_meanwhile += it.of_sweeps("count") == swept_before
-                until(lambda: it.of_sweeps("count") > swept_before, "the end of a sweep")  # noqa: B023  # called here
+                swept_meanwhile += the_sidecar.of_sweeps("count") == swept_before
+                until(lambda: the_sidecar.of_sweeps("count") > swept_before, "the end of a sweep")  # noqa: B023  # called here
         found: dict[str, Any] = {name: percentiles(times) for name, times in took.items()}
         if sweeping:
             found["reaper"]["while_sweeping"] = swept_meanwhile
@@ -117,20 +117,20 @@ def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
                 forked(sessions(root, "main"), count) as held,
                 ExitStack() as on,
             ):
-                it = None
+                the_sidecar = None
                 if name == "loop":
                     on.enter_context(death_loop(root))
                 else:
-                    it = on.enter_context(sidecar(root))
-                    until(partial(_holds, it, count), "all held")
-                    fds = it.process.num_fds()
-                    used = it.cpu()
+                    the_sidecar = on.enter_context(sidecar(root))
+                    until(partial(_holds, the_sidecar, count), "all held")
+                    fds = the_sidecar.process.num_fds()
+                    used = the_sidecar.cpu()
                 began = time.monotonic()
                 os.killpg(held[0][1], signal.SIGKILL)
                 killing.append(time.monotonic() - began)
                 times.append(_emptied(sessions(root, "main")) - began)
-                if it is not None:
-                    cpu.append(it.cpu() - used)
+                if the_sidecar is not None:
+                    cpu.append(the_sidecar.cpu() - used)
     ratios = [a / b for a, b in zip(found["reaper"], found["loop"], strict=True)]
     return {
         "reaper": {
@@ -144,8 +144,8 @@ def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
     }
 
 
-def _holds(it: Sidecar, count: int) -> bool:
-    return it.held() == count
+def _holds(sidecar: Sidecar, count: int) -> bool:
+    return sidecar.held() == count
 
 
 def _emptied(folder: Path) -> float:

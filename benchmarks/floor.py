@@ -10,7 +10,7 @@ def main() -> None:
     for agent in os.listdir(agents):
         folder = os.open(os.path.join(agents, agent, "sessions"), os.O_RDONLY)
         with os.scandir(folder) as entries:
-            names = [it.name for it in entries if it.name.endswith(".jsonl.lock")]
+            names = [entry.name for entry in entries if entry.name.endswith(".jsonl.lock")]
         for name in names:
             fd = os.open(name, os.O_RDONLY, dir_fd=folder)
             os.read(fd, 65536)

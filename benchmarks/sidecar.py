@@ -118,9 +118,9 @@ class Sidecar:
     """`reaper watch` on a state directory of its own."""
 
     def __init__(self, root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> None:
-        with socket.socket() as it:
-            it.bind(("127.0.0.1", 0))
-            self.port = it.getsockname()[1]
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
         self._journal = (root.parent / f"journal-{self.port}").open("w")
         self.process = psutil.Popen(
             [*program, "watch", "--state-dir", str(root), "--log-format", "json", "--listen",
@@ -172,8 +172,8 @@ class Sidecar:
         tasks = Path(f"/proc/{self.process.pid}/task")
         return sum(
             int(line.split()[1])
-            for it in tasks.iterdir()
-            for line in (it / "status").read_text().splitlines()
+            for path in tasks.iterdir()
+            for line in (path / "status").read_text().splitlines()
             if line.startswith("voluntary_ctxt_switches")
         )
 
@@ -215,11 +215,11 @@ def sessions(root: Path, agent: str) -> Path:
 
 @contextmanager
 def sidecar(root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> Iterator[Sidecar]:
-    it = Sidecar(root, *options, program=program)
+    sidecar = Sidecar(root, *options, program=program)
     try:
-        yield it
+        yield sidecar
     finally:
-        it.close()
+        sidecar.close()
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def gone(path: Path) -> float:
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    ms = sorted(it * 1000 for it in seconds)
+    ms = sorted(second * 1000 for second in seconds)
     return {
         "p50_ms": round(statistics.median(ms), 2),
         "p99_ms": round(ms[min(len(ms) - 1, int(len(ms) * 0.99))], 2),
@@ -266,13 +266,13 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def scraped(it: Sidecar, every: float) -> Iterator[None]:
+def scraped(sidecar: Sidecar, every: float) -> Iterator[None]:
     """Have it scraped, as Prometheus does, by a thread of its own."""
     done = threading.Event()
 
     def scrape() -> None:
         while not done.wait(every):
-            it.fetch("/metrics", _AS_PROMETHEUS)
+            sidecar.fetch("/metrics", _AS_PROMETHEUS)
 
     thread = threading.Thread(target=scrape)
     thread.start()
@@ -320,7 +320,7 @@ def processor(seconds: float = 20.0) -> dict[str, Any]:
         for agent in range(50):
             for number in range(10):
                 (sessions(root, f"agent{agent}") / f"busy{number}.jsonl").touch()
-        with sidecar(root) as it:
+        with sidecar(root) as the_sidecar:
             time.sleep(2)
             found: dict[str, Any] = {}
             for name, programs in {
@@ -328,7 +328,7 @@ def processor(seconds: float = 20.0) -> dict[str, Any]:
                 "appends": ((_APPENDER, 2000),),
                 "appends_and_locks": ((_APPENDER, 2000), (_LOCKER, 50)),
             }.items():
-                before, woken, began = it.cpu(), it.wakeups(), time.monotonic()
+                before, woken, began = the_sidecar.cpu(), the_sidecar.wakeups(), time.monotonic()
                 running = [
                     subprocess.Popen(
                         [sys.executable, "-S", "-E", "-c", script, str(root), str(rate),
@@ -342,27 +342,27 @@ def processor(seconds: float = 20.0) -> dict[str, Any]:
                 done = [int(program.communicate()[0]) for program in running]
                 took = time.monotonic() - began
                 found[name] = {
-                    "percent": round((it.cpu() - before) / took * 100, 3),
-                    "wakeups_per_second": round((it.wakeups() - woken) / took, 2),
+                    "percent": round((the_sidecar.cpu() - before) / took * 100, 3),
+                    "wakeups_per_second": round((the_sidecar.wakeups() - woken) / took, 2),
                     "done_per_second": [round(count / took) for count in done],
                 }
-            found["idle_with_a_held_lock"] = _idle_with_a_held_lock(it, root, seconds)
+            found["idle_with_a_held_lock"] = _idle_with_a_held_lock(the_sidecar, root, seconds)
             return found
 
 
-def _idle_with_a_held_lock(it: Sidecar, root: Path, seconds: float) -> dict[str, float]:
+def _idle_with_a_held_lock(sidecar: Sidecar, root: Path, seconds: float) -> dict[str, float]:
     holder = Holder()
     try:
         holder.hold(sessions(root, "agent0") / "held.jsonl.lock")
         holder.settle()
-        until(lambda: it.held() == 1, "held")
+        until(lambda: sidecar.held() == 1, "held")
         time.sleep(1)
-        before, woken, began = it.cpu(), it.wakeups(), time.monotonic()
+        before, woken, began = sidecar.cpu(), sidecar.wakeups(), time.monotonic()
         time.sleep(seconds)
         took = time.monotonic() - began
         return {
-            "percent": round((it.cpu() - before) / took * 100, 3),
-            "wakeups_per_second": round((it.wakeups() - woken) / took, 2),
+            "percent": round((sidecar.cpu() - before) / took * 100, 3),
+            "wakeups_per_second": round((sidecar.wakeups() - woken) / took, 2),
         }
     finally:
         holder.close()
@@ -373,20 +373,20 @@ def memory(count: int = 10_000) -> dict[str, Any]:
     with state_dir() as root:
         holder = Holder()
         try:
-            with sidecar(root) as it:
-                it.get("/metrics")
-                idle = it.rss_mib()
+            with sidecar(root) as the_sidecar:
+                the_sidecar.get("/metrics")
+                idle = the_sidecar.rss_mib()
                 for number in range(count):
                     holder.hold(sessions(root, f"agent{number % 50}") / f"{number}.jsonl.lock")
                 holder.settle()
-                until(lambda: it.held() == count, "all held", every=2.0)
-                held = it.rss_mib()
+                until(lambda: the_sidecar.held() == count, "all held", every=2.0)
+                held = the_sidecar.rss_mib()
                 for _ in range(10):
-                    it.sweep()
+                    the_sidecar.sweep()
                 return {
                     "idle_mib": round(idle, 1),
                     "held_mib": round(held, 1),
-                    "swept_mib": round(it.rss_mib(), 1),
+                    "swept_mib": round(the_sidecar.rss_mib(), 1),
                 }
         finally:
             holder.close()
@@ -401,13 +401,16 @@ def unseen(count: int = 10_000, seconds: float = 20.0) -> dict[str, Any]:
                 path = sessions(root, f"agent{number % 50}") / f"{number}.jsonl.lock"
                 holder.hold(path, unseen=True)
             holder.settle()
-            with sidecar(root) as it:
-                until(lambda: it.held() == count, "all held")
+            with sidecar(root) as the_sidecar:
+                until(lambda: the_sidecar.held() == count, "all held")
                 time.sleep(2)
-                before, began = it.cpu(), time.monotonic()
+                before, began = the_sidecar.cpu(), time.monotonic()
                 time.sleep(seconds)
                 took = time.monotonic() - began
-                return {"percent": round((it.cpu() - before) / took * 100, 2), "locks": count}
+                return {
+                    "percent": round((the_sidecar.cpu() - before) / took * 100, 2),
+                    "locks": count,
+                }
         finally:
             holder.close()
 
@@ -420,7 +423,7 @@ def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
     with state_dir() as root:
         holder = Holder()
         locks = {
-            agent: [sessions(root, f"agent{agent}") / f"{it}.jsonl.lock" for it in range(5)]
+            agent: [sessions(root, f"agent{agent}") / f"{item}.jsonl.lock" for item in range(5)]
             for agent in range(agents)
         }
         taken = iter(range(5, 1_000_000))
@@ -437,19 +440,19 @@ def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
             for path in (path for paths in locks.values() for path in paths):
                 holder.hold(path)
             holder.settle()
-            with sidecar(root) as it:
-                until(lambda: it.held() == agents * 5, "all held")
+            with sidecar(root) as the_sidecar:
+                until(lambda: the_sidecar.held() == agents * 5, "all held")
                 return {
-                    "plain": _scrapes(it, {}, rounds),
-                    "as_prometheus": _scrapes(it, _AS_PROMETHEUS, rounds),
-                    "beside_changes": _scrapes(it, _AS_PROMETHEUS, rounds, between=change),
+                    "plain": _scrapes(the_sidecar, {}, rounds),
+                    "as_prometheus": _scrapes(the_sidecar, _AS_PROMETHEUS, rounds),
+                    "beside_changes": _scrapes(the_sidecar, _AS_PROMETHEUS, rounds, between=change),
                 }
         finally:
             holder.close()
 
 
 def _scrapes(
-    it: Sidecar,
+    sidecar: Sidecar,
     headers: Mapping[str, str],
     rounds: int,
     *,
@@ -459,10 +462,10 @@ def _scrapes(
     cpu = 0.0
     for _ in range(rounds):
         between()
-        before, began = it.cpu(), time.monotonic()
-        body = it.fetch("/metrics", headers)
+        before, began = sidecar.cpu(), time.monotonic()
+        body = sidecar.fetch("/metrics", headers)
         took.append(time.monotonic() - began)
-        cpu += it.cpu() - before
+        cpu += sidecar.cpu() - before
     text = zlib.decompress(body, wbits=31) if body.startswith(b"\x1f\x8b") else body
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     return {

@@ -75,7 +75,7 @@ def main() -> None:
     next_line = started + 5
     number = 100
     print("seconds  rss_kib  fds  threads  series  cpu_s")
-    while any(it.poll() is None for it in steady):
+    while any(item.poll() is None for item in steady):
         doomed = churner(root, number, 60)
         number += 1
         time.sleep(1.0)
@@ -98,9 +98,9 @@ def main() -> None:
                 f"  {process.num_fds():3}  {process.num_threads():7}  {series:6}"
                 f"  {cpu.user + cpu.system:.1f}"
             )
-    counted = [it.communicate()[0].split() for it in steady]
-    lost = sum(int(it[1]) for it in counted)
-    print(f"{sum(int(it[0]) for it in counted)} holds, {lost} lost to their live holders")
+    counted = [item.communicate()[0].split() for item in steady]
+    lost = sum(int(item[1]) for item in counted)
+    print(f"{sum(int(item[0]) for item in counted)} holds, {lost} lost to their live holders")
     wanted = ("reaper_actions_total", "reaper_reap_delay")
     for line in text.splitlines():
         if line.startswith(wanted) and not line.endswith(" 0.0") and "bucket" not in line:

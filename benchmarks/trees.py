@@ -226,11 +226,11 @@ def _transcripts(folder: Path, session: str, *, running: bool) -> None:
 @contextmanager
 def tree(folder: Path) -> Iterator[Tree]:
     """Give an empty tree; at the end its holders are killed, the files stay."""
-    it = Tree(folder)
+    tree = Tree(folder)
     try:
-        yield it
+        yield tree
     finally:
-        it.close()
+        tree.close()
 
 
 if __name__ == "__main__":

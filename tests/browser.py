@@ -72,7 +72,7 @@ class Browser:
     def complaints(self) -> list[str]:
         """Return what the console says of errors and of what the policy refused, since last."""
         log = self._ask("POST", "/se/log", {"type": "browser"})
-        return [it["message"] for it in log if it["level"] != "INFO"]
+        return [item["message"] for item in log if item["level"] != "INFO"]
 
     def picture(self, path: Path) -> None:
         shot = self.cdp("Page.captureScreenshot", captureBeyondViewport=False)

@@ -216,7 +216,7 @@ class Tree:
         quiet: float = 3600.0,
     ) -> Path:
         path = self.sessions(agent) / f"{session}.trajectory.jsonl"
-        path.write_text("".join(json.dumps(it) + "\n" for it in records))
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
         self.age(path, quiet)
         transcript = self.sessions(agent) / f"{session}.jsonl"
         transcript.write_text("{}\n")

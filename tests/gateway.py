@@ -91,7 +91,7 @@ class Gateway:
             folder.mkdir(parents=True, exist_ok=True)
         (self.state / "openclaw.json").write_text(json.dumps(self._config()))
         self.environment = {
-            **{it: os.environ[it] for it in ("PATH", "LANG", "TZ") if it in os.environ},
+            **{item: os.environ[item] for item in ("PATH", "LANG", "TZ") if item in os.environ},
             "HOME": str(root / "home"),
             "TMPDIR": str(root / "tmp"),
             "NO_COLOR": "1",
@@ -319,7 +319,7 @@ class Gateway:
     @property
     def pid(self) -> int:
         """The gateway's pid, as seen from here."""
-        (gateway,) = [it for it in self.family() if _listens(it, self.port)]
+        (gateway,) = [item for item in self.family() if _listens(item, self.port)]
         return int(gateway.pid)
 
     def trajectory(self, session: str, agent: str = "main") -> list[dict[str, Any]]:
@@ -379,7 +379,7 @@ class Gateway:
 def _listens(process: psutil.Process, port: int) -> bool:
     with suppress(psutil.Error):
         return any(
-            it.laddr.port == port and it.status == psutil.CONN_LISTEN
-            for it in process.net_connections("tcp")
+            connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+            for connection in process.net_connections("tcp")
         )
     return False

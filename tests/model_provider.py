@@ -110,9 +110,11 @@ class Provider:
         for at in range(len(messages) - 1, -1, -1):
             if messages[at]["role"] == "user":
                 text = _text(messages[at])
-                found = {text.rindex(f"<<{it}>>"): it for it in self.parts if f"<<{it}>>" in text}
+                found = {
+                    text.rindex(f"<<{part}>>"): part for part in self.parts if f"<<{part}>>" in text
+                }
                 if found:
-                    turns = sum(it["role"] == "assistant" for it in messages[at:])
+                    turns = sum(message["role"] == "assistant" for message in messages[at:])
                     return self.parts[found[max(found)]], turns
         return Part("none", ()), 0
 
@@ -121,7 +123,7 @@ def _text(message: dict[str, Any]) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return " ".join(str(it.get("text", "")) for it in content)
+    return " ".join(str(item.get("text", "")) for item in content)
 
 
 class _Server(ThreadingHTTPServer):

@@ -85,12 +85,12 @@ def failed_if_skipped(report: pytest.TestReport) -> pytest.TestReport:
 def summarize(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one block what was not tested here, and what would change that."""
     write = terminalreporter.write_line
-    reasons = Counter(_reason(it) for it in terminalreporter.stats.get("skipped", ()))
+    reasons = Counter(_reason(item) for item in terminalreporter.stats.get("skipped", ()))
     if reasons:
         terminalreporter.section("NOT TESTED here", red=True, bold=True)
     for reason, count in sorted(reasons.items()):
         write(f"{count:4} {'test' if count == 1 else 'tests'}: {reason}")
     cures = {_cure(reason) for reason in reasons}
-    packages = {it for cure in cures if cure.startswith(_INSTALL) for it in cure.split()[2:]}
+    packages = {part for cure in cures if cure.startswith(_INSTALL) for part in cure.split()[2:]}
     if packages:
         write(f"To test all that packages can cure: {_INSTALL}{' '.join(sorted(packages))}")

@@ -48,11 +48,13 @@ def _said(wrap: tuple[str, ...]) -> str:
 def _opened() -> tuple[str, ...]:
     """Return what runs a command where no closed folder is above what Python needs."""
     needed = _needed()
-    closed = {it for path in needed for it in path.parents if not it.stat().st_mode & 0o001}
-    tops = [it for it in closed if not closed & set(it.parents)]
+    closed = {
+        parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001
+    }
+    tops = [item for item in closed if not closed & set(item.parents)]
     covered = [path for path in needed if set(tops) & set(path.parents)]
-    above = {it for path in needed for it in path.parents}
-    stash = next(it for it in ("/mnt", "/media", "/srv") if Path(it) not in above)
+    above = {parent for path in needed for parent in path.parents}
+    stash = next(item for item in ("/mnt", "/media", "/srv") if Path(item) not in above)
     lines = ["set -e", "mount --make-rprivate /", f"mount -t tmpfs reaper-test {stash}"]
     for number, path in enumerate(covered):
         lines += [f"mkdir {stash}/{number}", f"mount --bind {_quoted(path)} {stash}/{number}"]
@@ -70,5 +72,5 @@ def _quoted(path: Path) -> str:
 def _needed() -> list[Path]:
     """Return the folders that Python needs, without those that lie in another one of them."""
     found = {_REPO, *map(Path, (sys.base_prefix, sys.prefix, *sys.path))}
-    folders = {it for path in found for it in (path, path.resolve()) if it.is_dir()}
-    return sorted(it for it in folders if not folders & set(it.parents))
+    folders = {item for path in found for item in (path, path.resolve()) if item.is_dir()}
+    return sorted(folder for folder in folders if not folders & set(folder.parents))

@@ -185,8 +185,8 @@ def fill(served: Served, kind: str) -> None:
                 inventory.remember(lock_record(failed) | {"path": str(number)}, 1)
             gone = Skipped(path=f"/home/{long}", reason="unreadable", failed=True, note="no")
             inventory.set_skipped([gone])
-    for it in locks:
-        inventory.put(it.lock.path, it)
+    for lock in locks:
+        inventory.put(lock.lock.path, lock)
     remember_hour(inventory, *hour)
     served.metrics.last_sweep.set(time.time() - 12)
     served.metrics.observer_up.set(1)

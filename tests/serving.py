@@ -67,12 +67,12 @@ class Served:
 
     def ask(self, path: str = "/", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """Return the answer, all of it read (as `.text`)."""
-        it = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        it.request(method, path, headers=named)
-        answer = it.getresponse()
+        connection.request(method, path, headers=named)
+        answer = connection.getresponse()
         answer.text = answer.read().decode()  # type: ignore[attr-defined]  # for the tests
-        it.close()
+        connection.close()
         return answer
 
     def text(self, path: str = "/", **headers: str) -> str:
@@ -83,18 +83,18 @@ class Served:
         return self.ask(path, method, **headers).status
 
     def raw(self, sent: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as it:
-            it.sendall(sent)
-            return b"".join(iter(lambda: it.recv(65536), b""))
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(sent)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def put(
     inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any
 ) -> TrackedLock:
     """Let a lock be known; as of now, so that its age is what is asked for."""
-    it = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
-    inventory.put(session, it)
-    return it
+    replace = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
+    inventory.put(session, replace)
+    return replace
 
 
 def stale(inventory: LockInventory, **how: Any) -> TrackedLock:

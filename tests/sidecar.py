@@ -33,9 +33,9 @@ def gone(path: Path) -> Callable[[], bool]:
 
 def free_port() -> int:
     """Return a port for a program that cannot choose one and say which; another may take it."""
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        port: int = it.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
         return port
 
 

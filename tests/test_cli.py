@@ -120,7 +120,7 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     tree.lock("dead", record(DEAD))
     done = sweep()
     assert done.returncode == 0, done.stderr
-    assert {it["outcome"] for it in report(done)["locks"]} == {"kept", "removed"}
+    assert {item["outcome"] for item in report(done)["locks"]} == {"kept", "removed"}
 
     os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
     done = sweep()
@@ -155,7 +155,7 @@ def test_a_read_only_mount_loses_nothing_and_is_told(tree: Tree, root_only: None
         subprocess.run(["umount", tree.root], check=True)
     assert done.returncode == 1
     assert "mount the sessions folder writable" in done.stderr
-    assert [it["outcome"] for it in report(done)["locks"]] == ["failed"]
+    assert [item["outcome"] for item in report(done)["locks"]] == ["failed"]
     assert os.listdir(tree.sessions()) == ["dead.jsonl.lock"]
 
 
@@ -600,7 +600,7 @@ def test_explain_names_the_condition_for_freeing_that_is_missing(
     }.items():
         tree.trajectory("sid", *records, quiet=599)
         done = reap("explain", "sid", "--state-dir", tree.root)
-        (said[name],) = (it for it in done.stdout.splitlines() if "not freed" in it)
+        (said[name],) = (line for line in done.stdout.splitlines() if "not freed" in line)
         assert done.returncode == 0
     assert "the run has not ended" in said["goes on"]
     assert "not known to be older than the run" in said["upgraded"]
@@ -697,7 +697,7 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
 
 @pytest.mark.parametrize("command", ["list", "explain", "sweep", "watch"])
 def test_each_option_has_its_variable_and_the_help_names_it(command: str) -> None:
-    options = {flag for it in _build(command).params for flag in it.opts if flag[:2] == "--"}
+    options = {flag for param in _build(command).params for flag in param.opts if flag[:2] == "--"}
     assert options >= {"--state-dir", "--abandoned-after"}
     named = reap(command, "--help", env={"COLUMNS": "300", "NO_COLOR": "1"}).stdout
     variables = {f"REAPER_{flag[2:].replace('-', '_').upper()}" for flag in options}

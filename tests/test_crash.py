@@ -18,9 +18,9 @@ from tests.torture.stepped import Stepped
 
 def some(steps: int, *always: int) -> pytest.MarkDecorator:
     """Parametrize over the steps; all of them in `make torture`, a few in `make test`."""
-    marks = {it: () if it in always else (pytest.mark.torture,) for it in range(1, steps + 1)}
+    marks = {item: () if item in always else (pytest.mark.torture,) for item in range(1, steps + 1)}
     return pytest.mark.parametrize(
-        "steps", [pytest.param(it, marks=mark) for it, mark in marks.items()]
+        "steps", [pytest.param(item, marks=mark) for item, mark in marks.items()]
     )
 
 
@@ -37,32 +37,32 @@ def stopped_after(tree: Tree, steps: int) -> Iterator[Stepped]:
     """Sweep for real, and stop after so many calls of the removal of the lock `dead`."""
     path = tree.lock("dead", record(DEAD))
     command = command_of("sweep", "--wait", "0", "--json", "--state-dir", tree.root)
-    with Stepped(command, [path.parent, path]) as it:
-        it.go_to("openat(", ".rpr")
+    with Stepped(command, [path.parent, path]) as stepped:
+        stepped.go_to("openat(", ".rpr")
         for _ in range(steps - 1):
-            it.next()
-        yield it
+            stepped.next()
+        yield stepped
 
 
 @contextmanager
 def stopped_in_a_wrong_grab(tree: Tree, steps: int) -> Iterator[tuple[Stepped, Holder]]:
     """The same, where a gateway took the lock over just before it was moved."""
-    with stopped_after(tree, 2) as it:
+    with stopped_after(tree, 2) as after:
         path = tree.sessions() / "dead.jsonl.lock"
         path.unlink()
         holder = Holder(path)
         try:
-            assert "RENAME_EXCHANGE" in it.next()
+            assert "RENAME_EXCHANGE" in after.next()
             for _ in range(steps - 1):
-                it.next()
-            yield it, holder
+                after.next()
+            yield after, holder
         finally:
             holder.close()
 
 
 def sweep(tree: Tree) -> list[Finding | Skipped]:
-    it = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
-    return list(it.sweep(wait=0))
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    return list(reaper.sweep(wait=0))
 
 
 def a_minute_later(tree: Tree) -> None:
@@ -87,8 +87,8 @@ def test_killed_in_a_removal_it_leaves_nothing_that_the_next_sweep_does_not_put_
     tree: Tree, hold: HoldLock, steps: int
 ) -> None:
     live = hold("live")
-    with stopped_after(tree, steps) as it:
-        it.kill()
+    with stopped_after(tree, steps) as after:
+        after.kill()
     assert live.path.exists()
     a_minute_later(tree)
     sweep(tree)
@@ -97,8 +97,8 @@ def test_killed_in_a_removal_it_leaves_nothing_that_the_next_sweep_does_not_put_
 
 @wrong_grab
 def test_killed_with_a_live_lock_in_its_hands_it_loses_nothing(tree: Tree, steps: int) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (it, holder):
-        it.kill()
+    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
+        item.kill()
         assert [path for path in tree.sessions().iterdir() if path.read_bytes()]
         a_minute_later(tree)
         sweep(tree)  # frees the placeholder
@@ -112,13 +112,13 @@ def test_stopped_in_a_removal_it_is_no_harm_to_another_two(
     tree: Tree, hold: HoldLock, steps: int, pause: str
 ) -> None:
     live = hold("live")
-    with stopped_after(tree, steps) as it:
+    with stopped_after(tree, steps) as after:
         for _ in range(2):
             if pause == "long":
                 a_minute_later(tree)
             sweep(tree)
         assert live.path.exists()
-        it.finish()
+        after.finish()
     a_minute_later(tree)
     sweep(tree)
     alone(tree, live)
@@ -129,12 +129,12 @@ def test_stopped_in_a_removal_it_is_no_harm_to_another_two(
 def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
     tree: Tree, steps: int, pause: str
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (it, holder):
+    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
         for _ in range(2):
             if pause == "long":
                 a_minute_later(tree)
             sweep(tree)
-        it.finish()
+        item.finish()
         a_minute_later(tree)
         sweep(tree)
         alone(tree, holder)
@@ -144,10 +144,10 @@ def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
 def test_while_it_is_stopped_with_a_live_lock_nobody_else_gets_the_name(
     tree: Tree, steps: int
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (it, holder):
+    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
         with pytest.raises(FileExistsError):
             os.open(holder.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        it.finish()
+        item.finish()
         alone(tree, holder)
 
 
@@ -158,15 +158,15 @@ def test_stopped_in_a_probe_it_hinders_no_gateway(tree: Tree, call: str) -> None
     """
     path = tree.lock("dead", record(DEAD))
     command = command_of("sweep", "--wait", "0", "--state-dir", tree.root)
-    with Stepped(command, [path.parent, path]) as it:
-        it.go_to(call)
+    with Stepped(command, [path.parent, path]) as stepped:
+        stepped.go_to(call)
         with pytest.raises(FileExistsError):
             os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         assert path.read_bytes()
         path.unlink()
         holder = Holder(path)
         try:
-            assert it.finish() == 0
+            assert stepped.finish() == 0
             alone(tree, holder)
         finally:
             holder.close()

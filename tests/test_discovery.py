@@ -170,7 +170,9 @@ def test_a_link_that_leads_to_no_folder_is_a_failure_with_its_cause(
     make(link)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(it.path, it.reason, it.failed) for it in skipped] == [(str(link), reason, True)]
+    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+        (str(link), reason, True)
+    ]
     assert said in skipped[0].note
 
 
@@ -193,7 +195,9 @@ def test_nothing_of_another_uid_is_reached_through_a_link(
         os.lchown(link if foreign == "link" else data, OTHER, OTHER)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(it.path, it.reason, it.failed) for it in skipped] == [(str(link), "symlink", True)]
+    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+        (str(link), "symlink", True)
+    ]
     assert f"belongs to uid {OTHER}" in skipped[0].note
     assert "uid 0, which owns the state directory" in skipped[0].note
 
@@ -349,7 +353,9 @@ def test_what_is_no_folder_where_one_belongs_is_a_failure(
     make(path)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(it.path, it.reason, it.failed) for it in skipped] == [(str(path), "not-regular", True)]
+    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+        (str(path), "not-regular", True)
+    ]
     assert f"it is {kind}" in skipped[0].note
 
 
@@ -359,8 +365,8 @@ def test_a_lock_that_is_no_regular_file_is_a_failure_and_stays(
 ) -> None:
     path = tree.sessions() / "sid.jsonl.lock"
     make(path)
-    found = [it for it in reaper(tree).sweep() if isinstance(it, Skipped)]
-    assert [(it.path, it.failed) for it in found] == [(str(path), True)]
+    found = [item for item in reaper(tree).sweep() if isinstance(item, Skipped)]
+    assert [(item.path, item.failed) for item in found] == [(str(path), True)]
     assert found[0].reason == ("symlink" if path.is_symlink() else "not-regular")
     assert "remove it" in found[0].note
     assert path.lstat()
@@ -485,8 +491,8 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
     tree.lock("one", record(DEAD))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
-    it = reaper(tree)
-    list(it.look())  # what it loads, it loads now
+    the_reaper = reaper(tree)
+    list(the_reaper.look())  # what it loads, it loads now
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
         with suppress(OSError):
@@ -494,8 +500,8 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
                 taken.append(os.open("/", os.O_RDONLY))
         said = []
         while taken:
-            said += [one for one in it.look() if isinstance(one, Skipped)]
-            if any(isinstance(one, Finding) for one in it.look()):
+            said += [one for one in the_reaper.look() if isinstance(one, Skipped)]
+            if any(isinstance(one, Finding) for one in the_reaper.look()):
                 break
             os.close(taken.pop())
     finally:
@@ -523,11 +529,11 @@ def test_a_folder_that_two_agents_share_is_judged_once_under_its_own_name(tree: 
     path = tree.lock("one", record(DEAD), agent="main")
     (tree.root / "agents" / "alias").mkdir()
     (tree.root / "agents" / "alias" / "sessions").symlink_to("../main/sessions")
-    it = reaper(tree)
-    (found,) = it.look()
+    the_reaper = reaper(tree)
+    (found,) = the_reaper.look()
     assert isinstance(found, Finding)
     assert found.lock.agent == "main"
-    (found,) = it.sweep()
+    (found,) = the_reaper.sweep()
     assert isinstance(found, Finding)
     assert found.outcome is not None
     assert found.outcome.value == "removed"
@@ -557,12 +563,12 @@ def test_a_shared_folder_counts_as_reached_through_a_symlink(
         return opening(folder, name)
 
     monkeypatch.setattr(reading, "open_lock", note)
-    it = reaper(tree)
-    list(it.look())
-    first, *_ = it.explain(lambda _: True)
+    the_reaper = reaper(tree)
+    list(the_reaper.look())
+    first, *_ = the_reaper.explain(lambda _: True)
     place = first.key
     assert place is not None
-    list(it.act({place}))
+    list(the_reaper.act({place}))
     assert seen == [False, True, True]
 
 
@@ -570,10 +576,10 @@ def test_an_event_by_another_name_has_the_lock_judged_under_the_first_one(tree: 
     tree.lock("one", record(DEAD))
     (tree.root / "agents" / "zz").mkdir()
     (tree.root / "agents" / "zz" / "sessions").symlink_to("../main/sessions")
-    it = reaper(tree)
-    (seen,) = it.explain(lambda _: True)
+    the_reaper = reaper(tree)
+    (seen,) = the_reaper.explain(lambda _: True)
     assert seen.key is not None
-    (found,) = it.act({seen.key._replace(agent="zz")})
+    (found,) = the_reaper.act({seen.key._replace(agent="zz")})
     assert found.key == seen.key
     assert isinstance(found, Finding)
     assert os.listdir(tree.sessions()) == []
@@ -582,8 +588,10 @@ def test_an_event_by_another_name_has_the_lock_judged_under_the_first_one(tree: 
 def test_what_cannot_be_seen_hides_the_locks_below_it_and_no_others(tree: Tree) -> None:
     tree.lock("one", record(os.getpid()))
     tree.lock("two", record(os.getpid()), agent="ops")
-    it = reaper(tree)
-    one, two = sorted(found.key for found in it.explain(lambda _: True) if found.key is not None)
+    the_reaper = reaper(tree)
+    one, two = sorted(
+        found.key for found in the_reaper.explain(lambda _: True) if found.key is not None
+    )
     root = str(tree.root)
     for path, hides in (
         (root, (True, True)),
@@ -606,26 +614,26 @@ def test_what_cannot_be_seen_hides_the_locks_below_it_and_no_others(tree: Tree) 
 def test_a_link_that_nobody_follows_does_not_keep_what_is_gone(tree: Tree) -> None:
     path = tree.lock("one", record(os.getpid()), mtime_age=0)
     (tree.root / "agents" / "hostile").symlink_to("/")
-    it = reaper(tree)
-    list(it.act())
-    assert len(it.memory.histories) == 1
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
+    assert len(the_reaper.memory.histories) == 1
     path.unlink()
-    list(it.act())
-    assert len(it.memory.histories) == 0
+    list(the_reaper.act())
+    assert len(the_reaper.memory.histories) == 0
 
 
 def test_what_a_link_hid_is_remembered_until_it_is_seen_again(tree: Tree, tmp_path: Path) -> None:
     tree.lock("one", record(os.getpid()), mtime_age=0)
     link = moved_behind_a_link(tree, "agents", tmp_path / "data")
-    it = reaper(tree)
-    list(it.act())
-    (place,) = it.memory.histories
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
+    (place,) = the_reaper.memory.histories
     (tmp_path / "data").rename(tmp_path / "away")
-    (skipped,) = it.act({place})
+    (skipped,) = the_reaper.act({place})
     assert isinstance(skipped, Skipped)
-    assert list(it.memory.histories) == [place]
+    assert list(the_reaper.memory.histories) == [place]
     link.unlink()
     link.symlink_to(tmp_path / "away")
-    (found,) = it.act({place})
+    (found,) = the_reaper.act({place})
     assert found.key == place
     assert isinstance(found, Finding)

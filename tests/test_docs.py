@@ -24,7 +24,7 @@ def without_code(text: str) -> str:
 def anchors(document: Path) -> set[str]:
     """Return the anchors that GitHub gives the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", it.lower()).replace(" ", "-") for it in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -63,7 +63,7 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
     notes = {
         value for name, value in vars(hold_proof).items() if name.isupper() and _is_code(value)
     }
-    shapes = {it.value for it in Shape} - {"record", "unread", "guard"}
+    shapes = {item.value for item in Shape} - {"record", "unread", "guard"}
     unread = {"unreadable", "symlink", "not-regular", "error-…"}
     assert len(reasons) == 19
     assert len(notes) == 4

@@ -206,32 +206,35 @@ def _exchange(folder: Path, one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
-        (lambda it: (it / "new.jsonl.lock").touch(), [("new", CREATED)]),
-        (lambda it: (it / "old.jsonl.lock").unlink(), [("old", DELETED)]),
+        (lambda item: (item / "new.jsonl.lock").touch(), [("new", CREATED)]),
+        (lambda root: (root / "old.jsonl.lock").unlink(), [("old", DELETED)]),
         (
-            lambda it: _rename(it, "old.jsonl.lock", "new.jsonl.lock"),
+            lambda root: _rename(root, "old.jsonl.lock", "new.jsonl.lock"),
             [("old", DELETED), ("new", CREATED)],
         ),
-        (lambda it: _rename(it, "old.jsonl.lock", "aside"), [("old", DELETED)]),
-        (lambda it: _rename(it, "file", "new.jsonl.lock"), [("new", RESTORED)]),
+        (lambda root: _rename(root, "old.jsonl.lock", "aside"), [("old", DELETED)]),
+        (lambda root: _rename(root, "file", "new.jsonl.lock"), [("new", RESTORED)]),
         (
-            lambda it: _exchange(it, "old.jsonl.lock", "file"),
+            lambda root: _exchange(root, "old.jsonl.lock", "file"),
             [("old", DELETED), ("old", RESTORED)],
         ),
-        (lambda it: _rename(it, "old.jsonl.lock", "../../../out.jsonl.lock"), [("old", DELETED)]),
-        (lambda it: _rename(it, "../in", "in.jsonl.lock"), [("in", CREATED)]),
+        (
+            lambda root: _rename(root, "old.jsonl.lock", "../../../out.jsonl.lock"),
+            [("old", DELETED)],
+        ),
+        (lambda root: _rename(root, "../in", "in.jsonl.lock"), [("in", CREATED)]),
         (
             _rename_two,
             [("in", CREATED)],
         ),
-        (lambda it: os.link(it / "file", it / "new.jsonl.lock"), [("new", CREATED)]),
-        (lambda it: (it / "new.jsonl.lock").symlink_to("nowhere"), [("new", CREATED)]),
-        (lambda it: (it / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", CREATED)]),
-        (lambda it: (it / "directory.jsonl.lock").mkdir(), []),
-        (lambda it: (it / "file").unlink(), []),
-        (lambda it: (it / "deeper/x.jsonl.lock").touch(), []),
-        (lambda it: (it / "../x.jsonl.lock").touch(), []),
-        (lambda it: (it / "../../x.jsonl.lock").touch(), []),
+        (lambda item: os.link(item / "file", item / "new.jsonl.lock"), [("new", CREATED)]),
+        (lambda item: (item / "new.jsonl.lock").symlink_to("nowhere"), [("new", CREATED)]),
+        (lambda item: (item / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", CREATED)]),
+        (lambda item: (item / "directory.jsonl.lock").mkdir(), []),
+        (lambda item: (item / "file").unlink(), []),
+        (lambda item: (item / "deeper/x.jsonl.lock").touch(), []),
+        (lambda item: (item / "../x.jsonl.lock").touch(), []),
+        (lambda item: (item / "../../x.jsonl.lock").touch(), []),
     ],
     ids=[
         "created", "deleted", "renamed", "moved aside", "given back", "exchanged", "moved out",
@@ -676,7 +679,7 @@ def test_a_thread_that_has_ended_is_an_error_and_not_silence(
     folder = tree.sessions()
     recorder = following()
     assert recorder.follow()
-    (thread,) = (it for it in threading.enumerate() if isinstance(it, inotify_c.InotifyFD))
+    (thread,) = (item for item in threading.enumerate() if isinstance(item, inotify_c.InotifyFD))
     recorder.hold.wait = fail  # type: ignore[method-assign,assignment]  # called in the thread
     (folder / "x.jsonl.lock").touch()
     thread.join(_PATIENCE)

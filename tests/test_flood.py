@@ -184,9 +184,9 @@ def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_attempts_
         lambda: path.rename(path.with_name("kept")) and path.write_bytes(record(DEAD + 1)),
     ):
         make_another()
-        assert [it.attempted for it in sweeps.act()] == [True]
+        assert [found.attempted for found in sweeps.act()] == [True]
         os.chmod(path, 0o600)  # another ctime alone is no other lock
-        assert [it.attempted for it in sweeps.act()] == [False]
+        assert [found.attempted for found in sweeps.act()] == [False]
 
 
 def test_a_removal_that_fails_midway_does_not_start_over_because_of_the_events_that_it_causes(
@@ -297,13 +297,13 @@ def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
         found = sweeps.act_for(100)
         assert len(sweeps.attempts) >= 100
         assert len(files_in(tree) - locks) == 1
-        assert {it.outcome for it in found} == {FAILED}
+        assert {item.outcome for item in found} == {FAILED}
         # Another process, or a person's: what is left tells it.
         for name in files_in(tree) - locks:
             tree.age(tree.sessions() / name, 60)
         again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
         assert len(files_in(tree) - locks) == 1
-        (left,) = (it for it in again if isinstance(it, Skipped))
+        (left,) = (item for item in again if isinstance(item, Skipped))
         assert (left.reason, left.failed) == ("left-aside", True)
         assert "Operation not permitted" in left.note
     sweeps.act_for(60)
@@ -316,11 +316,11 @@ def test_in_an_append_only_folder_one_sweep_leaves_one_file_and_says_so(tree: Tr
     locks = files_in(tree)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     with attribute(tree.sessions(), "a"):
-        found = [it for it in reaper.sweep(wait=0) if isinstance(it, Finding)]
+        found = [item for item in reaper.sweep(wait=0) if isinstance(item, Finding)]
         (left,) = files_in(tree) - locks
-    assert {it.outcome for it in found} == {FAILED}
-    assert sum("nothing is created here while" in it.note for it in found) == 19
-    assert sum(repr(left) in it.note for it in found) >= 19
+    assert {item.outcome for item in found} == {FAILED}
+    assert sum("nothing is created here while" in item.note for item in found) == 19
+    assert sum(repr(left) in item.note for item in found) >= 19
 
 
 def test_an_immutable_lock_fails_and_leaves_nothing(
@@ -330,7 +330,7 @@ def test_an_immutable_lock_fails_and_leaves_nothing(
     tree.lock("other", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
     with attribute(path, "i"):
-        outcomes = {it.lock.session: it.outcome for it in sweeps.act()}
+        outcomes = {found.lock.session: found.outcome for found in sweeps.act()}
         assert outcomes == {"dead": FAILED, "other": Outcome.REMOVED}
         assert files_in(tree) == {path.name}
 
@@ -470,18 +470,18 @@ def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
     tree.lock("young", record(os.getpid()))
     sweeps = Sweeps(tree, monkeypatch, most_remembered=5)
     passed = list(sweeps.reaper.act())
-    skipped = [it for it in passed if isinstance(it, Skipped)]
-    assert {(it.reason, it.failed, Path(it.path)) for it in skipped} == {
+    skipped = [item for item in passed if isinstance(item, Skipped)]
+    assert {(item.reason, item.failed, Path(item.path)) for item in skipped} == {
         (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
     }
     assert not any(path.exists() for path in holders)  # one look proves it
     remembered = [place for place in sweeps.reaper.memory.histories if place.agent == "hostile"]
     assert len(remembered) == 5
-    assert sum(it.files for it in skipped) == 9 - 5 + sum(
+    assert sum(item.files for item in skipped) == 9 - 5 + sum(
         place.name.startswith("dead") for place in remembered
     )
     sweeps.clock.pass_by(60)
-    (other,) = (it for it in sweeps.act() if it.lock.agent == "main")
+    (other,) = (found for found in sweeps.act() if found.lock.agent == "main")
     assert other.outcome is Outcome.REMOVED  # the other agent's lock was seen for long enough
 
 
@@ -518,8 +518,8 @@ def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not
         tree.lock(f"x{number}", record(os.getpid()))
     monkeypatch.setattr(scanner, "MOST_NAMES", 10)
     passed = list(sweeps.reaper.act())
-    met = [it.key.name for it in passed if it.key is not None]
-    (skipped,) = (it for it in passed if isinstance(it, Skipped))
+    met = [item.key.name for item in passed if item.key is not None]
+    (skipped,) = (item for item in passed if isinstance(item, Skipped))
     assert len(met) + skipped.files == 51
     assert len(met) in {10, 11}
     assert "known.jsonl.lock" in {place.name for place in sweeps.reaper.memory.histories}
@@ -595,8 +595,8 @@ def sidecar(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         return made[-1]
 
     yield make
-    for it in made:
-        it.watch.close()
+    for item in made:
+        item.watch.close()
 
 
 MakeSidecar = Callable[..., Sidecar]
@@ -606,33 +606,33 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
-    it = sidecar()
+    the_sidecar = sidecar()
     for code in (errno.EIO, errno.EIO, errno.EROFS, errno.EROFS, errno.EIO):
         with monkeypatch.context() as context:
             context.setattr(removal, "exchange", failing(code))
-            it.sweep_when_due()
-    notes = [line["note"] for line in it.lines("failed")]
+            the_sidecar.sweep_when_due()
+    notes = [line["note"] for line in the_sidecar.lines("failed")]
     assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
-    assert 'reaper_errors_total{kind="removal"} 5.0' in it.scrape()
-    (act,) = it.inventory.acts()
+    assert 'reaper_errors_total{kind="removal"} 5.0' in the_sidecar.scrape()
+    (act,) = the_sidecar.inventory.acts()
     assert act.times == 5
-    it.sweep_when_due()
-    assert [line["session"] for line in it.lines("removed")] == ["dead"]
+    the_sidecar.sweep_when_due()
+    assert [line["session"] for line in the_sidecar.lines("removed")] == ["dead"]
 
 
 def test_a_cause_that_holds_a_random_name_is_the_same_cause(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("dead", record(DEAD))
-    it = sidecar()
+    the_sidecar = sidecar()
     monkeypatch.setattr(os, "unlink", failing(errno.EACCES))
     for _ in range(3):
-        it.sweep_when_due()
+        the_sidecar.sweep_when_due()
         for left in tree.sessions().glob(".rpr*"):
             left.rename(tree.root / left.name)  # each attempt leaves another one
     assert path.exists()
     assert len(list(tree.root.glob(".rpr*"))) == 3
-    (line,) = it.lines("failed")
+    (line,) = the_sidecar.lines("failed")
     assert "left at" in line["note"]
 
 
@@ -640,36 +640,39 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
-    it = sidecar()
+    the_sidecar = sidecar()
     monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     for _ in range(3):
-        it.sweep()
-    assert len(it.log.getvalue().splitlines()) == 1
-    assert 'reaper_errors_total{kind="removal"} 1.0' in it.scrape()
-    assert 'reaper_stuck_locks{agent="main",state_dir="s"} 1.0' in it.scrape()
-    (seen,) = it.inventory.all()
+        the_sidecar.sweep()
+    assert len(the_sidecar.log.getvalue().splitlines()) == 1
+    assert 'reaper_errors_total{kind="removal"} 1.0' in the_sidecar.scrape()
+    assert 'reaper_stuck_locks{agent="main",state_dir="s"} 1.0' in the_sidecar.scrape()
+    (seen,) = the_sidecar.inventory.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
-    assert it.watch.deadlines.pop_due(FOREVER)[it.place("dead")] > time.monotonic() + 0.1
+    assert (
+        the_sidecar.watch.deadlines.pop_due(FOREVER)[the_sidecar.place("dead")]
+        > time.monotonic() + 0.1
+    )
 
 
 def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
-    it = sidecar()
+    the_sidecar = sidecar()
     monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
     monkeypatch.setattr(removal, "_move_aside", lambda *_: False)
     for _ in range(3):
-        it.sweep_when_due()
-    assert [line["outcome"] for line in it.lines("stuck")] == ["flagged"]
+        the_sidecar.sweep_when_due()
+    assert [line["outcome"] for line in the_sidecar.lines("stuck")] == ["flagged"]
 
 
 def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: MakeSidecar) -> None:
     hold("overdue", age=7200)
-    it = sidecar()
+    the_sidecar = sidecar()
     for _ in range(3):
-        it.sweep()
-    (line,) = it.lines("stuck")
+        the_sidecar.sweep()
+    (line,) = the_sidecar.lines("stuck")
     assert (line["verdict"], line["level"]) == ("overdue", "warning")
 
 
@@ -679,25 +682,27 @@ def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
     for number in range(200):
         tree.lock(f"x{number}", b"x", agent="hostile")
     tree.lock("dead", record(DEAD))
-    it = sidecar()
+    the_sidecar = sidecar()
     with monkeypatch.context() as context:
         context.setattr(removal, "exchange", failing(errno.EROFS))
-        it.sweep()
-    failed = it.lines("failed")
+        the_sidecar.sweep()
+    failed = the_sidecar.lines("failed")
     assert len([line for line in failed if line["agent"] == "hostile"]) == 50
     assert len([line for line in failed if line["agent"] == "main"]) == 1
-    (left_out,) = it.lines("lines-left-out")
+    (left_out,) = the_sidecar.lines("lines-left-out")
     assert (left_out["agent"], left_out["lines"]) == ("hostile", 150)
-    before = len(it.lines("removed"))
-    it.sweep_when_due()
-    assert len(it.lines("removed")) - before == 201  # each holds a record that is nowhere else
+    before = len(the_sidecar.lines("removed"))
+    the_sidecar.sweep_when_due()
+    assert (
+        len(the_sidecar.lines("removed")) - before == 201
+    )  # each holds a record that is nowhere else
 
 
 def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = sidecar()
-    watch = it.watch
+    the_sidecar = sidecar()
+    watch = the_sidecar.watch
     codes = iter([errno.EMFILE, errno.EMFILE, errno.EMFILE, errno.ENOMEM])
     delays = []
 
@@ -716,7 +721,7 @@ def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
     monkeypatch.setattr(watch, "_step", refused)
     monkeypatch.setattr(watch.holders, "wait", no_wait)
     watch.run()
-    assert [line["why"] for line in it.lines("sweep-failed")] == [
+    assert [line["why"] for line in the_sidecar.lines("sweep-failed")] == [
         os.strerror(errno.EMFILE).join(["[Errno 24] ", ""]),
         os.strerror(errno.ENOMEM).join(["[Errno 12] ", ""]),
     ]
@@ -727,17 +732,17 @@ def test_what_cannot_be_looked_at_is_looked_at_more_and_more_rarely(
     tree: Tree, sidecar: MakeSidecar
 ) -> None:
     (tree.sessions() / "sid.jsonl.lock").symlink_to("nowhere")
-    it = sidecar()
-    place = it.place("sid")
+    the_sidecar = sidecar()
+    place = the_sidecar.place("sid")
     delays = []
     for _ in range(9):
         started = time.monotonic()
-        it.watch.judge({place: started})
-        delays.append(round(it.watch.deadlines.pop_due(FOREVER)[place] - started))
+        the_sidecar.watch.judge({place: started})
+        delays.append(round(the_sidecar.watch.deadlines.pop_due(FOREVER)[place] - started))
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     (tree.sessions() / "sid.jsonl.lock").unlink()
-    it.watch.judge({place: time.monotonic()})
-    assert not it.watch.tracker.keys()
+    the_sidecar.watch.judge({place: time.monotonic()})
+    assert not the_sidecar.watch.tracker.keys()
 
 
 def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_full(
@@ -746,22 +751,22 @@ def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_ful
     for number in range(250):
         (tree.sessions("hostile") / f"x{number}.jsonl.lock").mkdir()
     (tree.sessions() / "one.jsonl.lock").mkdir()
-    it = sidecar()
+    the_sidecar = sidecar()
     for _ in range(2):
-        it.sweep()
-    lines = it.lines("skipped")
+        the_sidecar.sweep()
+    lines = the_sidecar.lines("skipped")
     assert len(lines) == 102
     (rest,) = (line for line in lines if line["note"] == "further files in this folder")
     assert rest["path"] == str(tree.sessions("hostile"))
-    assert 'reaper_skipped_files{reason="not-regular"} 251.0' in it.scrape()
-    assert len(it.inventory.skipped()) == 102
+    assert 'reaper_skipped_files{reason="not-regular"} 251.0' in the_sidecar.scrape()
+    assert len(the_sidecar.inventory.skipped()) == 102
 
 
 def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = sidecar()
-    it.sweep()
+    the_sidecar = sidecar()
+    the_sidecar.sweep()
     for turn in range(4):
         for agent in range(12):
             folder = tree.sessions(f"hostile{agent}")
@@ -769,38 +774,38 @@ def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
                 path.rmdir()
             for number in range(99):
                 (folder / f"{turn}-{number}.jsonl.lock").mkdir()
-        it.sweep()
-    assert len(it.lines("skipped")) == 1000
-    assert not it.lines("lines-left-out")
+        the_sidecar.sweep()
+    assert len(the_sidecar.lines("skipped")) == 1000
+    assert not the_sidecar.lines("lines-left-out")
     monkeypatch.setattr(reporter, "_PERIOD", 0.0)
-    it.sweep()
-    (left_out,) = it.lines("lines-left-out")
+    the_sidecar.sweep()
+    (left_out,) = the_sidecar.lines("lines-left-out")
     assert (left_out["of"], left_out["lines"]) == ("skipped", 12 * 99)
     for _ in range(2):
-        it.sweep()
-    last = {line["path"] for line in it.lines("skipped") if "/3-" in line["path"]}
+        the_sidecar.sweep()
+    last = {line["path"] for line in the_sidecar.lines("skipped") if "/3-" in line["path"]}
     assert len(last) == 12 * 99, "what is still there is logged in the end"
-    lines = len(it.lines("skipped"))
-    it.sweep()
-    assert len(it.lines("skipped")) == lines
-    assert len(it.lines("lines-left-out")) == 2
+    lines = len(the_sidecar.lines("skipped"))
+    the_sidecar.sweep()
+    assert len(the_sidecar.lines("skipped")) == lines
+    assert len(the_sidecar.lines("lines-left-out")) == 2
 
 
 def test_frequent_sweeps_do_not_renew_the_lines_of_an_agent(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = sidecar()
-    it.sweep()
+    the_sidecar = sidecar()
+    the_sidecar.sweep()
     monkeypatch.setattr(removal, "exchange", failing(errno.EROFS))
     for turn in range(3):
         for number in range(60):
             tree.lock(f"{turn}-{number}", b"x")
-        it.sweep()
-    assert len(it.lines("failed")) == 50
-    assert [line["lines"] for line in it.lines("lines-left-out")] == [10]
+        the_sidecar.sweep()
+    assert len(the_sidecar.lines("failed")) == 50
+    assert [line["lines"] for line in the_sidecar.lines("lines-left-out")] == [10]
     monkeypatch.setattr(reporter, "_PERIOD", 0.0)
-    it.sweep()
-    assert [line["lines"] for line in it.lines("lines-left-out")] == [10, 120]
+    the_sidecar.sweep()
+    assert [line["lines"] for line in the_sidecar.lines("lines-left-out")] == [10, 120]
 
 
 def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_as_ever(
@@ -809,63 +814,65 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     for number in range(40):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
     dying = hold("dying")
-    it = sidecar(most_remembered=10)
-    it.sweep()
-    assert 'reaper_skipped_files{reason="too-many-locks"} 30.0' in it.scrape()
-    (line,) = it.lines("skipped")
+    the_sidecar = sidecar(most_remembered=10)
+    the_sidecar.sweep()
+    assert 'reaper_skipped_files{reason="too-many-locks"} 30.0' in the_sidecar.scrape()
+    (line,) = the_sidecar.lines("skipped")
     assert (line["reason"], line["path"]) == ("too-many-locks", str(tree.sessions("hostile")))
     assert line["note"].startswith("30 locks")
     assert line["level"] == "warning"
-    assert it.watch.ready()
-    assert len(it.watch.tracker.keys()) == 11
-    assert len(it.inventory.all()) == 11
+    assert the_sidecar.watch.ready()
+    assert len(the_sidecar.watch.tracker.keys()) == 11
+    assert len(the_sidecar.inventory.all()) == 11
     # A held lock of another agent is waited for by its pidfd, and freed when that is ready.
     dying.kill()
-    it.watch.judge(it.watch.holders.exited(it.watch.holders.wait(0), time.monotonic()))
+    the_sidecar.watch.judge(
+        the_sidecar.watch.holders.exited(the_sidecar.watch.holders.wait(0), time.monotonic())
+    )
     assert not dying.path.exists()
 
 
 def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_as_missed(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = sidecar(most_remembered=10)
-    it.sweep()
+    the_sidecar = sidecar(most_remembered=10)
+    the_sidecar.sweep()
     monkeypatch.setattr(EventSource, "followed_since", lambda *_: time.monotonic() - 3600)
     for number in range(100):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile", mtime_age=60)
-        it.announce(f"x{number}", CREATED, "hostile")
+        the_sidecar.announce(f"x{number}", CREATED, "hostile")
     tree.lock("other", record(os.getpid()), mtime_age=0)
-    it.announce("other", CREATED)
-    assert len(it.watch.inbox) == 21
-    it.watch.handle_events()
-    due = it.watch.deadlines.pop_due(FOREVER)
-    assert len(it.watch.tracker.keys()) == len(due) == 11
-    assert it.place("other") in due
-    it.sweep()
-    assert it.watch.trust.next() == math.inf
+    the_sidecar.announce("other", CREATED)
+    assert len(the_sidecar.watch.inbox) == 21
+    the_sidecar.watch.handle_events()
+    due = the_sidecar.watch.deadlines.pop_due(FOREVER)
+    assert len(the_sidecar.watch.tracker.keys()) == len(due) == 11
+    assert the_sidecar.place("other") in due
+    the_sidecar.sweep()
+    assert the_sidecar.watch.trust.next() == math.inf
     for number in range(100):
-        it.announce(f"x{number}", DELETED, "hostile")
+        the_sidecar.announce(f"x{number}", DELETED, "hostile")
         (tree.sessions("hostile") / f"x{number}.jsonl.lock").unlink()
-        it.watch.handle_events()
-    it.sweep()
-    assert list(it.watch.tracker.keys()) == [it.place("other")]
-    assert list(it.watch.reaper.memory.histories) == [it.place("other")]
+        the_sidecar.watch.handle_events()
+    the_sidecar.sweep()
+    assert list(the_sidecar.watch.tracker.keys()) == [the_sidecar.place("other")]
+    assert list(the_sidecar.watch.reaper.memory.histories) == [the_sidecar.place("other")]
 
 
 def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSidecar) -> None:
-    it = sidecar()
-    it.sweep()
+    the_sidecar = sidecar()
+    the_sidecar.sweep()
     for number in range(300):
-        it.announce(f"x{number}", CREATED)
-        it.announce(f"x{number}", DELETED)
-        it.announce(f"y{number}", RESTORED)
-        it.announce(f"y{number}", DELETED)
-    it.watch.handle_events()
-    assert not it.watch.tracker.keys()
-    assert it.watch.deadlines.next() == math.inf
+        the_sidecar.announce(f"x{number}", CREATED)
+        the_sidecar.announce(f"x{number}", DELETED)
+        the_sidecar.announce(f"y{number}", RESTORED)
+        the_sidecar.announce(f"y{number}", DELETED)
+    the_sidecar.watch.handle_events()
+    assert not the_sidecar.watch.tracker.keys()
+    assert the_sidecar.watch.deadlines.next() == math.inf
     # Nor the names of agents.
-    assert not it.watch.tracker._number_of
-    assert not it.watch.inbox._number_of
+    assert not the_sidecar.watch.tracker._number_of
+    assert not the_sidecar.watch.inbox._number_of
 
 
 def test_events_are_taken_in_the_midst_of_a_long_sweep(
@@ -874,10 +881,10 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
     """An agent with very many locks must not keep a new lock of another one waiting."""
     for number in range(3):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
-    it = sidecar()
+    the_sidecar = sidecar()
     monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
     monkeypatch.setattr(tracker, "SETTLE", 0.0)
-    act = it.watch.reaper.act
+    act = the_sidecar.watch.reaper.act
     freed: list[bool] = []
 
     def during(only: Any = None) -> Iterator[Any]:
@@ -886,59 +893,59 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
             if only is None and place is not None:
                 if place.name == "x0.jsonl.lock":
                     path = tree.lock("dead", record(DEAD), agent="a-new-one")
-                    it.announce("dead", CREATED, "a-new-one")
+                    the_sidecar.announce("dead", CREATED, "a-new-one")
                 yield found
                 if place.name == "x0.jsonl.lock":
                     freed.append(not path.exists())
             else:
                 yield found
 
-    monkeypatch.setattr(it.watch.reaper, "act", during)
-    it.sweep()
+    monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
+    the_sidecar.sweep()
     assert freed == [True]
-    assert it.place("dead", "a-new-one") not in it.watch.tracker
-    it.announce("dead", DELETED, "a-new-one")
-    it.watch.handle_events()
-    assert "reaper_lock_hold_seconds_count 0.0" in it.scrape()
+    assert the_sidecar.place("dead", "a-new-one") not in the_sidecar.watch.tracker
+    the_sidecar.announce("dead", DELETED, "a-new-one")
+    the_sidecar.watch.handle_events()
+    assert "reaper_lock_hold_seconds_count 0.0" in the_sidecar.scrape()
 
 
 def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgotten(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("x", record(os.getpid()), agent="z")
-    it = sidecar()
+    the_sidecar = sidecar()
     monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
-    act = it.watch.reaper.act
+    act = the_sidecar.watch.reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:
         for found in act(only):
-            it.announce("late", CREATED, "a")
+            the_sidecar.announce("late", CREATED, "a")
             yield found
 
-    monkeypatch.setattr(it.watch.reaper, "act", during)
-    it.sweep()
-    assert it.place("late", "a") in it.watch.deadlines.pop_due(FOREVER)
-    assert it.place("late", "a") in it.watch.tracker
-    it.announce("late", DELETED, "a")
-    it.watch.handle_events()
-    assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
+    monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
+    the_sidecar.sweep()
+    assert the_sidecar.place("late", "a") in the_sidecar.watch.deadlines.pop_due(FOREVER)
+    assert the_sidecar.place("late", "a") in the_sidecar.watch.tracker
+    the_sidecar.announce("late", DELETED, "a")
+    the_sidecar.watch.handle_events()
+    assert "reaper_lock_hold_seconds_count 1.0" in the_sidecar.scrape()
 
 
 def test_a_long_hold_whose_end_is_announced_during_a_sweep_is_counted(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = sidecar()
-    it.watch.inbox.put(Event(it.place("sid"), CREATED, time.monotonic() - 3600))
-    it.watch.handle_events()
-    act = it.watch.reaper.act
+    the_sidecar = sidecar()
+    the_sidecar.watch.inbox.put(Event(the_sidecar.place("sid"), CREATED, time.monotonic() - 3600))
+    the_sidecar.watch.handle_events()
+    act = the_sidecar.watch.reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:
         yield from act(only)
-        it.announce("sid", DELETED)
+        the_sidecar.announce("sid", DELETED)
 
-    monkeypatch.setattr(it.watch.reaper, "act", during)
-    it.sweep()
-    assert "reaper_lock_hold_seconds_count 1.0" in it.scrape()
+    monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
+    the_sidecar.sweep()
+    assert "reaper_lock_hold_seconds_count 1.0" in the_sidecar.scrape()
 
 
 @pytest.mark.parametrize("successor", [b"", record(os.getpid())], ids=["empty", "closed"])
@@ -949,21 +956,21 @@ def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_event
     one lock and then the next, which is just being created, or just being released.
     """
     path = tree.sessions() / "sid.jsonl.lock"
-    it = sidecar()
+    the_sidecar = sidecar()
     path.write_bytes(record(os.getpid()))
-    it.announce("sid", CREATED)
-    it.watch.handle_events()
-    it.watch.judge({it.place("sid"): time.monotonic()})
+    the_sidecar.announce("sid", CREATED)
+    the_sidecar.watch.handle_events()
+    the_sidecar.watch.judge({the_sidecar.place("sid"): time.monotonic()})
     path.unlink()
-    it.announce("sid", DELETED)
+    the_sidecar.announce("sid", DELETED)
     path.write_bytes(successor)
-    it.announce("sid", CREATED)
-    it.watch.judge({it.place("sid"): time.monotonic()})
+    the_sidecar.announce("sid", CREATED)
+    the_sidecar.watch.judge({the_sidecar.place("sid"): time.monotonic()})
     path.unlink()
-    it.announce("sid", DELETED)
-    it.watch.handle_events()
-    assert "reaper_lock_hold_seconds_count 2.0" in it.scrape()
-    assert not it.watch.tracker.keys()
+    the_sidecar.announce("sid", DELETED)
+    the_sidecar.watch.handle_events()
+    assert "reaper_lock_hold_seconds_count 2.0" in the_sidecar.scrape()
+    assert not the_sidecar.watch.tracker.keys()
 
 
 def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
@@ -974,11 +981,11 @@ def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
     with aside.open("wb") as file:
         file.write(record(os.getpid()))
         file.flush()
-        it = sidecar()
+        the_sidecar = sidecar()
         intervals = []
         for _ in range(20):
-            it.sweep()
-            intervals.append(it.watch.sweeps.interval)
+            the_sidecar.sweep()
+            intervals.append(the_sidecar.watch.sweeps.interval)
         assert intervals == [5.0] * 12 + [60] * 8
-        assert len(it.lines("skipped")) == 1
-        assert it.watch.ready()
+        assert len(the_sidecar.lines("skipped")) == 1
+        assert the_sidecar.watch.ready()

@@ -80,7 +80,7 @@ def look(gateway: Gateway, *options: str, wrap: tuple[str, ...] = ()) -> dict[st
         [*program, "--state-dir", str(gateway.state), *options],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    return {it["session"]: it for it in json.loads(done.stdout)["locks"]}
+    return {load["session"]: load for load in json.loads(done.stdout)["locks"]}
 
 
 def put_down(process: "subprocess.Popen[str]") -> None:
@@ -96,8 +96,8 @@ def transcript_is_intact(path: Path) -> bool:
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     header, *rest = entries
     assert header["type"] == "session"
-    assert not any(it["type"] == "session" for it in rest)
-    assert sum(it["parentId"] is None for it in rest) == 1
+    assert not any(item["type"] == "session" for item in rest)
+    assert sum(item["parentId"] is None for item in rest) == 1
     return True
 
 
@@ -134,7 +134,9 @@ def begin_subagent(gateway: Gateway, part: Part, timeout: int) -> Begun:
 
     def session() -> str | None:
         new = [
-            it for key, it in gateway.store().items() if ":subagent:" in key and key not in before
+            item
+            for key, item in gateway.store().items()
+            if ":subagent:" in key and key not in before
         ]
         return new[0].get("sessionId") if new else None
 
@@ -164,7 +166,7 @@ def begin_cron(target: str, agent: str) -> Begin:
 
 def sessions_of(gateway: Gateway, agent: str) -> list[str]:
     tail = ".trajectory.jsonl"
-    return [it.name.removesuffix(tail) for it in gateway.sessions(agent).glob(f"*{tail}")]
+    return [path.name.removesuffix(tail) for path in gateway.sessions(agent).glob(f"*{tail}")]
 
 
 FOUR_KINDS = ("run of main", "subagent", "isolated cron job", "cron job in a session")
@@ -231,7 +233,7 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
         missing = [one for one in wanted if one not in found]
         tried = [(one, stick(gateway, *one, RUN_TIMEOUT * 2**attempt)) for one in missing]
         for _, begun in tried:
-            eventually(lambda it=begun: ended(gateway, it), f"the end of {begun}")
+            eventually(lambda item=begun: ended(gateway, item), f"the end of {begun}")
             if begun.over is not None:
                 eventually(begun.over.done, f"the answer of {begun}")
         with suppress(AssertionError):
@@ -248,7 +250,7 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
                 if unmet == "seen-once":
                     found[one] = begun
         if len(found) == len(wanted):
-            return [found[it] for it in wanted]
+            return [found[item] for item in wanted]
     raise AssertionError(f"no lock stayed behind of {set(wanted) - set(found)}")
 
 
@@ -265,9 +267,9 @@ def left_behind(gateway: Gateway, begun: Begun) -> bool:
 
 
 def wait_until_freed(gateway: Gateway, begun: list[Begun]) -> None:
-    for it in begun:
-        lock = gateway.lock(it.session, it.agent)
-        eventually(lambda lock=lock: not lock.exists(), f"freed: {it}")
+    for item in begun:
+        lock = gateway.lock(item.session, item.agent)
+        eventually(lambda lock=lock: not lock.exists(), f"freed: {item}")
 
 
 # Healthy
@@ -324,8 +326,10 @@ def begin_healthy(gateway: Gateway, go: threading.Event) -> list[Healthy]:
             lambda part=part, number=number: all_go_on(found) and part.open == number,
             f"{number} ask {part.name}",
         )
-    for it in found:
-        it.identity = eventually(lambda it=it: identity(it.lock(gateway)), f"a lock: {it.what}")
+    for healthy in found:
+        healthy.identity = eventually(
+            lambda healthy=healthy: identity(healthy.lock(gateway)), f"a lock: {healthy.what}"
+        )
     return found
 
 
@@ -355,7 +359,7 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
 
         # Without the reaper: told, and in the way.
         locks = look(gateway, "--abandoned-after", "1h")
-        assert {locks[it.session]["verdict"] for it in found} == {"held"}
+        assert {locks[entry.session]["verdict"] for entry in found} == {"held"}
         found_to_be_stuck(gateway, found)
         blocked = [begun for begun in found if begun.over is not None]
         for begun in blocked:
@@ -373,24 +377,24 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
                 "healthy runs that are old",
                 every=1.0,
             )
-            for it in healthy:
-                assert identity(it.lock(gateway)) == it.identity, it.what
+            for item in healthy:
+                assert identity(item.lock(gateway)) == item.identity, item.what
             freed = {line["session"] for line in sidecar.journal("removed")}
-            assert not freed & {"busy", *(it.session for it in healthy)}
+            assert not freed & {"busy", *(entry.session for entry in healthy)}
             go.set()
             assert busy.result()["status"] == "ok"
-            for it in healthy:
-                succeeds(it.over)
+            for item in healthy:
+                succeeds(item.over)
             freed = {line["session"] for line in sidecar.journal("removed")}
-            assert not freed & {"busy", *(it.session for it in healthy)}
-        for it in healthy:
-            assert transcript_is_intact(gateway.sessions() / f"{it.session}.jsonl")
+            assert not freed & {"busy", *(entry.session for entry in healthy)}
+        for item in healthy:
+            assert transcript_is_intact(gateway.sessions() / f"{item.session}.jsonl")
         assert transcript_is_intact(gateway.sessions() / "busy.jsonl")
     finally:
         go.set()
-        for it in healthy:
-            if not isinstance(it.over, Future):
-                put_down(it.over)
+        for item in healthy:
+            if not isinstance(item.over, Future):
+                put_down(item.over)
 
 
 def found_to_be_stuck(gateway: Gateway, begun: list[Begun]) -> None:
@@ -418,7 +422,9 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
     provider.down.add("mock")
     try:
         found += stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
-        records = [it for begun in found for it in gateway.trajectory(begun.session, begun.agent)]
+        records = [
+            item for begun in found for item in gateway.trajectory(begun.session, begun.agent)
+        ]
         assert "model.fallback_step" in {record["type"] for record in records}
         found_to_be_stuck(gateway, found)
         with watching(gateway, limits=SHORT):
@@ -429,9 +435,9 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
 
 def all_older(gateway: Gateway, healthy: list[Healthy], age: float) -> bool:
     locks = look(gateway)
-    missing = [it.what for it in healthy if it.session not in locks]
+    missing = [item.what for item in healthy if item.session not in locks]
     assert not missing, f"the lock is gone of {missing}"
-    return all(locks[it.session]["age_seconds"] > age for it in healthy)
+    return all(locks[item.session]["age_seconds"] > age for item in healthy)
 
 
 # Killed
@@ -464,7 +470,7 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             gateway.lock(gateway.store(agent)[f"agent:{agent}:main"]["sessionId"], agent)
             for agent in ("main", "ops")
         ]
-        noted = [eventually(lambda it=it: identity(it)) for it in resumable]
+        noted = [eventually(lambda lock=lock: identity(lock)) for lock in resumable]
         with watching(gateway, limits={"orphan_grace": 2.0}) as sidecar:
             gateway.kill()
             for member in gateway.family():
@@ -472,18 +478,18 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             put_down(local)
             eventually(lambda: not other.exists(), "the lock of a session that is done is freed")
             eventually(lambda: len(pending(sidecar)) == 2, "the others wait for the next gateway")
-            assert [identity(it) for it in resumable] == noted
-            assert {it["session"] for it in sidecar.journal("removed")} == {"served"}
+            assert [identity(item) for item in resumable] == noted
+            assert {item["session"] for item in sidecar.journal("removed")} == {"served"}
             gateway.start()
             said = "marked 1 interrupted main session(s) from stale transcript locks"
             eventually(lambda: gateway.log().count(said) == 2, f"twice: {said}")
             eventually(lambda: turns.asked == 6, "both runs are resumed")
             go.set()
             eventually(
-                lambda: not any(identity(it) in noted for it in resumable),
+                lambda: not any(identity(item) in noted for item in resumable),
                 "none of the dead gateway's locks is left",
             )
-            assert {it["session"] for it in sidecar.journal("removed")} == {"served"}
+            assert {item["session"] for item in sidecar.journal("removed")} == {"served"}
     finally:
         go.set()
         put_down(local)
@@ -594,7 +600,7 @@ def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
         assert held["pid"] == waiter.process.pid
         with suppress(Refused):
             over.result()
-        end = eventually(lambda it=session: cut_short_in_a_tool(gateway, it), "the run's end")
+        end = eventually(lambda item=session: cut_short_in_a_tool(gateway, item), "the run's end")
         if holder_of(gateway, session) == waiter.process.pid:
             sessions.append(session)
             if held["createdAt"] < end["ts"]:
@@ -678,7 +684,9 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
     go = threading.Event()
     try:
         # The nearest: make, too, has a shell that is called so.
-        init = next(it for it in psutil.Process(gateway.pid).parents() if it.name() == "sh")
+        init = next(
+            parent for parent in psutil.Process(gateway.pid).parents() if parent.name() == "sh"
+        )
         inside = ("nsenter", "--target", str(init.pid), "--pid", "--mount")
         slow = provider.part("slow", Step(until=go))
         over = gateway.run("slow", slow.cue)
@@ -694,20 +702,20 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
             (elsewhere, [("run of main", _EARLY), ("run of main", _LATE)]),
         ):
             found = stuck(gateway, wanted)
-            sessions = {"slow", *(it.session for it in found)}
+            sessions = {"slow", *(item.session for item in found)}
             seen_inside, seen_outside = (
                 {
-                    session: (it["verdict"], it["reasons"], it["pid"], it["hold_proof"])
-                    for session, it in look(gateway, "--abandoned-after", "2s", wrap=by).items()
+                    session: (item["verdict"], item["reasons"], item["pid"], item["hold_proof"])
+                    for session, item in look(gateway, "--abandoned-after", "2s", wrap=by).items()
                     if session in sessions
                 }
                 for by in (inside, ())
             )
             assert seen_inside == seen_outside
-            assert {seen_inside[it.session][0] for it in found} == {"abandoned"}
+            assert {seen_inside[item.session][0] for item in found} == {"abandoned"}
             with watching(gateway, limits=SHORT, wrap=wrap) as sidecar:
                 wait_until_freed(gateway, found)
-                assert "slow" not in {it["session"] for it in sidecar.journal("removed")}
+                assert "slow" not in {item["session"] for item in sidecar.journal("removed")}
             assert identity(gateway.lock("slow")) == healthy
         go.set()
         assert over.result()["status"] == "ok"

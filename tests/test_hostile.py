@@ -35,8 +35,8 @@ _PATIENCE = 120.0
 def _process(*command: str) -> Iterator[psutil.Process]:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, cwd=_REPO, env=environment, stdout=quiet, stderr=quiet) as it:
-        process = psutil.Process(it.pid)
+    with subprocess.Popen(command, cwd=_REPO, env=environment, stdout=quiet, stderr=quiet) as popen:
+        process = psutil.Process(popen.pid)
         try:
             yield process
         finally:
@@ -47,9 +47,9 @@ def _process(*command: str) -> Iterator[psutil.Process]:
 def _snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     for path in [folder, *folder.rglob("*")]:
-        it = path.lstat()
+        lstat = path.lstat()
         data = path.read_bytes() if path.is_file() else b""
-        found[str(path)] = (it.st_ino, it.st_mode, it.st_uid, it.st_mtime_ns, data)
+        found[str(path)] = (lstat.st_ino, lstat.st_mode, lstat.st_uid, lstat.st_mtime_ns, data)
     return found
 
 
@@ -136,10 +136,10 @@ def test_what_is_swapped_in_just_before_the_move_goes_back_untouched(
         real(name, aside, dir_fd=dir_fd)
 
     monkeypatch.setattr("reaper.adapters.locks.removal.exchange", swap)
-    it = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     outcomes = [
         found.outcome.value
-        for found in it.sweep(wait=0)
+        for found in reaper.sweep(wait=0)
         if isinstance(found, Finding) and found.outcome
     ]
     assert outcomes == ["restored"]
@@ -160,14 +160,14 @@ def test_a_hundred_thousand_junk_locks_are_swept_in_bounded_memory(tree: Tree) -
         command = [sys.executable, "-m", "reaper", "sweep", "--quiet", "--state-dir"]
         with subprocess.Popen(
             [*command, str(tree.root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as it:
+        ) as popen:
             most = 0
-            while it.poll() is None:
-                with open(f"/proc/{it.pid}/status") as status:
+            while popen.poll() is None:
+                with open(f"/proc/{popen.pid}/status") as status:
                     lines = [line for line in status if line.startswith("VmHWM")]
                 most = max(most, *(int(line.split()[1]) for line in lines), 0)
                 time.sleep(0.05)
-        assert it.returncode == 0
+        assert popen.returncode == 0
         assert os.listdir(folder) == [live.name]
     note_figures("100,000 junk locks", peak_resident_mib=most // 1024)
     assert 0 < most < 512 * 1024

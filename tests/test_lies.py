@@ -25,8 +25,8 @@ def patient_sweep(tree: Tree) -> Finding:
     """Sweep as long as any grace needs, by a clock that the test moves; return the one lock."""
     limits, policy = Limits(), Policy()
     states = [StateDir("s", str(tree.root))]
-    it = Reaper(states, limits=limits, policy=policy, clock=FakeClock(), process_table=LongUp)
-    (found,) = (one for one in it.sweep() if isinstance(one, Finding))
+    reaper = Reaper(states, limits=limits, policy=policy, clock=FakeClock(), process_table=LongUp)
+    (found,) = (one for one in reaper.sweep() if isinstance(one, Finding))
     return found
 
 
@@ -92,7 +92,7 @@ def test_what_an_agent_can_at_worst_achieve_is_to_have_a_lock_freed_that_it_coul
     forged, other = hold("sid", age=550), hold("other", age=550)
     tree.trajectory("sid", *a_run(600, 540))
     forge_store(tree, {"status": "timeout"})
-    it = Reaper(
+    reaper = Reaper(
         [StateDir("s", str(tree.root))],
         limits=Limits(),
         policy=Policy(),
@@ -101,7 +101,7 @@ def test_what_an_agent_can_at_worst_achieve_is_to_have_a_lock_freed_that_it_coul
     )
     verdicts = {
         one.lock.session: one.judgement.verdict.value
-        for one in it.sweep()
+        for one in reaper.sweep()
         if isinstance(one, Finding)
     }
     assert verdicts == {"sid": "abandoned", "other": "held"}
@@ -165,14 +165,14 @@ def test_a_record_that_names_somebody_alive_protects_no_lock_that_nobody_has_ope
     if pid is None:
         pid = hold("held", agent="other").pid
     tree.lock("sid", record(pid, starttime=start_ticks(pid), max_hold_ms=10**15))
-    it = Reaper(
+    reaper = Reaper(
         [StateDir("s", str(tree.root))],
         limits=Limits(),
         policy=Policy(),
         clock=FakeClock(),
         process_table=LongUp,
     )
-    found = {one.lock.session: one for one in it.sweep() if isinstance(one, Finding)}
+    found = {one.lock.session: one for one in reaper.sweep() if isinstance(one, Finding)}
     assert found["sid"].judgement.reasons == ("orphan-self-pid",)
     assert runs(pid), "nobody was harmed"
 

@@ -88,13 +88,17 @@ def test_the_state_directory_itself_may_be_a_symlink(tree: Tree, tmp_path: Path)
 
 def test_a_lock_is_read_with_its_identity(tree: Tree) -> None:
     path = tree.lock("sid", record(7, starttime=5))
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert it.lock.record.pid == 7
-        assert (it.lock.file.device, it.lock.file.inode) == (
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert the_opened.lock.record.pid == 7
+        assert (the_opened.lock.file.device, the_opened.lock.file.inode) == (
             path.stat().st_dev,
             path.stat().st_ino,
         )
-        assert (it.lock.agent, it.lock.session, it.lock.path) == ("main", "sid", str(path))
+        assert (the_opened.lock.agent, the_opened.lock.session, the_opened.lock.path) == (
+            "main",
+            "sid",
+            str(path),
+        )
 
 
 def test_a_lock_that_is_gone_is_nothing(tree: Tree) -> None:
@@ -106,9 +110,9 @@ def test_no_more_than_the_limit_is_read(tree: Tree) -> None:
     path = tree.lock("sid", b"")
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a sparse terabyte
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert len(it.lock.data) == READ_LIMIT + 1
-        assert it.lock.record.shape is Shape.OVERSIZED
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert len(the_opened.lock.data) == READ_LIMIT + 1
+        assert the_opened.lock.record.shape is Shape.OVERSIZED
 
 
 # Removal
@@ -117,28 +121,28 @@ def test_no_more_than_the_limit_is_read(tree: Tree) -> None:
 def test_exactly_the_lock_that_was_judged_is_removed(tree: Tree) -> None:
     tree.lock("sid", record(7))
     tree.lock("other", record(7))
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert remove(it) == removal.Removal(outcome=Outcome.REMOVED)
-        assert os.fstat(it.fd).st_nlink == 0
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert remove(the_opened) == removal.Removal(outcome=Outcome.REMOVED)
+        assert os.fstat(the_opened.fd).st_nlink == 0
     assert listing(tree) == {"other.jsonl.lock"}
 
 
 def test_a_lock_that_vanished_is_no_error(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    with the_folder(tree) as folder, opened(folder) as it:
+    with the_folder(tree) as folder, opened(folder) as the_opened:
         path.unlink()
-        assert remove(it).outcome is Outcome.VANISHED
+        assert remove(the_opened).outcome is Outcome.VANISHED
     assert listing(tree) == set()
 
 
 def test_a_successor_under_the_same_name_is_left_alone(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    with the_folder(tree) as folder, opened(folder) as it:
+    with the_folder(tree) as folder, opened(folder) as the_opened:
         path.unlink()
         path.write_bytes(record(8))
         successor = path.stat().st_ino
-        assert successor != it.lock.file.inode  # the descriptor keeps the number from reuse
-        assert remove(it).outcome is Outcome.CHANGED
+        assert successor != the_opened.lock.file.inode  # the descriptor keeps the number from reuse
+        assert remove(the_opened).outcome is Outcome.CHANGED
     assert path.stat().st_ino == successor
     assert listing(tree) == {"sid.jsonl.lock"}
 
@@ -148,8 +152,8 @@ def test_a_hard_link_elsewhere_survives_and_is_told(tree: Tree) -> None:
     path = tree.lock("sid", data)
     other = tree.root / "kept"
     os.link(path, other)
-    with the_folder(tree) as folder, opened(folder) as it:
-        removal = remove(it)
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        removal = remove(the_opened)
     assert removal.outcome is Outcome.REMOVED
     assert "1 other name" in removal.note
     assert other.read_bytes() == data
@@ -171,8 +175,8 @@ def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
         assert folder.parked == [aside.name]
         assert original_name(aside.name) == path.name
         assert put_back(folder, aside.name).outcome is Outcome.RESTORED
-        with opened(folder, session) as it:
-            assert remove(it).outcome is Outcome.REMOVED
+        with opened(folder, session) as the_opened:
+            assert remove(the_opened).outcome is Outcome.REMOVED
     assert listing(tree) == set()
 
 
@@ -217,8 +221,8 @@ def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
 
     meanwhile("exchange", reclaim)
     meanwhile("_give_back", lambda: seen.append(path.read_bytes()))
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert remove(it).outcome is Outcome.RESTORED
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert remove(the_opened).outcome is Outcome.RESTORED
     assert seen == [b""]
     assert json.loads(path.read_bytes())["pid"] == 8
     assert listing(tree) == {"sid.jsonl.lock"}
@@ -236,8 +240,8 @@ def test_a_lock_that_replaced_the_placeholder_is_left_to_its_holder(
         path.write_bytes(record(8))
 
     meanwhile(step, reclaim)
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert remove(it).outcome is Outcome.REMOVED
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert remove(the_opened).outcome is Outcome.REMOVED
     assert json.loads(path.read_bytes())["pid"] == 8
     assert listing(tree) == {"sid.jsonl.lock"}
 
@@ -256,8 +260,8 @@ def test_one_that_replaced_the_placeholder_of_a_wrong_grab_keeps_the_name(
 
     meanwhile("exchange", reclaim(8))
     meanwhile("_give_back", lambda: meanwhile("exchange", reclaim(9)))
-    with the_folder(tree) as folder, opened(folder) as it:
-        removal = remove(it)
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        removal = remove(the_opened)
         folder.read_names()
     assert removal.outcome is Outcome.FAILED
     assert "a newer lock has its name" in removal.note
@@ -274,8 +278,8 @@ def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_placeholder(
     meanwhile("_remove_placeholder", lambda: modes.append(path.stat().st_mode & 0o777))
     before = os.umask(0o077)
     try:
-        with the_folder(tree) as folder, opened(folder) as it:
-            assert remove(it).outcome is Outcome.REMOVED
+        with the_folder(tree) as folder, opened(folder) as the_opened:
+            assert remove(the_opened).outcome is Outcome.REMOVED
     finally:
         os.umask(before)
     assert modes == [0o644]
@@ -294,9 +298,9 @@ def test_a_placeholder_that_somebody_gave_a_further_name_is_not_looked_for_for_l
         return real(where)
 
     meanwhile("_remove_placeholder", lambda: os.link(path, tree.root / "elsewhere"))
-    with the_folder(tree) as folder, opened(folder) as it:
+    with the_folder(tree) as folder, opened(folder) as the_opened:
         monkeypatch.setattr(os, "scandir", scandir)
-        assert remove(it).outcome is Outcome.REMOVED
+        assert remove(the_opened).outcome is Outcome.REMOVED
     assert listing(tree) == set()
     assert 1 <= scans <= 5
 
@@ -306,8 +310,8 @@ def test_a_full_disk_keeps_no_lock_from_being_removed(
 ) -> None:
     tree.lock("sid", record(7))
     monkeypatch.setattr(removal, "_create_placeholder", lambda *_, **__: None)
-    with the_folder(tree) as folder, opened(folder) as it:
-        assert remove(it).outcome is Outcome.REMOVED
+    with the_folder(tree) as folder, opened(folder) as the_opened:
+        assert remove(the_opened).outcome is Outcome.REMOVED
     assert listing(tree) == set()
 
 
@@ -322,8 +326,12 @@ def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
 
 def test_only_private_names_can_be_dropped(tree: Tree) -> None:
     tree.lock("sid", record(7))
-    with the_folder(tree) as folder, opened(folder) as it, pytest.raises(ValueError, match="priv"):
-        drop_parked(it)
+    with (
+        the_folder(tree) as folder,
+        opened(folder) as the_opened,
+        pytest.raises(ValueError, match="priv"),
+    ):
+        drop_parked(the_opened)
     with the_folder(tree) as folder, pytest.raises(ValueError, match="private"):
         put_back(folder, "sid.jsonl.lock")
 
@@ -334,19 +342,19 @@ def test_where_rename_can_replace_a_hard_link_is_the_way_back(
 ) -> None:
     """Bindfs passes no rename flags on, as many FUSE and network file systems do not."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
-        here = Tree(seen)
+        the_tree = Tree(seen)
         tree.lock("sid", record(7))
-        with the_folder(here) as folder:
+        with the_folder(the_tree) as folder:
             with pytest.raises(OSError, match=r"Invalid|implemented"):
                 kernel.rename_noreplace("sid.jsonl.lock", "x", dir_fd=folder.fd)
-            with opened(folder) as it:
-                assert remove(it).outcome is Outcome.REMOVED
-            assert listing(here) == set()
+            with opened(folder) as the_opened:
+                assert remove(the_opened).outcome is Outcome.REMOVED
+            assert listing(the_tree) == set()
             path = tree.lock("sid", record(7))
             aside = names.private_name("sid")
             path.rename(path.with_name(aside))
             assert put_back(folder, aside).outcome is Outcome.RESTORED
-            assert listing(here) == {"sid.jsonl.lock"}
+            assert listing(the_tree) == {"sid.jsonl.lock"}
 
 
 @pytest.mark.root
@@ -356,8 +364,8 @@ def test_a_foreign_lock_is_left_where_no_way_back_is_assured(
     """Without that rename only a hard link leads back, which another uid's file may refuse."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
         os.chown(tree.lock("sid", record(7)), 1234, 1234)
-        with the_folder(Tree(seen)) as folder, opened(folder) as it:
-            removal = remove(it)
+        with the_folder(Tree(seen)) as folder, opened(folder) as the_opened:
+            removal = remove(the_opened)
     assert removal.outcome is Outcome.FLAGGED
     assert "no safe way to put a lock back" in removal.note
     assert listing(tree) == {"sid.jsonl.lock"}
@@ -438,11 +446,11 @@ def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, patience: float
     counts: Counter[str] = Counter()
     with the_folder(tree) as folder:
         while gateway.poll() is None:
-            it = open_lock(folder, path.name)
-            if isinstance(it, OpenLock):
-                with it:
-                    if it.lock.record.pid == 1073741823:
-                        counts[remover(it).value] += 1
+            lock = open_lock(folder, path.name)
+            if isinstance(lock, OpenLock):
+                with lock:
+                    if lock.lock.record.pid == 1073741823:
+                        counts[remover(lock).value] += 1
     output, _ = gateway.communicate()
     counts.update(json.loads(output))
     return counts
@@ -451,9 +459,9 @@ def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, patience: float
 _MOST_RACES = 60
 
 
-def _unlink_plainly(it: OpenLock) -> Outcome:
+def _unlink_plainly(lock: OpenLock) -> Outcome:
     try:
-        os.unlink(it.name, dir_fd=it.folder.fd)
+        os.unlink(lock.name, dir_fd=lock.folder.fd)
     except FileNotFoundError:
         return Outcome.VANISHED
     return Outcome.REMOVED
@@ -470,7 +478,7 @@ def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree
 
     ours: Counter[str] = Counter()
     for _ in range(_MOST_RACES):
-        ours += _race(tree, lambda it: remove(it).outcome, patience=PATIENCE)
+        ours += _race(tree, lambda item: remove(item).outcome, patience=PATIENCE)
         if ours["removed"] > 200:
             break
     assert ours["stolen"] == 0, ours

@@ -96,7 +96,9 @@ def reap(
 
 
 def ends(locks: dict[str, dict[str, Any]]) -> dict[str, tuple[str, list[str], str]]:
-    return {it: (lock["verdict"], lock["reasons"], lock["outcome"]) for it, lock in locks.items()}
+    return {
+        item: (lock["verdict"], lock["reasons"], lock["outcome"]) for item, lock in locks.items()
+    }
 
 
 def transcript(tree: Tree, session: str) -> Path:
@@ -277,12 +279,14 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
         except AssertionError as error:
             # Were their events lost, or their times?
             lines = sidecar.get("/metrics").splitlines()
-            error.add_note("\n".join(it for it in lines if "event" in it or count in it))
+            error.add_note("\n".join(line for line in lines if "event" in line or count in line))
             raise
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 3000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
-        acts = [it for it in sidecar.journal() if it["event"] not in {"watching", "held", "kept"}]
-        assert [it["session"] for it in acts] == ["dying"]
+        acts = [
+            item for item in sidecar.journal() if item["event"] not in {"watching", "held", "kept"}
+        ]
+        assert [act["session"] for act in acts] == ["dying"]
         assert sidecar.journal("events-missing") == []
     finally:
         sidecar.stop()
@@ -329,15 +333,15 @@ def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_rem
     path = tree.lock("sid", record(2**22 + 1))
     holder = node()
     command = processes.command_of("sweep", "--wait", "0", "--state-dir", tree.root)
-    with Stepped(command, [path.parent, path]) as it:
-        it.go_to("openat(", ".rpr")
+    with Stepped(command, [path.parent, path]) as stepped:
+        stepped.go_to("openat(", ".rpr")
         if exchanged:
-            it.go_to("RENAME_EXCHANGE")
+            stepped.go_to("RENAME_EXCHANGE")
         asked = time.monotonic()
         assert holder.ask("acquire", transcript(tree, "sid")) == "held"
         took = round(time.monotonic() - asked, 1)
         note_figures("acquiring beside a stopped reaper", exchanged=exchanged, seconds=took)
-        it.finish()
+        stepped.finish()
     lock = reap(tree, "sweep")[1]["sid"]
     assert (lock["verdict"], lock["pid"]) == ("held", holder.process.pid)
     assert holder.ask("release", transcript(tree, "sid")) == "released"

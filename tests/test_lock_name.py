@@ -12,7 +12,7 @@ LOCK = f"{SID}.jsonl.lock"
 
 def fits(text: str, agent: str, file: str, *, cwd: str = "/") -> bool:
     """Whether the text names the lock by anything but the folder that it is in."""
-    return any(it.fits(agent, file) for it in lock_names(text, cwd) if it.folder is None)
+    return any(name.fits(agent, file) for name in lock_names(text, cwd) if name.folder is None)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_another_agents_lock_and_a_path_of_something_else_are_not_taken_for_it(t
 
 
 def test_the_text_as_typed_goes_before_the_text_without_punctuation() -> None:
-    files = [it.file for it in lock_names(f"{SID}.", "/")]
+    files = [name.file for name in lock_names(f"{SID}.", "/")]
     assert files.index(f"{SID}..jsonl.lock") < files.index(LOCK)
 
 
 def test_a_file_name_goes_before_a_session_id_that_looks_like_one() -> None:
-    files = [it.file for it in lock_names("s.jsonl", "/")]
+    files = [name.file for name in lock_names("s.jsonl", "/")]
     assert files.index("s.jsonl.lock") < files.index("s.jsonl.jsonl.lock")
 
 
@@ -122,12 +122,12 @@ def test_a_session_key_is_read_as_typed_and_without_punctuation() -> None:
 @given(st.text(), st.sampled_from(["/", "/x/agents/main/sessions"]))
 def test_any_text_is_read_and_ids_fit_their_own_lock(text: str, cwd: str) -> None:
     names = lock_names(text, cwd)
-    assert all(it.file and "/" not in it.file for it in names)
+    assert all(name.file and "/" not in name.file for name in names)
     if text and "/" not in text and not text.endswith((".jsonl", ".jsonl.lock")):
-        best = next(it for it in names if it.folder is None)
+        best = next(name for name in names if name.folder is None)
         assert best.fits("anyone", f"{text}.jsonl.lock")
 
 
 def test_a_root_or_nothing_names_no_lock() -> None:
     for text in ("", "/", "\\", "//", "../.."):
-        assert not any(it.fits("main", ".jsonl.lock") for it in lock_names(text, "/x"))
+        assert not any(name.fits("main", ".jsonl.lock") for name in lock_names(text, "/x"))

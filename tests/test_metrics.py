@@ -126,7 +126,7 @@ def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
     for reason in known:
         inventory.set_skipped([Skipped(path="/x", reason=reason, failed=True)])
         assert skipped() == {**known, reason: 1}
-    odd = [Skipped(path="/x", reason=f"error-{it}", failed=True) for it in ("EIO", "EMFILE")]
+    odd = [Skipped(path="/x", reason=f"error-{item}", failed=True) for item in ("EIO", "EMFILE")]
     inventory.set_skipped(odd)
     assert skipped() == {**known, "error": 2}
     inventory.set_skipped([Skipped(path="/x", reason="sqlite-sessions")])
@@ -368,7 +368,7 @@ def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Pa
     text = target.read_text()
     assert 'action="remove",outcome="removed",reason="dead-pid"} 1.0' in text
     assert "reaper_stuck_locks{" not in text
-    assert sorted(it.name for it in tmp_path.iterdir()) == ["reaper.prom", "state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reaper.prom", "state"]
     done = sweep("--textfile", str(tmp_path / "nowhere" / "x.prom"))
     assert done.returncode == 1
     assert "cannot write" in done.stderr
@@ -459,5 +459,5 @@ def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: An
     assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")
     assert not query("reaper_stuck_locks > 0")
     assert not query("reaper_hold_proof_available != 1")
-    names = {it["metric"]["__name__"] for it in query('{__name__=~"reaper_.*"}')}
+    names = {item["metric"]["__name__"] for item in query('{__name__=~"reaper_.*"}')}
     assert len(names) > 20

@@ -59,7 +59,7 @@ def test_the_most_that_is_read_is_read_at_once() -> None:
 
 
 def said(tree: Tree) -> dict[str, str]:
-    return {it.reason: it.note for it in reaper(tree).look() if isinstance(it, Skipped)}
+    return {found.reason: found.note for found in reaper(tree).look() if isinstance(found, Skipped)}
 
 
 def test_a_store_beside_the_agents_sessions_is_no_news(tree: Tree) -> None:

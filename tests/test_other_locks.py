@@ -42,12 +42,12 @@ def reap(
     report = json.loads(done.stdout)
     assert report["summary"]["other_locks"]["locks"] == len(report["other_locks"])
     return done.returncode, {
-        it["path"].removeprefix(f"{tree.root}/"): (
-            it["verdict"],
-            (it["reasons"] or [""])[0],
-            it["outcome"],
+        item["path"].removeprefix(f"{tree.root}/"): (
+            item["verdict"],
+            (item["reasons"] or [""])[0],
+            item["outcome"],
         )
-        for it in report["other_locks"]
+        for item in report["other_locks"]
     }
 
 
@@ -106,7 +106,7 @@ def test_not_open_frees_what_holders_keep_open_and_nothing_else(tree: Tree) -> N
         "agents/a/agent/auth-profiles.json.lock": ("uncertain", "no-descriptor", "kept"),
     }
     assert code == 4, "what cannot be judged is not fine"
-    assert [it.exists() for it in (left, held, closed, empty)] == [False, True, True, True]
+    assert [item.exists() for item in (left, held, closed, empty)] == [False, True, True, True]
 
 
 def test_a_dry_run_says_what_would_be_removed(tree: Tree) -> None:
@@ -164,7 +164,7 @@ def test_pids_count_only_in_the_gateways_own_namespace(tree: Tree, root_only: No
     assert found[names[1]] == ("stale", "recycled-pid", "removed")
     assert found[guard.name] == ("stale", GUARD, "removed")
     assert found[full.name] == ("uncertain", "not-empty", "kept")
-    assert [it.exists() for it in (again, guard, full)] == [False, False, True]
+    assert [item.exists() for item in (again, guard, full)] == [False, False, True]
 
 
 # The protocol
@@ -184,7 +184,7 @@ def opened(tree: Tree, below: str) -> OpenLock:
 
 
 def names(tree: Tree) -> set[str]:
-    return {it.name for it in tree.root.iterdir()}
+    return {path.name for path in tree.root.iterdir()}
 
 
 def test_exactly_the_guard_that_was_judged_is_removed(tree: Tree) -> None:
@@ -229,7 +229,9 @@ def test_no_more_names_of_a_folder_are_read_than_can_be_openclaws(tree: Tree) ->
     for number in range(MOST_NAMES + 2):
         plant(tree, f"locks/oauth-refresh/{number}.lock", DEAD)
     state = StateDir("s", str(tree.root))
-    (folder,) = (it for it in folders_of_places(state, []) if it.path.endswith("oauth-refresh"))
+    (folder,) = (
+        place for place in folders_of_places(state, []) if place.path.endswith("oauth-refresh")
+    )
     assert (len(folder.locks), folder.locks_left_out) == (MOST_NAMES, 2)
     assert reap(tree, "list")[0] == 1
 
@@ -243,18 +245,18 @@ def test_a_folder_that_is_no_folder_is_reported_and_others_links_are_not_followe
     (tree.root / "agents" / "linked").symlink_to(tree.root)
     skipped: list[Any] = []
     found = {
-        it.path.removeprefix(str(tree.root))
-        for it in folders_of_places(StateDir("s", str(tree.root)), skipped)
+        place.path.removeprefix(str(tree.root))
+        for place in folders_of_places(StateDir("s", str(tree.root)), skipped)
     }
     assert found == {"", "/agents/main/sessions"}
-    assert [it.path.removeprefix(str(tree.root)) for it in skipped] == ["/locks"]
+    assert [item.path.removeprefix(str(tree.root)) for item in skipped] == ["/locks"]
 
 
 def test_an_own_symlink_is_followed_and_known_as_one(tree: Tree) -> None:
     plant(tree, "volume/oauth-refresh/sha256-1f.lock", DEAD)
     (tree.root / "locks").symlink_to("volume")
     found = list(folders_of_places(StateDir("s", str(tree.root)), []))
-    linked = {it.path.removeprefix(f"{tree.root}/"): it.through_symlink for it in found}
+    linked = {item.path.removeprefix(f"{tree.root}/"): item.through_symlink for item in found}
     assert linked == {
         str(tree.root): False,
         "agents/main/sessions": False,

@@ -35,7 +35,7 @@ def test_the_seeds_record_is_read_whole() -> None:
 def test_what_the_gateway_writes_is_read_as_any_json_is(
     pid: int, year: int, numbers: tuple[int, ...], ms: int, longest: int, ticks: int
 ) -> None:
-    month, day, hour, minute, second = (f"{it:02}" for it in numbers)
+    month, day, hour, minute, second = (f"{number:02}" for number in numbers)
     created = f"{year:04}-{month}-{day}T{hour}:{minute}:{second}.{ms:03}Z"
     fields = {"pid": pid, "createdAt": created, "maxHoldMs": longest, "starttime": ticks}
     data = (json.dumps(fields, indent=2) + "\n").encode()

@@ -30,7 +30,7 @@ def test_delays_double_up_to_the_longest() -> None:
 
 def test_another_cause_is_news_and_does_not_shorten_the_delay() -> None:
     retries = failing(["x", "x", "y", "x"], longest=60)
-    assert [it.is_news for it in retries] == [True, False, True, True]
+    assert [retry.is_news for retry in retries] == [True, False, True, True]
     assert delays(retries) == [2, 4, 8]
     assert retries[-1].attempts == 4
 

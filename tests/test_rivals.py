@@ -47,8 +47,8 @@ class Rivals:
         return [functools.partial(remove, lock) for lock in locks]
 
     def note(self, results: list[object]) -> set[Outcome]:
-        found = [it.outcome for it in results if isinstance(it, Removal)]
-        self.outcomes[tuple(sorted(it.value for it in found))] += 1
+        found = [result.outcome for result in results if isinstance(result, Removal)]
+        self.outcomes[tuple(sorted(item.value for item in found))] += 1
         return set(found)
 
 

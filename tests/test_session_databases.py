@@ -22,10 +22,12 @@ def database(tree: Tree) -> Iterator[sqlite3.Connection]:
     """An agent's database as 2026.7 has it too, in the mode in which gateways use it."""
     folder = tree.root / "agents" / "main" / "agent"
     folder.mkdir(parents=True)
-    with closing(sqlite3.connect(folder / "openclaw-agent.sqlite", isolation_level=None)) as it:
-        it.execute("PRAGMA journal_mode=WAL")
-        it.execute("CREATE TABLE cache_entries (scope TEXT)")
-        yield it
+    with closing(
+        sqlite3.connect(folder / "openclaw-agent.sqlite", isolation_level=None)
+    ) as the_closing:
+        the_closing.execute("PRAGMA journal_mode=WAL")
+        the_closing.execute("CREATE TABLE cache_entries (scope TEXT)")
+        yield the_closing
 
 
 def has_sessions(tree: Tree) -> bool:
@@ -57,7 +59,9 @@ def test_a_large_database_that_was_upgraded_is_recognised(
     for _ in range(40):
         database.execute("INSERT INTO cache_entries VALUES (?)", ("x" * 500_000,))
     for number in range(60):
-        database.execute(f"CREATE TABLE t{number} ({', '.join(f'c{it} TEXT' for it in range(60))})")
+        database.execute(
+            f"CREATE TABLE t{number} ({', '.join(f'c{item} TEXT' for item in range(60))})"
+        )
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     path = tree.root / "agents" / "main" / "agent" / "openclaw-agent.sqlite"
@@ -112,9 +116,9 @@ def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
     tree.lock("dead", record(2**22 + 1))
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     found = list(reaper.look())
-    said = [it.reason for it in found if isinstance(it, Skipped)]
+    said = [item.reason for item in found if isinstance(item, Skipped)]
     assert said == ["sqlite-sessions"]
-    assert not any(it.failed for it in found if isinstance(it, Skipped))
+    assert not any(item.failed for item in found if isinstance(item, Skipped))
     assert len(found) == 2
 
 

@@ -119,17 +119,17 @@ def reaper(tree: Tree, **how: Any) -> Reaper:
 
 
 def findings(found: Iterator[Finding | Skipped]) -> dict[str, Finding]:
-    return {it.lock.session: it for it in found if isinstance(it, Finding)}
+    return {item.lock.session: item for item in found if isinstance(item, Finding)}
 
 
 def ends(found: Iterator[Finding | Skipped]) -> dict[str, tuple[str, tuple[str, ...], str]]:
     return {
         session: (
-            it.judgement.verdict.value,
-            it.judgement.reasons,
-            it.outcome.value if it.outcome else "",
+            finding.judgement.verdict.value,
+            finding.judgement.reasons,
+            finding.outcome.value if finding.outcome else "",
         )
-        for session, it in findings(found).items()
+        for session, finding in findings(found).items()
     }
 
 
@@ -149,8 +149,8 @@ def test_ages_of_one_pass_count_to_one_moment(tree: Tree) -> None:
     looking = reaper(tree, clock=SlowClock(), probe=no_proof)
     taken = []
     for found in (findings(looking.act()), findings(looking.act())):
-        seen = {name: TrackedLock.of(it) for name, it in found.items()}
-        taken.append({name: it.at - it.evidence.age for name, it in seen.items()})
+        seen = {name: TrackedLock.of(item) for name, item in found.items()}
+        taken.append({name: item.at - item.evidence.age for name, item in seen.items()})
         assert taken[-1]["10"] - taken[-1]["11"] == pytest.approx(1.0, abs=0.1)
         assert taken[-1]["11"] - taken[-1]["12"] == pytest.approx(1.0, abs=0.1)
     assert taken[0] == pytest.approx(taken[1])
@@ -166,8 +166,8 @@ def test_one_sweep_frees_what_is_over_and_nothing_else(
     overdue = hold("overdue", age=5000)
     closed = hold("forgotten")
     closed.ask("close")
-    it = reaper(tree)
-    assert ends(it.sweep()) == {
+    the_reaper = reaper(tree)
+    assert ends(the_reaper.sweep()) == {
         "dead": ("stale", ("dead-pid",), "removed"),
         "junk": ("stale", ("missing-pid", "malformed", "invalid-createdAt"), "removed"),
         "empty": ("stale", ("missing-pid", "empty", "invalid-createdAt"), "removed"),
@@ -184,9 +184,9 @@ def test_a_dry_sweep_takes_the_same_path_up_to_the_act(tree: Tree, hold: HoldLoc
     tree.lock("dead", record(2**22 + 1))
     closed = hold("forgotten")
     closed.ask("close")
-    it = reaper(tree, process_table=FakeProcesses)
+    the_reaper = reaper(tree, process_table=FakeProcesses)
     before = sorted(os.listdir(tree.sessions()))
-    outcomes = {session: end[2] for session, end in ends(it.sweep(dry=True)).items()}
+    outcomes = {session: end[2] for session, end in ends(the_reaper.sweep(dry=True)).items()}
     assert outcomes == {"dead": "would-remove", "forgotten": "would-remove"}
     assert sorted(os.listdir(tree.sessions())) == before
 
@@ -209,8 +209,8 @@ def test_a_lock_is_orphaned_only_after_it_was_seen_so_for_the_grace(
     holder.ask("close")
     clock = FakeClock()
     waits: list[tuple[int, float]] = []
-    it = reaper(tree, clock=clock)
-    found = ends(it.sweep(on_wait=lambda count, seconds: waits.append((count, seconds))))
+    the_reaper = reaper(tree, clock=clock)
+    found = ends(the_reaper.sweep(on_wait=lambda count, seconds: waits.append((count, seconds))))
     assert found["forgotten"][2] == "removed"
     assert waits == [(1, 10.0)]
     assert sum(clock.slept) == pytest.approx(10.0)
@@ -244,8 +244,8 @@ def test_a_folder_that_cannot_be_read_while_waiting_is_told_once_and_its_locks_a
 
     clock.on_sleep = move
     found = list(reaper(tree, clock=clock).sweep())
-    assert [it.reason for it in found if isinstance(it, Skipped)] == ["missing"]
-    assert [it.outcome for it in found if isinstance(it, Finding)] == [Outcome.REMOVED]
+    assert [item.reason for item in found if isinstance(item, Skipped)] == ["missing"]
+    assert [item.outcome for item in found if isinstance(item, Finding)] == [Outcome.REMOVED]
     assert not holder.path.exists()
 
 
@@ -475,10 +475,10 @@ def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: Hol
     hold("stuck", age=40)
     tree.trajectory("stuck", *a_run(50, 30), quiet=30)
     clock = FakeClock()
-    it = reaper(tree, clock=clock)
+    the_reaper = reaper(tree, clock=clock)
 
     def verdict() -> Verdict:
-        (found,) = it.act()
+        (found,) = the_reaper.act()
         assert isinstance(found, Finding)
         return found.judgement.verdict
 
@@ -528,11 +528,11 @@ def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     holder = hold("held", age=60)
     tree.trajectory("held", *a_run(70, 59.5), quiet=59)
     clock = FakeClock()
-    it = reaper(tree, clock=clock)
+    the_reaper = reaper(tree, clock=clock)
     for step in (0, 86_400_000, -86_400_000):
         clock.wall += step
         clock.pass_by(1.0)
-        (found,) = (one for one in it.act() if isinstance(one, Finding))
+        (found,) = (one for one in the_reaper.act() if isinstance(one, Finding))
         assert (found.judgement.verdict, found.outcome) == (Verdict.HELD, Outcome.KEPT)
         assert found.evidence.age < 70
     assert holder.path.exists()
@@ -591,9 +591,11 @@ def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pi
 
 def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
     """Return the session stores that are reported, each as often as it is."""
-    reported = [it for it in found if isinstance(it, Skipped) and it.reason == "session-store"]
-    assert all(it.failed and it.note for it in reported)
-    return [it.path for it in reported]
+    reported = [
+        item for item in found if isinstance(item, Skipped) and item.reason == "session-store"
+    ]
+    assert all(item.failed and item.note for item in reported)
+    return [item.path for item in reported]
 
 
 def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_are(
@@ -610,15 +612,17 @@ def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_ar
     (tree.sessions("idle") / "sessions.json").write_text('{"half')
     agents = ("held", "idle", "main", "ops")
     broken = [f"{tree.root}/agents/{agent}/sessions/sessions.json" for agent in agents]
-    it = reaper(tree, process_table=FakeProcesses)
-    assert not_understood(it.sweep(dry=True)) == broken
-    assert not_understood(found for found in it.act()) == broken
-    assert not_understood(it.look()) == broken
-    wanted = it.explain(lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock"))
+    the_reaper = reaper(tree, process_table=FakeProcesses)
+    assert not_understood(the_reaper.sweep(dry=True)) == broken
+    assert not_understood(found for found in the_reaper.act()) == broken
+    assert not_understood(the_reaper.look()) == broken
+    wanted = the_reaper.explain(
+        lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock")
+    )
     assert not_understood(found for found in wanted) == broken[3:]
     for path in broken:
         Path(path).write_text("{}")
-    assert not_understood(it.sweep()) == []
+    assert not_understood(the_reaper.sweep()) == []
 
 
 def test_a_store_is_read_once_in_a_pass_for_all_locks_of_its_folder(
@@ -654,29 +658,29 @@ def test_a_store_that_nobody_writes_is_read_once_also_where_there_is_no_lock(
         return real(session, sessions)
 
     monkeypatch.setattr(session_store, "_read", read)
-    it = reaper(tree)
+    the_reaper = reaper(tree)
     for _ in range(3):
-        assert not_understood(found for found in it.act()) == [str(path)]
+        assert not_understood(found for found in the_reaper.act()) == [str(path)]
     assert len(reads) == 1
     path.write_text("{}")
     for _ in range(3):
-        assert not_understood(found for found in it.act()) == []
+        assert not_understood(found for found in the_reaper.act()) == []
     assert len(reads) == 2
 
 
 def test_what_is_remembered_of_agents_ends_with_their_folders(tree: Tree) -> None:
-    it = reaper(tree)
+    the_reaper = reaper(tree)
     for number in range(5):
         tree.lock("s", record(DEAD, starttime=5), agent=f"a{number}")
         tree.store({}, agent=f"a{number}")
-        list(it.act())
+        list(the_reaper.act())
         shutil.rmtree(tree.root / "agents" / f"a{number}")
     tree.lock("s", record(os.getpid(), starttime=start_ticks(os.getpid())))
-    list(it.act())
-    assert {agent for _, agent in it.memory.earlier} == {"main"}
+    list(the_reaper.act())
+    assert {agent for _, agent in the_reaper.memory.earlier} == {"main"}
     tree.root.rename(tree.root.with_name("away"))
-    assert missing(it.act()) == [str(tree.root)]
-    assert {agent for _, agent in it.memory.earlier} == {"main"}
+    assert missing(the_reaper.act()) == [str(tree.root)]
+    assert {agent for _, agent in the_reaper.memory.earlier} == {"main"}
 
 
 # Bugs
@@ -703,8 +707,8 @@ def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_
         return real(collector, about, *more)
 
     monkeypatch.setattr(EvidenceCollector, attribute, breaks)
-    it = reaper(tree)
-    found = list(it.act())
+    the_reaper = reaper(tree)
+    found = list(the_reaper.act())
     (bug,) = (one for one in found if isinstance(one, Skipped) and one.reason == "error")
     assert bug.failed
     assert "a bug in the reaper" in bug.note
@@ -721,16 +725,16 @@ def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("s", record(os.getpid()))
-    it = reaper(tree)
-    list(it.act())
-    known = list(it.memory.histories)
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
+    known = list(the_reaper.memory.histories)
     monkeypatch.setattr(scanner, "judge", None)
     for only in (None, set(known)):
-        (bug,) = it.act(only)
+        (bug,) = the_reaper.act(only)
         assert isinstance(bug, Skipped)
         assert (bug.reason, bug.key) == ("error", known[0])
-        assert list(it.memory.histories) == known
-    (bug,) = it.sweep(wait=0)
+        assert list(the_reaper.memory.histories) == known
+    (bug,) = the_reaper.sweep(wait=0)
     assert isinstance(bug, Skipped)
 
 
@@ -751,9 +755,9 @@ def test_what_the_system_refuses_is_no_bug(tree: Tree, monkeypatch: pytest.Monke
 
 def missing(found: Iterator[Finding | Skipped]) -> list[str]:
     """Return the paths of what is reported to be missing, which is a failure each."""
-    reported = [it for it in found if isinstance(it, Skipped) and it.reason == "missing"]
-    assert all(it.failed and it.note for it in reported)
-    return [it.path for it in reported]
+    reported = [item for item in found if isinstance(item, Skipped) and item.reason == "missing"]
+    assert all(item.failed and item.note for item in reported)
+    return [item.path for item in reported]
 
 
 @pytest.mark.parametrize("gone", ["agents", "agents/main", "agents/main/sessions"])
@@ -765,43 +769,43 @@ def test_a_lock_whose_folder_vanishes_is_not_seen_and_is_remembered(
     holder = hold("s")
     if not alone:
         tree.sessions("other")
-    it = reaper(tree)
-    (key,) = findings(it.act()).values()
+    the_reaper = reaper(tree)
+    (key,) = findings(the_reaper.act()).values()
     (tree.root / gone).rename(tree.root / "away")
     everything_is = gone == "agents" or alone
     path = f"{tree.root}/agents" if is_full and everything_is else str(holder.path)
     for _ in range(2):
-        assert missing(it.act(None if is_full else {key.key})) == [path]
-        assert list(it.memory.histories) == [key.key]
+        assert missing(the_reaper.act(None if is_full else {key.key})) == [path]
+        assert list(the_reaper.memory.histories) == [key.key]
     (tree.root / gone).parent.mkdir(parents=True, exist_ok=True)
     (tree.root / "away").rename(tree.root / gone)
-    assert [found.key for found in it.act()] == [key.key]
+    assert [found.key for found in the_reaper.act()] == [key.key]
 
 
 def test_agents_that_were_there_and_are_gone_are_missing_though_no_lock_was_known(
     tree: Tree,
 ) -> None:
-    it = reaper(tree)
-    assert list(it.act()) == []
+    the_reaper = reaper(tree)
+    assert list(the_reaper.act()) == []
     shutil.rmtree(tree.root / "agents")
     for _ in range(2):
-        assert missing(it.act()) == [f"{tree.root}/agents"]
+        assert missing(the_reaper.act()) == [f"{tree.root}/agents"]
     (tree.root / "agents").mkdir()
-    assert missing(it.act()) == [f"{tree.root}/agents"]
+    assert missing(the_reaper.act()) == [f"{tree.root}/agents"]
     tree.sessions("new")
-    assert list(it.act()) == []
+    assert list(the_reaper.act()) == []
 
 
 def test_an_agent_without_locks_that_is_gone_is_nothing(tree: Tree) -> None:
     path = tree.lock("s", record(os.getpid()))
     tree.sessions("other")
-    it = reaper(tree)
-    (found,) = it.act()
+    the_reaper = reaper(tree)
+    (found,) = the_reaper.act()
     assert found.key is not None
     path.unlink()
-    it.forget(found.key)  # as an event that the lock went makes the sidecar do
+    the_reaper.forget(found.key)  # as an event that the lock went makes the sidecar do
     shutil.rmtree(tree.root / "agents" / "main")
-    assert list(it.act()) == []
+    assert list(the_reaper.act()) == []
 
 
 @pytest.mark.parametrize("away_for", [0, 1, 2])
@@ -810,58 +814,58 @@ def test_a_folder_that_has_another_name_now_is_not_missing(
 ) -> None:
     hold("s")
     tree.sessions("other")
-    it = reaper(tree)
-    list(it.act())
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
     (tree.root / "agents" / "main").rename(tree.root / "away")
     for _ in range(away_for):
-        assert len(missing(it.act())) == 1
+        assert len(missing(the_reaper.act())) == 1
     (tree.root / "away").rename(tree.root / "agents" / "renamed")
     for _ in range(2):
-        (found,) = it.act()
+        (found,) = the_reaper.act()
         assert isinstance(found, Finding)
-        assert [key.agent for key in it.memory.histories] == ["renamed"]
+        assert [key.agent for key in the_reaper.memory.histories] == ["renamed"]
 
 
 def test_a_state_directory_that_never_had_agents_is_missing_them(tree: Tree) -> None:
     shutil.rmtree(tree.root / "agents")
-    it = reaper(tree)
+    the_reaper = reaper(tree)
     for _ in range(2):
-        (skipped,) = it.act()
+        (skipped,) = the_reaper.act()
         assert isinstance(skipped, Skipped)
         assert (skipped.path, skipped.reason) == (f"{tree.root}/agents", "missing")
         assert skipped.failed
         assert "--state-dir" in skipped.note
-    assert it.watched_folders() == {"s": 0}
+    assert the_reaper.watched_folders() == {"s": 0}
 
 
 def test_a_gateway_without_a_session_is_a_hint(tree: Tree) -> None:
     shutil.rmtree(tree.root / "agents" / "main")
-    it = reaper(tree)
-    (hint,) = it.act()
+    the_reaper = reaper(tree)
+    (hint,) = the_reaper.act()
     assert isinstance(hint, Skipped)
     assert (hint.reason, hint.failed) == ("no-sessions", False)
-    assert it.watched_folders() == {"s": 0}
+    assert the_reaper.watched_folders() == {"s": 0}
 
 
 def test_watched_folders_are_counted_once_however_many_names_lead_to_them(tree: Tree) -> None:
     tree.sessions("other")
-    it = reaper(tree)
-    list(it.act())
-    assert it.watched_folders() == {"s": 2}
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
+    assert the_reaper.watched_folders() == {"s": 2}
     (tree.root / "agents" / "third").mkdir()
     (tree.root / "agents" / "third" / "sessions").symlink_to(tree.sessions())
-    list(it.act())
-    assert it.watched_folders() == {"s": 2}
+    list(the_reaper.act())
+    assert the_reaper.watched_folders() == {"s": 2}
 
 
 def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tree) -> None:
     tree.store({"k": {"sessionId": "odd", "status": "paused"}})
     other = tree.lock("other", record(2**22 + 1, starttime=5))
-    it = reaper(tree, process_table=FakeProcesses)
-    assert not_understood(it.sweep()) == []
+    the_reaper = reaper(tree, process_table=FakeProcesses)
+    assert not_understood(the_reaper.sweep()) == []
     assert not other.exists()
     odd = tree.lock("odd", record(2**22 + 1, starttime=5))
-    assert not_understood(it.sweep()) == [f"{tree.root}/agents/main/sessions/sessions.json"]
+    assert not_understood(the_reaper.sweep()) == [f"{tree.root}/agents/main/sessions/sessions.json"]
     assert odd.exists()
 
 
@@ -869,11 +873,11 @@ def test_a_store_that_is_not_understood_hides_no_lock_that_went(tree: Tree) -> N
     (tree.sessions() / "sessions.json").write_text('{"half')
     tree.lock("kept", record(2**22 + 1, starttime=5))
     went = tree.lock("went", record(2**22 + 1, starttime=5))
-    it = reaper(tree, process_table=FakeProcesses)
-    assert len(list(it.act())) == 3
+    the_reaper = reaper(tree, process_table=FakeProcesses)
+    assert len(list(the_reaper.act())) == 3
     went.unlink()
-    assert len(list(it.act())) == 2
-    assert [place.name for place in it.memory.histories] == ["kept.jsonl.lock"]
+    assert len(list(the_reaper.act())) == 2
+    assert [place.name for place in the_reaper.memory.histories] == ["kept.jsonl.lock"]
 
 
 # What a killed removal left behind
@@ -897,14 +901,14 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     aside = displaced.path.with_name(names.private_name("sid"))
     displaced.path.rename(aside)
     hold("sid")
-    it = reaper(tree)
-    left = [one for one in it.sweep() if isinstance(one, Skipped)]
+    the_reaper = reaper(tree)
+    left = [one for one in the_reaper.sweep() if isinstance(one, Skipped)]
     assert [(one.path, one.reason, one.failed) for one in left] == [
         (str(aside), "left-aside", True)
     ]
     assert aside.exists()
     displaced.ask("close")
-    (left_over,) = (one for one in it.sweep() if isinstance(one, Skipped))
+    (left_over,) = (one for one in the_reaper.sweep() if isinstance(one, Skipped))
     assert (left_over.note, left_over.failed) == ("dropped: removed", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
@@ -994,8 +998,8 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_told(
         StateDir("gone", str(tmp_path / "gone")),
         StateDir("o", str(other.root)),
     ]
-    it = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
-    found = list(it.sweep())
+    reaper = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
+    found = list(reaper.sweep())
     freed = [one.lock.state_dir for one in found if isinstance(one, Finding)]
     assert freed == ["s", "o"]
     (missing,) = (one for one in found if isinstance(one, Skipped))
@@ -1009,11 +1013,11 @@ def test_without_proof_a_bare_pid_was_never_this_very_holder(
     """A record without a start time names whatever process has that pid here."""
     tree.lock("sid", record(77, starttime=starttime))
     table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
-    it = reaper(tree, process_table=lambda: table, probe=no_proof)
-    (first,) = (one for one in it.act() if isinstance(one, Finding))
+    the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)
+    (first,) = (one for one in the_reaper.act() if isinstance(one, Finding))
     assert first.judgement.verdict is Verdict.HELD
     table.holders.clear()
-    (second,) = (one for one in it.act() if isinstance(one, Finding))
+    (second,) = (one for one in the_reaper.act() if isinstance(one, Finding))
     assert second.judgement.reasons[0] == expected
 
 
@@ -1023,10 +1027,10 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
     tree.lock("sid", record(7, starttime=5))
     nested = HolderSeen(state=HolderState.SAME, pid=9000)
     table = FakeProcesses({7: nested, 9000: nested})
-    it = reaper(tree, process_table=lambda: table, probe=no_proof)
-    list(it.act())
+    the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)
+    list(the_reaper.act())
     del table.holders[7]  # its entry in the table of nested pids is not found this time
-    (found,) = (one for one in it.act() if isinstance(one, Finding))
+    (found,) = (one for one in the_reaper.act() if isinstance(one, Finding))
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
@@ -1038,12 +1042,12 @@ def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_l
         tree.lock(session, record(77, starttime=5))
     alive = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
     tables = iter([FakeProcesses(), alive])
-    it = reaper(tree, process_table=lambda: next(tables), probe=no_proof)
-    outer = it.act()
+    the_reaper = reaper(tree, process_table=lambda: next(tables), probe=no_proof)
+    outer = the_reaper.act()
     first = next(outer).key
     assert first is not None
     other = LockKey(first.state, first.agent, {"a": "b", "b": "a"}[first.name[0]] + first.name[1:])
-    (nested,) = it.act({other})
+    (nested,) = the_reaper.act({other})
     (found,) = outer
     assert isinstance(nested, Finding)
     assert isinstance(found, Finding)
@@ -1053,24 +1057,24 @@ def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_l
 
 def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock) -> None:
     hold("sid")
-    it = reaper(tree)
-    list(it.act())
-    (place,) = it.memory.histories
+    the_reaper = reaper(tree)
+    list(the_reaper.act())
+    (place,) = the_reaper.memory.histories
     moved = tree.root.with_name("moved")
     tree.root.rename(moved)
-    assert [one.failed for one in it.act() if isinstance(one, Skipped)] == [True]
-    assert list(it.memory.histories) == [place]
+    assert [one.failed for one in the_reaper.act() if isinstance(one, Skipped)] == [True]
+    assert list(the_reaper.memory.histories) == [place]
     moved.rename(tree.root)
 
 
 def test_a_polled_lock_that_was_replaced_is_not_probed(tree: Tree) -> None:
     path = tree.lock("sid", b"")
     probed: list[int] = []
-    it = reaper(tree, probe=noting_probe(probed))
-    place = LockKey(it.states[0], "main", path.name)
+    the_reaper = reaper(tree, probe=noting_probe(probed))
+    place = LockKey(the_reaper.states[0], "main", path.name)
     found = path.stat()
-    assert not it.is_held(place, FileId(found.st_dev, found.st_ino + 1))
-    assert not it.is_held(place, FileId(found.st_dev, found.st_ino))
+    assert not the_reaper.is_held(place, FileId(found.st_dev, found.st_ino + 1))
+    assert not the_reaper.is_held(place, FileId(found.st_dev, found.st_ino))
     assert probed == []
 
 
@@ -1095,10 +1099,10 @@ def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("held")
-    it = reaper(tree)
-    list(it.sweep())
-    list(it.look())
-    assert not list(it.memory.histories)
+    the_reaper = reaper(tree)
+    list(the_reaper.sweep())
+    list(the_reaper.look())
+    assert not list(the_reaper.memory.histories)
 
 
 @pytest.mark.root
@@ -1126,8 +1130,8 @@ def test_a_stop_is_heeded_between_two_locks(tree: Tree) -> None:
     for number in range(5):
         tree.lock(f"dead{number}", record(2**22 + 1))
     handled: list[str] = []
-    it = reaper(tree, process_table=FakeProcesses)
-    handled.extend(ends(it.sweep(stop=lambda: True)))
+    the_reaper = reaper(tree, process_table=FakeProcesses)
+    handled.extend(ends(the_reaper.sweep(stop=lambda: True)))
     assert len(handled) == 1
     assert len(list(tree.sessions().iterdir())) == 4
 
@@ -1136,7 +1140,7 @@ def test_any_number_of_locks_costs_no_descriptors(tree: Tree) -> None:
     for number in range(300):
         tree.lock(f"dead{number}", record(2**22 + 1))
     before = psutil.Process().num_fds()
-    outcomes = {it[2] for it in ends(reaper(tree, process_table=FakeProcesses).sweep()).values()}
+    outcomes = {end[2] for end in ends(reaper(tree, process_table=FakeProcesses).sweep()).values()}
     assert outcomes == {"removed"}
     assert psutil.Process().num_fds() == before
     assert subprocess.run(["ls", tree.sessions()], capture_output=True).stdout == b""
@@ -1147,18 +1151,20 @@ def test_a_stuck_lock_names_its_session_key_whatever_the_verdict_rests_on(
 ) -> None:
     hold("overdue", age=7200)
     tree.lock("junk", b"{")
-    tree.store({f"key of {it}": {"sessionId": it, "status": "done"} for it in ("overdue", "junk")})
-    found = [it for it in reaper(tree).sweep(dry=True) if isinstance(it, Finding)]
-    assert {it.evidence.run.session_key for it in found} == {"key of overdue", "key of junk"}
+    tree.store(
+        {f"key of {item}": {"sessionId": item, "status": "done"} for item in ("overdue", "junk")}
+    )
+    found = [item for item in reaper(tree).sweep(dry=True) if isinstance(item, Finding)]
+    assert {item.evidence.run.session_key for item in found} == {"key of overdue", "key of junk"}
 
 
 def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:
     path = tree.lock("sid", record(2**22 + 1))
-    it = reaper(tree)
-    (seen,) = it.explain(lambda _key: True)
+    the_reaper = reaper(tree)
+    (seen,) = the_reaper.explain(lambda _key: True)
     assert isinstance(seen, Finding)
     path.write_bytes(record(2**22 + 2))
-    (found,) = it.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
+    (found,) = the_reaper.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.CHANGED
     assert path.exists()

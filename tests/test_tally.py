@@ -19,7 +19,7 @@ SAME, GONE = HolderState.SAME, HolderState.GONE
 def seen(
     agent: str, proof: HoldProof, holder: Holder, age: float, early: bool, taken: int, at: float
 ) -> TrackedLock:
-    it = a_lock(
+    the_lock = a_lock(
         agent,
         proof=proof,
         holder=holder,
@@ -30,8 +30,8 @@ def seen(
     )
     created = f"1970-01-01T00:00:0{taken}.000Z"
     record = parse(b'{"pid": 7, "createdAt": "%b"}' % created.encode())
-    lock = it.lock._replace(state_dir="st"[taken % 2], record=record)
-    return it._replace(lock=lock, at=at)
+    lock = the_lock.lock._replace(state_dir="st"[taken % 2], record=record)
+    return the_lock._replace(lock=lock, at=at)
 
 
 SEEN = st.builds(
@@ -52,26 +52,26 @@ CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 def counted_anew(locks: list[TrackedLock]) -> dict[str, Any]:
     """What `shown` says of the locks' tallies, by looking at every lock."""
     agents = {}
-    for key in {(it.lock.state_dir, it.lock.agent) for it in locks}:
-        of_agent = [it for it in locks if (it.lock.state_dir, it.lock.agent) == key]
+    for key in {(item.lock.state_dir, item.lock.agent) for item in locks}:
+        of_agent = [item for item in locks if (item.lock.state_dir, item.lock.agent) == key]
         agents[key] = (
-            sorted(it.lock.taken_ms for it in of_agent if it.judgement.wants_freeing),
-            sum(it.age_at(130.0) > 60.0 for it in of_agent),
-            min(it.lock.taken_ms for it in of_agent),
+            sorted(item.lock.taken_ms for item in of_agent if item.judgement.wants_freeing),
+            sum(item.age_at(130.0) > 60.0 for item in of_agent),
+            min(item.lock.taken_ms for item in of_agent),
         )
     states: dict[str, list[bool]] = {}
     holders: dict[tuple[str, int], list[bool]] = {}
-    for it in locks:
-        state, evidence, pid = it.lock.state_dir, it.evidence, it.evidence.holder.pid
+    for lock in locks:
+        state, evidence, pid = lock.lock.state_dir, lock.evidence, lock.evidence.holder.pid
         if evidence.proof is not HoldProof.UNAVAILABLE or evidence.proof_note != TOO_EARLY:
             proven = evidence.proof is not HoldProof.UNAVAILABLE
             states.setdefault(state, []).append(proven)
         is_seen = evidence.holder.state is SAME
         if is_seen and pid is not None:
-            holders.setdefault((state, pid), []).append(it.judgement.verdict in STUCK)
+            holders.setdefault((state, pid), []).append(lock.judgement.verdict in STUCK)
     verdicts: dict[tuple[str, int], int] = {}
-    for it in locks:
-        key_of_verdict = it.lock.state_dir, list(Verdict).index(it.judgement.verdict)
+    for lock in locks:
+        key_of_verdict = lock.lock.state_dir, list(Verdict).index(lock.judgement.verdict)
         verdicts[key_of_verdict] = verdicts.get(key_of_verdict, 0) + 1
     return {
         "stuck": sum(len(stuck) for stuck, _, _ in agents.values()),
@@ -86,8 +86,8 @@ def counted_anew(locks: list[TrackedLock]) -> dict[str, Any]:
 
 def shown(tallies: Tallies) -> dict[str, Any]:
     agents = {
-        key: (it.stuck_taken_ms, it.older_than(60.0, 130.0), it.taken_ms[0])
-        for key, it in tallies.agents.items()
+        key: (agent.stuck_taken_ms, agent.older_than(60.0, 130.0), agent.taken_ms[0])
+        for key, agent in tallies.agents.items()
     }
     return {**vars(tallies), "agents": agents}
 
@@ -131,8 +131,8 @@ def test_a_scrape_tells_the_same_however_it_came_about(
             inventory.drop(place)
         else:
             inventory.put(place, change)
-    for place, it in enumerate(inventory.all()):
-        afresh.put(place, it)
+    for place, item in enumerate(inventory.all()):
+        afresh.put(place, item)
     # Not watching: what the process itself uses is another figure each time.
     how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
     assert series(made(inventory, **how)) == series(made(afresh, **how))
@@ -147,7 +147,7 @@ def test_agents_beyond_the_cap_are_added_up() -> None:
     found = series(made(inventory, max_agents=2))
     other = 'agent="other",state_dir="s"'
     assert found[f"reaper_blocking_locks{{{other}}}"] == 3
-    stuck = sum(it.judgement.wants_freeing for it in inventory.all()) / 5 * 3
+    stuck = sum(item.judgement.wants_freeing for item in inventory.all()) / 5 * 3
     assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
     assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0
     assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{other}}}"] == 9.0

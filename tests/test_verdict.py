@@ -108,8 +108,8 @@ def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> di
     }
 
 
-def verdict(it: Evidence, limits: Limits = LIMITS) -> tuple[Verdict, tuple[str, ...], int]:
-    judgement = judge(it, limits)
+def verdict(evidence: Evidence, limits: Limits = LIMITS) -> tuple[Verdict, tuple[str, ...], int]:
+    judgement = judge(evidence, limits)
     return judgement.verdict, judgement.reasons, judgement.row
 
 
@@ -598,13 +598,13 @@ def test_a_dead_holders_lock_is_stale(state: HolderState, reason: str) -> None:
 
 
 def test_an_invalid_date_is_named_beside_the_reason() -> None:
-    it = evidence(
+    the_evidence = evidence(
         NOT_OPEN,
         HolderState.GONE,
         lock=a_lock(created_at_ms=None),
         run=Run(store=StoreStatus.NONE),
     )
-    assert verdict(it) == (Verdict.STALE, ("dead-pid", "invalid-createdAt"), 5)
+    assert verdict(the_evidence) == (Verdict.STALE, ("dead-pid", "invalid-createdAt"), 5)
 
 
 # Rows 6, 7 and 11
@@ -623,9 +623,9 @@ def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
     data: bytes, reasons: tuple[str, ...]
 ) -> None:
     run = Run(store=StoreStatus.NONE)
-    it = evidence(NOT_OPEN, HolderState.UNNAMED, lock=a_lock(data), age=10.0, run=run)
-    assert verdict(it) == (Verdict.STALE, reasons, 6)
-    young = judge(it._replace(file_age=9.0), LIMITS)
+    the_evidence = evidence(NOT_OPEN, HolderState.UNNAMED, lock=a_lock(data), age=10.0, run=run)
+    assert verdict(the_evidence) == (Verdict.STALE, reasons, 6)
+    young = judge(the_evidence._replace(file_age=9.0), LIMITS)
     assert (young.verdict, young.reasons, young.row) == (Verdict.UNCERTAIN, ("too-early",), 11)
     assert (young.pending, young.due_in) == (True, 1.0)
 
@@ -648,9 +648,9 @@ def test_a_file_whose_time_is_in_the_future_is_old_once_it_was_seen_for_the_grac
     ],
 )
 def test_a_lock_seen_not_open_for_the_grace_is_orphaned(state: HolderState, reason: str) -> None:
-    it = evidence(NOT_OPEN, state, seen_for=10.0)
-    assert verdict(it) == (Verdict.ORPHANED, (reason,), 7)
-    young = it._replace(seen_for=9.0)
+    the_evidence = evidence(NOT_OPEN, state, seen_for=10.0)
+    assert verdict(the_evidence) == (Verdict.ORPHANED, (reason,), 7)
+    young = the_evidence._replace(seen_for=9.0)
     assert verdict(young) == (Verdict.UNCERTAIN, ("too-early",), 11)
     look = judge(young, LIMITS._replace(seen_once_suffices=True))
     assert look.verdict is Verdict.ORPHANED
@@ -685,14 +685,18 @@ def test_without_proof_a_live_holder_holds_or_is_overdue_never_abandoned() -> No
     "state", [HolderState.FOREIGN_PROGRAM, HolderState.UNKNOWN, HolderState.UNNAMED]
 )
 def test_without_proof_all_else_is_uncertain(state: HolderState) -> None:
-    it = evidence(NO_PROOF, state, proof_note="file-system", seen_for=10**6)
-    assert verdict(it) == (Verdict.UNCERTAIN, ("no-hold-proof", "file-system"), 10)
+    the_evidence = evidence(NO_PROOF, state, proof_note="file-system", seen_for=10**6)
+    assert verdict(the_evidence) == (Verdict.UNCERTAIN, ("no-hold-proof", "file-system"), 10)
 
 
 def test_a_young_empty_file_is_too_early_without_proof() -> None:
-    it = evidence(NO_PROOF, HolderState.UNNAMED, lock=a_lock(b""), age=1.0)
-    assert verdict(it) == (Verdict.UNCERTAIN, ("too-early",), 11)
-    assert verdict(it._replace(file_age=10.0)) == (Verdict.UNCERTAIN, ("no-hold-proof",), 10)
+    the_evidence = evidence(NO_PROOF, HolderState.UNNAMED, lock=a_lock(b""), age=1.0)
+    assert verdict(the_evidence) == (Verdict.UNCERTAIN, ("too-early",), 11)
+    assert verdict(the_evidence._replace(file_age=10.0)) == (
+        Verdict.UNCERTAIN,
+        ("no-hold-proof",),
+        10,
+    )
 
 
 # Which locks need their run, and what becomes of a verdict
@@ -848,7 +852,8 @@ _EVIDENCE = _ANY | _nearly_stuck()
 _POLICIES = st.builds(
     Policy,
     **{
-        f"on_{it}": st.sampled_from([Action.FLAG, Action.REMOVE]) for it in ("abandoned", "overdue")
+        f"on_{item}": st.sampled_from([Action.FLAG, Action.REMOVE])
+        for item in ("abandoned", "overdue")
     },
 )
 _LIMITS = st.builds(Limits, **{
@@ -880,36 +885,41 @@ def test_the_first_reason_of_a_stuck_lock_is_one_of_those_listed(
 
 
 @given(_EVIDENCE, _LIMITS, _POLICIES)
-def test_nothing_is_removed_without_a_proof(it: Evidence, limits: Limits, policy: Policy) -> None:
-    judgement = judge(it, limits)
+def test_nothing_is_removed_without_a_proof(
+    evidence: Evidence, limits: Limits, policy: Policy
+) -> None:
+    judgement = judge(evidence, limits)
     if decide(judgement, policy) is not Action.REMOVE:
         return
-    not_open = it.proof is NOT_OPEN
-    died_here = it.holder.state in DEAD and it.holder_seen_alive
+    not_open = evidence.proof is NOT_OPEN
+    died_here = evidence.holder.state in DEAD and evidence.holder_seen_alive
     promise_over = judgement.verdict is Verdict.OVERDUE
-    assert not_open or died_here or promise_over or _is_run_over(it)
+    assert not_open or died_here or promise_over or _is_run_over(evidence)
     assert judgement.confirmed
 
 
-def _is_run_over(it: Evidence) -> bool:
+def _is_run_over(evidence: Evidence) -> bool:
     """Row 1's conditions, written a second time and in another way."""
-    record, end = it.lock.record, it.run.end
-    if it.proof is not OPEN or record.created_at_ms is None or end is None:
+    record, end = evidence.lock.record, evidence.run.end
+    if evidence.proof is not OPEN or record.created_at_ms is None or end is None:
         return False
-    if record.starttime is None or end.started_ms is None or it.holder_began_ms is None:
+    if record.starttime is None or end.started_ms is None or evidence.holder_began_ms is None:
         return False
-    is_gateway = (it.holder.state, it.holder.program) == (HolderState.SAME, Program.GATEWAY)
+    is_gateway = (evidence.holder.state, evidence.holder.program) == (
+        HolderState.SAME,
+        Program.GATEWAY,
+    )
     return (
-        (is_gateway or it.holder.state in {HolderState.GONE, HolderState.REUSED})
-        and not it.seen_as_other_program
-        and not it.may_be_newer_gateway
-        and it.run.unmet is None
-        and it.holder_began_ms <= end.started_ms - 5000
+        (is_gateway or evidence.holder.state in {HolderState.GONE, HolderState.REUSED})
+        and not evidence.seen_as_other_program
+        and not evidence.may_be_newer_gateway
+        and evidence.run.unmet is None
+        and evidence.holder_began_ms <= end.started_ms - 5000
         and end.started_ms <= record.created_at_ms <= end.at_ms + 20_000
-        and it.run.store is not StoreStatus.UNKNOWN
-        and it.run.transcript_bytes is not None
-        and it.run.transcript_bytes <= 64 * 1024 * 1024
-        and (it.run.checkpoint_ms or 0) < record.created_at_ms - 60_000
+        and evidence.run.store is not StoreStatus.UNKNOWN
+        and evidence.run.transcript_bytes is not None
+        and evidence.run.transcript_bytes <= 64 * 1024 * 1024
+        and (evidence.run.checkpoint_ms or 0) < record.created_at_ms - 60_000
     )
 
 
@@ -937,9 +947,9 @@ def test_a_look_says_that_one_sight_is_not_enough(seen: Evidence) -> None:
 
 @given(_EVIDENCE, _LIMITS)
 def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
-    it: Evidence, limits: Limits
+    evidence: Evidence, limits: Limits
 ) -> None:
-    judgement = judge(it, limits)
+    judgement = judge(evidence, limits)
     every = Policy(on_abandoned=Action.REMOVE, on_overdue=Action.REMOVE)
     if decide(judgement, every) is not Action.REMOVE:
         assert judgement.unmet is not None
@@ -949,9 +959,9 @@ def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
 
 @given(_EVIDENCE, _LIMITS, _POLICIES)
 def test_held_uncertain_and_pending_locks_are_kept_whatever_the_policy(
-    it: Evidence, limits: Limits, policy: Policy
+    evidence: Evidence, limits: Limits, policy: Policy
 ) -> None:
-    judgement = judge(it, limits)
+    judgement = judge(evidence, limits)
     kept = judgement.verdict in {Verdict.HELD, Verdict.UNCERTAIN}
     if kept or "recovery-pending" in judgement.reasons:
         assert decide(judgement, policy) is Action.KEEP
@@ -961,70 +971,78 @@ def test_held_uncertain_and_pending_locks_are_kept_whatever_the_policy(
 
 @given(_EVIDENCE, _LIMITS, _AGES)
 def test_growing_older_never_makes_a_stuck_lock_held(
-    it: Evidence, limits: Limits, more: float
+    evidence: Evidence, limits: Limits, more: float
 ) -> None:
     def older(age: float | None) -> float | None:
         return None if age is None else age + more
 
-    later = it._replace(
-        age=it.age + more,
-        file_age=it.file_age + more,
-        run_end_age=older(it.run_end_age),
-        quiet_for=older(it.quiet_for),
-        seen_for=it.seen_for + more,
+    later = evidence._replace(
+        age=evidence.age + more,
+        file_age=evidence.file_age + more,
+        run_end_age=older(evidence.run_end_age),
+        quiet_for=older(evidence.quiet_for),
+        seen_for=evidence.seen_for + more,
     )
-    if judge(it, limits).verdict in STUCK:
+    if judge(evidence, limits).verdict in STUCK:
         assert judge(later, limits).verdict in STUCK
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_run_that_is_not_wanted_would_change_nothing(it: Evidence, limits: Limits) -> None:
+def test_a_run_that_is_not_wanted_would_change_nothing(evidence: Evidence, limits: Limits) -> None:
     needed = wants_run(
-        it.lock,
-        it.proof,
-        it.holder,
-        age=it.age,
-        holder_seen_alive=it.holder_seen_alive,
+        evidence.lock,
+        evidence.proof,
+        evidence.holder,
+        age=evidence.age,
+        holder_seen_alive=evidence.holder_seen_alive,
         limits=limits,
     )
     if not needed:
-        without = it._replace(
+        without = evidence._replace(
             run=NOT_READ, run_end_age=None, quiet_for=None, may_be_newer_gateway=True
         )
 
         def conclusion(judgement: Judgement) -> tuple[object, ...]:
             return judgement.verdict, judgement.reasons, judgement.row, judgement.confirmed
 
-        assert conclusion(judge(it, limits)) == conclusion(judge(without, limits))
+        assert conclusion(judge(evidence, limits)) == conclusion(judge(without, limits))
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_where_nobody_has_it_open_the_store_alone_counts(it: Evidence, limits: Limits) -> None:
-    if it.proof is not HoldProof.OPEN:
-        run = it.run._replace(
+def test_where_nobody_has_it_open_the_store_alone_counts(
+    evidence: Evidence, limits: Limits
+) -> None:
+    if evidence.proof is not HoldProof.OPEN:
+        run = evidence.run._replace(
             trajectory=RunState.UNKNOWN, end=None, unmet=Unmet.NO_TRAJECTORY, last_write_ms=None
         )
-        by_store = it._replace(run=run, run_end_age=None, quiet_for=None)
-        assert judge(by_store, limits) == judge(it, limits)
+        by_store = evidence._replace(run=run, run_end_age=None, quiet_for=None)
+        assert judge(by_store, limits) == judge(evidence, limits)
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_pending_lock_is_pending_no_longer_after_its_dues(it: Evidence, limits: Limits) -> None:
+def test_a_pending_lock_is_pending_no_longer_after_its_dues(
+    replace: Evidence, limits: Limits
+) -> None:
     """The first due may be that of the lock's own promise, which ends no grace."""
     for _ in range(3):
-        judgement = judge(it, limits)
+        judgement = judge(replace, limits)
         if not judgement.pending:
             return
         assert judgement.due_in is not None
         later = judgement.due_in + 1
-        it = it._replace(
-            seen_for=it.seen_for + later, file_age=it.file_age + later, age=it.age + later
+        replace = replace._replace(
+            seen_for=replace.seen_for + later,
+            file_age=replace.file_age + later,
+            age=replace.age + later,
         )
     raise AssertionError(judgement)
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_due_of_a_lock_that_is_held_is_not_in_the_past(it: Evidence, limits: Limits) -> None:
+def test_a_due_of_a_lock_that_is_held_is_not_in_the_past(
+    evidence: Evidence, limits: Limits
+) -> None:
     """A sidecar would look at each such lock again and again, without a pause."""
-    due_in = judge(it, limits).due_in
+    due_in = judge(evidence, limits).due_in
     assert due_in is None or due_in >= 0

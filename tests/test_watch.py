@@ -70,7 +70,7 @@ def test_a_killed_holders_lock_goes_and_a_live_ones_stays(
     assert sidecar.metric("reaper_actions_total", outcome="removed", reason="dead-pid") == 2
     assert sidecar.metric("reaper_reap_delay_seconds_count") == 2
     removed = sidecar.journal("removed")
-    assert {it["session"] for it in removed} == {"early", "late"}
+    assert {item["session"] for item in removed} == {"early", "late"}
     assert json.loads(removed[0]["record"])["pid"] == removed[0]["pid"]
     assert removed[0]["hold_proof"] == "not-open"
     assert sidecar.stop() == 0
@@ -98,7 +98,7 @@ def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
 
 def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
     sidecar = watching("--resync", "1h")
-    holders = [Holder(tree.sessions(f"new{it}") / "first.jsonl.lock") for it in range(5)]
+    holders = [Holder(tree.sessions(f"new{item}") / "first.jsonl.lock") for item in range(5)]
     try:
         until(lambda: sidecar.metric("reaper_locks", verdict="held") == 5)
         for holder in holders:
@@ -127,7 +127,7 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
             until(lambda: sidecar.status("/-/ready") == 503)
         finally:
             holder.close()
-    missing = [it for it in sidecar.journal("skipped") if it["reason"] == "missing"]
+    missing = [item for item in sidecar.journal("skipped") if item["reason"] == "missing"]
     assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
 
 
@@ -505,7 +505,7 @@ def test_due_locks_are_freed_without_any_event(
     until(gone(forgotten.path))
     until(gone(stuck.path))
     until(lambda: len(sidecar.journal("removed")) == 2)
-    reasons = {it["session"]: it["reasons"] for it in sidecar.journal("removed")}
+    reasons = {item["session"]: item["reasons"] for item in sidecar.journal("removed")}
     assert reasons == {"forgotten": "orphan-self-pid", "stuck": "run-ended"}
     assert stuck.process.poll() is None
 
@@ -698,9 +698,9 @@ def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_fr
 
 def _pidfds(pid: int) -> int:
     count = 0
-    for it in Path(f"/proc/{pid}/fd").iterdir():
+    for path in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # that of a request just served
-            count += "pidfd" in os.readlink(it)
+            count += "pidfd" in os.readlink(path)
     return count
 
 
@@ -711,10 +711,10 @@ def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
     holders = [hold(f"sid{number}") for number in range(16)]
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
     until(lambda: _pidfds(sidecar.process.pid) == 12)
-    for it in holders:
-        it.kill()
-    for it in holders:
-        until(gone(it.path))
+    for holder in holders:
+        holder.kill()
+    for holder in holders:
+        until(gone(holder.path))
     assert sidecar.journal("sweep-failed") == []
 
 
@@ -794,8 +794,8 @@ def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> Non
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(10)]
     try:
         paths = [
-            tree.lock(f"sid{it.pid}", record(it.pid, starttime=start_ticks(it.pid)))
-            for it in sleepers
+            tree.lock(f"sid{item.pid}", record(item.pid, starttime=start_ticks(item.pid)))
+            for item in sleepers
         ]
         watch.sweep()
         assert psutil.Process().num_fds() == before + 10
@@ -968,7 +968,7 @@ def test_a_second_sidecar_on_the_same_directory_does_no_harm(
         until(gone(holder.path))
     assert healthy.path.exists()
     until(lambda: len(one.journal("removed") + other.journal("removed")) == 10)
-    removed = [it["session"] for sidecar in (one, other) for it in sidecar.journal("removed")]
+    removed = [item["session"] for sidecar in (one, other) for item in sidecar.journal("removed")]
     assert sorted(removed) == sorted(f"dying{number}" for number in range(10))
     # The one that came too late to the last lock may be about to remove its placeholder.
     until(lambda: os.listdir(tree.sessions()) == [healthy.path.name])
@@ -1057,7 +1057,7 @@ def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching)
     assert len(lines) == 1 + 3 + 1
     assert all(json.loads(line)["event"] in {"watching", "removed", "stopped"} for line in lines)
     assert "\x1b" not in sidecar.log.read_text()
-    sessions = {it["session"] for it in sidecar.journal("removed")}
+    sessions = {item["session"] for item in sidecar.journal("removed")}
     assert sessions == {"a\\n\\x1b[31m", "b", "\\udcff"}
 
 
@@ -1089,7 +1089,7 @@ def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= swept + 2)
     assert sidecar.metric("reaper_actions_total", outcome="would-remove") == 2
     assert sidecar.metric("reaper_stuck_locks") == 2
-    assert {it["session"] for it in sidecar.journal("would-remove")} == {"dying", "dead"}
+    assert {item["session"] for item in sidecar.journal("would-remove")} == {"dying", "dead"}
     assert len(sidecar.journal()) == 3
     assert sidecar.journal("watching")[0]["dry_run"] is True
     assert left.exists()

@@ -79,10 +79,10 @@ def test_metrics_go_compressed_and_by_name_where_asked_for(serving: Serving) -> 
     one = served.text("/metrics?name[]=reaper_build_info")
     (only,) = [line for line in one.splitlines() if not line.startswith("#")]
     assert only.startswith("reaper_build_info{")
-    it = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
-    it.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
-    assert it.getresponse().read()[:2] == b"\x1f\x8b"
-    it.close()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
+    connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+    assert connection.getresponse().read()[:2] == b"\x1f\x8b"
+    connection.close()
 
 
 def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
@@ -154,10 +154,10 @@ def test_silence_gets_silence(serving: Serving) -> None:
 
 def test_a_server_that_stops_cuts_off_its_clients_and_frees_its_port(serving: Serving) -> None:
     served = serving()
-    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as it:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
         until(lambda: served.listener.visits)
         served.web.stop()
-        assert it.recv(1) == b""
+        assert connection.recv(1) == b""
     with socket.create_server(("127.0.0.1", served.port)):
         pass
     assert served.errors == 0
@@ -166,12 +166,12 @@ def test_a_server_that_stops_cuts_off_its_clients_and_frees_its_port(serving: Se
 def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -> None:
     """The deadline is for the whole request, so patience with each byte is no way around it."""
     served = serving(bounds=Bounds(head_seconds=0.5))
-    with socket.create_connection(("127.0.0.1", served.port)) as it:
-        it.sendall(b"GET / HTTP/1.1\r\n")
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
 
         def ended() -> bool:
             try:
-                it.sendall(b"x")
+                connection.sendall(b"x")
             except OSError:
                 return True
             return False
@@ -184,11 +184,15 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
     served = serving(bounds=Bounds(answer_seconds=0.5))
     for number in range(20_000):
         put(served.inventory, session=f"{number}{'x' * 200}")
-    with socket.socket() as it:
-        it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        it.connect(("127.0.0.1", served.port))
-        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
-        until(lambda: [it for it in served.listener.visits.values() if it.stage is Stage.ANSWERING])
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", served.port))
+        sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
+        until(
+            lambda: [
+                visit for visit in served.listener.visits.values() if visit.stage is Stage.ANSWERING
+            ]
+        )
         until(lambda: not served.listener.visits)
     assert served.errors == 0
 
@@ -211,8 +215,8 @@ def test_a_full_house_makes_room_by_cutting_off(
     with contextlib.ExitStack() as stack:
         slow = []
         for number in range(3):
-            it = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-            slow.append(it)
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            slow.append(connection)
             until(lambda wanted=number + 1: len(served.listener.visits) == wanted)  # type: ignore[misc]
         for visit, stage in zip(served.listener.visits.values(), stages, strict=True):
             visit.stage = stage  # as if it had come so far
@@ -220,10 +224,10 @@ def test_a_full_house_makes_room_by_cutting_off(
         slow[cut].settimeout(PATIENCE)
         assert slow.pop(cut).recv(1) == b""
         until(lambda: len(served.listener.visits) == 2)
-        for it in slow:
-            it.setblocking(False)
+        for connection in slow:
+            connection.setblocking(False)
             with pytest.raises(BlockingIOError):
-                it.recv(1)
+                connection.recv(1)
 
 
 def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
@@ -231,12 +235,12 @@ def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
 ) -> None:
     monkeypatch.setattr(server, "_CHANCE", 3600.0)
     served = serving(bounds=Bounds(connections=1))
-    with socket.create_connection(("127.0.0.1", served.port)) as it:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
         until(lambda: served.listener.visits)
         assert [served.status("/-/healthy") for _ in range(3)] == [200] * 3
-        it.setblocking(False)
+        connection.setblocking(False)
         with pytest.raises(BlockingIOError):
-            it.recv(1)
+            connection.recv(1)
 
 
 @pytest.mark.parametrize("limited", [False, True])
@@ -257,9 +261,9 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
         most = process.num_threads() + 1  # the one that renders starts with its first job
         most_fds = process.num_fds() + 64
         for _ in range(1000):
-            it = socket.create_connection(("127.0.0.1", sidecar.port), timeout=PATIENCE)
-            it.sendall(b"GET / HTTP/1.1\r\n")
-            slow.append(it)
+            connection = socket.create_connection(("127.0.0.1", sidecar.port), timeout=PATIENCE)
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+            slow.append(connection)
             if len(slow) % 50 == 0:
                 assert sidecar.status("/-/healthy") == 200
                 assert sidecar.metric("reaper_build_info") == 1
@@ -268,8 +272,8 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
         assert sidecar.metric("reaper_errors_total", kind="web") == 0
         assert sidecar.stop() == 0
     finally:
-        for it in slow:
-            it.close()
+        for connection in slow:
+            connection.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -374,7 +378,7 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
     changing = {"age_seconds", "outcome", "run", "session_key", "not_freed_because"}
     changing |= {"not_freed_text"}
     for lock in listed["locks"]:
-        (same,) = [it for it in served["locks"] if it["path"] == lock["path"]]
+        (same,) = [item for item in served["locks"] if item["path"] == lock["path"]]
         assert list(same) == list(lock)
         for key in lock.keys() - changing:
             assert same[key] == lock[key], key
@@ -407,7 +411,7 @@ def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> Non
         put(served.inventory, session=f"s{number}", age=float(number))
     assert len(list(served.view.json(names=True))) > 10
     locks = json.loads(served.text("/api/v1/locks"))["locks"]
-    assert [it["session"] for it in locks] == [f"s{number}" for number in reversed(range(3000))]
+    assert [lock["session"] for lock in locks] == [f"s{number}" for number in reversed(range(3000))]
 
 
 # Readers do not slow the worker
@@ -470,11 +474,11 @@ def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Se
     served = serving()
     for number in range(20_000):
         put(served.inventory, session=f"{number}{'x' * 200}")
-    with socket.socket() as it:
-        it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        it.connect(("127.0.0.1", served.port))
-        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
-        assert it.recv(1)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", served.port))
+        sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
+        assert sock.recv(1)
         assert served.status("/metrics") == 200
         assert served.listener.visits
 
@@ -603,8 +607,8 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
         for _ in range(4)
     ]
     try:
-        for it in flood:
-            it.start()
+        for item in flood:
+            item.start()
         until(lambda: len(served.web._passwords._checks) == 4)
         turned_away = served.ask("/", Authorization=basic(password="other"))
         assert turned_away.status == 429
@@ -613,8 +617,8 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
         assert served.status("/-/healthy") == 200
     finally:
         go_on.set()
-        for it in flood:
-            it.join()
+        for item in flood:
+            item.join()
 
 
 def test_a_client_that_goes_away_counts_until_its_password_is_checked(
@@ -628,8 +632,10 @@ def test_a_client_that_goes_away_counts_until_its_password_is_checked(
     try:
         with contextlib.ExitStack() as stack:
             for _ in range(4):
-                it = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-                it.sendall(f"GET / HTTP/1.0\r\nAuthorization: {wrong}\r\n\r\n".encode())
+                connection = stack.enter_context(
+                    socket.create_connection(("127.0.0.1", served.port))
+                )
+                connection.sendall(f"GET / HTTP/1.0\r\nAuthorization: {wrong}\r\n\r\n".encode())
             until(lambda: len(served.web._passwords._checks) == 4)
         until(lambda: not served.listener.visits)
         assert served.status("/", Authorization=wrong) == 429
@@ -807,9 +813,9 @@ def https(port: int, context: ssl.SSLContext, path: str = "/-/healthy", **header
 def served_certificate(port: int, context: ssl.SSLContext) -> bytes:
     with (
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as it,
+        context.wrap_socket(plain, server_hostname="localhost") as sock,
     ):
-        return it.getpeercert(binary_form=True) or b""
+        return sock.getpeercert(binary_form=True) or b""
 
 
 def tls_config(folder: Path, more: str = "") -> Path:
@@ -840,8 +846,8 @@ def test_a_handshake_that_never_ends_is_cut_off(
     path = tls_config(certificates.folder)
     config = WebConfigFile(str(path), on_trouble=lambda _: None)
     served = serving(config=config.current, bounds=Bounds(head_seconds=0.5))
-    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as it:
-        assert it.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
+        assert connection.recv(1) == b""
     until(lambda: not served.listener.visits)
 
 
@@ -856,10 +862,10 @@ def test_an_answer_over_tls_ends_with_a_goodbye(
         socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as plain,
         certificates.client().wrap_socket(
             plain, server_hostname="localhost", suppress_ragged_eofs=False
-        ) as it,
+        ) as sock,
     ):
-        it.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
-        answer = b"".join(iter(lambda: it.recv(65536), b""))
+        sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
     assert answer.rstrip().endswith(b"}")
 
 

@@ -40,7 +40,7 @@ def rows(page: str) -> list[str]:
 
 def titles(page: str) -> list[str]:
     """Return the groups' titles as they read."""
-    return [re.sub("<.*?>", "", it) for it in re.findall(r"<summary><h2>(.*?)</h2>", page)]
+    return [re.sub("<.*?>", "", item) for item in re.findall(r"<summary><h2>(.*?)</h2>", page)]
 
 
 KEY = "agent:main:telegram:direct:4711"
@@ -281,11 +281,11 @@ def test_the_page_of_a_dry_run_says_that_nothing_is_removed(serving: Serving) ->
 def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
     served = serving()
     assert "None since the reaper started" in served.text()
-    it = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
+    record = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
     for number in range(100):
-        served.inventory.remember({**it, "path": f"/{number}", "session": f"n{number}"}, number)
+        served.inventory.remember({**record, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):
-        served.inventory.remember({**it, "path": "/1", "session": "again"}, 1000)
+        served.inventory.remember({**record, "path": "/1", "session": "again"}, 1000)
     acts = served.inventory.acts()
     assert len(acts) == 50
     # It is counted although it was among the latest no more.
@@ -294,7 +294,7 @@ def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving
     assert "failed 201 times" in served.text()
     assert "<summary>42 earlier actions</summary>" in served.text()
     for number in range(2000):
-        served.inventory.remember({**it, "path": f"/{number}"}, 1001)
+        served.inventory.remember({**record, "path": f"/{number}"}, 1001)
     assert len(served.inventory._times) == 1000
 
 

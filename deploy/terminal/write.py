@@ -99,9 +99,9 @@ def man_page() -> str:
     for name, command in commands.items():
         inner = command.make_context(name, [], parent=context, resilient_parsing=True)
         options[name] = {
-            it.name: option(it, inner)
-            for it in command.params
-            if it.param_type_name == "option" and not it.hidden
+            param.name: option(param, inner)
+            for param in command.params
+            if param.param_type_name == "option" and not param.hidden
         }
     shared = {
         name: text
@@ -112,9 +112,9 @@ def man_page() -> str:
     head = HEAD.format(date=released(), version=__version__)
     parts = [head, f"{roff(group.help)}\n.PP\n{roff(' '.join(paragraph.split()))}\n.SH COMMANDS\n"]
     for name, command in commands.items():
-        usage = " ".join(it.metavar or it.name.upper() for it in command.params
-                         if it.param_type_name == "argument")  # fmt: skip
-        text = "\n.PP\n".join(roff(" ".join(it.split())) for it in command.help.split("\n\n"))
+        usage = " ".join(param.metavar or param.name.upper() for param in command.params
+                         if param.param_type_name == "argument")  # fmt: skip
+        text = "\n.PP\n".join(roff(" ".join(part.split())) for part in command.help.split("\n\n"))
         own = "".join(text for key, text in options[name].items() if key not in shared)
         parts.append(f".SS {roff(f'reaper {name} {usage}'.strip())}\n{text}\n{own}")
     parts.append(

@@ -28,9 +28,9 @@ def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> A
 
 
 def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        port: int = it.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
         return port
 
 
@@ -55,19 +55,19 @@ class State:
             os.chown(root, 1000, 1000)
 
     def order(self, *orders: str) -> None:
-        for it in orders:
-            path = self.root / "stand-in" / it
+        for order in orders:
+            path = self.root / "stand-in" / order
             until(path.parent.is_dir, "a stand-in that runs")
             path.touch()
-            until(partial(self._obeyed, path), f"the stand-in obeys: {it}")
+            until(partial(self._obeyed, path), f"the stand-in obeys: {order}")
 
     @staticmethod
     def _obeyed(path: Path) -> bool:
         return not path.exists()
 
     def locks(self) -> set[str]:
-        found = [it for it in self.sessions.glob("*.lock") if not it.is_symlink()]
-        return {it.name.removesuffix(".jsonl.lock") for it in found}
+        found = [path for path in self.sessions.glob("*.lock") if not path.is_symlink()]
+        return {item.name.removesuffix(".jsonl.lock") for item in found}
 
 
 def ask(address: str, query: str) -> list[Any]:
@@ -88,18 +88,22 @@ def seen(address: str, query: str, *, seconds: float) -> list[Any]:
 def firing(address: str) -> dict[str, dict[str, str]]:
     text = get(f"{address}/api/v1/alerts")
     found = json.loads(text)["data"]["alerts"] if text else []
-    return {it["labels"]["alertname"]: it["annotations"] for it in found if it["state"] == "firing"}
+    return {
+        item["labels"]["alertname"]: item["annotations"]
+        for item in found
+        if item["state"] == "firing"
+    }
 
 
 @contextmanager
 def process(*command: str | Path, **how: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    it = subprocess.Popen(command, **how)
+    popen = subprocess.Popen(command, **how)
     try:
-        yield it
+        yield popen
     finally:
-        it.terminate()
+        popen.terminate()
         try:
-            it.wait(timeout=20)
+            popen.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            it.kill()
-            it.wait()
+            popen.kill()
+            popen.wait()

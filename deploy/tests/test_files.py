@@ -33,11 +33,13 @@ def test_no_file_in_deploy_goes_unchecked() -> None:
         *(DEPLOY / "compose").iterdir(),
         DASHBOARD,
         *(DEPLOY / "grafana" / "provisioning").rglob("*.yml"),
-        *kustomized((*BUILT, *(f"components/{it}" for it in ADDED))),
+        *kustomized((*BUILT, *(f"components/{item}" for item in ADDED))),
     ]
     there = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy")
     files = [ROOT / name for name in there.stdout.splitlines()]
-    assert [it for it in files if it not in checked and "deploy/tests/" not in str(it)] == []
+    assert [
+        file for file in files if file not in checked and "deploy/tests/" not in str(file)
+    ] == []
 
 
 # The image
@@ -110,7 +112,9 @@ def test_the_override_adds_the_reaper_to_another_project(state: str, tmp_path: P
     assert set(made["services"]) == {"gateway", "reaper"}
     assert made["services"]["gateway"] == gateway
     assert made["services"]["reaper"]["volumes"] == [f"{state}:/state"]
-    lines = [it for it in OVERRIDE.read_text().splitlines() if not it.lstrip().startswith("#")]
+    lines = [
+        line for line in OVERRIDE.read_text().splitlines() if not line.lstrip().startswith("#")
+    ]
     assert len(lines) <= 12
 
 
@@ -134,10 +138,10 @@ def test_the_recipe_for_a_wedged_gateway_fits_into_the_same_project(tmp_path: Pa
 
 
 def test_what_the_compose_file_mounts_from_here_is_here() -> None:
-    mounts = [it for service in load(FULL)["services"].values() for it in service["volumes"]]
-    sources = [it.split(":")[0] for it in mounts if it.startswith(".")]
+    mounts = [item for service in load(FULL)["services"].values() for item in service["volumes"]]
+    sources = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
     assert len(sources) == 5
-    assert [it for it in sources if not (DEPLOY / "compose" / it).exists()] == []
+    assert [source for source in sources if not (DEPLOY / "compose" / source).exists()] == []
 
 
 def test_the_reaper_of_the_compose_files_has_no_right_it_does_not_need() -> None:
@@ -147,8 +151,8 @@ def test_the_reaper_of_the_compose_files_has_no_right_it_does_not_need() -> None
         assert reaper["read_only"] is True
         assert reaper["cap_drop"] == ["ALL"]
         assert "pid" not in reaper
-        ports = [it for service in services.values() for it in service["ports"]]
-        assert all(it.startswith("127.0.0.1:") for it in ports)
+        ports = [item for service in services.values() for item in service["ports"]]
+        assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
 # systemd
@@ -167,12 +171,12 @@ def units(tmp_path: Path) -> Path:
 
 def test_systemd_analyze_verifies_the_units(units: Path) -> None:
     environment = {**os.environ, "SYSTEMD_MAN": "0"}
-    files = [str(units / it.name) for it in UNITS]
+    files = [str(units / unit.name) for unit in UNITS]
     done = run(tool("systemd-analyze"), "verify", "--man=no", *files, env=environment)
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("unit", [it.name for it in UNITS if it.suffix == ".service"])
+@pytest.mark.parametrize("unit", [item.name for item in UNITS if item.suffix == ".service"])
 def test_the_services_are_hardly_exposed(units: Path, unit: str) -> None:
     command = (tool("systemd-analyze"), "security", "--offline=yes", "--no-pager")
     done = run(*command, f"--threshold={MOST_EXPOSURE * 10:.0f}", units / unit)
@@ -183,7 +187,7 @@ def test_the_services_are_hardly_exposed(units: Path, unit: str) -> None:
 
 
 def used(pattern: str, files: Iterator[Path]) -> set[str]:
-    return {name for it in files for name in re.findall(pattern, it.read_text())}
+    return {name for file in files for name in re.findall(pattern, file.read_text())}
 
 
 def test_variables_that_deploy_sets_are_the_programs() -> None:
@@ -217,14 +221,16 @@ def test_actionlint_finds_nothing_in_the_workflows(tmp_path: Path) -> None:
 
 
 def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it() -> None:
-    used = re.findall(r"uses: (.*)", "".join(it.read_text() for it in WORKFLOWS))
+    used = re.findall(r"uses: (.*)", "".join(workflow.read_text() for workflow in WORKFLOWS))
     by_commit = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
     assert used
-    assert [it for it in used if not by_commit.fullmatch(it)] == []
+    assert [item for item in used if not by_commit.fullmatch(item)] == []
 
 
 def test_each_action_has_one_version_and_each_job_ends_some_time() -> None:
-    used = set(re.findall(r"uses: (\S+)@(.*)", "".join(it.read_text() for it in WORKFLOWS)))
+    used = set(
+        re.findall(r"uses: (\S+)@(.*)", "".join(workflow.read_text() for workflow in WORKFLOWS))
+    )
     assert len({name for name, _ in used}) == len(used)
     for path in WORKFLOWS:
         for name, job in load(path)["jobs"].items():

@@ -34,7 +34,7 @@ def kustomized(folders: tuple[str, ...]) -> set[Path]:
             continue
         files.add(folder / "kustomization.yaml")
         made = load(folder / "kustomization.yaml")
-        patches = [it["path"] for it in made.get("patches", ()) if "path" in it]
+        patches = [item["path"] for item in made.get("patches", ()) if "path" in item]
         names = [*made.get("resources", ()), *made.get("components", ()), *patches]
         waiting += [(folder / name).resolve() for name in names]
     return files
@@ -51,9 +51,9 @@ def objects(folder: str) -> list[Any]:
 
 
 def pod_specs(folder: str) -> Iterator[Any]:
-    for it in objects(folder):
-        if it["kind"] in {"Deployment", "DaemonSet"}:
-            yield it["spec"]["template"]["spec"]
+    for item in objects(folder):
+        if item["kind"] in {"Deployment", "DaemonSet"}:
+            yield item["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
@@ -61,7 +61,7 @@ def pod_specs(folder: str) -> Iterator[Any]:
 def test_kustomize_builds_what_kubernetes_takes(folder: str, version: str, tmp_path: Path) -> None:
     """From 1.29 on native sidecars need no switch."""
     built = tmp_path / "built.yaml"
-    core = [it for it in objects(folder) if "monitoring.coreos.com" not in it["apiVersion"]]
+    core = [item for item in objects(folder) if "monitoring.coreos.com" not in item["apiVersion"]]
     built.write_text(yaml.safe_dump_all(core))
     done = run(tool("kubernetes-validate"), "--strict", "-k", version, built)
     assert "WARN" not in done.stdout + done.stderr
@@ -84,11 +84,11 @@ RECOMMENDED = {"name", "component", "part-of", "managed-by", "version"}
 
 @pytest.mark.parametrize("folder", BUILT)
 def test_workloads_have_the_recommended_labels_of_the_versions_that_they_run(folder: str) -> None:
-    for it in objects(folder):
-        if it["kind"] in {"Deployment", "DaemonSet"}:
-            template = it["spec"]["template"]
+    for item in objects(folder):
+        if item["kind"] in {"Deployment", "DaemonSet"}:
+            template = item["spec"]["template"]
             (image,) = {container["image"] for container in template["spec"]["containers"]}
-            for labels in (it["metadata"]["labels"], template["metadata"]["labels"]):
+            for labels in (item["metadata"]["labels"], template["metadata"]["labels"]):
                 assert {f"app.kubernetes.io/{name}" for name in RECOMMENDED} <= set(labels)
                 assert image.endswith(f":{labels['app.kubernetes.io/version']}")
 
@@ -100,19 +100,19 @@ def test_the_operators_own_objects_fit_its_schemas(folder: str) -> None:
       for (const it of JSON.parse(process.argv[1])) new models[it.kind](it).validate();
     });
     """
-    own = [it for it in objects(folder) if "monitoring.coreos.com" in it["apiVersion"]]
-    assert {it["kind"] for it in own} == {"PodMonitor", "PrometheusRule"}
-    assert all(it["metadata"]["labels"]["release"] for it in own)
+    own = [item for item in objects(folder) if "monitoring.coreos.com" in item["apiVersion"]]
+    assert {item["kind"] for item in own} == {"PodMonitor", "PrometheusRule"}
+    assert all(item["metadata"]["labels"]["release"] for item in own)
     node(script, json.dumps(own))
-    broken = [{**it, "spec": {"groups": 1, "selector": 1}} for it in own]
+    broken = [{**item, "spec": {"groups": 1, "selector": 1}} for item in own]
     with pytest.raises(AssertionError):
         node(script, json.dumps(broken))
 
 
 def test_the_operators_rules_are_those_of_prometheus() -> None:
-    files = [load(it) for it in RULES]
+    files = [load(item) for item in RULES]
     rule = load(KUBERNETES / "components" / "monitoring" / "prometheus-rule.yaml")
-    assert rule["spec"]["groups"] == [group for it in files for group in it["groups"]]
+    assert rule["spec"]["groups"] == [group for file in files for group in file["groups"]]
 
 
 @pytest.mark.parametrize("folder", BUILT)
@@ -138,9 +138,9 @@ def test_pods_keep_to_restricted_pod_security(folder: str) -> None:
             assert "hostPort" not in str(container.get("ports"))
             if container["name"] == "reaper":
                 assert own["readOnlyRootFilesystem"] is True
-    levels = [it["metadata"]["labels"] for it in objects(folder) if it["kind"] == "Namespace"]
+    levels = [item["metadata"]["labels"] for item in objects(folder) if item["kind"] == "Namespace"]
     expected = "privileged" if folder == "daemonset" else "restricted"
-    assert all(it["pod-security.kubernetes.io/enforce"] == expected for it in levels)
+    assert all(level["pod-security.kubernetes.io/enforce"] == expected for level in levels)
 
 
 def test_the_sidecar_is_native_and_never_keeps_the_gateway_from_serving() -> None:
@@ -150,8 +150,8 @@ def test_the_sidecar_is_native_and_never_keeps_the_gateway_from_serving() -> Non
         assert reaper["restartPolicy"] == "Always"
         assert "startupProbe" not in reaper
         assert "readinessProbe" not in reaper
-        (state,) = [it["name"] for it in reaper["volumeMounts"]]
-        assert state in [it["name"] for it in spec["containers"][0]["volumeMounts"]]
+        (state,) = [item["name"] for item in reaper["volumeMounts"]]
+        assert state in [item["name"] for item in spec["containers"][0]["volumeMounts"]]
         assert spec.get("shareProcessNamespace", False) is (folder == "overlays/production")
 
 
@@ -192,6 +192,6 @@ def test_only_a_503_restarts_a_gateway(status: int | None, restarts: bool) -> No
     program, *rest = spec["containers"][0]["livenessProbe"]["exec"]["command"]
     assert program == "node"
     with answering(status) as port:
-        command = [tool("node"), *(it.replace(":9789", f":{port}") for it in rest)]
+        command = [tool("node"), *(item.replace(":9789", f":{port}") for item in rest)]
         assert (subprocess.run(command, timeout=60).returncode == 1) is restarts
     assert subprocess.run(command, timeout=60).returncode == 0, "nobody listens"

@@ -44,8 +44,12 @@ def metric(port: int, name: str) -> float | None:
 def removed_for(port: int) -> set[str]:
     """Return the first reasons of all removals so far."""
     lines = get(f"http://127.0.0.1:{port}/metrics").splitlines()
-    removals = [it for it in lines if 'action="remove",outcome="removed"' in it]
-    return {it.split('reason="')[1].split('"')[0] for it in removals if not it.endswith(" 0.0")}
+    removals = [line for line in lines if 'action="remove",outcome="removed"' in line]
+    return {
+        removal.split('reason="')[1].split('"')[0]
+        for removal in removals
+        if not removal.endswith(" 0.0")
+    }
 
 
 class Podman:
@@ -68,7 +72,7 @@ class Podman:
 
     def build(self, tag: str, *options: str | Path) -> None:
         """Build with this machine's certificates and pip settings lent, not baked in."""
-        lent = [f"--volume={it}:{it}:ro" for it in (CA, PIP) if it.exists()]
+        lent = [f"--volume={item}:{item}:ro" for item in (CA, PIP) if item.exists()]
         self(
             "build",
             "--network=host",
@@ -175,7 +179,7 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     search = "command -v cc gcc g++ as ld make pip pip3 uv; ls /opt/reaper/bin"
     found = podman("run", "--rm", "--entrypoint=sh", image, "-c", search).split()
     assert "reaper" in found
-    assert [it for it in found if it.startswith(("/", "pip"))] == []
+    assert [item for item in found if item.startswith(("/", "pip"))] == []
     for name in ("pip", "tests", "hatchling"):
         assert name not in [part for _, part in parts]
 
@@ -290,14 +294,16 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         run(*inside, "touch", f"{folder}/stand-in/kill-a", env=environment)
         removed = 'reaper_actions_total{action="remove",outcome="removed",reason="orphan-self-pid"}'
         either = removed.replace("orphan-self-pid", "dead-pid"), removed
-        until(lambda: any(metric(port, it) for it in either), "the lock is freed")
+        until(lambda: any(metric(port, item) for item in either), "the lock is freed")
         address = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
         asked = "sum(reaper_actions_total{outcome='removed'})"
-        until(lambda: [it["value"][1] for it in ask(address, asked)] == ["1"], "Prometheus has it")
+        until(
+            lambda: [item["value"][1] for item in ask(address, asked)] == ["1"], "Prometheus has it"
+        )
         (up_now,) = ask(address, "up")
         assert up_now["metric"]["job"] == "openclaw-lock-reaper"
         rules = json.loads(get(f"{address}/api/v1/rules"))["data"]["groups"]
-        assert {it["name"] for it in rules} == {
+        assert {rule["name"] for rule in rules} == {
             "openclaw-lock-reaper",
             "openclaw-lock-reaper-sidecar",
         }
@@ -327,7 +333,8 @@ def test_the_units_run_under_a_real_systemd(
         **{"stand_in.py": STAND_IN},
     )
     units = [
-        f"--volume={it}:/etc/systemd/system/{it.name}:ro" for it in (DEPLOY / "systemd").iterdir()
+        f"--volume={path}:/etc/systemd/system/{path.name}:ro"
+        for path in (DEPLOY / "systemd").iterdir()
     ]
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limits = (f"--ulimit=nofile=1024:{most}", "--ulimit=nproc=4096:4096")

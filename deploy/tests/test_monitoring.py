@@ -33,7 +33,7 @@ CHOSEN = ("namespace", "pod", "instance")
 
 def alerts() -> dict[str, Any]:
     groups = itertools.chain(*(load(path)["groups"] for path in RULES))
-    return {it["alert"]: it for group in groups for it in group["rules"]}
+    return {item["alert"]: item for group in groups for item in group["rules"]}
 
 
 def test_promtool_takes_configurations_and_rules(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_rule_tests_notice_an_alert_that_is_wrong(
         (tmp_path / path.name).write_text(yaml.safe_dump(made))
     tests = load(RULE_TESTS[0])
     healthy, *others = tests["tests"]
-    tests["tests"] = [healthy, *(it for it in others if alert in str(it))]
+    tests["tests"] = [healthy, *(other for other in others if alert in str(other))]
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
     command = [tool("promtool"), "test", "rules", str(tmp_path / "tests.yml")]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
@@ -97,48 +97,48 @@ def dashboard() -> Any:
 def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
     made = dashboard()
     panels = made["panels"]
-    assert len({it["id"] for it in panels}) == len(panels)
+    assert len({item["id"] for item in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
-    for it in panels:
-        place = it["gridPos"]
+    for panel in panels:
+        place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         cells = {
             (place["x"] + dx, place["y"] + dy)
             for dx in range(place["w"])
             for dy in range(place["h"])
         }
-        assert not taken & cells, it["title"]
+        assert not taken & cells, panel["title"]
         taken |= cells
-        assert it["title"]
-        refs = [target["refId"] for target in it["targets"]]
+        assert panel["title"]
+        refs = [target["refId"] for target in panel["targets"]]
         assert len(set(refs)) == len(refs) > 0
     (source,) = load(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"]
     assert source["type"] == "prometheus"
     (provider,) = load(DEPLOY / "grafana/provisioning/dashboards/reaper.yml")["providers"]
     mounts = load(DEPLOY / "compose" / "compose.yaml")["services"]["grafana"]["volumes"]
-    assert any(it.split(":")[1].startswith(provider["options"]["path"]) for it in mounts)
+    assert any(mount.split(":")[1].startswith(provider["options"]["path"]) for mount in mounts)
 
 
 def test_each_query_of_the_dashboard_asks_for_the_gateways_that_were_chosen() -> None:
     made = dashboard()
-    names = {it["name"] for it in made["templating"]["list"]}
+    names = {item["name"] for item in made["templating"]["list"]}
     assert names == {"datasource", "state_dir", *CHOSEN}
     for expr in expressions():
         for name, labels in re.findall(r"\b(reaper_\w+|up)(?:\{(.*?)\})?", expr):
-            wanted = [f'{it}=~"${it}"' for it in CHOSEN]
-            assert [it for it in wanted if it not in labels] == [], (name, expr)
+            wanted = [f'{item}=~"${item}"' for item in CHOSEN]
+            assert [item for item in wanted if item not in labels] == [], (name, expr)
 
 
 def expressions() -> list[str]:
     """Return all queries of panels and annotations, as Grafana has them."""
     made = dashboard()
     panels = [target["expr"] for panel in made["panels"] for target in panel["targets"]]
-    return [*panels, *(it["expr"] for it in made["annotations"]["list"])]
+    return [*panels, *(item["expr"] for item in made["annotations"]["list"])]
 
 
 def filled(expr: str) -> str:
     """Return a query with everything chosen, which is what Grafana begins with."""
-    fill = dict.fromkeys(("$state_dir", *(f"${it}" for it in CHOSEN)), ".*")
+    fill = dict.fromkeys(("$state_dir", *(f"${item}" for item in CHOSEN)), ".*")
     fill |= {"$__rate_interval": "1m", "$__interval": "1m"}
     return re.sub(r"\$\w+", lambda name: fill[name[0]], expr)
 
@@ -292,13 +292,17 @@ def test_every_query_of_alerts_and_panels_finds_what_a_reaper_serves(
         run(*sweep)
         reported = 'reaper_actions_total{job="node",outcome="flagged"}'
         until(lambda: ask(address, f"{reported} == 2"), "a counter carries on from sweep to sweep")
-        everything = [*map(filled, expressions()), *(it["expr"] for it in alerts().values())]
+        everything = [*map(filled, expressions()), *(alert["expr"] for alert in alerts().values())]
         for expr in everything:
             for selector in re.findall(r"\b(?:reaper_\w+|up)(?:\{.*?\})?", expr):
                 assert ask(address, selector), f"nothing has {selector}, in {expr}"
         lasted = time.monotonic() - began
-        empty = [it for it in map(filled, expressions()) if not seen(address, it, seconds=lasted)]
-        assert [it for it in empty if it not in TROUBLES] == []
+        empty = [
+            expression
+            for expression in map(filled, expressions())
+            if not seen(address, expression, seconds=lasted)
+        ]
+        assert [item for item in empty if item not in TROUBLES] == []
         note(f"{len(everything)} queries of alerts and panels find what they ask for")
         for notes in firing(address).values():
             assert re.search(f"127.0.0.1:({reaper_port}|{node_port})", notes["summary"])

@@ -29,9 +29,9 @@ AXE = "axe-core@4.10.3"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    it = Browser(tmp_path_factory.mktemp("chromium"))
-    yield it
-    it.close()
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def axe() -> str:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    it = Served(states=[StateDir("openclaw", "/home/node/.openclaw")])
-    yield it
-    it.web.stop()
+    served = Served(states=[StateDir("openclaw", "/home/node/.openclaw")])
+    yield served
+    served.web.stop()
 
 
 STRANGER = "stranger.example"
@@ -70,7 +70,7 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
     fill(served, kind)
     browser.show(f"http://{host}:{served.port}/", size=size, scheme=scheme)
     names = browser.run("return [...document.querySelectorAll('.self')].map(it => it.textContent)")
-    assert all(it.startswith("a session of agent ") for it in names) is (
+    assert all(name.startswith("a session of agent ") for name in names) is (
         host == STRANGER or not names
     )
     for folded in (True, False):
@@ -89,7 +89,7 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
     found = browser.run("return axe.run(document, {resultTypes: ['violations', 'incomplete']})")
     assert found["violations"] == []
     # What axe could not decide; each such rule is to be looked at by a person once.
-    assert {it["id"] for it in found["incomplete"]} == set()
+    assert {item["id"] for item in found["incomplete"]} == set()
     assert len(found["passes"]) > 10
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") is (scheme == "light")
@@ -113,7 +113,7 @@ def test_nothing_is_broken_within_an_id(browser: Browser, served: Served) -> Non
             ".map(it => [it.getClientRects().length, it.scrollWidth <= it.clientWidth])"
         )
         assert len(heights) > 100
-        assert all(it == [1, True] for it in heights)
+        assert all(height == [1, True] for height in heights)
 
 
 def test_the_page_keeps_itself_fresh_and_says_when_it_cannot(
@@ -151,7 +151,7 @@ def test_the_page_keeps_itself_fresh_and_says_when_it_cannot(
     assert len(set(found)) == 1
     age = "document.querySelector('#locks td span').textContent"
     assert browser.run(f"return {age}") == browser.run(f"return {age}")
-    assert all("ERR_CONNECTION_REFUSED" in it for it in browser.complaints())
+    assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in browser.complaints())
 
 
 def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
@@ -174,7 +174,7 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
 
     before = found()
     assert before
-    assert all("nightly-report5" in it for it in before)
+    assert all("nightly-report5" in item for item in before)
     told = browser.run("return document.querySelector('#filter span').textContent")
     assert told == f"{len(before)} of 63 locks"
     # A new lock of a holder that is before all others in the table.
@@ -252,10 +252,10 @@ def test_without_javascript_the_page_is_whole(browser: Browser, served: Served) 
 
 def test_hostile_names_run_nothing_in_a_browser(browser: Browser, served: Served) -> None:
     name = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"
-    it = overdue(4, session=name, agent="</h2><style>*{display:none}</style>", key=name)
-    served.inventory.put(1, it)
+    evidence_of_it = overdue(4, session=name, agent="</h2><style>*{display:none}</style>", key=name)
+    served.inventory.put(1, evidence_of_it)
     served.inventory.put(2, abandoned(5)._replace(outcome=Outcome.FAILED, note=name))
-    served.inventory.remember(lock_record(it), 1)
+    served.inventory.remember(lock_record(evidence_of_it), 1)
     served.inventory.set_skipped([Skipped(path=name, reason=name, failed=True, note=name)])
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="dark")
     assert browser.run("return window.hit === undefined")
@@ -268,7 +268,7 @@ def test_hostile_names_run_nothing_in_a_browser(browser: Browser, served: Served
 LOOKS = (("desk", "light"), ("phone", "dark"))
 
 
-@pytest.mark.parametrize("kind", [*(it for it in KINDS if it != "all"), "hidden"])
+@pytest.mark.parametrize("kind", [*(item for item in KINDS if item != "all"), "hidden"])
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_pictures_of_the_documents(
     browser: Browser, served: Served, tmp_path: Path, kind: str, look: tuple[str, str]

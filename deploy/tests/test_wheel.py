@@ -64,13 +64,13 @@ FILES = f"{ADDRESS}/blob/v{__version__}"
 
 
 def metadata(wheel: Path) -> "email.message.Message":
-    (name,) = [it for it in zipfile.ZipFile(wheel).namelist() if it.endswith("/METADATA")]
+    (name,) = [item for item in zipfile.ZipFile(wheel).namelist() if item.endswith("/METADATA")]
     return email.message_from_string(zipfile.ZipFile(wheel).read(name).decode())
 
 
 def links(text: str) -> set[str]:
     """Return all links and pictures of a text in Markdown, but those within it."""
-    return {it for it in re.findall(r"\]\(([^)]+)\)", text) if not it.startswith("#")}
+    return {item for item in re.findall(r"\]\(([^)]+)\)", text) if not item.startswith("#")}
 
 
 def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
     run(*command, "--wheel", cwd=source)
     (wheel,) = tmp_path.glob("*.whl")
     made = metadata(wheel)
-    urls = dict(it.split(", ") for it in made.get_all("Project-URL", []))
+    urls = dict(item.split(", ") for item in made.get_all("Project-URL", []))
     assert set(urls) == {"Homepage", "Documentation", "Changelog", "Source", "Issues"}
     assert urls["Documentation"] == f"{FILES}/docs/README.md"
     text = str(made.get_payload())
@@ -105,9 +105,9 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
     there = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     said = run(sys.executable, "-P", "-c", program, env=there, cwd=tmp_path).stdout
     assert said == f"{FILES}/docs/runbook.md#overdue\n"
-    assert {it for it in links(text) if not it.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))} == {
-        it for it in links(README.read_text()) if it.startswith("http")
-    }
+    assert {
+        link for link in links(text) if not link.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))
+    } == {link for link in links(README.read_text()) if link.startswith("http")}
 
 
 def test_without_an_address_nothing_is_said_of_one(dist: Path) -> None:

@@ -58,8 +58,8 @@ def _pointer(path: Path, outside: Path) -> None:
 
 
 def _socket(path: Path, _outside: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as it:
-        it.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
 
 
 def _device(path: Path, _outside: Path) -> None:
