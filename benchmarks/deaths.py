@@ -153,7 +153,7 @@ def _emptied(folder: Path) -> float:
     dir_fd = os.open(folder, os.O_RDONLY)
     try:
         while os.listdir(dir_fd):
-            time.sleep(0.01)  # each look holds up whoever renames there
+            time.sleep(0.01)  # each look holds up every process that renames there
         return time.monotonic()
     finally:
         os.close(dir_fd)

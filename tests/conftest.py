@@ -381,7 +381,7 @@ def watching(tree: Tree) -> Watching:
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serving"]:
-    """Start servers that render each answer anew, so that tests need not wait for a second."""
+    """Start servers that render each answer again, so that tests need not wait for a second."""
     from reaper.web import app
     from tests.serving import Served
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.metrics_reference
 
-writes it anew.
+writes it again.
 """
 
 import re
@@ -26,7 +26,7 @@ def _labels(family: Metric) -> list[str]:
 
 
 def with_table(page: str) -> str:
-    """Return the page with its table made anew."""
+    """Return the page with its table made again."""
     metrics = Metrics(
         LockInventory(),
         version="1",

@@ -1,8 +1,8 @@
 """A model provider on loopback whose answers the tests write, one part at a time.
 
-A part is played to whoever says its cue: the last user message with a cue picks the part, and the
-number of the model's turns since then picks the step. So answers are the same however often a
-request is repeated; and a step can be held back until the test lets it go.
+A part is played to the client that says its cue: the last user message with a cue picks the part,
+and the number of the model's turns since then picks the step. So answers are the same however often
+a request is repeated; and a step can be held back until the test lets it go.
 """
 
 import json

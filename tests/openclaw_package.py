@@ -34,7 +34,7 @@ class OpenClaw:
 
 
 class Unavailable(Exception):  # noqa: N818  # a state of the machine, no error of ours
-    """The package is not to be had on this machine; the text says why."""
+    """The package is not available on this machine; the text says why."""
 
 
 def cache() -> Path:

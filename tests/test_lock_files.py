@@ -232,7 +232,7 @@ def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
 def test_a_lock_that_replaced_the_placeholder_is_left_to_its_holder(
     tree: Tree, meanwhile: Meanwhile, step: str
 ) -> None:
-    """Stopped for long in its midst, a removal finds that its placeholder was taken for stale."""
+    """Stopped for long in the middle, a removal finds that its placeholder was taken for stale."""
     path = tree.lock("sid", record(7))
 
     def reclaim() -> None:

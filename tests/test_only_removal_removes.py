@@ -32,7 +32,7 @@ def removing_names(source: str) -> set[str]:
                 found.add(name)
             case ast.ImportFrom(module=module, names=aliases):
                 of_os = OF_OS if module == "os" else set()
-                found |= {aliase.name for aliase in aliases} & (of_os | OF_ANYTHING)
+                found |= {alias.name for alias in aliases} & (of_os | OF_ANYTHING)
     return found
 
 

@@ -56,7 +56,7 @@ def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
 def test_the_start_time_survives_a_step_of_the_clock(
     sleeper: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Psutil reads the boot time anew; a step between its reads and ours is noticed."""
+    """Psutil reads the boot time again; a step between its reads and ours is noticed."""
     ticks = start_ticks(sleeper.pid)
     real = psutil.boot_time()
     answers = iter([real - 1, real, real, real, real, real])

@@ -327,7 +327,8 @@ def test_a_placeholder_keeps_the_name_of_a_lock_that_could_not_be_put_back(
     tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is aside: under a free name a gateway would create another one. The placeholder is
-    no litter either, for whoever has looked at that name may have found a gateway's lock there.
+    no litter either, because a process that looked at that name may have found a gateway's lock
+    there.
     """
     path = tree.lock("sid", record(DEAD))
 

@@ -28,7 +28,7 @@ def switches(few: int, many: int) -> pytest.MarkDecorator:
 
 
 class Rivals:
-    """Removals that have all judged one lock, dead; made anew for each interleaving."""
+    """Removals that have all judged one lock, dead; made again for each interleaving."""
 
     def __init__(self, tree: Tree, count: int) -> None:
         self.tree = tree

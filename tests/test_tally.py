@@ -1,4 +1,4 @@
-"""Counting by changes comes to the same as counting all anew."""
+"""Counting by changes equals counting all again."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ SEEN = st.builds(
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 
 
-def counted_anew(locks: list[TrackedLock]) -> dict[str, Any]:
+def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
     """What `shown` says of the locks' tallies, by looking at every lock."""
     agents = {}
     for key in {(item.lock.state_dir, item.lock.agent) for item in locks}:
@@ -103,9 +103,9 @@ def test_whatever_changes_the_counts_are_those_of_what_is_known(
             inventory.drop(place)
         else:
             inventory.put(place, change)
-    anew = counted_anew(inventory.all())
+    recounted = recounted_all(inventory.all())
     with inventory.tallies() as tallies:
-        assert shown(tallies) == anew
+        assert shown(tallies) == recounted
 
 
 @given(CHANGES)
@@ -117,7 +117,7 @@ def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, TrackedLock | 
     for place in range(6):
         inventory.drop(place)
     with inventory.tallies() as tallies:
-        assert shown(tallies) == counted_anew([])
+        assert shown(tallies) == recounted_all([])
         assert not any(vars(tallies).values())
 
 

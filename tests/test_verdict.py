@@ -253,7 +253,7 @@ def test_without_an_end_in_the_store_the_run_end_window_bounds_the_birth(
 
 @pytest.mark.parametrize("store", [StoreStatus.ENDED, StoreStatus.NONE, StoreStatus.RUNNING])
 def test_a_lock_older_than_the_run_that_ended_is_somebody_elses(store: StoreStatus) -> None:
-    """Whoever held it then made that run wait, and its abort frees nothing."""
+    """The process that held it made that run wait, and its abort frees nothing."""
     born = NOW - 600_000
 
     def begun(at: int | None) -> Evidence:

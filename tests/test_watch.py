@@ -882,7 +882,7 @@ def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     time.sleep(0.02)
     assert sidecar.stop(signal.SIGTERM) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
-    assert list(folder.iterdir())  # it did stop in the midst
+    assert list(folder.iterdir())  # it did stop in the middle
 
 
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:

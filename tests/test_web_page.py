@@ -178,7 +178,7 @@ def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> Non
 
 
 def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) -> None:
-    """Those that are stuck before all others, whoever holds them."""
+    """Those that are stuck before all others, no matter which process holds them."""
     served = serving()
     for number in range(300):
         put(served.inventory, session=f"s{number}", age=float(number))

@@ -148,7 +148,7 @@ def explore(
     switches: int,
 ) -> int:
     """Play every schedule in which a task that could go on is left at most `switches` times, each
-    on tasks made anew, and check what they came to; return how many there were.
+    on tasks made again, and check what they came to; return how many there were.
     """
     count = 0
     left: list[tuple[list[int], int]] = [([], 0)]

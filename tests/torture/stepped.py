@@ -21,7 +21,7 @@ _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
 
 
 def strace() -> str:
-    """Return strace's path; skips the test where it is not to be had."""
+    """Return strace's path; skips the test where it is not available."""
     return program("strace")
 
 
