@@ -169,9 +169,7 @@ def fill(served: Served, kind: str) -> None:
             locks = [blind(number) for number in range(3)]
         case "void":
             note = "this state directory has no agents folder: mount it, or name the gateway's own "
-            note += (
-                "with --state-dir; a gateway that was never set up makes it with its first session"
-            )
+            note += "with --state-dir; a new gateway makes it with its first session"
             path = "/home/node/.openclaw/agents"
             inventory.set_skipped([Skipped(path, "missing", failed=True, note=note)])
             served.not_ready = "a state directory has no agents folder"

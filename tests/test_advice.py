@@ -58,7 +58,7 @@ def test_the_lock_of_a_dead_process_is_removed_by_a_sweep() -> None:
     assert checked(advice(found(ended))) == ("reaper sweep", "stale", "sweep")
 
 
-WAITS = ("waits-for-the-gateway", "message it")
+WAITS = ("waits-for-the-gateway", "send a message")
 
 
 @pytest.mark.parametrize("outcome", [None, Outcome.KEPT])

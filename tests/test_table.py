@@ -191,7 +191,7 @@ def test_a_short_name_of_several_locks_is_an_error_that_lists_them(
     tree.store({KEY: {"sessionId": UUID.format(0xABCD0001), "status": "done"}})
     done = reap(command, "abcd", "--state-dir", tree.root)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "abcd fits 3 locks; type more of the name of one:" in done.stderr
+    assert "abcd fits 3 locks. Type more of the one that you mean:" in done.stderr
     assert f"{UUID.format(0xABCD0000)}  agent main\n" in done.stderr
     assert f"{UUID.format(0xABCD0001)}  {KEY}\n" in done.stderr
     assert len(list(tree.sessions().glob("*.lock"))) == 3

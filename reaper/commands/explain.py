@@ -257,7 +257,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _which(search: _Search, text: str) -> str:
     """Return the locks that a short name fits, one a line."""
-    said = [f"{printable(text)} fits {search.fitting} locks; type more of the name of one:"]
+    said = [f"{printable(text)} fits {search.fitting} locks. Type more of the one that you mean:"]
     for match in search.ambiguous:
         key = match.found.evidence.run.session_key
         agent = f"agent {match.found.lock.agent}"

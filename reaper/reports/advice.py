@@ -145,7 +145,7 @@ def _by_verdict(found: Found, *, explained: bool) -> Step:
     explain = None if explained else _Command.EXPLAIN
     if RECOVERY_PENDING in judgement.reasons:
         return Step(
-            "message it",
+            "send a message",
             "Start the gateway, or send a message to this session: the gateway then removes the "
             "lock itself. It needs the lock to resume the run.",
             explain,

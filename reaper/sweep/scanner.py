@@ -278,7 +278,7 @@ _EMPTY_NOTE: Final = (
 )
 _NO_AGENTS_NOTE: Final = (
     "this state directory has no agents folder: mount it, or name the gateway's own with "
-    "--state-dir; a gateway that was never set up makes it with its first session"
+    "--state-dir; a new gateway makes it with its first session"
 )
 _FRAMES_SHOWN: Final = 5
 _AGENTS_GONE_NOTE: Final = (
