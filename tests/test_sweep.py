@@ -20,6 +20,7 @@ from reaper.adapters.runs import session_store
 from reaper.core.evidence import Holder as HolderSeen
 from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
 from reaper.core.finding import Finding, Skipped
+from reaper.core.judge import judge
 from reaper.core.lock import FileId, LockKey, StateDir, iso
 from reaper.core.other_locks import Suspects
 from reaper.core.policy import Action, Outcome, Policy
@@ -738,16 +739,25 @@ def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
     assert isinstance(bug, Skipped)
 
 
-def test_what_the_system_refuses_is_no_bug(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree.lock("s", record(os.getpid()))
+def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.lock("refused", record(2**22 + 1))
+    tree.lock("s", record(2**22 + 1))
 
-    def refuses(*_: object) -> None:
-        raise OSError(errno.EMFILE, "EMFILE")
+    def refuses_one(evidence: Any, limits: Limits) -> Any:
+        if evidence.lock.session == "refused":
+            raise OSError(errno.EMFILE, "EMFILE")
+        return judge(evidence, limits)
 
-    monkeypatch.setattr(scanner, "judge", refuses)
-    (skipped,) = reaper(tree).act()
-    assert isinstance(skipped, Skipped)
-    assert skipped.reason == "error-EMFILE"
+    monkeypatch.setattr(scanner, "judge", refuses_one)
+    found = list(reaper(tree, process_table=FakeProcesses).act())
+    (skipped,) = [one for one in found if isinstance(one, Skipped)]
+    assert (skipped.reason, skipped.failed) == ("error-EMFILE", True)
+    assert skipped.key is not None
+    assert skipped.key.name == "refused.jsonl.lock"
+    (removed,) = [one for one in found if isinstance(one, Finding)]
+    assert (removed.lock.session, removed.outcome) == ("s", Outcome.REMOVED)
 
 
 # Folders that are gone
