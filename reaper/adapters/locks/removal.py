@@ -31,19 +31,24 @@ class Removal(NamedTuple):
 def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     """Remove exactly the lock that was read and judged through this descriptor, or nothing.
 
-    Between judging and unlinking the gateway may have put a lock of its own under the same name:
-    POSIX knows no "unlink if it is still this inode". So the file is first moved aside, under a
-    name that nobody else ever uses, then looked at, and unlinked only if it is the one; else it
-    goes back. The private name being ours alone is what makes look-then-unlink sound there.
-    Where the file system can, an empty file, the placeholder, has the lock's name meanwhile: to a
-    gateway it is a lock that is being created, so nobody takes a lock that is away only by mistake.
-    Nothing here waits; a stop in the middle leaves a name that a sweep puts right.
+    POSIX has no "unlink if it is still this inode", and after the judgement a gateway may have put
+    a lock of its own under the same name. So there are four steps:
+
+    1. An empty file, the placeholder, is created under a private name that no other process uses.
+    2. Lock and placeholder are exchanged. To a gateway, the placeholder is a lock that is being
+       created, so no process takes the name while a lock is away by mistake.
+    3. The file under the private name is looked at. If it is the judged one, it is unlinked; no
+       other process can replace it there. If not, it gets its own name back.
+    4. The placeholder is removed.
+
+    Where the file system cannot exchange files, the lock is moved without a placeholder. Nothing
+    waits. A stop in the middle leaves a private name, which a later sweep repairs.
 
     `forced`: a person takes the risk. Where the file system offers no way to put a lock back, the
-    name is then unlinked at once, as `rm` does; a lock that takes its place in that instant is
-    unlinked too.
-    Nothing is created in a folder where the last file that a removal created is left and cannot be
-    removed: each attempt would leave one more.
+    name is unlinked at once, as `rm` does, and so is a lock that gets the name in that instant.
+
+    Nothing is created in a folder where a file that an earlier removal created is left and cannot
+    be removed, because each attempt would leave one more.
     """
     kernel.load()  # not between the steps below
     refused = _remove_litter(opened.folder)
@@ -51,7 +56,7 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
     try:
-        # A guard has none: where somebody takes it for a free one just then, no lock is free yet.
+        # A guard needs none: while its name is free, the lock that it guards is not.
         placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
@@ -72,10 +77,10 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
 
 
 def _remove_litter(folder: Folder) -> str:
-    """Remove what an earlier removal left in the folder; return why that is impossible, empty where
+    """Remove what an earlier removal left in the folder. Return why that is impossible, empty where
     nothing is left.
 
-    Only ever unlinks the very file that was left. Nobody puts a file under that private name.
+    Only unlinks the very file that was left; no other process puts a file under its private name.
     """
     litter = folder.litter
     if litter is None:
@@ -92,8 +97,8 @@ def _remove_litter(folder: Folder) -> str:
 
 
 def _note_litter(placeholder: int, opened: OpenLock) -> None:
-    """Note a placeholder that is left under a private name. One that has the lock's own name is no
-    litter: it is judged and removed like any empty lock.
+    """Remember a placeholder that is left under a private name. One that has the lock's own name is
+    judged and removed like any empty lock.
     """
     with suppress(OSError):
         found = os.fstat(placeholder)
@@ -130,7 +135,8 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
             return Removal(outcome=Outcome.REMOVED)
         os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
-        # Another reaper took our private name for a crash's: it put the lock back or dropped it.
+        # Another reaper took our private name for one that a crash left, and put the lock back or
+        # deleted it.
         return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
     except OSError as error:
         back = _give_back(parked, name, placeholder, dir_fd=dir_fd)
@@ -159,12 +165,14 @@ def _file_at(name: str, *, dir_fd: int) -> FileId:
 
 
 def _create_placeholder(parked: str, opened: OpenLock) -> int | None:
-    """Create an empty file under a private name; return it open, so that its inode number is not
-    reused either. None where the lock's owner has no space left: that shall not keep locks from
-    being freed, and a process that shares that space cannot create a lock under the free name
-    either. Raises OSError, also for a quota that is the reaper's own: others may have space.
+    """Create an empty file under a private name. Return it open, so that its inode number is not
+    reused.
+
+    None where the lock's owner has no space left: the lock can then be moved without a placeholder,
+    because no process of that owner can create a lock under the free name either. Raises OSError,
+    also where only the reaper's own quota is used up, because others may have space.
     """
-    # For reading: to another reaper it is a lock that nobody holds, should we be stopped for long.
+    # For reading only: if we are stopped for long, another reaper must see that nobody holds it.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(parked, flags, 0o644, dir_fd=opened.folder.fd)
@@ -174,7 +182,7 @@ def _create_placeholder(parked: str, opened: OpenLock) -> int | None:
             return None
         raise
     with suppress(OSError):
-        os.fchmod(fd, 0o644)  # whatever our umask: the gateway may be another uid, and must read it
+        os.fchmod(fd, 0o644)  # a gateway with another uid must read it
     return fd
 
 
@@ -196,8 +204,8 @@ def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
 
 
 def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
-    """Exchange lock and placeholder in one step; where that is not done, the placeholder goes, and
-    False says that this file system has no such step. Raises _ChangedError, OSError.
+    """Exchange lock and placeholder in one step; False where this file system has no such step.
+    Without an exchange, the placeholder is removed. Raises _ChangedError, OSError.
     """
     try:
         _check(name, judged, dir_fd=dir_fd)
@@ -212,14 +220,13 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 
 
 def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
-    """Give a lock its own name back: in the place of our placeholder, never of any other file."""
+    """Give a lock its own name back: in place of our placeholder, never over any other file."""
     try:
         if placeholder is None or not _is(placeholder, name, dir_fd=dir_fd):
             return _put_back(parked, name, dir_fd=dir_fd)
         exchange(parked, name, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
-            # Just now the placeholder was taken for a stale lock, and this is the lock of the
-            # process that took it.
+            # A process has just taken the placeholder for a stale lock, and this is its own lock.
             exchange(parked, name, dir_fd=dir_fd)
             return _put_back(parked, name, dir_fd=dir_fd)
         os.unlink(parked, dir_fd=dir_fd)
@@ -231,11 +238,12 @@ def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) 
 
 
 def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
-    """See that our placeholder has no name any more; return what went wrong, empty where nothing.
+    """Remove our placeholder, whatever name it has. Return what went wrong, empty where nothing
+    did.
 
-    It need not have the lock's name: another reaper that removes the same lock may hold it, taken
-    for that lock, and put it back after we looked. So it is looked for until it is gone; not for
-    ever: anybody may have given it a further name, somewhere else.
+    Another reaper that removes the same lock may have moved it, taken for that lock, and put it
+    back after we looked. So it is looked for until it has no name, a limited number of times,
+    because any process may have given it a further name elsewhere.
     """
     wrong = ""
     try:
@@ -249,8 +257,8 @@ def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
 
 
 _PLACEHOLDER_SEARCHES: Final = 5
-"""Times that the placeholder is looked for. Where it is missed as it goes from one name to another,
-once more suffices; each rival can bring that about once or twice.
+"""Times that the placeholder is looked for. It is missed only while it moves from one name to
+another, which each rival can cause once or twice.
 """
 
 
@@ -258,8 +266,8 @@ def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
     """Remove our placeholder from where it is, once. Return what went wrong with another file that
     was there instead, empty where nothing did. Raises OSError.
 
-    As carefully as a lock: had this process been stopped for so long that a gateway took it for a
-    stale one, then the name would be that gateway's now.
+    It is moved and looked at like a lock: if this process was stopped for long, a gateway may have
+    taken the placeholder for a stale lock, and the name is that gateway's now.
     """
     dir_fd, parked = opened.folder.fd, private_name_of(opened.name)
     where = _name_of(placeholder, opened)
@@ -290,8 +298,8 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
 
 
 def _move_aside(parked: str, opened: OpenLock) -> bool:
-    """Rename without ever replacing a file; False, with nothing done, where putting the lock back
-    the same way is not assured. Raises _ChangedError, OSError.
+    """Rename the lock without ever replacing a file. False, with nothing done, where it could not
+    be put back in the same way. Raises _ChangedError, OSError.
     """
     name, dir_fd = opened.name, opened.folder.fd
     _check(name, opened.lock.file, dir_fd=dir_fd)
