@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from reaper.adapters import hold_proof
-from reaper.adapters.runs.runs import Runs
 from reaper.adapters.session_databases import SessionDatabases
 from reaper.core.evidence import Holder, HoldProof
 from reaper.core.history import PassStart
 from reaper.core.other_locks import Suspects
+
+if TYPE_CHECKING:
+    from reaper.adapters.runs.runs import Runs
 
 
 class Clock(Protocol):
@@ -73,13 +76,19 @@ class Sources:
     ) -> None:
         self.clock = clock
         self.probe = probe
-        self.runs = Runs()
         self.databases = SessionDatabases()
         self.layers: frozenset[tuple[int, int]] | None = None
         """The folders that overlays are made of; None where that is not known."""
         self._overlay_layers = hold_proof.OverlayLayers()
         self._make_table = process_table
         self._table: Processes | None = None
+
+    @cached_property
+    def runs(self) -> "Runs":
+        """What reads runs. It is made for the first lock or session store."""
+        from reaper.adapters.runs.runs import Runs  # noqa: PLC0415  # msgspec: 15 ms
+
+        return Runs()
 
     def start_pass(self, *, full: bool = True) -> PassStart:
         """Read the clocks, and the mounts: in a pass that is not `full` only where they changed.
