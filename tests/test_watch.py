@@ -967,9 +967,13 @@ def test_a_second_sidecar_on_the_same_directory_does_no_harm(
     for holder in dying:
         until(gone(holder.path))
     assert healthy.path.exists()
-    until(lambda: len(one.journal("removed") + other.journal("removed")) == 10)
-    removed = [item["session"] for sidecar in (one, other) for item in sidecar.journal("removed")]
-    assert sorted(removed) == sorted(f"dying{number}" for number in range(10))
+
+    def removed() -> list[str]:
+        # Of two that remove one lock at once, one can leave its empty placeholder to a later sweep.
+        lines = one.journal("removed") + other.journal("removed")
+        return sorted(line["session"] for line in lines if line["pid"] is not None)
+
+    until(lambda: removed() == sorted(holder.path.name.split(".")[0] for holder in dying))
     # The one that came too late to the last lock may be about to remove its placeholder.
     until(lambda: os.listdir(tree.sessions()) == [healthy.path.name])
 

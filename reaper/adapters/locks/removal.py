@@ -221,6 +221,13 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 
 def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
     """Give a lock its own name back: in place of our placeholder, never over any other file."""
+    removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
+    if removal.outcome is Outcome.FAILED:  # perhaps our placeholder just got the name again
+        removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
+    return removal
+
+
+def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
     try:
         if placeholder is None or not _is(placeholder, name, dir_fd=dir_fd):
             return _put_back(parked, name, dir_fd=dir_fd)
@@ -277,8 +284,6 @@ def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
         rename_noreplace(where, parked, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
             back = _give_back(parked, opened.name, placeholder, dir_fd=dir_fd)
-            if back.outcome is Outcome.FAILED:  # perhaps our placeholder just got the name again
-                back = _give_back(parked, opened.name, placeholder, dir_fd=dir_fd)
             return back.note if back.outcome is Outcome.FAILED else ""
         os.unlink(parked, dir_fd=dir_fd)
     return ""
