@@ -31,7 +31,7 @@ def patient_sweep(tree: Tree) -> Finding:
 
 
 def forge_store(tree: Tree, forged: dict[str, Any]) -> None:
-    """Say that the session's run began before its lock was born, and is over since long."""
+    """Say that the session's run began before its lock was created, and is over since long."""
     times = {"startedAt": now_ms() - 700_000, "endedAt": now_ms() - 500_000}
     tree.store({"key": {"sessionId": "sid", **times, **forged}})
 

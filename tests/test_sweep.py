@@ -322,7 +322,7 @@ def test_a_young_empty_file_is_not_even_probed(tree: Tree) -> None:
 
 @pytest.fixture
 def abandoned(tree: Tree, hold: HoldLock) -> Holder:
-    """The stuck state: a live gateway holds a lock born just before its run's recorded end."""
+    """The stuck state: a live gateway holds a lock created just before its run's recorded end."""
     holder = hold("stuck", age=600)
     created = now_ms() - 600_000
     tree.store(

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reaper.core.abandoned import (
-    BIRTH_MARGIN_MS,
     CHECKPOINT_LIMIT,
     CHECKPOINT_MARGIN_MS,
+    CREATION_MARGIN_MS,
     HOLDER_MARGIN_MS,
 )
 from reaper.core.evidence import (
@@ -84,7 +84,7 @@ def evidence(
 
 
 def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> dict[str, Any]:
-    """Evidence of the seed's bug: born just before the end that the store records."""
+    """Evidence of the seed's bug: created just before the end that the store records."""
     end = NOW - int(age * 1000) + int(end_after_birth * 1000)
     fields: dict[str, Any] = {
         "trajectory": RunState.ENDED,
@@ -254,15 +254,15 @@ def test_without_an_end_in_the_store_the_run_end_window_bounds_the_birth(
 @pytest.mark.parametrize("store", [StoreStatus.ENDED, StoreStatus.NONE, StoreStatus.RUNNING])
 def test_a_lock_older_than_the_run_that_ended_is_somebody_elses(store: StoreStatus) -> None:
     """The process that held it made that run wait, and its abort frees nothing."""
-    born = NOW - 600_000
+    created = NOW - 600_000
 
     def begun(at: int | None) -> Evidence:
-        end = RunEnd(at_ms=born + 300, cut_short=True, started_ms=at)
-        times = {"store_started_ms": born} if store is not StoreStatus.NONE else {}
+        end = RunEnd(at_ms=created + 300, cut_short=True, started_ms=at)
+        times = {"store_started_ms": created} if store is not StoreStatus.NONE else {}
         return evidence(**(stuck(end=end, store=store, **times) | {"holder_began_ms": 0}))
 
-    assert judge(begun(born), LIMITS).verdict is Verdict.ABANDONED
-    held_because(Unmet.CREATED_BEFORE_RUN, begun(born + 1))
+    assert judge(begun(created), LIMITS).verdict is Verdict.ABANDONED
+    held_because(Unmet.CREATED_BEFORE_RUN, begun(created + 1))
     held_because(Unmet.ATTEMPT_NOT_WHOLE, begun(None))
 
 
@@ -359,13 +359,13 @@ def test_a_store_that_speaks_of_another_run_does_not_date_the_one_that_ended(oth
     """Seen: the next message to a stuck session finds it locked, and the store has its times. A
     `--local` run leaves the store as it was before.
     """
-    born = NOW - 600_000
+    created = NOW - 600_000
     for at, started, expected in (
-        (born + 300, STARTED, None),
-        (born - BIRTH_MARGIN_MS, STARTED, None),
-        (born - BIRTH_MARGIN_MS - 1, STARTED, Unmet.CREATED_AFTER_RUN),
-        (born + 300, born, None),
-        (born + 300, born + 1, Unmet.CREATED_BEFORE_RUN),
+        (created + 300, STARTED, None),
+        (created - CREATION_MARGIN_MS, STARTED, None),
+        (created - CREATION_MARGIN_MS - 1, STARTED, Unmet.CREATED_AFTER_RUN),
+        (created + 300, created, None),
+        (created + 300, created + 1, Unmet.CREATED_BEFORE_RUN),
     ):
         times = {
             "later": {"store_started_ms": at + 1, "store_ended_ms": at + 80_000},
@@ -381,8 +381,8 @@ def test_a_store_that_speaks_of_another_run_does_not_date_the_one_that_ended(oth
 
 def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet() -> None:
     """A gateway's event loop was seen to stand still for 135 s before a run's first record."""
-    born = NOW - 600_000
-    end = RunEnd(at_ms=born - 2000, cut_short=True, started_ms=STARTED)
+    created = NOW - 600_000
+    end = RunEnd(at_ms=created - 2000, cut_short=True, started_ms=STARTED)
     running: dict[str, Any] = {
         "end": end,
         "store": StoreStatus.RUNNING,
@@ -393,7 +393,7 @@ def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet
         at_most = STORE_START_MARGIN_MS + (prompted or STARTED)
         same = stuck(**running, store_started_ms=at_most)
         assert verdict(evidence(**same))[0] is Verdict.ABANDONED
-        for began in (at_most + 1, born - 1999, None):
+        for began in (at_most + 1, created - 1999, None):
             held_because(Unmet.LATER_RUN, evidence(**stuck(**running, store_started_ms=began)))
 
 
@@ -404,13 +404,13 @@ def test_the_times_of_a_run_that_began_during_the_one_that_ended_do_not_date_it(
         (until, -0.3, Unmet.ANOTHER_RUN),
         # A message that waited for the run, and then failed on its lock.
         (until + 60_000, -0.3, None),
-        (until + 60_000, BIRTH_MARGIN_MS / 1000 + 0.001, Unmet.CREATED_AFTER_RUN),
+        (until + 60_000, CREATION_MARGIN_MS / 1000 + 0.001, Unmet.CREATED_AFTER_RUN),
     ):
-        born = until + int(born_after_end * 1000)
+        created = until + int(born_after_end * 1000)
         seen = stuck(store_started_ms=began, store_ended_ms=ended)
         end = RunEnd(at_ms=until, cut_short=True, started_ms=STARTED)
         run = seen["run"]._replace(end=end)
-        lock = a_lock(created_at_ms=born)
+        lock = a_lock(created_at_ms=created)
         assert judge(evidence(lock=lock, **(seen | {"run": run})), LIMITS).unmet is expected
 
 

@@ -18,8 +18,8 @@ from reaper.core.verdict import Limits
 NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
 """States of a holder that is elsewhere, in another PID namespace, where its lock is open."""
 CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing shows a compaction's
-lock from one that was left behind; see docs/decisions/0012-late-shape.md.
+"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing distinguishes a
+compaction's lock from one that was left behind (docs/decisions/0012-late-shape.md).
 """
 CHECKPOINT_MARGIN_MS: Final = 60_000
 """A checkpoint may be that much older than the lock and still belong to the compaction that holds
@@ -27,7 +27,7 @@ it: a plugin's context engine writes it before it takes the lock."""
 HOLDER_MARGIN_MS: Final = 5_000
 """The holder must be older by this than its run. A start time is only as exact as the clock: a
 gateway serves 23 s after its start at the earliest (docs/facts.md)."""
-BIRTH_MARGIN_MS: Final = 5_000
+CREATION_MARGIN_MS: Final = 5_000
 """How long after `session.ended` a lock may be created by that run, where the store has no end."""
 STORE_MARGIN_MS: Final = 200
 """How long after the store's end of the run, where it has one. The run's end and its last locks are
@@ -46,14 +46,14 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
         or (Unmet.HOLDER_UNCLEAR if died_here(evidence) else None)
         or evidence.run.unmet
         or _unmet_by_witness(evidence)
-        or _unmet_by_birth(evidence)
+        or _unmet_by_creation(evidence)
         or _unmet_by_compaction(evidence)
     )
 
 
 def died_here(evidence: Evidence) -> bool:
-    """Whether the holder was seen alive and is no longer: then it is dead, and not elsewhere, and
-    the process that has the lock open is not the one that the record names.
+    """Whether the holder was seen alive here and is not any more. Then it is dead, and another
+    process has the lock open than the record names.
     """
     return evidence.holder_seen_alive and evidence.holder.state in DEAD
 
@@ -92,16 +92,16 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
     return Unmet.NEWER_GATEWAY if evidence.may_be_newer_gateway else None
 
 
-def _unmet_by_birth(evidence: Evidence) -> Unmet | None:
-    """The lock was created by the run that ended: not before it, by somebody for whom that run only
-    waited, and not after it.
+def _unmet_by_creation(evidence: Evidence) -> Unmet | None:
+    """The lock was created by the run that ended: not after it, and not before it by another holder
+    for which that run waited.
     """
     run, created_ms = evidence.run, evidence.lock.record.created_at_ms
     if run.end is None or run.end.started_ms is None or created_ms is None:
         return Unmet.ATTEMPT_NOT_WHOLE
     if run.later_run_goes_on:
         return Unmet.LATER_RUN  # it may have the lock, and not have written about itself yet
-    until_ms = _latest_birth(run, run.end.at_ms)
+    until_ms = _latest_creation(run, run.end.at_ms)
     if until_ms is None:
         return Unmet.STORE_UNCLEAR
     if created_ms < run.end.started_ms:
@@ -118,7 +118,7 @@ def _unmet_by_birth(evidence: Evidence) -> Unmet | None:
     return Unmet.ANOTHER_HOLDER if any(others) else None
 
 
-def _latest_birth(run: Run, ended_ms: int) -> int | None:
+def _latest_creation(run: Run, ended_ms: int) -> int | None:
     """Return until when (epoch ms) the run that ended can have created a lock; None where that
     cannot be known. The store's end counts where the store speaks of that run: it is earlier than
     the trajectory's where a gateway is slow, and a compaction can take the lock between the two.
@@ -130,16 +130,16 @@ def _latest_birth(run: Run, ended_ms: int) -> int | None:
             return None
         if run.store_end_ms is not None:
             return run.store_end_ms + STORE_MARGIN_MS
-    return ended_ms + BIRTH_MARGIN_MS
+    return ended_ms + CREATION_MARGIN_MS
 
 
 def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
-    """No compaction can hold the lock: one is known by its checkpoint only."""
+    """No compaction can hold the lock. Only its checkpoint shows one."""
     run, lock = evidence.run, evidence.lock
     if run.transcript_bytes is None or run.transcript_bytes > CHECKPOINT_LIMIT:
         return Unmet.LARGE_TRANSCRIPT
-    born_ms = min(lock.taken_ms, lock.mtime_ms)
-    if run.checkpoint_ms is not None and run.checkpoint_ms >= born_ms - CHECKPOINT_MARGIN_MS:
+    created_ms = min(lock.taken_ms, lock.mtime_ms)
+    if run.checkpoint_ms is not None and run.checkpoint_ms >= created_ms - CHECKPOINT_MARGIN_MS:
         return Unmet.CHECKPOINT
     if evidence.run_end_age is None or evidence.quiet_for is None:
         return Unmet.LAST_WRITE_UNKNOWN
@@ -159,6 +159,6 @@ def unmet_by_age(evidence: Evidence) -> Unmet:
 
 
 def abandoned_in(evidence: Evidence, limits: Limits) -> float:
-    """Return the seconds until all of row 1's ages are reached; they are where it is ≤ 0."""
+    """Return the seconds until all of row 1's ages are reached, 0 or less once they are."""
     ages = evidence.age, evidence.file_age, evidence.run_end_age or 0.0, evidence.quiet_for or 0.0
     return limits.abandoned_after - min(ages)

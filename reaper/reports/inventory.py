@@ -61,8 +61,8 @@ class LockInventory:
             self._history.record(self._tallies.stuck, time.monotonic())
 
     def set_others(self, seen: Iterable[TrackedLock]) -> None:
-        """Note the locks that are no session locks, as a full sweep found them; not those that are
-        gone now.
+        """Keep the locks that are no session locks, as a full sweep found them, without those that
+        are gone now.
         """
         self._others = [one for one in seen if one.outcome not in GONE]
 
@@ -71,16 +71,16 @@ class LockInventory:
         return self._others
 
     def set_watched_folders(self, counts: Mapping[str, int]) -> None:
-        """Note how many `sessions` folders each state directory has, as a full sweep found."""
+        """Keep how many `sessions` folders each state directory has, as a full sweep found."""
         self._watched_folders = dict(counts)
 
     def watched_folders(self) -> Mapping[str, int]:
-        """Return that, by state directory; empty before the first full sweep has ended."""
+        """Return these counts by state directory; empty before the first full sweep has ended."""
         return self._watched_folders
 
     def remember(self, record: dict[str, Any], at_ms: int) -> None:
-        """Note an act, as `lock_record` gives it; the last _ACTS are kept. One that came to the
-        same on the same lock before is counted, so that what fails each second drives out nothing.
+        """Keep an action, as `lock_record` gives it; the last _ACTS are kept. The same outcome for
+        the same lock is only counted, so that a removal that fails each second displaces nothing.
         """
         key = (record["path"], record["outcome"])
         with self._lock:

@@ -1,4 +1,4 @@
-"""Puts right what a removal left behind that was interrupted."""
+"""Repairs what an interrupted removal left behind."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -19,9 +19,9 @@ _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and
 
 
 def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:
-    """Give each lock under a private name its own name back, and add that to `folder.locks`; drop
-    one whose name is taken once nobody has it open, and an empty file. Yields what is left, and
-    what was dropped.
+    """Give each lock under a private name its own name back, and add that to `folder.locks`. Delete
+    an empty file, and a lock whose name is taken, once no process has it open. Yields what is left,
+    and what was deleted.
     """
     for name in folder.parked:
         if mode is not Mode.ACT:

@@ -1,4 +1,4 @@
-"""The HTTP side: metrics, health, a page and the locks as JSON; only looks, changes nothing."""
+"""The HTTP side: metrics, health, a page and the locks as JSON. No request changes anything."""
 
 import base64
 import ipaddress
@@ -18,8 +18,7 @@ from reaper.web.server import Address, Bounds, Request, Response, Server, in_one
 from reaper.web.worker import Worker
 
 ShowSessions = Literal["authenticated", "local", "all"]
-"""To whom sessions' names are shown: those who are authenticated; who asks from this machine too;
-everybody."""
+"""Which clients see the names of sessions: authenticated ones; also those on this machine; all."""
 _FRESH_FOR: Final = 1.0
 """Seconds that a rendered page or JSON is served again: 2,000 locks take 40 ms to render."""
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip"})
@@ -42,7 +41,7 @@ class _Renderer:
         return pieces if time.monotonic() - at < _FRESH_FOR else None
 
     def _render(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        pieces = self._fresh(key)  # from the turn of another client that waited for the same
+        pieces = self._fresh(key)  # another client that waited may have had it rendered
         if pieces is None:
             pieces = list(render())
             self._latest[key] = time.monotonic(), pieces
