@@ -73,6 +73,6 @@ def terminal_width() -> int | None:
     return get_terminal_size().columns
 
 
-def fail(talk: Console, text: str) -> NoReturn:
-    talk.error(text)
+def fail(console: Console, text: str) -> NoReturn:
+    console.error(text)
     raise typer.Exit(EXIT_FAILED)

@@ -212,13 +212,13 @@ def explain_matches(
         if not judging.as_json:
             typer.echo("\n".join(_in_words(judging, found)))
         if match.other_folder is not None:
-            judging.talk.info(
+            judging.console.info(
                 f"{printable(match.other_folder)} exists here and is not the folder of this lock, "
                 f"which has the same name: {printable(found.lock.path)}"
             )
     if not matches:
         which = _which(search, text) if search.ambiguous else _not_found(judging, search, text)
-        judging.talk.error(which)
+        judging.console.error(which)
         report.summary.failed += 1
     return matches
 
@@ -284,7 +284,7 @@ def command(judging: Judging, *, lock: LockArgument) -> None:
 
     Changes nothing.
     """
-    with written_to_standard_output(judging.talk):
+    with written_to_standard_output(judging.console):
         report = Report(judging, judging.output() if judging.as_json else NoOutput())
         for match in explain_matches(judging, judging.reaper(), lock, report, others=True):
             report.add(match.found)

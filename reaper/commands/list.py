@@ -12,7 +12,7 @@ def command(judging: Judging) -> None:
 
     Changes nothing. With the options of a sidecar, it shows what that sidecar would do.
     """
-    with written_to_standard_output(judging.talk):
+    with written_to_standard_output(judging.console):
         report = Report(judging, judging.output())
         for found in judging.reaper().look():
             report.add(found)

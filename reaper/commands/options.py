@@ -117,7 +117,7 @@ class Judging(NamedTuple):
     limits: Limits
     policy: Policy
     as_json: bool
-    talk: Console
+    console: Console
 
     def reaper(self, *, longest_retry: float = 60.0, dry_run: bool = False) -> "Reaper":
         """Build the Reaper; imported here, so that `--help` need not pay for it."""
@@ -149,7 +149,7 @@ class Judging(NamedTuple):
             and not os.environ.get("NO_COLOR")
             and os.environ.get("TERM") != "dumb",
         )
-        say = self._say_on_terminal if width is not None else self.talk.info
+        say = self._say_on_terminal if width is not None else self.console.info
         return TableOutput(table, say=say, options=self.options, only_notable=only_notable)
 
     def options(self) -> str:
@@ -169,7 +169,7 @@ class Judging(NamedTuple):
         return "".join(f" {option} {quote(value)}" for option, value in words)
 
     def _say_on_terminal(self, text: str) -> None:
-        if not self.talk.quiet:
+        if not self.console.quiet:
             typer.echo(text)
 
 
@@ -184,7 +184,7 @@ def _judging(
     on_other: OtherLocks = OnVerdict.FLAG,
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
 ) -> Judging:
-    talk = Console(quiet=quiet, verbose=verbose)
+    console = Console(quiet=quiet, verbose=verbose)
     # click would part the variable at white space, which paths may hold.
     variable = os.environ.get("REAPER_STATE_DIR", "")
     given = state_dir or [part for part in variable.split(":") if part]
@@ -193,9 +193,9 @@ def _judging(
     except UsageError as error:
         raise typer.BadParameter(str(error)) from None
     except SettingsError as error:
-        fail(talk, printable(str(error)))
+        fail(console, printable(str(error)))
     if not given and len(states) > 1:
-        talk.info(f"looking at {', '.join(printable(state.path) for state in states)}")
+        console.info(f"looking at {', '.join(printable(state.path) for state in states)}")
     return Judging(
         states=states,
         by_option=bool(state_dir),
@@ -206,7 +206,7 @@ def _judging(
             on_other=Action(on_other.value),
         ),
         as_json=as_json,
-        talk=talk,
+        console=console,
     )
 
 

@@ -41,7 +41,7 @@ class Report:
         self._finding = Finding
         self.summary = Summary()
         self._journalled = journalled
-        self._talk = judging.talk
+        self._console = judging.console
         self._output = output
         self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
@@ -50,7 +50,7 @@ class Report:
             self.summary.count_skipped(
                 path=found.path, reason=found.reason, note=found.note, failed=found.failed
             )
-            say = self._talk.error if found.failed else self._talk.info
+            say = self._console.error if found.failed else self._console.info
             what = "skipped " if found.failed else ""
             say(f"{what}{printable(found.path)}: {found.reason}" + _aside(found.note))
             return
@@ -63,14 +63,14 @@ class Report:
         if found.judgement.verdict is Verdict.UNCERTAIN and found.outcome is not Outcome.REMOVED:
             self._note_unjudged(found)
         if found.note and found.outcome is not None and not self._journalled:
-            say = self._talk.error if found.outcome is Outcome.FAILED else self._talk.info
+            say = self._console.error if found.outcome is Outcome.FAILED else self._console.info
             say(f"{printable(found.lock.path)}: {found.outcome.value}: {printable(found.note)}")
 
     def _note_unjudged(self, found: "Finding") -> None:
         lock, why = found.lock, found.evidence.proof_note
         if lock.record.shape is Shape.UNREAD:
             self.summary.failed += 1
-            self._talk.error(f"cannot read {printable(lock.path)}: {why}" + _aside(found.note))
+            self._console.error(f"cannot read {printable(lock.path)}: {why}" + _aside(found.note))
         elif NO_HOLD_PROOF in found.judgement.reasons:
             owner = folder_owner(lock.path)
             stray = owner is not None and owner != lock.uid
@@ -81,7 +81,7 @@ class Report:
         for (note, stray), blind in self._blind.items():
             uids = {lock.uid for lock in blind}
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
-            self._talk.error(f"{locks(len(blind))} cannot be checked: {advice}")
+            self._console.error(f"{locks(len(blind))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
         """1 before 4 before 3."""
@@ -124,7 +124,7 @@ def stop_between_locks() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def written_to_standard_output(talk: Console) -> Iterator[None]:
+def written_to_standard_output(console: Console) -> Iterator[None]:
     """Let `reaper list | head` end quietly, and report a full disk in one line.
 
     A name that the stream's encoding does not have is escaped.
@@ -137,5 +137,5 @@ def written_to_standard_output(talk: Console) -> Iterator[None]:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            talk.error(f"cannot write to standard output: {error.strerror}")
+            console.error(f"cannot write to standard output: {error.strerror}")
         raise typer.Exit(EXIT_FAILED) from None

@@ -47,7 +47,7 @@ def command(
 
     Some locks must be observed for about 10 s first: the sweep then waits, and says so.
     """
-    talk = judging.talk
+    console = judging.console
     metrics = None
     if textfile is not None:
         if not textfile.endswith(".prom"):
@@ -58,10 +58,12 @@ def command(
 
     def on_wait(count: int, seconds: float) -> None:
         do = "does" if count == 1 else "do"
-        talk.info(f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change")
+        console.info(
+            f"waiting up to {seconds:.0f} s to make sure that {locks(count)} {do} not change"
+        )
 
-    with written_to_standard_output(talk), stop_between_locks() as stop:
-        output = judging.output(result=True, only_notable=not talk.verbose)
+    with written_to_standard_output(console), stop_between_locks() as stop:
+        output = judging.output(result=True, only_notable=not console.verbose)
         report = Report(judging, output)
         reaper = judging.reaper()
         for found in reaper.sweep(dry=dry_run, wait=wait, on_wait=on_wait, stop=stop):
@@ -72,7 +74,7 @@ def command(
         if metrics is not None and textfile is not None:
             _write(metrics, judging, textfile, reaper.watched_folders())
         if stop():
-            talk.error("interrupted; not every lock was checked")
+            console.error("interrupted; not every lock was checked")
             raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(report.exit_code(exit_zero=exit_zero))
 
@@ -81,7 +83,7 @@ def _write(metrics: "SweepMetrics", judging: Judging, path: str, folders: dict[s
     try:
         problem = metrics.write(path, folders)
     except OSError as error:
-        fail(judging.talk, f"cannot write {printable(path)}: {error.strerror}")
+        fail(judging.console, f"cannot write {printable(path)}: {error.strerror}")
     if problem is not None:
         was = f"the old {printable(path)} is not used"
-        judging.talk.error(f"{was}, so its counters start from 0: {problem}")
+        judging.console.error(f"{was}, so its counters start from 0: {problem}")

@@ -59,9 +59,9 @@ def command(
     from reaper.reports.journal import Journal  # noqa: PLC0415
     from reaper.sweep import Unlock  # noqa: PLC0415
 
-    talk, reaper = judging.talk, judging.reaper()
+    console, reaper = judging.console, judging.reaper()
     journal = Journal(sys.stderr, json=False)
-    with written_to_standard_output(talk), stop_between_locks() as stop:
+    with written_to_standard_output(console), stop_between_locks() as stop:
         output = judging.output() if judging.as_json else NoOutput()
         report = Report(judging, output, journalled=True)
         shown = explain_matches(judging, reaper, lock, report)
@@ -76,7 +76,7 @@ def command(
                 report.add(match.found)
         report.end()
     if refusal is not None:
-        talk.error(f"not removed: {refusal}")
+        console.error(f"not removed: {refusal}")
         raise typer.Exit(EXIT_INTERRUPTED if stop() else EXIT_FAILED)
     raise typer.Exit(0 if shown else EXIT_FAILED)
 
@@ -98,7 +98,7 @@ def _free(
 
     def on_wait(_count: int, seconds: float) -> None:
         until = f"waiting up to {seconds:.0f} s"
-        judging.talk.info(f"{until} to make sure that the lock does not change")
+        judging.console.info(f"{until} to make sure that the lock does not change")
 
     refusal = None
     for found in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):

@@ -181,7 +181,7 @@ def command(
             on_news=lambda: journal.info("web-config-read", file=web_config),
         )
     except WebConfigError as error:
-        fail(judging.talk, f"--web-config {printable(web_config or '')}: {error}")
+        fail(judging.console, f"--web-config {printable(web_config or '')}: {error}")
     view = View(
         inventory,
         metrics,
@@ -211,7 +211,7 @@ def command(
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         hint = "is a reaper running already? " if taken else ""
         fail(
-            judging.talk,
+            judging.console,
             f"cannot listen on {', '.join(given)}: {error}; {hint}"
             "choose another address with --listen HOST:PORT, or --listen off",
         )
