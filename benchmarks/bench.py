@@ -59,8 +59,8 @@ def interleaved(commands: Commands, runs: int, *, warm: tuple[str, ...]) -> Runs
 
 def summary(runs: Runs) -> dict[str, dict[str, float]]:
     return {
-        name: {key: round(statistics.median(item[key]), 4) for key in item}
-        for name, item in runs.items()
+        name: {key: round(statistics.median(values), 4) for key, values in measured.items()}
+        for name, measured in runs.items()
     }
 
 
@@ -207,9 +207,9 @@ def sweep_table(rows: list[dict[str, Any]]) -> str:
     return _table(head, lines)
 
 
-def counts_table(found: dict[str, float]) -> tuple[list[str], list[list[object]]]:
+def counts_table(found: dict[str, float]) -> str:
     head = ["calls of Python functions", "system calls"]
-    return head, [[found["python_calls"], found["system_calls"]]]
+    return _table(head, [[found["python_calls"], found["system_calls"]]])
 
 
 def cold_table(found: dict[str, Any]) -> str:
@@ -234,7 +234,7 @@ def sidecar_table(found: dict[str, Any]) -> str:
         inner = {name: value} if not isinstance(next(iter(value.values())), dict) else value
         for part, values in inner.items():
             label = name if part == name else f"{name}: {part}"
-            text = ", ".join(f"{key} {item}" for key, item in values.items())
+            text = ", ".join(f"{key} {value}" for key, value in values.items())
             lines.append([label.replace("_", " "), text.replace("_", " "), f"{load:.1f}"])
         value["load"] = load
     return _table(["scenario", "measured", "load"], lines)
@@ -294,7 +294,7 @@ def write(results: dict[str, Any]) -> None:
         "machine": f"{results['machine']}\n",
         "sweeps": sweep_table(results["sweeps"]),
         "dead": sweep_table(results["dead"]),
-        "counts": _table(*counts_table(results["counts"])),
+        "counts": counts_table(results["counts"]),
         "cold": cold_table(results["cold"]),
         "deaths": sidecar_table(results["deaths"]),
         "sidecar": sidecar_table(results["sidecar"]),

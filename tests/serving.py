@@ -92,9 +92,9 @@ def put(
     inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any
 ) -> TrackedLock:
     """Let a lock be known; as of now, so that its age is what is asked for."""
-    replace = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
-    inventory.put(session, replace)
-    return replace
+    tracked = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
+    inventory.put(session, tracked)
+    return tracked
 
 
 def stale(inventory: LockInventory, **how: Any) -> TrackedLock:

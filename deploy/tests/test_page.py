@@ -252,10 +252,10 @@ def test_without_javascript_the_page_is_whole(browser: Browser, served: Served) 
 
 def test_hostile_names_run_nothing_in_a_browser(browser: Browser, served: Served) -> None:
     name = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"
-    evidence_of_it = overdue(4, session=name, agent="</h2><style>*{display:none}</style>", key=name)
-    served.inventory.put(1, evidence_of_it)
+    stuck = overdue(4, session=name, agent="</h2><style>*{display:none}</style>", key=name)
+    served.inventory.put(1, stuck)
     served.inventory.put(2, abandoned(5)._replace(outcome=Outcome.FAILED, note=name))
-    served.inventory.remember(lock_record(evidence_of_it), 1)
+    served.inventory.remember(lock_record(stuck), 1)
     served.inventory.set_skipped([Skipped(path=name, reason=name, failed=True, note=name)])
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="dark")
     assert browser.run("return window.hit === undefined")

@@ -39,7 +39,7 @@ reports that a followed folder was deleted or unmounted. All watches have this m
 two names has one watch, and only the last mask counts."""
 
 CREATED: Final = "created"
-RESTORED: Final = "returned"
+RESTORED: Final = "restored"
 """Renamed from a name that is not a lock's: a removal gave the lock back, so it is no new one."""
 DELETED: Final = "deleted"
 

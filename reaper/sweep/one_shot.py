@@ -45,7 +45,7 @@ class OneShot:
     def _rounds(
         self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
     ) -> Iterator[Iterable[Finding | Skipped]]:
-        """Yield the passes; each is to be gone through before the next is asked for."""
+        """Yield the passes. The consumer goes through one before it asks for the next."""
         limits = self._plan.limits
         yield self._round(self._plan.only)
         longest = max(limits.orphan_grace, limits.confirm) + _LOOK_EVERY

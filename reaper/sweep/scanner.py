@@ -52,12 +52,12 @@ class Scanner(NamedTuple):
         """Return an iterator that yields each lock as soon as its outcome is known, and what was
         skipped.
         """
-        # A lock passes through one generator: `chain` is none, and asks each part directly.
+        # `chain` asks each part directly, so that a lock passes through that one generator only.
         return chain.from_iterable(self._parts())
 
     def _parts(self) -> Iterator[_Part]:
-        """Yield what is to be yielded, in parts. A part is asked for the whole of it before the
-        next one, and before what was opened for it is closed.
+        """Yield the findings in parts. The consumer goes through a part before it asks for the
+        next one, because a folder is open only until then.
         """
         only = self.plan.only
         start = self.sources.start_pass(full=only is None)
@@ -87,7 +87,7 @@ class Scanner(NamedTuple):
             yield reading.skip(state.path, error)
 
     def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Iterator[_Part]:
-        """Yield what is to be yielded for each folder, then for the whole."""
+        """Yield the parts of each folder, then that of the whole."""
         skipped: list[Skipped] = []
         met: set[str] = set()
         for folder in reading.folders(state, skipped, None):

@@ -56,11 +56,10 @@ _MAY_COME_BACK: Final = 60
 _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
 """Epoch ms. JavaScript has no larger integers."""
-_ENDED_STATUSES: Final = frozenset({"done", "timeout", "failed", "killed"})
 _STATUSES: Final[dict[str | None, StoreStatus]] = {
     None: StoreStatus.NONE,
     "running": StoreStatus.RUNNING,
-    **dict.fromkeys(_ENDED_STATUSES, StoreStatus.ENDED),
+    **dict.fromkeys(("done", "timeout", "failed", "killed"), StoreStatus.ENDED),
 }
 """What a status means; any other one is UNKNOWN."""
 _ODD: Final = ""
@@ -446,7 +445,9 @@ def _decoder(*, raw: bool) -> "msgspec.json.Decoder[msgspec.Struct]":
     import msgspec  # noqa: PLC0415  # as above
 
     time = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)] | None
-    types: list[Any] = [msgspec.Raw] * 5 if raw else [Any, Any, str | None, time, time]
+    types: list[Any] = (
+        [msgspec.Raw] * len(_Entry._fields) if raw else [Any, Any, str | None, time, time]
+    )
     absent = msgspec.Raw() if raw else None
     fields = [(name, kind, absent) for name, kind in zip(_Entry._fields, types, strict=True)]
     return msgspec.json.Decoder(msgspec.defstruct("Entry", fields))
