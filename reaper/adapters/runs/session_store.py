@@ -414,14 +414,21 @@ def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or 
 
     Raises NotJsonError where the entry is no JSON, or too large for what is odd in it.
     """
-    from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
-
     text = memoryview(data)[value]
     if text.nbytes <= _LONGEST_FIELD:
         try:
             return _decoder(raw=False).decode(text)  # a gateway's own entries
-        except (DecodeError, RecursionError, UnicodeDecodeError):
-            pass  # others, which JSON.parse may accept
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            pass
+    return _odd_entry(text)
+
+
+def _odd_entry(text: memoryview) -> _Entry:
+    """Return an entry that JSON.parse may accept, though it is not as a gateway writes it. Raises
+    NotJsonError.
+    """
+    from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
+
     try:
         entry = _decoder(raw=True).decode(text)
     except ValidationError:
@@ -430,7 +437,7 @@ def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or 
         # A gateway writes "\\ud83e" where it cut a text in the middle of an emoji.
         if text.nbytes > _MOST_ODD_BYTES:
             raise NotJsonError("too large") from None
-        fields = loads(data[value])
+        fields = loads(bytes(text))
         if not isinstance(fields, dict):
             return _Entry()
         return _Entry.of([fields.get(name) for name in _Entry._fields])
