@@ -39,6 +39,8 @@ def with_table(page: str) -> str:
     )
     rows = []
     for family in metrics.registry.collect():
+        if family.name.startswith("process_"):
+            continue  # prometheus_client's own
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(_labels(family))
         rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n")
