@@ -227,6 +227,29 @@ def cold_table(found: dict[str, Any]) -> str:
     return _table(["program", "wall, ms", "CPU, ms", "ratio, wall", "ratio, CPU"], rows)
 
 
+_LEFT_OUT: Final = {"most_ms", "count", "series"}
+"""Figures of the sidecar that are only in results.json."""
+
+
+def deaths_table(found: dict[str, Any]) -> str:
+    lines: list[list[object]] = []
+    for name, value in found.items():
+        ratios = value["ratios"]
+        lines.append([
+            name.replace("_", " "),
+            *(_time_of(value[program]) for program in ("reaper", "loop")),
+            " / ".join(f"{ratio:.1f}" for ratio in ratios.values()),
+            f"{value['load']:.1f}",
+        ])  # fmt: skip
+    return _table(["holders die", "reaper", "loop", "ratio", "load"], lines)
+
+
+def _time_of(measured: dict[str, float]) -> str:
+    if "seconds" in measured:
+        return f"{measured['seconds'] * 1000:.0f} ms for all"
+    return f"{measured['p50_ms']:.1f} / {measured['p99_ms']:.1f} ms"
+
+
 def sidecar_table(found: dict[str, Any]) -> str:
     lines: list[list[object]] = []
     for name, value in found.items():
@@ -234,7 +257,9 @@ def sidecar_table(found: dict[str, Any]) -> str:
         inner = {name: value} if not isinstance(next(iter(value.values())), dict) else value
         for part, values in inner.items():
             label = name if part == name else f"{name}: {part}"
-            text = ", ".join(f"{key} {value}" for key, value in values.items())
+            text = ", ".join(
+                f"{key} {value}" for key, value in values.items() if key not in _LEFT_OUT
+            )
             lines.append([label.replace("_", " "), text.replace("_", " "), f"{load:.1f}"])
         value["load"] = load
     return _table(["scenario", "measured", "load"], lines)
@@ -296,7 +321,7 @@ def write(results: dict[str, Any]) -> None:
         "dead": sweep_table(results["dead"]),
         "counts": counts_table(results["counts"]),
         "cold": cold_table(results["cold"]),
-        "deaths": sidecar_table(results["deaths"]),
+        "deaths": deaths_table(results["deaths"]),
         "sidecar": sidecar_table(results["sidecar"]),
     }
     for name, table in tables.items():

@@ -84,8 +84,8 @@ class LockCollector(Collector):
         """All kinds and verdicts, or none before the first sweep, as `_skipped` does."""
         family = GaugeMetricFamily(
             "reaper_other_locks",
-            "Locks of OpenClaw that are no session locks, as the last full sweep found them, by "
-            "kind and verdict. Absent before the first sweep.",
+            "OpenClaw's locks that are not session locks, by kind and verdict. Absent before the "
+            "first sweep.",
             labels=["state_dir", "kind", "verdict"],
         )
         if self._inventory.has_swept():
@@ -101,8 +101,7 @@ class LockCollector(Collector):
     def _watched(self) -> Metric:
         family = GaugeMetricFamily(
             "reaper_watched_folders",
-            "Sessions folders that the last full sweep found. 0 means that nothing is watched: "
-            "a wrong path, an empty mount, or a gateway without sessions.",
+            "Sessions folders that the last full sweep found. 0: nothing is watched.",
             labels=["state_dir"],
         )
         for state, count in self._inventory.watched_folders().items():
@@ -116,7 +115,7 @@ class LockCollector(Collector):
         family = GaugeMetricFamily(
             "reaper_skipped_files",
             "Files and folders that the last full sweep could not look at, so it may have missed "
-            "locks. Absent before the first sweep.",
+            "locks.",
             labels=["reason"],
         )
         if self._inventory.has_swept():
@@ -146,8 +145,7 @@ class LockCollector(Collector):
     def _locks(self, tallies: Tallies) -> Iterator[Metric]:
         by_verdict = GaugeMetricFamily(
             "reaper_locks",
-            "Locks that are there now, by verdict. Absent before the first sweep has found any or "
-            "ended.",
+            "Locks that are there now, by verdict. Absent before the first sweep.",
             labels=["state_dir", "verdict"],
         )
         # Not before the first sweep: a 0 that nobody looked for would say that all is well.
@@ -177,27 +175,27 @@ class LockCollector(Collector):
             (
                 "reaper_stuck_locks",
                 (
-                    "Stuck locks that are still there. Not counted are locks that the next gateway "
-                    "needs to resume a run, and locks that cannot be judged."
+                    "Stuck locks that are left, without those that the next gateway needs to "
+                    "resume a run."
                 ),
                 stuck,
             ),
             (
                 "reaper_blocking_locks",
                 (
-                    "Locks held longer than a message waits (--acquire-timeout), so new messages "
-                    "fail. A long healthy run counts too."
+                    "Locks held longer than a message waits (--acquire-timeout). A long healthy "
+                    "run counts too."
                 ),
                 blocking,
             ),
             (
                 "reaper_oldest_lock_created_timestamp_seconds",
-                "When the oldest lock was created. Absent without a lock.",
+                "When the oldest lock was created. Absent without one.",
                 oldest,
             ),
             (
                 "reaper_oldest_stuck_lock_created_timestamp_seconds",
-                "When the oldest lock that is stuck was created. Absent without a stuck lock.",
+                "When the oldest stuck lock was created. Absent without one.",
                 oldest_stuck,
             ),
         )
@@ -213,8 +211,8 @@ class LockCollector(Collector):
         """
         family = GaugeMetricFamily(
             "reaper_hold_proof_available",
-            "1 if the reaper can check for every lock whether a process has it open, 0 if not for "
-            "some. Keeps its value while there are no locks; absent before the first one.",
+            "1 if the reaper can check for every lock whether a process has it open. Keeps its "
+            "value while there are no locks.",
             labels=["state_dir"],
         )
         for state in self._states:
@@ -228,18 +226,17 @@ class LockCollector(Collector):
         labels = ["state_dir", "pid"]
         memory = GaugeMetricFamily(
             "reaper_holder_resident_memory_bytes",
-            "Resident memory of a process that holds locks. The series ends with the process.",
+            "Resident memory of a process that holds locks.",
             labels=labels,
         )
         stuck = GaugeMetricFamily(
             "reaper_holder_stuck_locks",
-            "Stuck locks that a live process holds. The series ends with the process.",
+            "Stuck locks that a live process holds.",
             labels=labels,
         )
         fds = GaugeMetricFamily(
             "reaper_holder_open_fds",
-            "Open file descriptors of a process that holds locks, where they can be counted. The "
-            "series ends with the process.",
+            "Open file descriptors of a process that holds locks, where they can be counted.",
             labels=labels,
         )
         for (state, pid), count in holders.items():
@@ -252,8 +249,8 @@ class LockCollector(Collector):
                 fds.add_metric([state, str(pid)], use.open_fds)
         wedged = GaugeMetricFamily(
             "reaper_holder_wedged",
-            "1 if a process that holds locks has reached a limit that --wedged-sessions or "
-            "--wedged-rss sets, 0 if not. Absent without these options.",
+            "1 if a process that holds locks has reached a limit of --wedged-sessions or "
+            "--wedged-rss.",
             labels=labels,
         )
         for state, label, is_wedged in self._wedged():

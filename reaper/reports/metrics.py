@@ -62,15 +62,13 @@ class Metrics:
         events = registry if watching else None
         Gauge(
             "reaper_build_info",
-            "Always 1. The labels say which version of the reaper runs, from which commit it was "
-            "built, and on which Python.",
+            "Always 1. The labels are the reaper's version, its commit and its Python.",
             ["version", "revision", "python"],
             registry=registry,
         ).labels(version, revision, platform.python_version()).set(1)
         policy_info = Gauge(
             "reaper_policy_info",
-            "Always 1. The labels say what the reaper does with locks of each verdict: keep, flag "
-            "(report and leave), remove, or would-remove (--dry-run).",
+            "Always 1. What the reaper does with locks of each verdict.",
             ["verdict", "action"],
             registry=registry,
         )
@@ -81,14 +79,14 @@ class Metrics:
             policy_info.labels(verdict.value, shown.value).set(1)
         self.hold = Histogram(
             "reaper_lock_hold_seconds",
-            "How long locks were held that their holders released, by file events.",
+            "How long locks were held that their holders released.",
             buckets=_HOLD_BUCKETS,
             registry=events,
         )
         self.actions = Counter(
             "reaper_actions_total",
             "Stuck locks that were removed or reported, by first reason and outcome. Each attempt "
-            "to remove counts. A report counts once per change, or per sweep of a timer.",
+            "to remove counts.",
             ["action", "reason", "outcome"],
             registry=registry,
         )
@@ -96,8 +94,8 @@ class Metrics:
             self.actions.labels(action.value, reason, outcome.value)
         self._leaked = Counter(
             "reaper_leaked_sessions_total",
-            "Abandoned locks that were removed. The gateway keeps each of these sessions in memory "
-            "until it restarts.",
+            "Abandoned locks that were removed. The gateway keeps these sessions in memory until "
+            "it restarts.",
             ["state_dir"],
             registry=registry,
         )
@@ -105,21 +103,19 @@ class Metrics:
             self._leaked.labels(state)
         self.reap_delay = Histogram(
             "reaper_reap_delay_seconds",
-            "Time from when a known lock could be removed (its process ended, or a grace period "
-            "passed) until it was gone.",
+            "Time from when a known lock could be removed until it was gone.",
             buckets=_DELAY_BUCKETS,
             registry=events,
         )
         self.sweep_duration = Histogram(
             "reaper_sweep_duration_seconds",
-            "How long full sweeps took. A timer's sweep includes the time that it waits to make "
-            "sure that locks do not change.",
+            "How long full sweeps took; a timer's include waiting.",
             buckets=_SWEEP_BUCKETS,
             registry=registry,
         )
         self.last_sweep = Gauge(
             "reaper_last_sweep_timestamp_seconds",
-            "When the last full sweep ended. An old value means that nothing is checked.",
+            "When the last full sweep ended.",
             registry=registry,
         )
         self.events = Counter(
@@ -132,15 +128,13 @@ class Metrics:
             self.events.labels(kind)
         self.observer_up = Gauge(
             "reaper_observer_up",
-            "1 if file events (inotify) work for every state directory, 0 if all locks are checked "
-            "every 5 s instead.",
+            "1 if file events work for every state directory, 0 if the reaper sweeps every 5 s "
+            "instead.",
             registry=events,
         )
         self.errors = Counter(
             "reaper_errors_total",
-            "Errors by kind: removing a lock (removal), reading a file or folder (unreadable), "
-            "file events (observer), a sweep that broke off (sweep), writing the log (journal), "
-            "the web configuration or an answer (web).",
+            "Errors by kind, which docs/runbook.md explains.",
             ["kind"],
             registry=registry,
         )
