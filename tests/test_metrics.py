@@ -334,7 +334,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_there(
     Use.open_fds = 5
     inventory.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
     text = generate_latest(made(inventory).registry).decode()
-    there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    there = set(re.findall(r"^# TYPE (reaper_\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
     assert there == set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
 
