@@ -16,11 +16,10 @@ from reaper.core.lock import Lock
 from reaper.core.verdict import Limits
 
 NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
-"""States of a holder that is elsewhere, in another PID namespace, where its lock is open."""
+"""States of a holder that is in another PID namespace, if a process has its lock open."""
 CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes. Of a larger transcript upstream makes no checkpoint, so that nothing distinguishes a
-compaction's lock from one that was left behind (docs/decisions/0012-late-shape.md).
-"""
+"""Bytes. Upstream makes no checkpoint of a larger transcript, so a compaction's lock looks like one
+that was left behind (docs/decisions/0012-late-shape.md)."""
 CHECKPOINT_MARGIN_MS: Final = 60_000
 """A checkpoint may be that much older than the lock and still belong to the compaction that holds
 it: a plugin's context engine writes it before it takes the lock."""
@@ -28,15 +27,15 @@ HOLDER_MARGIN_MS: Final = 5_000
 """The holder must be older by this than its run. A start time is only as exact as the clock: a
 gateway serves 23 s after its start at the earliest (docs/facts.md)."""
 CREATION_MARGIN_MS: Final = 5_000
-"""How long after `session.ended` a lock may be created by that run, where the store has no end."""
+"""How long after `session.ended` that run may create a lock, if the store has no end of the run."""
 STORE_MARGIN_MS: Final = 200
-"""How long after the store's end of the run, where it has one. The run's end and its last locks are
-written within 100 ms, in either order; the next run in the queue needs a second before its first
-lock (docs/facts.md)."""
+"""How long after the store's end of the run it may create a lock. The run's end and its last locks
+are written within 100 ms, in either order; the next run in the queue needs a second before its
+first lock (docs/facts.md)."""
 
 
 def unmet_condition(evidence: Evidence) -> Unmet | None:
-    """Return the first condition of row 1 that is not met, those about age left out.
+    """Return the first condition of row 1 that is not met, except those about age.
 
     What is not known counts as not met.
     """
@@ -52,15 +51,15 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
 
 
 def died_here(evidence: Evidence) -> bool:
-    """Whether the holder was seen alive here and is not any more. Then it is dead, and another
-    process has the lock open than the record names.
+    """Whether the holder was seen alive here and is not any more. Then it is dead, and the process
+    that has the lock open is not the one that the record names.
     """
     return evidence.holder_seen_alive and evidence.holder.state in DEAD
 
 
 def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
-    """The holder is a gateway that is seen, or one that is not visible from here; the record says
-    since when both are there.
+    """Check that the holder is a gateway, or is not visible from here, and that the record says
+    when both began.
     """
     if holder.state is HolderState.UNNAMED:
         return Unmet.NO_HOLDER
@@ -75,8 +74,8 @@ def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
 
 
 def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
-    """The holder was there before the run, so it is the gateway that wrote the run's records; and
-    it is not one of those that write them only at the end of an attempt.
+    """Check that the holder began before the run, so that it wrote the run's records; and that its
+    version writes them at once, not only at the end of an attempt.
     """
     run, began_ms = evidence.run, evidence.holder_began_ms
     end = run.end
@@ -93,14 +92,14 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
 
 
 def _unmet_by_creation(evidence: Evidence) -> Unmet | None:
-    """The lock was created by the run that ended: not after it, and not before it by another holder
+    """Check that the run that ended created the lock: not a later run, and not an earlier holder
     for which that run waited.
     """
     run, created_ms = evidence.run, evidence.lock.record.created_at_ms
     if run.end is None or run.end.started_ms is None or created_ms is None:
         return Unmet.ATTEMPT_NOT_WHOLE
     if run.later_run_goes_on:
-        return Unmet.LATER_RUN  # it may have the lock, and not have written about itself yet
+        return Unmet.LATER_RUN  # it may hold the lock without having written a record
     until_ms = _latest_creation(run, run.end.at_ms)
     if until_ms is None:
         return Unmet.STORE_UNCLEAR
@@ -119,9 +118,9 @@ def _unmet_by_creation(evidence: Evidence) -> Unmet | None:
 
 
 def _latest_creation(run: Run, ended_ms: int) -> int | None:
-    """Return until when (epoch ms) the run that ended can have created a lock; None where that
-    cannot be known. The store's end counts where the store speaks of that run: it is earlier than
-    the trajectory's where a gateway is slow, and a compaction can take the lock between the two.
+    """Return until when (epoch ms) the run that ended can have created a lock, None if that is not
+    known. If the store has the times of that run, its end counts: if a gateway is slow, it is
+    earlier than the trajectory's, and a compaction can take the lock between the two.
     """
     if run.store is StoreStatus.UNKNOWN:
         return None
@@ -134,7 +133,7 @@ def _latest_creation(run: Run, ended_ms: int) -> int | None:
 
 
 def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
-    """No compaction can hold the lock. Only its checkpoint shows one."""
+    """Check that no compaction can hold the lock. Only its checkpoint file shows a compaction."""
     run, lock = evidence.run, evidence.lock
     if run.transcript_bytes is None or run.transcript_bytes > CHECKPOINT_LIMIT:
         return Unmet.LARGE_TRANSCRIPT

@@ -7,7 +7,7 @@ from reaper.core.lock import Lock
 
 
 class HoldProof(FastEnum):
-    """The kernel's word on whether any process has the lock file open for writing."""
+    """The kernel's answer to whether any process has the lock file open for writing."""
 
     OPEN = "open"
     NOT_OPEN = "not-open"
@@ -31,8 +31,8 @@ DEAD = frozenset({HolderState.GONE, HolderState.ZOMBIE, HolderState.REUSED})
 
 
 class Program(FastEnum):
-    """Which of OpenClaw's programs a process is, by its title or arguments; AGENT stands for all
-    but the gateway, of which `openclaw agent --local` holds locks too.
+    """Which of OpenClaw's programs a process is, by its title or arguments. AGENT stands for all
+    except the gateway; `openclaw agent --local` holds locks too.
     """
 
     GATEWAY = "gateway"
@@ -42,9 +42,9 @@ class Program(FastEnum):
 
 
 class Holder(NamedTuple):
-    """`pid` is the holder's pid as seen from here (it differs where its namespace is nested).
-
-    `up_for` is how long that process has been up, seconds; both None where it is not seen.
+    """`pid` is the holder's pid as seen from here; it differs if the holder is in a nested PID
+    namespace. `up_for` is how long that process has run, in seconds. Both are None if it is not
+    visible.
     """
 
     state: HolderState
@@ -56,10 +56,10 @@ class Holder(NamedTuple):
 class Unmet(FastEnum):
     """A condition for removing a lock that the evidence does not meet.
 
-    First those of row 1, in the order in which they are looked at: what the lock and its holder
-    are, what the trajectory shows, whether that speaks of this holder, whether the lock belongs to
-    that run, and whether all of this is old enough. docs/facts.md has the real files that each is
-    for. Then those of the other rows.
+    Those of row 1 come first, in the order in which they are checked: what the lock and its holder
+    are, what the trajectory shows, whether that concerns this holder, whether the lock belongs to
+    that run, and whether all of this is old enough. docs/facts.md has the real files behind each.
+    Those of the other rows follow.
     """
 
     NO_HOLDER = "no-holder"
@@ -103,14 +103,14 @@ class RunState(FastEnum):
 
 
 class StoreStatus(FastEnum):
-    """What sessions.json says of the session."""
+    """What sessions.json says about the session."""
 
     RUNNING = "running"
     ENDED = "ended"
     NONE = "none"
-    """There is no store, or it is readable and gives this session no status."""
+    """There is no store, or it gives this session no status."""
     UNKNOWN = "unknown"
-    """There is a store and it could not be understood: rights, size, half-written, malformed."""
+    """There is a store, and it is not understood: rights, size, half-written, malformed."""
 
 
 STORE_START_MARGIN_MS = 1000
@@ -122,8 +122,8 @@ class RunEnd(NamedTuple):
     """The trajectory's last record, where that is `session.ended`; epoch ms.
 
     `cut_short`: aborted, or timed out while a tool ran. `started_ms` is the `session.started` of
-    the same attempt; None where the attempt was not looked at or is not whole. `prompted_ms` is its
-    `prompt.submitted`, None where there is none.
+    the same attempt; None if the attempt was not looked at or is not whole. `prompted_ms` is its
+    `prompt.submitted`, None if there is none.
     """
 
     at_ms: int
@@ -132,7 +132,9 @@ class RunEnd(NamedTuple):
     prompted_ms: int | None = None
 
     def is_before(self, began_ms: int) -> bool:
-        """Whether the run that the store dates from then is another one, which began later."""
+        """Whether a run that began at this time, by the store, is another one, which began
+        later.
+        """
         prompted_ms = self.started_ms if self.prompted_ms is None else self.prompted_ms
         if prompted_ms is None:
             return began_ms > self.at_ms
@@ -143,12 +145,12 @@ class Run(NamedTuple):
     """What the two witnesses beside the lock say about the session's last run.
 
     `trajectory` is RUNNING when its last record is anything but `session.ended`. `unmet` is the
-    first condition of a live witness that the trajectory does not meet, None where it meets all
+    first condition of a live witness that the trajectory does not meet, None if it meets all
     that the file can show. `last_write_ms` is the last change of transcript and trajectory, of the
-    transcript alone where there is no trajectory to read; None where it is not known.
+    transcript alone where there is no trajectory to read; None if it is not known.
     `other_run_ms` is when the youngest other run began that has no end in the trajectory.
     `checkpoint_ms` is the youngest checkpoint file of the session, if any; a compaction makes one,
-    unless `transcript_bytes`, the transcript's size, is too large for it (None where that is not
+    unless `transcript_bytes`, the transcript's size, is too large for it (None if that is not
     known). `other_session_keys`: one session can have several.
     """
 
@@ -179,9 +181,8 @@ class Run(NamedTuple):
 
     @property
     def store_end_ms(self) -> int | None:
-        """When the run of the last record ended by the store (epoch ms); None where the store has
-        no end, or its times are those of another run: a message that found the session locked, and
-        failed, moves them.
+        """When the run of the last record ended, by the store (epoch ms). None if the store has no
+        end, or has the times of another run: a message that finds the session locked changes them.
         """
         if self.store is not StoreStatus.ENDED or self.end is None:
             return None
@@ -194,8 +195,8 @@ class Run(NamedTuple):
 
     @property
     def later_run_goes_on(self) -> bool:
-        """Whether the store says that a run goes on which began after the one that ended, perhaps
-        before its end; or cannot say when it began.
+        """Whether, by the store, a run goes on that began after the one that ended, perhaps before
+        its end. True also if the store does not say when it began.
         """
         if self.store is not StoreStatus.RUNNING:
             return False
@@ -205,8 +206,8 @@ class Run(NamedTuple):
 
     @property
     def is_overlapped(self) -> bool:
-        """Whether the store has the times of another run, which began and ended during this one:
-        that is over for the store, but it may try again, or compact.
+        """Whether the store has the times of another run, which began and ended during this one.
+        That run is over for the store, but it may try again, or compact.
         """
         if self.store is not StoreStatus.ENDED or self.end is None:
             return False
@@ -216,9 +217,9 @@ class Run(NamedTuple):
 
     @property
     def state(self) -> RunState:
-        """What is known about the last run. An end counts only where a live witness shows it: else
-        a later run may go on. An ended status of the store proves nothing (a --local run, a
-        compaction and a retry leave it at done).
+        """What is known about the last run. Only a live witness shows an end, because otherwise a
+        later run may go on. An ended status in the store proves nothing: a --local run, a
+        compaction and a retry leave it at done.
         """
         if self.is_live_witness and not self.later_run_goes_on:
             return RunState.ENDED
@@ -227,11 +228,11 @@ class Run(NamedTuple):
 
 
 NOT_READ = Run(unmet=Unmet.TOO_YOUNG)
-"""The run of a lock whose verdict does not depend on it: one that is held is too young for that."""
+"""The run of a lock whose verdict does not depend on it. A held one is too young for that."""
 
 
 class EarlierLock(NamedTuple):
-    """A lock that was read before under the same name: who took it, and when (epoch ms)."""
+    """A lock that was read earlier under the same name: who took it, and when (epoch ms)."""
 
     created_at_ms: int
     pid: int
@@ -242,7 +243,7 @@ class Evidence(NamedTuple):
     """All that is known of one lock at one moment.
 
     `age` counts from createdAt, `file_age` from the file's own times. `run_end_age` and
-    `quiet_for` belong to `run` (None where it has no end, or no known last write). `seen_for` is
+    `quiet_for` belong to `run` (None if it has no end, or no known last write). `seen_for` is
     how long all of this has been seen unchanged. `holder_seen_alive`: this very holder was seen
     alive here while this inode existed; `seen_as_other_program`: it was once seen as a process that
     is no gateway. `holder_began_ms` (epoch) is when the process that the record names began, also

@@ -65,8 +65,8 @@ SHARED: Final = frozenset(
         "prl_fs",
     }
 )
-"""File systems whose files are open beyond this kernel or mount too: on another machine, on the
-host of a virtual machine, or in the directory that a FUSE process shows."""
+"""File systems whose files can be open beyond this kernel or mount: on another machine, on the host
+of a virtual machine, or in the directory that a FUSE process shows."""
 
 
 def file_system_name(kind: int) -> str:

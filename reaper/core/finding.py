@@ -12,16 +12,17 @@ from reaper.core.verdict import Judgement
 SESSION_STORE: Final = "session-store"
 """The reason for a `sessions.json` that is not understood."""
 NO_SESSIONS: Final = "no-sessions"
-"""The reason for a state directory in which no agent has a `sessions` folder; it is no failure."""
+"""The reason for a state directory in which no agent has a `sessions` folder. Not a failure."""
 SESSIONS_ELSEWHERE: Final = "sessions-elsewhere"
-"""The reason for a state directory whose `openclaw.json` keeps sessions where nobody looks."""
+"""The reason for a state directory whose `openclaw.json` keeps sessions where the reaper does not
+look."""
 
 
 class Skipped(NamedTuple):
     """Something that was not looked at, why, and what to do about it.
 
-    Not `failed`: nothing is unseen, but a person may want to know. `files` is how many files it
-    stands for. `key` is set where it has the name of a lock.
+    If it has not `failed`, nothing was missed, but a person may want to know. `files` is how many
+    files it stands for. `key` is set if it has the name of a lock.
     """
 
     path: str
@@ -33,7 +34,9 @@ class Skipped(NamedTuple):
 
 
 class Mode(FastEnum):
-    """LOOK changes nothing and says what a sweep would do; DRY does everything but the action."""
+    """LOOK changes nothing and shows what a sweep would do. DRY does everything except the
+    action.
+    """
 
     LOOK = "look"
     DRY = "dry"
@@ -41,13 +44,12 @@ class Mode(FastEnum):
 
 
 class Finding(NamedTuple):
-    """What was found about one lock, and done. `outcome` is None for a look; `note` says more where
-    there is more.
+    """What was found about one lock, and what was done. `outcome` is None for a look; `note` may
+    say more.
 
-    `retry` is set where the lock should be removed and the last attempt failed. `attempted` is
-    False where none was made this time, because it is too early for the next one; outcome and note
-    are those of the last attempt then. `at` is the moment that ages count to (monotonic seconds):
-    one for all locks of a pass.
+    `retry` is set if the lock should be removed and the last attempt failed. `attempted` is False
+    if it was too early for another attempt; outcome and note are then those of the last one. `at`
+    is the moment until which ages count (monotonic seconds), the same for all locks of a pass.
     """
 
     key: LockKey

@@ -17,9 +17,9 @@ from reaper.core.evidence import (
 from reaper.core.lock import Lock, file_since
 
 _EARLIER_LOCKS: Final = 8
-"""Locks of one session that are remembered; the newest count."""
+"""Locks of one session that are remembered: the newest."""
 _SESSIONS: Final = 1000
-"""Sessions of one agent whose earlier locks are remembered; those that were locked last count."""
+"""Sessions of one agent whose earlier locks are remembered: those that were locked last."""
 
 
 class PassStart(NamedTuple):
@@ -40,10 +40,10 @@ class Ages(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What was found out about one lock in one look, before what is remembered of it counts.
+    """What one look found out about a lock, before what is remembered is added.
 
-    `died_here`: the process that was seen alive here as the holder is dead by the pid that it then
-    had; asked only where there is no hold proof. The other fields are those of `Evidence`.
+    `died_here`: the process that was seen alive here as the holder is dead, by the pid that it had
+    then; False if there is a hold proof. The other fields are those of `Evidence`.
     """
 
     lock: Lock
@@ -58,7 +58,7 @@ class Facts(NamedTuple):
 
 
 class LockHistory:
-    """What is remembered about one lock; it ends with the file.
+    """What is remembered about one lock. It ends with the file.
 
     `since` (monotonic seconds) is when what is known about the lock last changed. `seen_alive_as`
     is the pid, as seen from here, under which this very holder was seen alive.
@@ -83,24 +83,24 @@ class LockHistory:
 
     def is_of(self, lock: Lock) -> bool:
         """Return whether this is the same lock: the same file, unchanged. An empty file that gets
-        the inode number of one that is gone has another ctime.
+        the inode number of a removed one has another ctime.
         """
         return self._lock.identity == lock.identity
 
     @property
     def data_bytes(self) -> int:
-        """How many bytes of the file are remembered with it."""
+        """The number of bytes of the file that are remembered."""
         return len(self._lock.data)
 
     def ages(self, lock: Lock, start: PassStart, now: float) -> Ages:
-        """Return how old the lock is. What was seen before ages with the monotonic clock, so that
+        """Return how old the lock is. After the first look, ages grow with the monotonic clock, so
         a step of the wall clock ages nothing.
 
-        `now` is the monotonic clock as read for this very look: a pass can be slow, and each grace
-        must be seen to pass in full.
+        `now` is the monotonic clock as read for this look: a pass can be slow, and each grace must
+        be seen to pass in full.
         """
         file_ms = file_since(lock, start.wall_ms)
-        # createdAt; where it is missing, invalid or in the future, the file's own time.
+        # createdAt; if it is missing, invalid or in the future, the file's own time.
         created_ms = lock.record.created_at_ms
         if created_ms is None or created_ms > start.wall_ms:
             created_ms = file_ms
@@ -155,9 +155,9 @@ class LockHistory:
             self.seen_alive_as = None
 
     def _ages_of(self, start: PassStart, *instants: tuple[str, int]) -> list[float]:
-        """Return the age of each instant (what it is, epoch ms), in seconds: by the wall clock
-        where it is seen first. That is remembered with the monotonic time, from which later ages of
-        the same instant grow.
+        """Return the age of each instant (what it is, epoch ms) in seconds. The wall clock gives
+        the age at the first look. Later ages of the same instant grow from there with the monotonic
+        clock.
         """
         ages = []
         for kind, instant_ms in instants:

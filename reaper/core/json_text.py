@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     import json
 
 _LONGEST_INTEGER: Final = 20
-"""Digits; anything longer is past 2^53 whatever it says, and int() refuses past 4300 digits."""
+"""Digits. A longer number is above 2^53, and int() refuses more than 4300 digits."""
 
 
 class NotJsonError(ValueError):
-    """The text is not what JSON.parse would take."""
+    """JSON.parse would refuse the text."""
 
 
 def _integer(text: str) -> int | float:
@@ -24,9 +24,10 @@ def _constant(text: str) -> Any:  # noqa: ANN401  # json's own signature
 
 @functools.cache
 def _decoder(*, long_integers: bool = False) -> "json.JSONDecoder":
-    """Return a decoder; that of long integers is slower: it asks Python for each integer.
+    """Return a decoder. That of long integers is slower, because it calls Python for each integer.
 
-    The import is here because most lock files need no JSON parser, and no empty directory does.
+    The import is here because most lock files need no JSON parser, and an empty directory never
+    does.
     """
     from json import JSONDecoder  # noqa: PLC0415
 
@@ -36,10 +37,10 @@ def _decoder(*, long_integers: bool = False) -> "json.JSONDecoder":
 
 
 def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check what they take
-    """Return the value of `data`, or raise NotJsonError; no other error leaves this function.
+    """Return the value of `data`. Raises NotJsonError and no other error.
 
-    Like Node's reader, invalid UTF-8 becomes U+FFFD and a BOM is an error; unlike it, text nested
-    deeper than Python's stack is refused too.
+    Invalid UTF-8 becomes U+FFFD and a BOM is an error, as in Node. Unlike there, text that is
+    nested deeper than Python's stack is refused.
     """
     text = data.decode("utf-8", errors="replace")
     start = len(text) - len(text.lstrip(" \t\r\n"))
@@ -58,9 +59,9 @@ def loads(data: bytes) -> Any:  # noqa: ANN401  # any JSON value; callers check 
 
 
 def integer_or_none(value: object, *, minimum: int) -> int | None:
-    """Return the number where it is an integer from `minimum` to 2^53, as JavaScript sees it.
+    """Return the value if it is an integer from `minimum` to 2^53, as JavaScript sees it.
 
-    `true` is no number, `7.0` is the integer 7.
+    `true` is not a number, `7.0` is the integer 7.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -82,7 +82,9 @@ def wants_run(
     holder_seen_alive: bool,
     limits: Limits,
 ) -> bool:
-    """Return whether the run could change the verdict; reading it costs more than all else."""
+    """Return whether the run could change the verdict. Reading it costs more than everything
+    else.
+    """
     match proof:
         case HoldProof.OPEN:
             return age >= limits.abandoned_after and unmet_by_holder(lock, holder) is None
@@ -96,7 +98,7 @@ def wants_run(
 def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
     unmet = unmet_condition(evidence)
     if unmet is not None:
-        # Whether its run has ended is looked at once the lock is old enough for that to count.
+        # Whether its run has ended matters once the lock is old enough.
         ripe_in = limits.abandoned_after - evidence.age
         may_be = unmet_by_holder(evidence.lock, evidence.holder) is None
         again_in = ripe_in if may_be and ripe_in > 0 else None
@@ -130,7 +132,7 @@ def _judge_by_promise(
     rows: tuple[int, int],
     unmet: Unmet,
 ) -> Judgement:
-    """Rows 2 and 3 (9, without proof): over the holder's own promise, or simply held."""
+    """Rows 2 and 3 (9 without a hold proof): held longer than the record says, or simply held."""
     is_elsewhere = evidence.holder.state in NOT_VISIBLE and not died_here(evidence)
     notes = (OTHER_PID_NAMESPACE,) if is_elsewhere else ()
     max_hold_ms = evidence.lock.record.max_hold_ms
@@ -197,9 +199,9 @@ def _judge_dead(evidence: Evidence) -> Judgement:
     """Rows 4 and 5."""
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
-    # A lock without a start time is not kept for a gateway: from 2026.5.28 on none ever takes it
-    # back where the pid is alive again as another of OpenClaw's processes, and the session would
-    # fail for ever.
+    # A lock without a start time is not kept for a gateway. From 2026.5.28 on, a gateway never
+    # takes it back if the pid now belongs to another OpenClaw process, and the session would fail
+    # for ever.
     kept = None
     if evidence.lock.record.starttime is not None:
         kept = _kept_for_gateway(evidence, reasons)
@@ -208,7 +210,7 @@ def _judge_dead(evidence: Evidence) -> Judgement:
 
 def _kept_for_gateway(evidence: Evidence, reasons: tuple[str, ...]) -> Judgement | None:
     """Row 4: a starting gateway marks the sessions whose stale locks it finds, and resumes their
-    runs. A store that exists and is not understood may say that the session is running.
+    runs. A store that is not understood may say that the session is running.
     """
     if evidence.run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
         reasons = (RECOVERY_PENDING, *reasons)

@@ -18,9 +18,9 @@ class Shape(FastEnum):
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
     GUARD = "guard"
-    """A directory that stands while a stale lock is taken back; it has no bytes."""
+    """A directory that exists while a process takes a stale lock back; it has no bytes."""
     UNREAD = "unread"
-    """The file cannot be read, or is no regular file: no bytes of it are known."""
+    """The file cannot be read, or is not a regular file: no bytes of it are known."""
 
 
 class Record(NamedTuple):
@@ -38,7 +38,9 @@ class Record(NamedTuple):
 
 
 class FileId(NamedTuple):
-    """Which file it is, whatever its name; inode numbers are reused once no one has it open."""
+    """Identifies a file, whatever its name. Inode numbers are reused once no process has the file
+    open.
+    """
 
     device: int
     inode: int
@@ -52,8 +54,8 @@ class StateDir(NamedTuple):
 
 
 class LockKey(NamedTuple):
-    """Identifies a lock file across passes. Of a lock that is no session lock, `agent` is empty and
-    `name` its path below the state directory.
+    """Identifies a lock file across passes. For other locks than session locks, `agent` is empty
+    and `name` is the path below the state directory.
     """
 
     state: StateDir
@@ -65,9 +67,9 @@ class Lock(NamedTuple):
     """One lock file, as read once. Times are since the epoch; `path` is for people.
 
     `kind` says which of OpenClaw's other locks it is (core/other_locks.py), "" for a session lock.
-    Of those, `session` is the path below the state directory, `agent` is empty where it is no
-    agent's, and `mtime_ms` is the ctime, which only the kernel sets; of a guard, `data` is the name
-    of something in it, if any.
+    For other locks, `session` is the path below the state directory, `agent` is empty unless the
+    lock is an agent's, and `mtime_ms` is the ctime, which only the kernel sets. For a guard, `data`
+    is the name of something in it, if any.
     """
 
     state_dir: str
@@ -84,28 +86,30 @@ class Lock(NamedTuple):
 
     @property
     def identity(self) -> tuple[FileId, int, bytes]:
-        """What differs when another lock, or other bytes, are there: an inode number alone is given
-        to the next file as soon as nobody has the old one open.
+        """Differs if another lock, or other bytes, have the name. The inode number alone is not
+        enough: the next file gets it as soon as no process has the old one open.
         """
         return self.file, self.ctime_ns, self.data
 
     @property
     def taken_ms(self) -> int:
-        """When it was taken, by its record; where that does not say, by the file's own time."""
+        """When the lock was taken: by its record, else by the file's own time."""
         created = self.record.created_at_ms
         return self.mtime_ms if created is None else created
 
     @property
     def hold(self) -> tuple[FileId, int | None, bytes]:
         """As `identity`, but the same after an attempt to remove the lock, which changes the ctime,
-        where the record says who took it and when: no other lock has that record.
+        if the record says who took it and when: no other lock has that record.
         """
         names_hold = self.record.pid is not None and self.record.created_at_ms is not None
         return self.file, None if names_hold else self.ctime_ns, self.data
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when another lock, or other bytes, stand there."""
+        """Twelve hexadecimal digits that change when another lock, or other bytes, have the
+        name.
+        """
         import hashlib  # noqa: PLC0415  # 4 ms that an empty directory need not pay
 
         file, ctime_ns, data = self.hold
@@ -122,7 +126,7 @@ def iso(ms: int) -> str:
 
 
 def file_since(lock: Lock, now_ms: int) -> int:
-    """Return the instant that the file's age counts from (epoch ms): mtime, which anyone may set;
-    where it is in the future, ctime, which only the clock sets.
+    """Return the instant from which the file's age counts (epoch ms): mtime, which anyone may set;
+    if that is in the future, ctime, which only the clock sets.
     """
     return lock.mtime_ms if lock.mtime_ms <= now_ms else lock.ctime_ns // 1_000_000

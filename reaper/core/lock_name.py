@@ -32,7 +32,7 @@ class LockName(NamedTuple):
     """`file` is then the beginning that the locks of a session's topics share."""
 
     is_guess: bool = False
-    """The text may as well be the exact name of another session."""
+    """The text may also be the exact name of another session."""
 
     def fits(self, agent: str, file: str) -> bool:
         """Return whether a lock has this name; `folder` is not compared."""
@@ -72,8 +72,8 @@ def session_keys(text: str) -> list[str]:
 
 
 def is_typed(name: str, text: str) -> bool:
-    """Whether a name is the whole text, or in quotes there. Else it is a guess where it ends: ids
-    and keys may end in what is punctuation too.
+    """Whether a name is the whole text, or is in quotes there. Otherwise its end is a guess: ids
+    and keys may end in punctuation too.
     """
     if name == text.strip():
         return True

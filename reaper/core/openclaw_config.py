@@ -16,7 +16,7 @@ _WORD: Final = (
 
 
 def session_store(config: str) -> str | None:
-    """Return the value of `session.store`, or None where it is not set. Never raises.
+    """Return the value of `session.store`, or None if it is not set. Never raises.
 
     Reads names and strings only, so whatever else is wrong with the file does not matter.
     """

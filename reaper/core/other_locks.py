@@ -1,6 +1,6 @@
-"""The locks of OpenClaw that are no session locks: where they are, and when one is surely over.
+"""The locks of OpenClaw that are not session locks: where they are, and when one is surely over.
 
-Pure. `PLACES` is all that is looked at; a place is a folder and a name, never a tree to search.
+Pure. `PLACES` has every place that is looked at: a folder and a name, never a tree to search.
 """
 
 from typing import Final, NamedTuple
@@ -29,18 +29,18 @@ from reaper.core.verdict import (
 
 GUARD_SUFFIX: Final = ".reclaim"
 GUARD: Final = RECLAIM_GUARD
-"""The kind of a directory that stands while a stale lock is taken back; it is empty."""
+"""The kind of a directory that exists while a process takes a stale lock back; it is empty."""
 START_MARGIN_MS: Final = 10_000
-"""How much later than a lock a process must have begun to be surely not its holder: the two times
-are read off different clocks of the kernel, which agree to some hundredths of a second."""
+"""How much later than a lock a process must have begun so that it cannot be the holder. The two
+times are read off different clocks of the kernel, which agree to some hundredths of a second."""
 
 
 class Place(NamedTuple):
     """Where OpenClaw keeps locks of one kind, below a state directory.
 
     `folder` are path components; a `*` in one stands for any text, as in `name`. `versions` are
-    those that were looked at, `held_for` how long a healthy lock is held. `keeps_descriptor`: each
-    holder has the file open for writing until it releases; where that is not known, False.
+    those that were examined, `held_for` is how long a healthy lock is held. `keeps_descriptor`:
+    each holder has the file open for writing until it releases; False if that is not known.
     """
 
     kind: str
@@ -87,7 +87,7 @@ KINDS: Final = (*dict.fromkeys(place.kind for place in PLACES), GUARD)
 
 
 def place_of(name: str, places: tuple[Place, ...]) -> tuple[Place, str] | None:
-    """Return the place whose lock or guard has this name, and its kind; None where none has."""
+    """Return the place whose lock or guard has this name, and its kind; None if none has."""
     lock = name.removesuffix(GUARD_SUFFIX)
     for place in places:
         if fits(place.name, lock):
@@ -107,9 +107,9 @@ class Suspects(NamedTuple):
     """The processes that may hold a lock: those that have the pid of its record now; for a guard,
     OpenClaw's and node's.
 
-    `all_seen`: the holder is among them. Not so where its pid may be one of another PID
-    namespace, where processes are hidden, or where another machine can reach the file.
-    `oldest_began_ms` (epoch) is when the oldest of them began, None where there are none.
+    `all_seen`: the holder is among them. False if its pid may be one of another PID namespace, if
+    processes are hidden, or if another machine can reach the file. `oldest_began_ms` (epoch) is
+    when the oldest of them began, None if there are none.
     """
 
     all_seen: bool = False
@@ -162,7 +162,7 @@ def _judge_unproven(evidence: Evidence, place: Place, limits: Limits) -> Judgeme
 
 
 def _is_over(evidence: Evidence, suspects: Suspects) -> str | None:
-    """Return the reason for which the process that the lock names is certainly gone, else None."""
+    """Return why the process that the lock names is certainly gone, None if it may live."""
     record = evidence.lock.record
     if record.pid is None or not suspects.all_seen:
         return None
@@ -181,7 +181,7 @@ _OVER: Final = {
 
 
 def _all_younger(evidence: Evidence, suspects: Suspects) -> bool:
-    """Whether all that may hold the lock began after it was last written: by its ctime, which only
+    """Whether all that may hold the lock began after it was last written, by its ctime, which only
     the kernel sets.
     """
     began_ms = suspects.oldest_began_ms

@@ -19,13 +19,13 @@ class Outcome(FastEnum):
     FLAGGED = "flagged"
     REMOVED = "removed"
     WOULD_REMOVE = "would-remove"
-    """A dry run's: removal was next, and was not done."""
+    """A dry run did not remove it."""
     VANISHED = "vanished"
-    """Gone before us."""
+    """It was already gone."""
     CHANGED = "changed"
-    """Not the lock that was judged."""
+    """Another lock had the name of the judged one."""
     RESTORED = "restored"
-    """Another lock was taken by mistake and is back where it was."""
+    """Another lock was moved by mistake, and is back."""
     FAILED = "failed"
 
 
@@ -34,8 +34,8 @@ GONE: Final = frozenset({Outcome.REMOVED, Outcome.VANISHED})
 
 
 class Policy(NamedTuple):
-    """What to do with ABANDONED and OVERDUE locks, and with stuck locks that are no session locks:
-    FLAG or REMOVE. The other verdicts leave no choice.
+    """What to do with ABANDONED and OVERDUE locks, and with other locks that are stuck: FLAG or
+    REMOVE. The other verdicts leave no choice.
     """
 
     on_abandoned: Action = Action.REMOVE
@@ -44,8 +44,8 @@ class Policy(NamedTuple):
 
 
 def decide(judgement: Judgement, policy: Policy, *, is_other: bool = False) -> Action:
-    """Return the action; HELD, UNCERTAIN and `recovery-pending` are KEEP whatever the policy says,
-    and a verdict that rests on one look is FLAG at most. `is_other`: it is no session lock.
+    """Return the action. HELD, UNCERTAIN and `recovery-pending` are always KEEP; a verdict that
+    rests on one look is at most FLAG. `is_other`: not a session lock.
     """
     if RECOVERY_PENDING in judgement.reasons:
         return Action.KEEP

@@ -73,10 +73,11 @@ def program_of(arguments: Sequence[str]) -> Program:
 
 
 def _of_command(words: list[str]) -> Program | None:
-    """Return what OpenClaw is with these arguments, None where neither its gateway nor its agent.
+    """Return which of OpenClaw's programs has these arguments, None if neither its gateway nor its
+    agent.
 
-    What follows the command is anybody's, a message for example. After an option that is not known
-    the next word may be its value, and not the command.
+    What follows the command can be anything, a message for example. After an unknown option, the
+    next word may be its value instead of the command.
     """
     at = 0
     while at < len(words) and words[at].startswith("-"):

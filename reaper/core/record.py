@@ -59,8 +59,8 @@ _MS: Final = timedelta(milliseconds=1)
 def parse_date(text: str) -> int | None:
     """Return epoch ms of an ISO 8601 date with a time and a zone, else None.
 
-    JavaScript's Date.parse knows more: dates without a time or a zone, a 30th of February, years
-    beyond 9999. A gateway writes none of these, and to know no instant is the safe side.
+    JavaScript's Date.parse accepts more: dates without a time or a zone, a 30th of February, years
+    beyond 9999. A gateway writes none of these, and None is safe.
     """
     try:
         date = datetime.fromisoformat(text)

@@ -12,11 +12,11 @@ ELLIPSIS: Final = "..."
 _SHORTEST: Final = 8
 """Characters of a prefix: the first group of a UUID, which a terminal selects by a double click."""
 _WHOLE: Final = 12
-"""A name of as many characters is not shortened."""
+"""Names of up to as many characters are not shortened."""
 _LONGEST: Final = 13
-"""A longer prefix would be shared by most names anyway; then both ends are shown."""
+"""Most names would share a longer prefix; then both ends are shown."""
 _UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
-"""A random one: those of version 1, 6 and 7 are times, which other sessions share in part."""
+"""A random one. Those of version 1, 6 and 7 are times, which other sessions share in part."""
 _UUID_LENGTH: Final = 36
 _ROOM_FOR_BOTH_ENDS: Final = 32
 
@@ -37,16 +37,16 @@ class Abbreviation(NamedTuple):
         )
 
     def is_guess(self, name: str) -> bool:
-        """Return whether another session may be meant, whose lock may be gone: any but the one
-        whose random UUID begins so. Of the locks of a session and its topics, the topics' are named
-        by both ends.
+        """Return whether the person may mean another session, whose lock may be gone: True unless a
+        random UUID begins with the text. The locks of a session's topics begin with its id too, and
+        are named by both ends.
         """
         names_uuid = len(self.start) >= _SHORTEST and _UUID.match(name) is not None
         return not names_uuid or (len(name) > _UUID_LENGTH and len(self.end) < _SHORTEST)
 
 
 def abbreviation(text: str) -> Abbreviation | None:
-    """Return how a text is read as a short name; None where it says nothing."""
+    """Return how a text is read as a short name; None if it says nothing."""
     start, _, end = _plain(text.strip()).partition(ELLIPSIS)
     return Abbreviation(start, end) if start or end else None
 
@@ -73,8 +73,8 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name in `width` characters: whole, or both ends, or where there is little room its
-    end, which says more: keys begin alike.
+    """Return a name in `width` characters: whole, or both ends, or with little room its end,
+    because keys begin alike.
     """
     if len(name) <= width:
         return name

@@ -27,10 +27,10 @@ _RELEASE: Final = re.compile(r"([0-9]{4})\.([0-9]{1,2})\.([0-9]{1,2})(?:-[0-9]+)
 
 
 class Trajectory(NamedTuple):
-    """`state` is RUNNING where the last record is anything but `session.ended`, and UNKNOWN where
+    """`state` is RUNNING where the last record is anything but `session.ended`, and UNKNOWN if
     it is missing or malformed. `unmet` is the first condition of a live witness that the file does
-    not meet; None where it meets all that the file alone can show. `other_run_ms` is when the
-    youngest other run began (epoch) that has no end in the file, None where there is none.
+    not meet; None if it meets all that the file alone can show. `other_run_ms` is when the
+    youngest other run began (epoch) that has no end in the file, None if there is none.
     """
 
     state: RunState = RunState.UNKNOWN
@@ -57,8 +57,8 @@ class _End(msgspec.Struct, rename="camel"):
 
     @property
     def cut_short(self) -> bool:
-        """A time-out at a model call ends an attempt and not the run: upstream may compact, and
-        hold the lock for that, and try again.
+        """Whether the run was cut short. A time-out at a model call ends an attempt but not the
+        run: upstream may compact, hold the lock for that, and try again.
         """
         return self.timed_out_during_tool_execution or (self.aborted and not self.timed_out)
 
@@ -88,7 +88,7 @@ announces one."""
 
 
 def last_record(tail: bytes, *, whole: bool) -> Trajectory | None:
-    """Return what the last record says; None where it does not fit into `tail`.
+    """Return what the last record says; None if it does not fit into `tail`.
 
     `whole`: the tail is the whole file. A run that was cut short still needs `last_attempt`.
 
@@ -115,7 +115,7 @@ def last_record(tail: bytes, *, whole: bool) -> Trajectory | None:
 
 
 def _is_last_step(record: _Record) -> bool:
-    """Return whether the outer loop of a run says here that it makes no further attempt."""
+    """Return whether the record says that the run makes no further attempt."""
     if record.type != "model.fallback_step" or record.seq != record.source_seq:
         return False
     step = _decoded(_STEPS, record.data)
@@ -156,7 +156,7 @@ def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
 
 
 def _youngest_open_run(data: bytes, *, but: str, until_ms: int) -> int | None:
-    """Return when the youngest run began that has records and no end, None where there is none.
+    """Return when the youngest run began that has records and no end, None if there is none.
 
     Runs overlap: one that began before the last run can take the lock again after that, and writes
     nothing while it waits for its model. A run whose start is not there, or has no date, counts as
@@ -231,7 +231,9 @@ def _decoded(
 
 
 def _unmet_by_writer(record: _Record) -> Unmet | None:
-    """Return what speaks against a gateway that appends live having written the attempt."""
+    """Return why a gateway that appends live cannot have written the attempt, None if it can
+    have.
+    """
     if record.type != "trace.metadata":
         return Unmet.VERSION
     metadata = _decoded(_METADATA, record.data)

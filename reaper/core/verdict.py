@@ -17,7 +17,7 @@ class Verdict(FastEnum):
 
 STUCK: Final = frozenset(Verdict) - {Verdict.HELD, Verdict.UNCERTAIN}
 OTHER_VERDICTS: Final = (Verdict.HELD, Verdict.STALE, Verdict.ORPHANED, Verdict.UNCERTAIN)
-"""Those that a lock which is no session lock can have."""
+"""Those that other locks than session locks can have."""
 DEAD_PID: Final = "dead-pid"
 RECYCLED_PID: Final = "recycled-pid"
 MISSING_PID: Final = "missing-pid"
@@ -50,10 +50,10 @@ because such a lock is kept."""
 class Limits(NamedTuple):
     """The graces, all in seconds.
 
-    `other_grace` is how old a lock that is no session lock must be where its age is all that
-    speaks against somebody being about to write it, or to take a stale one back.
-    `seen_once_suffices` is for a look that removes nothing: rows 1 and 7 then give the
-    verdict that follows if nothing changes, marked `seen-once`.
+    `other_grace` is how old a lock that is not a session lock must be, if only its age shows that
+    no process is about to write it or to take a stale one back. `seen_once_suffices` is for a look
+    that removes nothing: rows 1 and 7 then give the verdict that follows if nothing changes, marked
+    `seen-once`.
     """
 
     grace: float = 120.0
@@ -67,7 +67,7 @@ class Limits(NamedTuple):
 class Judgement(NamedTuple):
     """A verdict, why, and by which row of the table.
 
-    `confirmed` is False where the verdict still rests on one look only; such a lock is never
+    `confirmed` is False if the verdict still rests on one look only; such a lock is never
     removed. `pending`: a grace that must be seen to pass is running. `due_in`: seconds after which
     time alone makes another look worth while, else None. `unmet`: of each lock that is not removed
     now, the first condition for removing it that is not met.

@@ -19,9 +19,9 @@ class WedgedLimits(NamedTuple):
 class Load(NamedTuple):
     """What one holder carries now.
 
-    Of its locks, `stuck_locks` are stuck now, and `freed_locks` were freed from it although it
-    lives: in both cases the gateway keeps the session's run in memory. `resident_bytes` is None
-    where the process is not visible.
+    `stuck_locks` of its locks are stuck, and `freed_locks` were removed although it lives: in both
+    cases the gateway keeps the session's run in memory. `resident_bytes` is None if the process is
+    not visible.
     """
 
     stuck_locks: int
@@ -46,8 +46,8 @@ class Load(NamedTuple):
 
 
 def is_held_stuck(evidence: Evidence, judgement: Judgement) -> bool:
-    """Whether a live process holds the lock and it is stuck; what a dead process left behind says
-    nothing about its successor.
+    """Whether a live process holds the lock and it is stuck. What a dead process left says nothing
+    about its successor.
     """
     if not judgement.wants_freeing:
         return False
