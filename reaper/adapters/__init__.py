@@ -1,1 +1,1 @@
-"""One outside thing each; none imports another. Their tools are safe_open, kernel and owners."""
+"""One part of the outside world each; none imports another, except safe_open, kernel and owners."""

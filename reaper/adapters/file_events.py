@@ -1,7 +1,7 @@
 """File events: one inotify instance for all state directories, read by one thread of watchdog.
 
-Followed are `agents`, each `agents/<agent>` and each `agents/<agent>/sessions`, and nothing deeper.
-Events only wake the loop: they decide nothing, and a sweep finds what they miss.
+It follows `agents`, each `agents/<agent>` and each `agents/<agent>/sessions`, and nothing deeper.
+Events only wake the loop. They decide nothing, and a sweep finds what they miss.
 """
 
 import errno
@@ -34,13 +34,15 @@ _MASK: Final = Mask(
     | InotifyConstants.IN_MOVE_SELF
     | InotifyConstants.IN_ONLYDIR
 )
-"""Nothing else is asked for, because transcripts are appended to all the time. The kernel also
-reports that a followed folder was deleted or unmounted. All watches have this mask: a folder with
-two names has one watch, and only the last mask counts."""
+"""No other events are requested, because transcripts are appended to all the time. The kernel also
+reports that a followed folder was deleted or unmounted. All watches have this mask, because a
+folder with two names has one watch, for which only the last mask counts."""
 
 CREATED: Final = "created"
 RESTORED: Final = "restored"
-"""Renamed from a name that is not a lock's: a removal gave the lock back, so it is no new one."""
+"""Renamed from a name that is not a lock's: a removal gave the lock back, so it is not a new
+one.
+"""
 DELETED: Final = "deleted"
 
 OnLock = Callable[[StateDir, str, str, str], None]
@@ -67,8 +69,8 @@ _Identity = tuple[int, int]
 class EventSource:
     """Follows the folders of some state directories in which locks appear.
 
-    The callbacks run in watchdog's thread and must return quickly. `errors` has the state
-    directories some of whose folders could not be followed, with the reason and what to do.
+    The callbacks run in watchdog's thread and must return quickly. `errors` has each state
+    directory with a folder that could not be followed, why, and what to do.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class EventSource:
                 state.forget()
             self._states.clear()
         self._inotify.stop()
-        # Only now: without a handler, a last message would go to standard error as it is.
+        # Only now: without a handler, a late message would go raw to standard error.
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._listener)
         logging.captureWarnings(False)
@@ -98,8 +100,8 @@ class EventSource:
     def follow(self, state: StateDir) -> bool:
         """Follow the folders that are there now, and return whether all of them are followed.
 
-        Idempotent; to be called before each sweep. It finds folders that were replaced without an
-        event. It returns False without an error where there is no `agents` folder.
+        Call it before each sweep: it finds folders that were replaced without an event. Without an
+        `agents` folder it returns False, without an error.
         """
         self.errors.pop(state, None)
         with self._inotify.mutex:
@@ -112,8 +114,8 @@ class EventSource:
                 return False
 
     def followed_since(self, state: StateDir, agent: str) -> float | None:
-        """Return since when (monotonic seconds) each lock of this agent is announced by an event,
-        None where its `sessions` folder is not followed.
+        """Return since when (monotonic seconds) an event announces each lock of this agent, None if
+        its `sessions` folder is not followed.
         """
         with self._inotify.mutex:
             folder: _Folder | None = self._states.get(state)
@@ -142,16 +144,16 @@ class _Inotify:
         return self._reader
 
     def stop(self) -> None:
-        """Have no event read any longer; not with the mutex, which the thread may wait for."""
+        """Stop reading events. Not to be called with the mutex, which the thread may wait for."""
         if self._reader is not None:
             self._reader.stop()
             if self._reader.is_alive():
                 self._reader.join()
 
     def add(self, folder: "_Followed") -> WatchDescriptor:
-        """Have the folder called for each of its events. Raises OSError."""
+        """Call the folder for each of its events from now on. Raises OSError."""
         wd = self.reader().add_callback(os.fsencode(folder.path), _MASK, folder, _id_of(folder))
-        if wd == -1:  # watchdog raises every error but this one
+        if wd == -1:  # watchdog raises every other error
             self.remove(wd, folder)
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder.path)
         return wd
@@ -171,8 +173,8 @@ class _Folder:
     _links: ClassVar = False
     """Whether the folders in it may be reached through symlinks."""
     _ignored: ClassVar[tuple[type[OSError], ...]] = (*_NOT_THERE, PermissionError)
-    """Errors that mean that a folder in it cannot be followed and need not be: it went meanwhile,
-    or the sweep, which cannot read it either, reports it."""
+    """Errors that mean that a folder in it cannot be followed and need not be: it is gone, or the
+    sweep, which cannot read it either, reports it."""
 
     def __init__(self, inotify: _Inotify, state: StateDir, path: str) -> None:
         self.inotify = inotify
@@ -188,8 +190,8 @@ class _Folder:
     def follow_child(self, name: str) -> None:
         """Follow the folder that has this name now, and those in it. Raises OSError.
 
-        It looks at what is there and not at the type of an event: several renames may have happened
-        by the time an event is read.
+        It looks at what is there and ignores the type of the event: several renames may have
+        happened before the event is read.
         """
         found = followed(f"{self.path}/{name}", self.owner if self._links else None)
         identity = (found.st_dev, found.st_ino) if found is not None else None
@@ -221,7 +223,7 @@ class _Folder:
 
 
 class _State(_Folder):
-    """A state directory, which has no watch: the loop asks for it again at each sweep."""
+    """A state directory. It has no watch; the loop asks for it again at each sweep."""
 
     _links = True
     _ignored = _NOT_THERE
@@ -265,7 +267,7 @@ class _Followed(_Folder):
         raise NotImplementedError
 
     def watch(self) -> None:
-        """Have events reported from now on; raises OSError."""
+        """Report events from now on. Raises OSError."""
         self._wd = self.inotify.add(self)
         self.since = time.monotonic()
 
@@ -284,16 +286,16 @@ class _Followed(_Folder):
         self._left()
 
     def on_queue_overflow(self) -> None:
-        """Do nothing: `agents` reports it for all that is in it."""
+        """Do nothing: `agents` reports it for everything in it."""
 
     def _handle(self, event: InotifyEvent) -> None:
         raise NotImplementedError
 
     def _left(self) -> None:
-        """Follow what has the name of this folder now, because its watch ended or must end."""
+        """Follow the folder that has this name now. The old watch ended, or must end."""
         with self.inotify.mutex:
             if self.parent.children.get(self.name) is not self:
-                return  # not followed any longer
+                return  # no longer followed
             del self.parent.children[self.name]
             self.forget()
             self._look_at(self.name, self.parent)
@@ -309,7 +311,7 @@ class _Followed(_Folder):
 
     @staticmethod
     def _look_at(name: str, folder: _Folder) -> None:
-        with suppress(OSError):  # the sweep that follows meets it as well, and reports it
+        with suppress(OSError):  # the sweep that follows reports it
             folder.follow_child(name)
 
 
@@ -322,7 +324,7 @@ class _Agents(_Followed):
         return ()
 
     def on_queue_overflow(self) -> None:
-        # Which watches ended is lost too, and a folder that was made again may look the same.
+        # The events of ended watches are lost too, and a new folder may look like the old one.
         self._left()
         self.inotify.on_overflow()
 
@@ -335,7 +337,7 @@ class _Agents(_Followed):
 
 
 class _Agent(_Followed):
-    """`agents/<agent>`: only its `sessions` matters, whatever else lies there."""
+    """`agents/<agent>`: only its `sessions` matters."""
 
     _links = True
 
@@ -343,7 +345,7 @@ class _Agent(_Followed):
         return ("sessions",)
 
     def _child(self, name: str, identity: _Identity) -> _Followed:
-        # One string for all that an agent's locks are remembered by.
+        # All keys of the agent's locks share one string.
         return _Sessions(self, name, identity, agent=sys.intern(self.name))
 
     def _handle(self, event: InotifyEvent) -> None:

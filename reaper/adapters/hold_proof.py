@@ -1,6 +1,6 @@
 """The lease probe: whether any process has this very file open for writing.
 
-Where it was shown to hold and where not: docs/facts.md, "The hold proof".
+docs/facts.md, "The hold proof", says where the answer was shown to be right, and where not.
 """
 
 import errno
@@ -28,8 +28,8 @@ _COUNTS_ON: Final = frozenset(
         0x01021994,  # tmpfs
     }
 )
-"""File systems on which "not open" was tried and means not open. On some others (FUSE, NFS, 9p,
-virtiofs) a holder beyond the mount is not seen; the rest was not tried."""
+"""File systems on which "not open" was tried and is right. On some others (FUSE, NFS, 9p, virtiofs)
+a holder beyond the mount is not seen; the rest was not tried."""
 
 NO_RIGHTS: Final = "no-rights"
 FILE_SYSTEM: Final = "file-system"
@@ -40,7 +40,7 @@ _LEASES_ENABLE: Final = "/proc/sys/fs/leases-enable"
 
 
 def prepare() -> None:
-    """Ignore SIGIO for the whole process; to be called once from its main thread, before `probe`.
+    """Ignore SIGIO for the whole process. Call it once from its main thread, before `probe`.
 
     A holder that opens a file under our lease makes the kernel send SIGIO, which kills by default.
     """
@@ -48,10 +48,10 @@ def prepare() -> None:
 
 
 class FolderMounts(NamedTuple):
-    """What is known, during one pass, of the file systems that a folder's files are on.
+    """What is known, during one pass, about the file systems of a folder's files.
 
-    `layered`: the folder is a layer of an overlay, or below one. `types`: the file system type of
-    each device (`st_dev`) that was met in this folder.
+    `layered`: the folder is a layer of an overlay, or below one. `types`: the file system type by
+    device (`st_dev`), as far as it was needed.
     """
 
     layered: bool
@@ -64,12 +64,11 @@ def probe(  # noqa: PLR0911  # a table of answers
     """Return the proof for the file behind `fd` (opened for reading) and, without one, why not.
     `device` is the file's, `mounts` those of its folder.
 
-    Tries a read lease and gives it straight back; 6 µs. "Open" is believed on any file system,
-    "not open" only where it can be relied on: a file system of the allow-list that is no layer of
-    an overlay, or an overlay that a gateway is known to use through this same mount
-    (`same_mount`, asked only there). Reasons: `no-rights`; `no-leases:` and who grants none
-    (`sysctl`, `system`, or a file system's name); `file-system:` and its name; `other-layer`.
-    Never raises.
+    Tries a read lease and gives it back at once; 6 µs. "Open" counts on any file system. "Not open"
+    counts only on a file system of the allow-list that is not a layer of an overlay, or on an
+    overlay that a gateway is known to use through this same mount (`same_mount`, called only
+    there). Reasons: `no-rights`; `no-leases:` and what grants none (`sysctl`, `system`, or a file
+    system's name); `file-system:` and its name; `other-layer`. Never raises.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -100,7 +99,7 @@ def probe(  # noqa: PLR0911  # a table of answers
 
 
 def may_be_shared(fd: int) -> bool:
-    """Whether a file may be reached beyond this kernel: by its file system, or where that is not
+    """Whether a file may be reached beyond this kernel: by its file system, or if that is not
     known.
     """
     try:
@@ -126,9 +125,10 @@ _Layers = frozenset[tuple[int, int]]
 
 
 class OverlayLayers:
-    """The directories that overlays, as mounted here, are made of.
+    """The directories that the overlays mounted here are made of.
 
-    A lock below one of these may be held through the overlay, where the lease does not see it.
+    A process may hold a lock below one of these through the overlay, where the lease does not see
+    it.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class OverlayLayers:
         self._known: _Layers | None = None
 
     def now(self, *, read: bool = True) -> _Layers | None:
-        """Return (device, inode) of each; None where the mounts cannot be read.
+        """Return (device, inode) of each; None if the mounts cannot be read.
 
         Without `read`, they are read only where the kernel says that they have changed since
         (proc_pid_mountinfo(5)): asking takes 1 µs, reading 44.
@@ -187,8 +187,8 @@ def _identities(escaped_paths: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def is_below(path: str, folders: _Layers | None) -> bool:
-    """Return whether `path` is one of the folders, or below one, or may be (None). Cheap where
-    there are none.
+    """Return whether `path` is one of the folders, or below one, or may be (None). Cheap if there
+    are none.
     """
     if folders is None:
         return True

@@ -1,4 +1,4 @@
-"""The two system calls this project needs and Python does not offer."""
+"""The system calls that this project needs and Python does not offer."""
 
 import errno
 import os
@@ -9,14 +9,15 @@ from typing import Any, Final
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _STATFS_LONGS: Final = 64
-"""More than any platform's struct statfs; its first member is the type, a long on the platforms
-on the allow-list of hold_proof.py. Elsewhere the number matches nothing there: no proof."""
+"""More than any platform's struct statfs. Its first member is the type, a long on the platforms of
+the allow-list in hold_proof.py. Elsewhere the number matches nothing there, so there is no proof.
+"""
 
 
 @cache
 def load() -> tuple[Any, Any]:
-    """Return ctypes and the C library; loaded when first asked for, which takes milliseconds that
-    a command without a lock to look at need not pay.
+    """Return ctypes and the C library. They are loaded at the first call, because that takes
+    milliseconds, and a command without a lock to look at does not need them.
     """
     import ctypes  # noqa: PLC0415  # as said
 
@@ -47,16 +48,16 @@ def file_system_type(fd: int) -> int:
 def rename_noreplace(source: str, target: str, *, dir_fd: int) -> None:
     """renameat2(RENAME_NOREPLACE) within one directory.
 
-    Raises OSError: EEXIST where the target is there, EINVAL or ENOSYS where the file system, the
-    kernel or the C library has no such rename.
+    Raises OSError: EEXIST if the target exists, EINVAL or ENOSYS if the file system, the kernel or
+    the C library has no such rename.
     """
     _rename(source, target, _RENAME_NOREPLACE, dir_fd=dir_fd)
 
 
 def exchange(one: str, other: str, *, dir_fd: int) -> None:
-    """renameat2(RENAME_EXCHANGE) within one directory: at no instant is either name free.
+    """renameat2(RENAME_EXCHANGE) within one directory: at no moment is either name free.
 
-    Raises OSError: ENOENT where one of them is not there, EINVAL or ENOSYS as above.
+    Raises OSError: ENOENT if one of them does not exist, EINVAL or ENOSYS as above.
     """
     _rename(one, other, _RENAME_EXCHANGE, dir_fd=dir_fd)
 

@@ -1,4 +1,4 @@
-"""Who owns what the reaper was refused, in the words of an advice."""
+"""Who owns what the reaper may not read or remove, as advice."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from typing import Final
 
 @cache
 def uid_name(uid: int) -> str:
-    """Return `uid 0 (root)`, or `uid 1000` where this system knows no such user."""
+    """Return `uid 0 (root)`, or `uid 1000` if this system knows no such user."""
     import pwd  # noqa: PLC0415  # only an advice needs it
 
     with suppress(KeyError, OSError):
@@ -18,14 +18,14 @@ def uid_name(uid: int) -> str:
 
 
 def folder_owner(path: str) -> int | None:
-    """Return the uid that owns a file's folder; None if that cannot be found out."""
+    """Return the uid that owns a file's folder, None if that is not known."""
     with suppress(OSError):
         return os.stat(os.path.dirname(path)).st_uid
     return None
 
 
 def advice_to_read(path: str) -> str:
-    """Say what refused this process to read `path`, and what to do."""
+    """Say why this process may not read `path`, and what to do."""
     refused = path
     while True:
         try:
@@ -44,7 +44,7 @@ _UNKNOWN_OWNER: Final = "run the reaper as the uid that owns file and folder"
 
 
 def advice_to_remove(folder_fd: int, name: str) -> str:
-    """Say what may have refused this process to remove a file from an open folder, and what to do.
+    """Say why this process may not remove a file from an open folder, and what to do.
 
     `name` is the file's, relative to the folder.
     """

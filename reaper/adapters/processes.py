@@ -1,4 +1,4 @@
-"""The process table, through psutil: who a record's (pid, start time) is now."""
+"""The process table, through psutil: which process a record's pid and start time mean now."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _BOOT_TIME_TRIES: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProcessSnapshot:
-    """One process, or the lack of one, as looked at once."""
+    """One process, or its absence, as looked at once."""
 
     state: HolderState
     starttime: int | None = None
@@ -34,7 +34,9 @@ _GONE_HOLDER: Final = Holder(state=HolderState.GONE)
 
 
 class ProcessTable:
-    """The process table at one moment: each pid is looked at once. Make a new one per sweep."""
+    """The process table at one moment: each pid is looked at once. Make a new table for each
+    sweep.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[int, _ProcessSnapshot] = {}
@@ -49,12 +51,12 @@ class ProcessTable:
     ) -> Holder:
         """Return who the record's holder is now.
 
-        Death is reported only when the kernel says ESRCH or the process is a zombie; another start
-        time is REUSED, and so is a pid that is only the id of another process's thread; trouble
-        with rights is UNKNOWN. Without a recorded start time, a live
-        process that is none of OpenClaw's is FOREIGN_PROGRAM. A holder in a nested PID namespace
-        is found by the last pid of its NSpid line and its start time; not looked for where the
-        holder is known to be (`seen_as`) the process that had the recorded pid here.
+        It is dead only if the kernel says ESRCH or the process is a zombie. Another start time is
+        REUSED, and so is a pid that is only a thread id of another process. Missing rights are
+        UNKNOWN. Without a recorded start time, a live process that does not belong to OpenClaw is
+        FOREIGN_PROGRAM. A holder in a nested PID namespace is found by the last pid of its NSpid
+        line and its start time, unless the holder is known to be the process that had the recorded
+        pid here (`seen_as`).
         """
         key = (pid, starttime, seen_as is not None and seen_as == pid)
         holder = self._holders.get(key)
@@ -65,7 +67,7 @@ class ProcessTable:
     def _find_holder(self, pid: int | None, starttime: int | None, known_here: bool) -> Holder:
         if pid is None:
             return Holder(state=HolderState.UNNAMED)
-        # As `_look` below, without a further call for each of 100,000 dead holders.
+        # As `_look` below, but without another call for each of 100,000 dead holders.
         seen = self._seen.get(pid) or self._seen.setdefault(pid, _look(pid))
         if seen.state is HolderState.ZOMBIE and starttime not in {None, seen.starttime}:
             state = HolderState.REUSED
@@ -87,7 +89,7 @@ class ProcessTable:
             if nested is not None:
                 return self._as_holder(nested, HolderState.SAME, self._look(nested))
             if not self._nested_complete:
-                # It may be one of those that could not be read: doubt is not death.
+                # It may be one of those that could not be read, so it is not known to be dead.
                 return Holder(state=HolderState.UNKNOWN)
         return _GONE_HOLDER if seen is _GONE else self._as_holder(pid, state, seen)
 
@@ -101,7 +103,7 @@ class ProcessTable:
 
     def _nested_pids(self) -> dict[tuple[int, int], int]:
         """Return each process in a nested PID namespace by the pid that it has there and its start
-        time; note whether some could not be read.
+        time. Remember whether some could not be read.
         """
         nested = {}
         for outer in psutil.pids():
@@ -119,9 +121,8 @@ class ProcessTable:
         return nested
 
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool:
-        """Whether this holder is known to use that very state directory through the same mount;
-        of a holder that is not seen, whether all of OpenClaw's processes that are seen do, and at
-        least one is.
+        """Whether this holder is known to use this very state directory through the same mount. For
+        a holder that is not visible: whether all visible OpenClaw processes do, and there is one.
         """
         if holder.pid is not None:
             return self._state_dir(holder.pid) == state_dir
@@ -139,11 +140,11 @@ class ProcessTable:
         return self._state_dirs[pid]
 
     def suspects(self, pid: int | None, state_dir: tuple[int, int] | None) -> Suspects:
-        """Return who may hold a lock whose record has this pid, in whichever PID namespace; without
-        a pid, who may have made a guard: OpenClaw's processes and node's.
+        """Return the processes that may hold a lock whose record has this pid, in any PID
+        namespace; without a pid, those that may have made a guard: OpenClaw's and node's.
 
-        All are seen from the initial PID namespace; from another one those of a gateway that uses
-        this state directory, if such a one is seen in the reaper's own namespace.
+        From the initial PID namespace all are visible. From another one, those of a gateway that
+        uses this state directory are, if such a gateway is visible in the reaper's own namespace.
         """
         if self._nested is None:
             self._nested = self._nested_pids()
@@ -165,7 +166,7 @@ class ProcessTable:
         )
 
     def _may_make_guards(self, pid: int) -> bool:
-        """Whether a process may be OpenClaw's or node's; the kernel's own threads are neither."""
+        """Whether a process may be OpenClaw's or node's. The kernel's own threads are neither."""
         seen = self._look(pid)
         if seen.state in {HolderState.GONE, HolderState.ZOMBIE}:
             return False
@@ -174,7 +175,7 @@ class ProcessTable:
         return not _is_kernel_thread(pid)
 
     def _gateway_is_here(self, state_dir: tuple[int, int] | None) -> bool:
-        """Whether a gateway that uses this state directory is seen, in our own PID namespace."""
+        """Whether a gateway that uses this state directory is visible in our own PID namespace."""
         nested = set((self._nested or {}).values())
         return state_dir is not None and any(
             self._look(pid).program is Program.GATEWAY
@@ -184,17 +185,17 @@ class ProcessTable:
         )
 
     def began_ms(self, starttime: int) -> int:
-        """Return when a process with this start time began, in epoch ms by the clock of now.
+        """Return when a process with this start time began, in epoch ms by the present clock.
 
         Both clocks are read at the same moment, so a slow pass does not make the process older.
         """
         return time.time_ns() // 1_000_000 - round(up_for(starttime) * 1000)
 
     def has_open(self, pid: int, path_end: str) -> bool | None:
-        """Return whether a process has a file open whose path contains `path_end`; None where its
+        """Return whether a process has a file open whose path contains `path_end`; None if its
         descriptors cannot be read.
 
-        Links are read, never followed: a look at a file on a dead mount would not come back.
+        Links are read but never followed, because a look at a file on a dead mount would hang.
         """
         folder = f"{psutil.PROCFS_PATH}/{pid}/fd"
         try:
@@ -208,26 +209,26 @@ class ProcessTable:
 
 
 def starttime_of(pid: int) -> int | None:
-    """Return a process's start time in ticks since boot; None where it is not available."""
+    """Return a process's start time in ticks since boot; None if it is not available."""
     return _look(pid).starttime
 
 
 def live_starttime(pid: int) -> int | None:
-    """Return the start time of a process that is seen to live; a zombie does not."""
+    """Return the start time of a visible live process; None for a zombie."""
     seen = _look(pid)
     return seen.starttime if seen.state is HolderState.SAME else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What a process uses; `open_fds` is None where rights are missing."""
+    """What a process uses; `open_fds` is None if rights are missing."""
 
     resident_bytes: int
     open_fds: int | None
 
 
 def use_of(pid: int) -> Use | None:
-    """Return what a process uses; None where it is gone or cannot be looked at."""
+    """Return what a process uses; None if it is gone or cannot be looked at."""
     try:
         process = psutil.Process(pid)
         resident: int = process.memory_info().rss
@@ -247,15 +248,15 @@ def up_for(starttime: int) -> float:
 
 def _look(pid: int) -> _ProcessSnapshot:
     if pid > _PID_LIMIT:
-        return _ProcessSnapshot(state=HolderState.UNKNOWN)  # no system call takes it
-    if _kernel_says_gone(pid):  # most holders of stale locks: one system call says so
+        return _ProcessSnapshot(state=HolderState.UNKNOWN)  # too large for a system call
+    if _kernel_says_gone(pid):  # true for most holders of stale locks
         return _GONE
     try:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)
         if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
             dead = len(os.listdir(f"{psutil.PROCFS_PATH}/{pid}/task")) <= 1
-            # Its main thread alone may have ended.
+            # Perhaps only its main thread has ended.
             state = HolderState.ZOMBIE if dead else HolderState.UNKNOWN
             return _ProcessSnapshot(state=state, starttime=starttime)
         state = HolderState.REUSED if _is_thread_of_another(pid) else HolderState.SAME
@@ -269,7 +270,9 @@ def _look(pid: int) -> _ProcessSnapshot:
 
 
 def _kernel_says_gone(pid: int) -> bool:
-    """ESRCH only: under hidepid a live process of another uid looks gone to psutil."""
+    """Whether the kernel says ESRCH. Nothing else counts: with hidepid, a live process of another
+    uid looks gone to psutil.
+    """
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -278,9 +281,9 @@ def _kernel_says_gone(pid: int) -> bool:
 
 
 def _is_thread_of_another(pid: int) -> bool:
-    """Whether the pid is only a thread id: the process that once had it as its pid is gone.
+    """Whether the pid is only a thread id, because the process that had it as its pid is gone.
 
-    Raises OSError where /proc does not show it, and ValueError where it does not say.
+    Raises OSError if /proc does not show it, and ValueError if its text is not understood.
     """
     with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:
         leader = re.search(rb"^Tgid:\s+([0-9]+)$", status.read(64 * 1024), re.MULTILINE)
@@ -293,8 +296,8 @@ def _start_ticks(pid: int) -> int:
     """Return field 22 of /proc/<pid>/stat, exactly, by psutil's public interface.
 
     create_time() adds the boot time to the ticks, and reads the boot time again on the first call
-    for each Process object. Where it reads the same before and after, taking it away again gives
-    the ticks back, whatever steps the clock makes at other times.
+    for each Process object. If the boot time is the same before and after, subtracting it gives the
+    ticks, whatever the clock does at other times.
     """
     for _ in range(_BOOT_TIME_TRIES):
         boot_time = psutil.boot_time()
@@ -316,7 +319,7 @@ def _program(pid: int) -> Program:
 
 
 def _innermost_pid(pid: int) -> int | None:
-    """Return the pid that a process has in its own, nested, PID namespace; None where it has only
+    """Return the pid that a process has in its own, nested, PID namespace; None if it has only
     the one we see, or is gone. Raises OSError where it cannot be read.
     """
     try:
@@ -337,7 +340,9 @@ _KERNEL_THREAD: Final = 0x00200000
 
 
 def _is_node(pid: int) -> bool:
-    """Whether a program of another name is node: by its arguments or, if it is shown, its file."""
+    """Whether a program with another name is node: by its arguments or, if visible, its
+    executable.
+    """
     names: set[str] = set()
     with suppress(psutil.Error, OSError):
         names.update(os.path.basename(word) for word in psutil.Process(pid).cmdline()[:1])
@@ -348,7 +353,7 @@ def _is_node(pid: int) -> bool:
 
 
 def _is_kernel_thread(pid: int) -> bool:
-    """Whether it is one; False where it cannot be seen."""
+    """Whether it is one; False if it cannot be seen."""
     with (
         suppress(OSError, ValueError, IndexError),
         open(f"{psutil.PROCFS_PATH}/{pid}/stat", "rb") as stat,
@@ -359,14 +364,14 @@ def _is_kernel_thread(pid: int) -> bool:
 
 
 def _is_in_initial_namespace() -> bool:
-    """Whether no PID namespace is above ours: each process of this kernel then has a pid here."""
+    """Whether no PID namespace is above ours. Then each process of this kernel has a pid here."""
     with suppress(OSError):
         return os.stat(f"{psutil.PROCFS_PATH}/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
     return False
 
 
 def _hides_processes() -> bool:
-    """Whether /proc does not show each process; True where that is not known."""
+    """Whether /proc hides some processes; True if that is not known."""
     try:
         with open(f"{psutil.PROCFS_PATH}/self/mountinfo", "rb") as mounts:
             lines = mounts.read().decode(errors="surrogateescape").splitlines()

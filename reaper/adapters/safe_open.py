@@ -1,4 +1,4 @@
-"""Opening and reading below a directory that an attacker may write to."""
+"""Opens and reads files below a directory that an attacker may write to."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ _LONGEST_SHOWN: Final = 200
 
 
 class NotRegularError(OSError):
-    """The name is there and is no regular file."""
+    """The name exists and is no regular file."""
 
 
 class SymlinkError(OSError):
@@ -29,23 +29,23 @@ class SymlinkError(OSError):
 def open_regular(
     name: str, *, dir_fd: int, was_regular: bool = False
 ) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading, and look at it; follows no symlink, never blocks, opens no
+    """Open a regular file for reading, and look at it. Follows no symlink, never blocks, opens no
     device.
 
     `was_regular`: the directory has just said that the name is a regular file. Raises
-    NotRegularError, or OSError from the system (ENOENT where it is gone). `name` is one path
+    NotRegularError, or OSError from the system (ENOENT if it is gone). `name` is one path
     component.
     """
-    # Looked at before it is opened: opening alone can make a device act. A name that is exchanged
-    # after that look gets through to `open`, whatever was seen; it opens a FIFO without waiting,
-    # and no symlink, and a process that may write here can make no device.
+    # The name is looked at before it is opened, because opening alone can make a device act.
+    # Another process may replace it after that look. Then `open` refuses a symlink and opens a FIFO
+    # without waiting, and a process that may write here can make no device.
     if not was_regular and not stat.S_ISREG(
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     ):
         raise NotRegularError(f"{name!r} is no regular file")
     fd = os.open(name, _FLAGS, dir_fd=dir_fd)
     try:
-        # Looked at again: the name can have been given to something else in between.
+        # Look again: something else may have got the name in between.
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise NotRegularError(f"{name!r} is no regular file")  # noqa: TRY301  # fd is closed below
@@ -56,14 +56,14 @@ def open_regular(
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
-    """Return what changes with each write of a file, and when another file has its name."""
+    """Return what changes with each write of a file, and if another file gets its name."""
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def followed(path: str, owner: int | None) -> os.stat_result | None:
-    """Return the directory at the path, None where there is none or it is not to be followed.
+    """Return the directory at the path, None if there is none or it must not be followed.
 
-    A symlink is followed only if it and the directory that it leads to belong to the uid `owner`.
+    A symlink is followed only if it and its target belong to the uid `owner`.
     """
     with suppress(OSError):
         found = os.lstat(path)
@@ -86,7 +86,8 @@ def open_own_regular(name: str, *, dir_fd: int, owner: int) -> tuple[int, os.sta
     """Open a regular file as `open_regular` does, and say whether a symlink led to it.
 
     A symlink is followed only if it and its target belong to the uid `owner`. Raises SymlinkError
-    for any other one, and as `open_regular`; FileNotFoundError only where the name itself is gone.
+    for any other symlink, FileNotFoundError only if the name itself is gone, and what
+    `open_regular` raises.
     """
     try:
         fd, found = open_regular(name, dir_fd=dir_fd)
@@ -103,12 +104,12 @@ def open_own_regular(name: str, *, dir_fd: int, owner: int) -> tuple[int, os.sta
 def open_own_folder(name: str, *, dir_fd: int, owner: int) -> tuple[int, bool]:
     """Open a directory, and say whether a symlink led to it; otherwise as `open_own_regular`.
 
-    Raises NotADirectoryError where the name is neither a directory nor a symlink.
+    Raises NotADirectoryError if the name is neither a directory nor a symlink.
     """
     try:
         return open_folder(name, dir_fd=dir_fd), False
     except OSError as error:
-        # O_DIRECTORY with O_NOFOLLOW gives ENOTDIR for a symlink, as for any other thing.
+        # O_DIRECTORY with O_NOFOLLOW gives ENOTDIR for a symlink, as for other things.
         if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
             raise
         target = _target(name, dir_fd=dir_fd, owner=owner)
@@ -120,12 +121,12 @@ def open_own_folder(name: str, *, dir_fd: int, owner: int) -> tuple[int, bool]:
 
 
 def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
-    """Return the path, relative to `dir_fd`, that the owner's symlinks lead to; None where the name
-    is no symlink. Raises SymlinkError, FileNotFoundError where the name is gone.
+    """Return the path, relative to `dir_fd`, that the owner's symlinks lead to, None if the name is
+    not a symlink. Raises SymlinkError, and FileNotFoundError if the name is gone.
 
-    Only the last component of each path is checked: the folders above it may be reached through
-    anybody's links, as data volumes often are. Nobody can lead us to what is not the owner's that
-    way, because the target is checked too.
+    Only the last component of each path is checked: anybody's links may lead to the folders above
+    it, as those of data volumes often do. That way nobody can make us open what is not the owner's,
+    because the target is checked too.
     """
     path, links = name, 0
     while link := _read_link(path, dir_fd=dir_fd, is_first=not links):
@@ -144,7 +145,7 @@ def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
 
 
 def _read_link(path: str, *, dir_fd: int, is_first: bool) -> tuple[int, str] | None:
-    """Return a symlink's owner and what it says, of one and the same link; None for other things.
+    """Return a symlink's owner and target, both of the same link; None for other things.
 
     Raises as `_target`.
     """
@@ -162,7 +163,7 @@ def _read_link(path: str, *, dir_fd: int, is_first: bool) -> tuple[int, str] | N
 
 
 def _opened(opening: Callable[..., _Opened], target: str, *, dir_fd: int) -> _Opened:
-    """Open what a symlink leads to; "not there" is then an error that is not FileNotFoundError."""
+    """Open what a symlink leads to. If that does not exist, the error is not FileNotFoundError."""
     try:
         return opening(target, dir_fd=dir_fd)
     except OSError as error:
@@ -170,7 +171,7 @@ def _opened(opening: Callable[..., _Opened], target: str, *, dir_fd: int) -> _Op
 
 
 def _explained(error: OSError, target: str) -> OSError:
-    """Return the error to raise where a symlink's target cannot be opened."""
+    """Return the error to raise if a symlink's target cannot be opened."""
     shown = repr(target if len(target) <= _LONGEST_SHOWN else f"{target[:_LONGEST_SHOWN]}...")
     match error:
         case FileNotFoundError():
@@ -204,8 +205,8 @@ def read_at_most(fd: int, limit: int, *, offset: int = 0) -> bytes:
 
 
 def read_small(fd: int, size: int, limit: int) -> bytes:
-    """Return up to `limit` bytes of a file that had `size` bytes a moment ago."""
-    data = os.pread(fd, min(size + 1, limit), 0)  # one more byte would be there if it had grown
+    """Return up to `limit` bytes of a file that had `size` bytes when it was last looked at."""
+    data = os.pread(fd, min(size + 1, limit), 0)  # one byte more shows whether it has grown
     return data if len(data) == size else _read_on(fd, data, limit, 0)
 
 

@@ -26,11 +26,11 @@ _HEADER: Final = 100
 _INTERIOR, _LEAF = 5, 13
 
 _Look = tuple[tuple[int, int, int], bool]
-"""What changes with each write of a file, and whether the sign was in it."""
+"""What changes with each write of the file, and whether the file has the table."""
 
 
 class SessionDatabases:
-    """Recognises them, and remembers each database for as long as the file does not change."""
+    """Recognises such databases, and remembers each one until its file changes."""
 
     def __init__(self) -> None:
         self._known: dict[StateDir, dict[str, _Look]] = {}
@@ -66,8 +66,8 @@ def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
 
 
 def _is_in_schema(fd: int) -> bool:
-    """Look for the sign in the table of a database's schema, the b-tree whose root is page 1
-    (https://www.sqlite.org/fileformat2.html); False also where these are not such bytes.
+    """Return whether a database's schema has the table: the schema is the b-tree whose root is page
+    1 (https://www.sqlite.org/fileformat2.html). False also if these are not such bytes.
     """
     header = read_at_most(fd, _HEADER)
     if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):

@@ -7,14 +7,14 @@ from reaper.core.lock import StateDir
 
 PATH_END: Final = "/state/openclaw.sqlite"
 """How the path of the database, or of one of its two companions, ends below a state directory.
-2026.6.11 and 7.1 have it open from before they serve; up to 5.28 it is `tasks/runs.sqlite`."""
+2026.6.11 and 7.1 open it before they serve. Up to 5.28 the database is `tasks/runs.sqlite`."""
 _SUFFIXES: Final = ("", "-wal", "-shm")
 
 
 def may_have_changed_since(state: StateDir, since_ms: int) -> bool:
     """Return whether the database or a companion has changed since then (epoch ms), or may have.
 
-    Where there is no database, nothing has changed.
+    False if there is no database.
     """
     for suffix in _SUFFIXES:
         try:

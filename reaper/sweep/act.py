@@ -17,7 +17,7 @@ from reaper.sweep.sources import Clock
 
 
 class _Done(NamedTuple):
-    """What became of an action; the fields are those of a Finding."""
+    """The result of an action; the fields are those of a Finding."""
 
     outcome: Outcome | None
     note: str = ""
@@ -41,7 +41,7 @@ class Actor(NamedTuple):
     def act(
         self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement, at: float
     ) -> Finding:
-        """Act on one lock; `at` is the moment that its ages count to (monotonic seconds)."""
+        """Act on one lock. `at` is the moment until which its ages count (monotonic seconds)."""
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
         if self.plan.mode is Mode.LOOK:
@@ -98,12 +98,12 @@ _WITHOUT_REMOVAL: Final = {
 
 
 def _now(opened: OpenLock) -> Lock:
-    """Return the lock after an attempt to remove it, which can have changed its ctime."""
+    """Return the lock after an attempt to remove it, which may have changed its ctime."""
     return opened.lock._replace(ctime_ns=os.fstat(opened.fd).st_ctime_ns)
 
 
 def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
-    """Whether a lock that was removed may have a holder that will release it."""
+    """Whether a removed lock may have a holder that will release it."""
     judged_over = judgement.wants_freeing and judgement.verdict is not Verdict.OVERDUE
     return evidence.proof is not HoldProof.NOT_OPEN and not judged_over
 

@@ -34,7 +34,7 @@ from reaper.sweep.sources import Probe, Sources
 class EvidenceCollector:
     """Collects the evidence for the locks of one state directory in one pass.
 
-    Call `enter` for each folder before you ask for a lock in it.
+    Call `enter` for each folder before you ask about a lock in it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EvidenceCollector:
         self._store_problem = ""
         """Why the folder's session store was not understood when a lock was judged by it."""
 
-    # Read once in a pass, and only if a lock needs it: most passes are for one lock.
+    # Read once in a pass, and only if a lock needs it, because most passes are for one lock.
 
     @cached_property
     def _state_identity(self) -> tuple[int, int] | None:
@@ -67,7 +67,7 @@ class EvidenceCollector:
 
     def collect(self, opened: OpenLock, key: LockKey, history: LockHistory, now: float) -> Evidence:
         """Ask each source once, in this order: the process table, the lease (the lock was read
-        before), and the files of the run, where they can change the verdict. `now` is the monotonic
+        before), and the files of the run, if they can change the verdict. `now` is the monotonic
         clock, read for this lock.
         """
         lock, record = opened.lock, opened.lock.record
@@ -77,7 +77,7 @@ class EvidenceCollector:
         )
         proof, proof_note = self._probe(opened, holder, known_for=ages.known_for)
         # Without a hold proof, the process that was seen alive as this holder counts as dead only
-        # if it is dead by the pid that it then had, too.
+        # if it is also dead by the pid that it had then.
         died_here = (
             proof is HoldProof.UNAVAILABLE
             and holder.state in DEAD
@@ -100,7 +100,7 @@ class EvidenceCollector:
         if run.end is not None and run.is_live_witness and record.starttime is not None:
             began_ms, may_be_newer = self._gateway(record.starttime, holder)
         earlier: tuple[EarlierLock, ...] = ()
-        # Those of a dead holder that no process has open never free another lock in a one-shot.
+        # In a one-shot, a dead holder's lock that no process has open never frees another lock.
         if self._plan.remembers or proof is not HoldProof.NOT_OPEN or holder.state not in DEAD:
             earlier = self._memory.earlier[key.state, key.agent].with_this(lock)
         facts = Facts(
@@ -119,8 +119,8 @@ class EvidenceCollector:
     def collect_other(
         self, opened: OpenLock, history: LockHistory, now: float
     ) -> tuple[Evidence, Suspects]:
-        """As `collect`, for a lock that is no session lock: without a run, and with the processes
-        that may hold it, where a hold proof does not settle that.
+        """As `collect`, for a lock that is not a session lock: without a run, but with the
+        processes that may hold it, if a hold proof does not settle that.
         """
         lock, record = opened.lock, opened.lock.record
         ages = history.ages(lock, self.start, now)
@@ -137,8 +137,8 @@ class EvidenceCollector:
         return history.evidence(facts, ages, self.start, now), suspects
 
     def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
-        """Return the hold proof of a file that a removal left; None for a young empty one, which is
-        not probed: the removal that created it may still be under way.
+        """Return the hold proof of a file that a removal left. None for a young empty file, which
+        is not probed, because the removal that created it may still be at work.
         """
         record = opened.lock.record
         wall_ms = self.start.wall_ms
@@ -150,7 +150,7 @@ class EvidenceCollector:
         return proof
 
     def run_by_store(self, opened: OpenLock) -> Run:
-        """Return what the session store alone says of the session's last run.
+        """Return what the session store alone says about the session's last run.
 
         A pass that removes something asks for each lock whether the store has changed. One that
         removes nothing asks once for each folder.
@@ -164,8 +164,8 @@ class EvidenceCollector:
         return runs.by_store(self._session(opened.folder, opened.lock)) if run is None else run
 
     def problem_of_store(self, folder: Folder) -> str:
-        """Return why the folder's session store was not understood when a lock was judged by it; or
-        in a pass over all locks, why it is not understood now, as a whole.
+        """Return why the folder's session store was not understood when a lock was judged by it. In
+        a pass over all locks: why the store as a whole is not understood now.
         """
         if self._store_problem or self._plan.wanted is not None or self._plan.with_unread:
             return self._store_problem
@@ -184,7 +184,7 @@ class EvidenceCollector:
             return HoldProof.UNAVAILABLE, TOO_EARLY
 
         def same_mount() -> bool:
-            # What a link leads to need not be on the state directory's mount.
+            # The target of a link may be on another mount than the state directory.
             return (
                 self._state_identity is not None
                 and not opened.folder.through_symlink
@@ -199,18 +199,18 @@ class EvidenceCollector:
         )
 
     def _is_dead(self, pid: int | None, starttime: int | None) -> bool:
-        """Whether this process is known to be dead; not where there is no pid."""
+        """Whether this process is known to be dead; False without a pid."""
         return pid is not None and self._sources.processes.holder(pid, starttime).state in DEAD
 
     def _session(self, folder: Folder, lock: Lock | None = None) -> Session:
-        """Return the session of a lock; without one, of nobody in this folder."""
+        """Return the session of a lock; without a lock, one without a name in this folder."""
         linked = folder.through_symlink or self._through_symlink
         name, uid = ("", None) if lock is None else (lock.session, lock.uid)
         return Session(folder.state.path, folder.agent, name, folder.fd, folder.locks, linked, uid)
 
     def _run(self, opened: OpenLock, proof: HoldProof) -> Run:
         if self._plan.mode is not Mode.LOOK and proof is not HoldProof.OPEN:
-            # A dead holder's lock hangs on the store alone, and there may be 100,000 of them.
+            # For a dead holder only the store counts, and there may be 100,000 of them.
             return self.run_by_store(opened)
         session = self._session(opened.folder, opened.lock)
         return self._sources.runs.run(session, opened.folder.checkpoints)
@@ -219,8 +219,8 @@ class EvidenceCollector:
         """Return when the holder began (epoch ms), and whether it may be a gateway from 2026.6.1
         on, which has the state's database open.
 
-        By its descriptors, where it is visible and they can be read; else by whether the database
-        has changed since the holder began: such a gateway opens it before it serves.
+        Its descriptors show that, if they can be read. Otherwise a change of the database since the
+        holder began shows it, because such a gateway opens it before it serves.
         """
         processes = self._sources.processes
         began_ms = processes.began_ms(starttime)
@@ -233,7 +233,9 @@ class EvidenceCollector:
 
 
 def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
-    """Return whether this very lock is still there and open for writing; the cheapest look."""
+    """Return whether this very lock still exists and is open for writing. This is the cheapest
+    look.
+    """
     with suppress(OSError):
         for folder in reading.folders(key.state, [], {key.agent}):
             with folder:
@@ -241,7 +243,7 @@ def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
                 if isinstance(opened, OpenLock):
                     with opened:
                         if opened.lock.file != file or not opened.lock.data:
-                            return False  # never probed: somebody may be creating it just now
+                            return False  # not probed: a process may be creating it
                         proof, _ = probe(
                             opened.fd,
                             device=file.device,
@@ -253,9 +255,7 @@ def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
 
 
 def _is_reached_through_symlink(path: str) -> bool:
-    """Whether a symlink leads to a state directory: at any component but the first, which upstream
-    allows.
-    """
+    """Whether a symlink leads to a state directory. At the first component, upstream allows one."""
     _, first, *others = os.path.abspath(path).split("/")
     folder = f"/{first}"
     for name in others:

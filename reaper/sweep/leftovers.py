@@ -14,7 +14,7 @@ from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.plan import LEFT_ASIDE
 
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
-"""Reasons of what no removal ever left."""
+"""Reasons of things that no removal leaves."""
 _ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
 
 
@@ -40,7 +40,7 @@ def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -
 
 
 def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
-    """Return what is to be reported about one leftover, None where its lock is back."""
+    """Return what to report about one leftover, None if its lock has its name back."""
     folder, name = opened.folder, opened.name
     proof = collector.proof_of_leftover(opened)
     if proof is None:

@@ -19,8 +19,8 @@ _Agent = tuple[StateDir, str]
 
 
 class FailedRemoval(NamedTuple):
-    """A removal that failed: how, and when it may be tried again. `fingerprint` is that of the
-    lock; None where another lock got the name, so that the next attempt concerns that one.
+    """A removal that failed, how, and when it may be tried again. `fingerprint` is that of the
+    lock; None if another lock got the name, which the next attempt then concerns.
     """
 
     fingerprint: str | None
@@ -41,8 +41,8 @@ class Histories(Collection[LockKey]):
         self._sizes: Counter[_Agent] = Counter()
 
     def of(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
-        """Return what is remembered of this very lock; a history that begins `now`, and is not
-        remembered yet, where that is nothing.
+        """Return what is remembered about this very lock; if nothing is, a history that begins
+        `now` and is not remembered yet.
         """
         history = self._of.get(key)
         return history if history and history.is_of(lock) else LockHistory(lock, since=now)
@@ -71,11 +71,11 @@ class Histories(Collection[LockKey]):
         return len(self._of)
 
     def agents(self) -> AbstractSet[_Agent]:
-        """The agents of which a lock is remembered."""
+        """The agents with a lock that is remembered."""
         return self._sizes.keys()
 
     def have_room_for(self, key: LockKey) -> bool:
-        """Whether this lock is remembered, or its agent has fewer remembered than it may."""
+        """Whether this lock is remembered, or its agent may have another one remembered."""
         return key in self._of or self._sizes[key.state, key.agent] < self._most
 
 
@@ -87,8 +87,8 @@ def _size(history: LockHistory) -> int:
 class FolderNames:
     """Gives each `sessions` folder one name, state directory and agent, however many lead to it.
 
-    Full passes learn the names: the first one met counts. A pass that is nested in a full one uses
-    what is known by then.
+    Full passes learn the names: the first one counts. A pass that is nested in a full one uses what
+    is known at that moment.
     """
 
     def __init__(self) -> None:
@@ -99,22 +99,24 @@ class FolderNames:
         self._folders: dict[_Agent, tuple[int, int]] = {}
 
     def start_full_pass(self, remembered: AbstractSet[_Agent]) -> None:
-        """Keep which folder each agent had, also of a remembered agent whose folder is gone."""
+        """Keep which folder each agent had, also that of a remembered agent whose folder is
+        gone.
+        """
         kept = {agent: at for agent, at in self._folders.items() if agent in remembered}
         self._folders = kept | {agent: at for at, agent in self._first.items()}
         self._first, self._first_of = {}, {}
         self._linked, self._linked_before = set(), self._linked
 
     def mark_linked(self, folder: Folder) -> None:
-        """Let a folder that also has a name through a symlink, as far as is known, count as reached
-        through it: a gateway may use either name.
+        """If another known name of the folder leads through a symlink, count the folder as reached
+        through it, because a gateway may use either name.
         """
         if self._linked or self._linked_before:
             identity = folder.identity()
             folder.through_symlink |= identity in self._linked or identity in self._linked_before
 
     def is_first(self, folder: Folder) -> bool:
-        """Learn one more name of a folder; whether it is the first."""
+        """Learn one more name of a folder, and return whether it is the first."""
         identity, name = folder.identity(), (folder.state, folder.agent)
         if folder.through_symlink:
             self._linked.add(identity)
@@ -128,18 +130,18 @@ class FolderNames:
         return set(self._first.values())
 
     def renamed(self) -> set[_Agent]:
-        """The agents whose folder is met in this full pass as another agent's."""
+        """The agents whose folder this full pass has found under another agent's name."""
         return {name for name, at in self._folders.items() if self._first.get(at, name) != name}
 
     def first_name(self, key: LockKey) -> LockKey:
-        """Return the key under which the lock is remembered that has this one."""
+        """Return the key under which this lock is remembered."""
         state, agent = self._first_of.get((key.state, key.agent), key[:2])
         return LockKey(state, agent, key.name)
 
 
 class Memory:
-    """What one Reaper remembers. `litter` is what removals left in each agent's folder; also in
-    those of other locks, which have a path instead of an agent's name.
+    """What one Reaper remembers. `litter` is what removals left in each agent's folder, and in
+    folders of other locks, which have a path instead of an agent's name.
     """
 
     def __init__(self, most_remembered: int) -> None:
@@ -149,14 +151,14 @@ class Memory:
         self.folder_names = FolderNames()
         self.litter: dict[_Agent, Litter] = {}
         self.had_sessions: set[StateDir] = set()
-        """State directories in which some pass met a `sessions` folder."""
+        """State directories in which some pass found a `sessions` folder."""
 
     def forget(self, key: LockKey) -> None:
         self.histories.forget(key)
         self.failures.pop(key, None)
 
     def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:
-        """Forget what is remembered of agents besides their locks."""
+        """Forget what is remembered about other agents, except their locks."""
         for agent in self.earlier.keys() - known:
             del self.earlier[agent]
         for agent in self.litter.keys() - known:
@@ -165,8 +167,8 @@ class Memory:
 
     @contextmanager
     def with_litter(self, folder: Folder) -> Iterator[None]:
-        """Hand a folder the litter that it had at the end of the last pass; remember what it has
-        at the end of this one.
+        """Give a folder the litter that it had at the end of the last pass, and remember what it
+        has at the end of this one.
         """
         agent = folder.state, folder.path if folder.places else folder.agent
         folder.litter = self.litter.get(agent)

@@ -1,4 +1,4 @@
-"""Passes that a command makes once; a sweep waits for graces that must be seen to pass."""
+"""The passes of a command that runs once. A sweep waits for graces that it must see pass."""
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -15,7 +15,7 @@ from reaper.sweep.sources import Clock
 Scan = Callable[[Plan], Iterator[Finding | Skipped]]
 
 _LOOK_EVERY: Final = 1.0
-"""Seconds between two looks while a grace is being waited for."""
+"""Seconds between two looks while it waits for a grace."""
 _LOOK_AT_MOST_EVERY: Final = 0.01
 
 
@@ -33,13 +33,13 @@ class OneShot:
         self._plan = plan
         self._stop = stop
         self._pending: dict[LockKey, Finding] = {}
-        """What must still be seen for a while."""
+        """Locks that must be seen for some more time."""
         self._reported: set[Skipped] = set()
 
     def sweep(
         self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
     ) -> Iterator[Finding | Skipped]:
-        """Judge and act; wait up to `wait` seconds for what is pending, and flag the rest."""
+        """Judge and act. Wait up to `wait` seconds for what is pending, and flag the rest."""
         return chain.from_iterable(self._rounds(clock, wait, on_wait))
 
     def _rounds(
@@ -68,8 +68,8 @@ class OneShot:
         return (found.judgement.due_in or 0.0 for found in self._pending.values())
 
     def _round(self, only: AbstractSet[LockKey] | None) -> Iterator[Finding | Skipped]:
-        """Make one pass. Yield what is not pending, and as vanished what went while it was waited
-        for, unless its folder could not be read.
+        """Make one pass. Yield what is not pending; and as vanished what went away while it was
+        waited for, unless its folder could not be read.
         """
         waited_for, self._pending = self._pending, {}
         unseen = Unseen()

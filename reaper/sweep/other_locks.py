@@ -1,4 +1,4 @@
-"""Goes over the locks that are no session locks."""
+"""Goes over the locks that are not session locks."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from reaper.sweep.sources import Sources
 
 
 class OtherScanner(NamedTuple):
-    """Goes over those of one state directory once, in the known places alone."""
+    """Goes over the other locks of one state directory once, in the known places only."""
 
     state: StateDir
     plan: Plan
@@ -32,7 +32,7 @@ class OtherScanner(NamedTuple):
     def scan(
         self, collector: EvidenceCollector, only: AbstractSet[LockKey] | None
     ) -> Iterator[Finding | Skipped]:
-        """Yield each lock, and what was skipped; of `only`, where given."""
+        """Yield each lock, and what was skipped; of `only`, if given."""
         if only is not None and all(key.agent or key.state != self.state for key in only):
             return
         skipped: list[Skipped] = []
@@ -72,7 +72,8 @@ class OtherScanner(NamedTuple):
     def _judge(self, opened: OpenLock, key: LockKey, collector: EvidenceCollector) -> Finding:
         histories, limits = self.memory.histories, self.plan.limits
         if self.actor.policy.on_other is not Action.REMOVE:
-            limits = limits._replace(seen_once_suffices=True)  # nobody waits to remove nothing
+            # Nothing will be removed, so do not wait.
+            limits = limits._replace(seen_once_suffices=True)
         now = self.sources.clock.monotonic()
         history = histories.of(key, opened.lock, now)
         evidence, suspects = collector.collect_other(opened, history, now)

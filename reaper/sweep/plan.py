@@ -13,7 +13,9 @@ from reaper.core.verdict import Limits
 
 
 class Unlock(NamedTuple):
-    """One lock that a person has judged, as they saw it; `force` frees it whatever the verdict."""
+    """One lock that a person has judged, as they saw it. `force` removes it whatever the
+    verdict.
+    """
 
     key: LockKey
     fingerprint: str
@@ -23,10 +25,9 @@ class Unlock(NamedTuple):
 class Plan(NamedTuple):
     """What one pass looks at, and what it may do.
 
-    It looks at the locks in `only` (None: at all, a full pass) that are `wanted` (None: each one).
-    `with_unread`:
-    also at what has a lock's name and cannot be read. `remembers`: it is one of many passes of a
-    sidecar, so attempts are spread over time and memory is bounded.
+    It looks at the locks in `only` (None: all, a full pass) that are `wanted` (None: each).
+    `with_unread`: also at files that have a lock's name and cannot be read. `remembers`: it is one
+    of many passes of a sidecar, so attempts are spread over time and memory is bounded.
     """
 
     mode: Mode
@@ -39,14 +40,14 @@ class Plan(NamedTuple):
 
 
 TOO_MANY_LOCKS: Final = "too-many-locks"
-"""The reason of locks that are not remembered, because their agent has too many."""
+"""The reason for locks that are not remembered because their agent has too many."""
 LEFT_ASIDE: Final = "left-aside"
-"""The reason of a file that a removal left under a private name."""
+"""The reason for a file that a removal left under a private name."""
 _HIDE_NOTHING: Final = frozenset({TOO_MANY_LOCKS, LEFT_ASIDE, SESSION_STORE})
 
 
 def hides_locks(skipped: Skipped) -> bool:
-    """Whether locks may be there that were not seen, because something was skipped."""
+    """Whether locks may have been missed because something was skipped."""
     return skipped.failed and skipped.reason not in _HIDE_NOTHING
 
 
@@ -57,15 +58,15 @@ class Unseen:
         self._paths: set[str] = set()
 
     def add(self, found: Finding | Skipped) -> None:
-        """Note what was skipped and failed; anything else hides nothing."""
+        """Add what was skipped and failed. Anything else hides nothing."""
         if isinstance(found, Skipped) and found.failed and found.reason != TOO_MANY_LOCKS:
             folder, name = os.path.split(found.path)
-            with suppress(ValueError):  # what a removal left hides the lock that it was
+            with suppress(ValueError):  # it hides the lock whose name it contains
                 name = original_name(name)
             self._paths.add(os.path.join(folder, name))
 
     def hides(self, key: LockKey) -> bool:
-        """Whether a lock may be there although the pass did not find it."""
+        """Whether a lock may exist although the pass did not find it."""
         if not self._paths:
             return False
         if not key.agent:

@@ -20,10 +20,10 @@ from reaper.sweep.sources import Clock, Probe, Processes, Sources, SystemClock, 
 class Reaper:
     """Judges the locks of some state directories, and acts.
 
-    It remembers what it saw, so that graces that must be seen to pass can. Not thread-safe: one
-    worker judges and acts. `most_remembered` is how many locks of one agent `act` remembers,
-    `longest_retry` how many seconds it waits at most before it tries again to remove a lock. With
-    `dry_run`, `act` removes nothing.
+    It remembers what it saw, so that it can see graces pass. Not thread-safe: one worker judges and
+    acts. `most_remembered` is how many locks of one agent `act` remembers. `longest_retry` is how
+    many seconds it waits at most before it tries again to remove a lock. With `dry_run`, `act`
+    removes nothing.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Reaper:
 
     def look(self) -> Iterator[Finding | Skipped]:
         """Look at every lock once and change nothing. What rests on this one look is marked
-        `seen-once`; the action is what a sweep would take once it has seen it twice.
+        `seen-once`; the action is that of a sweep once it has seen the lock twice.
         """
         for found in self._scan(self._looking):
             if found.key is not None:
@@ -62,7 +62,7 @@ class Reaper:
     def explain(self, wanted: Callable[[LockKey], bool]) -> Iterator[Finding | Skipped]:
         """Look, as `look` does, at the locks whose key is wanted, with all of their evidence.
 
-        What has a lock's name and cannot be read is yielded as a lock too, not skipped.
+        A file that has a lock's name and cannot be read is yielded as a lock, not skipped.
         """
         return self._scan(self._looking._replace(wanted=wanted, with_unread=True))
 
@@ -75,13 +75,13 @@ class Reaper:
         on_wait: Callable[[int, float], None] = lambda _count, _seconds: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Finding | Skipped]:
-        """Judge and act, once; yields each lock as soon as its outcome is known.
+        """Judge and act, once. Yields each lock as soon as its outcome is known.
 
-        Locks that are due only after a grace that must be seen to pass are waited for, up to
-        `wait` seconds (None: as long as the graces need), after a call of `on_wait` with their
-        number and the seconds; those that are still not due then are flagged. `stop` is asked
+        If a lock can be removed only after a grace that must be seen to pass, the sweep waits up to
+        `wait` seconds (None: as long as the graces need), after a call of `on_wait` with the number
+        of such locks and the seconds. What is still not due then is flagged. `stop` is asked
         between two locks and while waiting. With `unlock`, only that lock is looked at, and left
-        alone (`changed`) when another one stands there.
+        alone (`changed`) if another one has its name.
         """
         plan = Plan(
             Mode.DRY if dry else Mode.ACT,
@@ -94,15 +94,17 @@ class Reaper:
         return one_shot.sweep(self._sources.clock, wait, on_wait)
 
     def act(self, only: AbstractSet[LockKey] | None = None) -> Iterator[Finding | Skipped]:
-        """One pass that judges and acts, over all locks or those with some keys; for a sidecar,
-        which remembers. Nothing waits in it; a lock that is gone is not yielded, nor is one in a
-        folder that could not be read, which is (as Skipped that `failed`, without a key). A lock
-        that has several keys is yielded with the one by which it is known.
+        """Make one pass that judges and acts, over all locks or those with some keys. For a
+        sidecar, which remembers.
 
-        Of one agent at most `most_remembered` locks are remembered. Each further one is judged by
-        this one look, and removed where that proves enough; else it is not yielded, but Skipped
-        TOO_MANY_LOCKS is, without a key. A removal that failed is not tried again before its
-        `retry` says so.
+        It does not wait. A lock that is gone is not yielded, and neither is one in a folder that
+        could not be read; that folder is (as Skipped that `failed`, without a key). A lock that has
+        several keys is yielded with the one by which it is known.
+
+        At most `most_remembered` locks of one agent are remembered. Each further one is judged by
+        this one look, and removed if that proves enough. Otherwise Skipped TOO_MANY_LOCKS is
+        yielded instead, without a key. A removal that failed is not tried again before its `retry`
+        says so.
         """
         seen: set[LockKey] = set()
         unseen = Unseen()
@@ -128,21 +130,23 @@ class Reaper:
             )
 
     def watched_folders(self) -> dict[str, int]:
-        """Count the `sessions` folders that the last full pass met, by state directory's name."""
+        """Count the `sessions` folders that the last full pass found, by state directory's name."""
         counts = dict.fromkeys((state.name for state in self.states), 0)
         for state, _agent in self.memory.folder_names.firsts():
             counts[state.name] += 1
         return counts
 
     def forget(self, key: LockKey) -> None:
-        """Forget a lock that is announced to be gone, but not that its removal failed: a removal
+        """Forget a lock whose end is announced, but not that its removal failed, because a removal
         that fails and puts the lock back is announced in the same way.
         """
         if key not in self.memory.failures:
             self.memory.forget(key)
 
     def is_held(self, key: LockKey, file: FileId) -> bool:
-        """Return whether this very lock is still there and open for writing; the cheapest look."""
+        """Return whether this very lock still exists and is open for writing. This is the cheapest
+        look.
+        """
         return is_held(key, file, self._sources.probe)
 
     def _scan(self, plan: Plan) -> Iterator[Finding | Skipped]:

@@ -52,7 +52,7 @@ class Scanner(NamedTuple):
         """Return an iterator that yields each lock as soon as its outcome is known, and what was
         skipped.
         """
-        # `chain` asks each part directly, so that a lock passes through that one generator only.
+        # `chain` asks each part directly, so a lock passes through one generator only.
         return chain.from_iterable(self._parts())
 
     def _parts(self) -> Iterator[_Part]:
@@ -87,7 +87,7 @@ class Scanner(NamedTuple):
             yield reading.skip(state.path, error)
 
     def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Iterator[_Part]:
-        """Yield the parts of each folder, then that of the whole."""
+        """Yield the parts of each folder, then that of the whole state directory."""
         skipped: list[Skipped] = []
         met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
@@ -152,8 +152,8 @@ class Scanner(NamedTuple):
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
-        """Look at `folder.locks`, one after the other. Never raises: what one lock causes
-        delays no other lock.
+        """Look at `folder.locks`, one after the other. Never raises, so one lock's error delays no
+        other lock.
         """
         wanted = self.plan.wanted
         for name in folder.locks:
@@ -186,7 +186,7 @@ class Scanner(NamedTuple):
     def _look_at(
         self, key: LockKey, folder: Folder, collector: EvidenceCollector
     ) -> Finding | Skipped | None:
-        """Look at one lock, judge and act; None where it is gone."""
+        """Look at one lock, judge and act; None if it is gone."""
         opened = reading.open_lock(folder, key.name)
         if isinstance(opened, Skipped) and self.plan.with_unread:
             opened = reading.open_unread(folder, key.name, opened)
@@ -203,7 +203,7 @@ class Scanner(NamedTuple):
             if self.plan.remembers or judgement.pending or not judgement.confirmed:
                 histories.remember(key, history)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
-                # No part of the verdict: it shows a person whose session is stuck.
+                # Not for the verdict: it shows a person whose session is stuck.
                 evidence = evidence._replace(run=collector.run_by_store(opened))
             found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
         finally:
@@ -236,8 +236,8 @@ def _key(folder: Folder, name: str) -> LockKey:
 
 
 def _lost(keys: Iterable[LockKey], skipped: Iterable[Skipped]) -> Iterator[Skipped]:
-    """Report the locks that were there and whose folder is not: it may have been moved, or its
-    volume unmounted. Not those of which a failure says already that they are not seen.
+    """Report known locks whose folder is gone: it may have been moved, or its volume unmounted.
+    Leave out those that a reported failure hides already.
     """
     unseen = Unseen()
     for one in skipped:
@@ -253,8 +253,8 @@ def _gone(path: str, note: str, key: LockKey | None = None) -> Skipped:
 
 
 def _bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
-    """Report an error that is none of the system's, so that one agent's file takes no other agent's
-    service. Where it was raised is part of the note; its text is not, which may quote a file.
+    """Report an error that is not the system's, so that one agent's files do not stop the service
+    for the others. The note says where it was raised, but not its text, which may quote a file.
     """
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
     where = " > ".join(

@@ -1,4 +1,4 @@
-"""What evidence comes from: the clocks, the kernel, the process table and the files of runs."""
+"""Where evidence comes from: the clocks, the kernel, the process table and the files of runs."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     monotonic = staticmethod(time.monotonic)
-    """Seconds that stand still in suspend, because a holder cannot go on then either."""
+    """Seconds that do not count during suspend, because a holder cannot go on then either."""
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -67,8 +67,8 @@ def process_table() -> Processes:
 
 
 class Sources:
-    """All that a Reaper asks. The adapters remember what they read, from one pass to the next; the
-    process table is that of the latest pass.
+    """Everything that a Reaper asks. The adapters remember what they read, from one pass to the
+    next; the process table is that of the latest pass.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ class Sources:
         self.probe = probe
         self.databases = SessionDatabases()
         self.layers: frozenset[tuple[int, int]] | None = None
-        """The folders that overlays are made of; None where that is not known."""
+        """The folders that overlays are made of; None if that is not known."""
         self._overlay_layers = hold_proof.OverlayLayers()
         self._make_table = process_table
         self._table: Processes | None = None
 
     @cached_property
     def runs(self) -> "Runs":
-        """What reads runs. It is made for the first lock or session store."""
+        """The reader of runs. It is made for the first lock or session store."""
         from reaper.adapters.runs.runs import Runs  # noqa: PLC0415  # msgspec: 15 ms
 
         return Runs()
 
     def start_pass(self, *, full: bool = True) -> PassStart:
-        """Read the clocks, and the mounts: in a pass that is not `full` only where they changed.
-        Have the process table read again.
+        """Read the clocks, and the mounts, in a pass that is not `full` only if they changed. The
+        process table will be read again.
         """
         self._table = None
         self.layers = self._overlay_layers.now(read=full)
@@ -100,8 +100,8 @@ class Sources:
 
     @property
     def processes(self) -> Processes:
-        """The process table as read since the latest pass began. It is made when somebody asks for
-        it: where there are no locks, it would cost more than all else.
+        """The process table as read since the latest pass began. It is made on the first use,
+        because without locks it would cost more than everything else.
 
         Passes can nest. The inner pass replaces the table, so that the outer pass cannot call a
         process dead that the inner one saw alive. So ask for it each time, and do not keep it.

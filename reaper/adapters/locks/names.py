@@ -1,4 +1,4 @@
-"""The private names under which a removal keeps a file: where it put it, and what it was called."""
+"""The private names under which a removal keeps a file. Each contains the lock's own name."""
 
 import os
 import re
@@ -6,10 +6,11 @@ from typing import Final
 
 from reaper.core.lock import LOCK_SUFFIX
 
-# A private name is `.rpr`, five random characters, `-`, the session, `~`: eleven characters besides
-# the session, as many as `.jsonl.lock` has, so it fits wherever the lock's own name did. It ends
-# in nothing that a gateway looks for, and holds the name to put the lock back under. Of a lock that
-# is no session lock, `=` and the whole name stand there instead of `-` and the session.
+# A private name is `.rpr`, five random characters, `-`, the session, `~`. These are eleven
+# characters besides the session, as many as `.jsonl.lock` has, so it fits where the lock's own name
+# fitted. Its ending means nothing to a gateway. For other locks than session locks, `=` and the
+# whole name replace `-` and the session.
+
 PREFIX: Final = ".rpr"
 ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}(-(?P<session>.*)|=(?P<name>.*))~", re.DOTALL)
 RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=[-=])")
@@ -29,7 +30,7 @@ def private_name_of(lock: str) -> str:
 
 
 def _random() -> str:
-    # As `secrets` does it, which imports what a command that looks at nothing need not pay for.
+    # As `secrets` does, but without its imports, which an idle command does not need.
     return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
 
 

@@ -1,4 +1,4 @@
-"""Finding the locks that are no session locks: known names in known folders, and nothing else."""
+"""Finds the locks that are not session locks: known names in known folders, and nothing else."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ from reaper.core.lock import StateDir
 from reaper.core.other_locks import GUARD_SUFFIX, PLACES, Place, fits, place_of
 
 MOST_NAMES: Final = 1000
-"""Locks of one folder that are looked at; OpenClaw's own are some ten."""
+"""Locks of one folder that are looked at. OpenClaw has about ten."""
 
 
 class _Node(NamedTuple):
-    """A folder of the table: the places in it, and by part of a path the folders below it."""
+    """A folder of the table: its places, and the folders below it by path component."""
 
     places: list[Place]
     below: "dict[str, _Node]"
@@ -43,9 +43,8 @@ def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folde
     `locks`, and in `parked` those that a removal left. A folder is closed when its consumer leaves
     its `with`.
 
-    Symlinks are followed as those of `reading.folders` are. What cannot be looked at goes into
-    `skipped`, unless a pass over the session locks looks at it too and reports it. Never raises
-    OSError.
+    Symlinks are followed as in `reading.folders`. What cannot be looked at goes into `skipped`,
+    unless a pass over the session locks reports it too. Never raises OSError.
     """
     try:
         root = open_folder(state.path)
@@ -74,7 +73,7 @@ _TOP: Final = _At((), "", "", through_symlink=False)
 
 
 class _Walk(NamedTuple):
-    """Opens the folders of the table, one after the other, so that any number of agents needs few
+    """Opens the folders of the table one after the other, so any number of agents needs few
     descriptors.
     """
 
@@ -117,7 +116,7 @@ class _Walk(NamedTuple):
         except FileNotFoundError:
             return None
         except OSError as error:
-            # Where nothing can be said of the name, its folder cannot be looked at.
+            # If nothing is known about the name, its folder cannot be looked at.
             blamed = at.parts if _is_there(name, fd) else at.parts[:-1]
             self._skip(error, blamed, at.path)
             return None
@@ -133,9 +132,9 @@ def _names(fd: int, part: str) -> list[str]:
 
 
 def _open(fd: int, name: str, owner: int, *, is_listed: bool) -> tuple[int, bool]:
-    """Open a folder, and say whether a symlink led to it. One that the table does not name counts
-    only if it is the owner's and no symlink: OpenClaw ignores an agent's that is one, and another
-    uid's temporary files are those of another gateway.
+    """Open a folder, and say whether a symlink led to it. A folder that the table names only by a
+    pattern must be the owner's and not a symlink: OpenClaw ignores a symlink to an agent's folder,
+    and another uid's temporary files belong to another gateway.
     """
     if not is_listed:
         return open_own_folder(name, dir_fd=fd, owner=owner)
@@ -156,15 +155,15 @@ _LOOKED_AT_FOR_SESSIONS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
 
 
 def _is_news(error: OSError, parts: tuple[str, ...]) -> bool:
-    """Whether it is to be reported that a folder cannot be opened."""
+    """Whether to report that a folder cannot be opened."""
     if parts in _LOOKED_AT_FOR_SESSIONS:
         return False
     return not (parts and "*" in parts[-1] and error.errno in {errno.ENOTDIR, errno.ELOOP})
 
 
 def _read_names(folder: Folder, *, is_listed: bool) -> None:
-    """Find the locks of the folder's places; where it is not listed, those of exact names. Raises
-    OSError.
+    """Find the locks of the folder's places. A folder that is not listed has only locks of exact
+    names. Raises OSError.
     """
     if not is_listed:
         names = [place.name for place in folder.places]

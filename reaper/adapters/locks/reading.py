@@ -1,4 +1,4 @@
-"""Finding and reading lock files. Nothing here changes a file."""
+"""Finds and reads lock files. Nothing here changes a file."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ from reaper.core.record import parse
 
 
 def identity(state: StateDir) -> tuple[int, int] | None:
-    """Return (device, inode) of the state directory, None where it cannot be had."""
+    """Return (device, inode) of the state directory, None if it cannot be looked at."""
     with suppress(OSError):
         found = os.stat(state.path)
         return found.st_dev, found.st_ino
@@ -33,7 +33,7 @@ def identity(state: StateDir) -> tuple[int, int] | None:
 
 
 _MOST_CHECKPOINTS: Final = 100_000
-"""Names of checkpoint files that are kept of one folder."""
+"""Names of checkpoint files that are kept for one folder."""
 
 
 class Litter(NamedTuple):
@@ -44,12 +44,12 @@ class Litter(NamedTuple):
 
 
 class Folder:
-    """One agent's `sessions` folder, open: everything in it is named relative to it. With `below`,
+    """One agent's `sessions` folder, open; everything in it is named relative to it. With `below`,
     the folder with that path below the state directory, which has `places` of other locks.
 
     `locks` are the names of its lock files, `parked` the private names that a removal left.
-    `through_symlink`: a symlink led to it, or one is known to, as its `agents` folder or itself.
-    While `litter` is there and cannot be removed, `remove` creates nothing in this folder.
+    `through_symlink`: a symlink led to it, or another name of it is known to be one. While `litter`
+    exists and cannot be removed, `remove` creates nothing in this folder.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Folder:
         self.parked: list[str] = []
         self.locks_left_out = 0
         self.regular: set[str] = set()
-        """Names of locks that the folder says are regular files; none before it was read."""
+        """Names of locks that the folder says are regular files; empty before it was read."""
         self.litter: Litter | None = None
         self._checkpoints: list[str] | None = None
 
@@ -85,8 +85,8 @@ class Folder:
     def read_names(
         self, most: int | None = None, *, known: Callable[[str], bool] = lambda _name: False
     ) -> None:
-        """Read the folder's names, of each kind at most as many as given, and the locks that are
-        known; `locks_left_out` counts the other locks. Raises OSError.
+        """Read the folder's names, at most `most` of each kind, and the locks that are known.
+        `locks_left_out` counts the other locks. Raises OSError.
         """
         checkpoints: list[str] = []
         with os.scandir(self.fd) as entries:
@@ -108,9 +108,10 @@ class Folder:
         self._checkpoints = checkpoints
 
     def checkpoints(self) -> list[str]:
-        """Return the names that may be checkpoint files; reads the folder only where nobody did.
+        """Return the names that may be checkpoint files. Reads the folder only if that was not
+        done.
 
-        Raises OSError, also where there are too many to look at.
+        Raises OSError, also if there are too many to look at.
         """
         if self._checkpoints is None:
             with os.scandir(self.fd) as entries:
@@ -128,12 +129,12 @@ class Folder:
 
 
 def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) -> Iterator[Folder]:
-    """Yield the state directory's `sessions` folders, open; of `agents` only, where given.
+    """Yield the state directory's `sessions` folders, open; only those of `agents`, if given.
 
     Symlinks at `agents` and at `agents/<agent>/sessions` are followed as `open_own_folder` does, by
-    the owner of the state directory; folders that are no links come first. A folder is closed when
-    its consumer leaves its `with`. What cannot be looked at goes into `skipped`. Raises OSError
-    where the state directory is there and cannot be read.
+    the owner of the state directory; folders that are not links come first. A folder is closed when
+    its consumer leaves its `with`. What cannot be looked at goes into `skipped`. Raises OSError if
+    the state directory exists and cannot be read.
     """
     try:
         root = open_folder(state.path)
@@ -164,7 +165,7 @@ def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) ->
 
 
 def _agents_in(state: StateDir, top: int, skipped: list[Skipped]) -> list[str]:
-    """Return what is in the `agents` folder, those whose `sessions` is a symlink last."""
+    """Return the names in the `agents` folder, those whose `sessions` is a symlink last."""
     try:
         names = os.listdir(top)
     except OSError as error:
@@ -177,7 +178,7 @@ def _agents_in(state: StateDir, top: int, skipped: list[Skipped]) -> list[str]:
 def _sessions_of(
     state: StateDir, agent: str, top: int, owner: int, skipped: list[Skipped]
 ) -> tuple[int, bool] | None:
-    """Open an agent's `sessions` folder; return it and whether a symlink led to it, None where
+    """Open an agent's `sessions` folder; return it and whether a symlink led to it, None if
     there is none or it was skipped.
     """
     path = f"{state.path}/agents/{agent}"
@@ -203,7 +204,8 @@ def _sessions_of(
 
 
 _LOST_AND_FOUND: Final = "lost+found"
-"""Each ext4 volume has one at its top, readable by root only; no agent can have that name."""
+"""Each ext4 volume has such a folder at its top, readable by root only. No agent can have that
+name."""
 _AGENT_LINK: Final = (
     "OpenClaw ignores an agent's folder that is a symlink, and so does the reaper: make it a "
     "folder or a bind mount, or let its `sessions` be the link"
@@ -211,7 +213,7 @@ _AGENT_LINK: Final = (
 
 
 def _is_kind(kind: Callable[[int], bool], name: str, dir_fd: int) -> bool:
-    """Whether a name is, itself, of that kind; False where it is gone or cannot be looked at."""
+    """Whether the name itself is of that kind; False if it is gone or cannot be looked at."""
     with suppress(OSError):
         return kind(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
     return False
@@ -244,7 +246,7 @@ _ADVICE: Final = {
 
 
 def _what_is_there(path: str) -> tuple[str, str]:
-    """Return reason and advice for a thing of another kind than expected."""
+    """Return reason and advice for a thing of an unexpected kind."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
@@ -270,10 +272,10 @@ def _code(error: OSError) -> str:
 
 
 class OpenLock(NamedTuple):
-    """A lock file that was read, and the descriptor through which it was.
+    """A lock file that was read, and the descriptor through which it was read.
 
-    While the descriptor is open, the inode number cannot be given to another file. `unread` says
-    why the file was not read, if it was not: see `open_unread`.
+    While the descriptor is open, no other file can get the inode number. `unread` says why the file
+    was not read, if it was not: see `open_unread`.
     """
 
     lock: Lock
@@ -290,10 +292,10 @@ class OpenLock(NamedTuple):
 
 
 def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
-    """Open and read one lock file of the folder; None where it is gone.
+    """Open and read one lock file of the folder; None if it is gone.
 
-    At most READ_LIMIT bytes (one more shows that it is longer); Skipped where it is no regular
-    file or cannot be read. Never raises OSError.
+    Reads at most READ_LIMIT bytes, and one more, which shows that it is longer. Skipped if it is
+    not a regular file or cannot be read. Never raises OSError.
     """
     path = f"{folder.path}/{name}"
     try:
@@ -311,7 +313,7 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
 
 
 def open_guard(folder: Folder, name: str) -> OpenLock | Skipped | None:
-    """Open a directory that guards the taking back of a lock; None where it is gone.
+    """Open a directory that guards a stale lock while a process takes it back; None if it is gone.
 
     Never raises OSError.
     """
@@ -332,8 +334,8 @@ def open_guard(folder: Folder, name: str) -> OpenLock | Skipped | None:
 
 
 def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped | None:
-    """Open what has a lock's name and was skipped, without a right to read it and without acting
-    on it, so that `remove` can remove exactly that file; None where it is gone.
+    """Open a file that has a lock's name and was skipped, without reading it, so that `remove` can
+    remove exactly that file; None if it is gone.
 
     Whatever `rm` removes can be opened: a file of another uid, a symlink itself, a FIFO. A
     directory, and what cannot be opened, stays skipped. Never raises OSError.

@@ -1,4 +1,4 @@
-"""Removing exactly the lock that was read and judged. The only file of the program that unlinks."""
+"""Removes exactly the lock that was read and judged. The only file of the program that unlinks."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from reaper.core.policy import Outcome
 
 
 class Removal(NamedTuple):
-    """What became of a removal; `note` says more where there is more to say."""
+    """The result of a removal; `note` may say more."""
 
     outcome: Outcome
     note: str = ""
@@ -50,13 +50,13 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     Nothing is created in a folder where a file that an earlier removal created is left and cannot
     be removed, because each attempt would leave one more.
     """
-    kernel.load()  # not between the steps below
+    kernel.load()  # so that loading does not come between the steps below
     refused = _remove_litter(opened.folder)
     if refused:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
     try:
-        # A guard needs none: while its name is free, the lock that it guards is not.
+        # A guard needs none: while its name is free, that of the lock it guards is not.
         placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
@@ -77,10 +77,10 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
 
 
 def _remove_litter(folder: Folder) -> str:
-    """Remove what an earlier removal left in the folder. Return why that is impossible, empty where
+    """Remove what an earlier removal left in the folder. Return why that is impossible, empty if
     nothing is left.
 
-    Only unlinks the very file that was left; no other process puts a file under its private name.
+    Unlinks only the very file that was left. No other process puts a file under its private name.
     """
     litter = folder.litter
     if litter is None:
@@ -135,7 +135,7 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
             return Removal(outcome=Outcome.REMOVED)
         os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
-        # Another reaper took our private name for one that a crash left, and put the lock back or
+        # Another reaper took our private name for one that a crash left. It put the lock back or
         # deleted it.
         return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
     except OSError as error:
@@ -168,11 +168,11 @@ def _create_placeholder(parked: str, opened: OpenLock) -> int | None:
     """Create an empty file under a private name. Return it open, so that its inode number is not
     reused.
 
-    None where the lock's owner has no space left: the lock can then be moved without a placeholder,
+    None if the lock's owner has no space left. The lock can then be moved without a placeholder,
     because no process of that owner can create a lock under the free name either. Raises OSError,
-    also where only the reaper's own quota is used up, because others may have space.
+    also if only the reaper's own quota is used up, because others may have space.
     """
-    # For reading only: if we are stopped for long, another reaper must see that nobody holds it.
+    # Open for reading only: another reaper must see that it is not held if we are stopped for long.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(parked, flags, 0o644, dir_fd=opened.folder.fd)
@@ -204,8 +204,8 @@ def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
 
 
 def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
-    """Exchange lock and placeholder in one step; False where this file system has no such step.
-    Without an exchange, the placeholder is removed. Raises _ChangedError, OSError.
+    """Exchange lock and placeholder in one step; False if this file system has no such step. If
+    they are not exchanged, the placeholder is removed. Raises _ChangedError, OSError.
     """
     try:
         _check(name, judged, dir_fd=dir_fd)
@@ -220,9 +220,9 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 
 
 def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
-    """Give a lock its own name back: in place of our placeholder, never over any other file."""
+    """Give a lock its own name back, in place of our placeholder and never over any other file."""
     removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
-    if removal.outcome is Outcome.FAILED:  # perhaps our placeholder just got the name again
+    if removal.outcome is Outcome.FAILED:  # perhaps our placeholder has just got the name again
         removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
     return removal
 
@@ -233,7 +233,7 @@ def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: 
             return _put_back(parked, name, dir_fd=dir_fd)
         exchange(parked, name, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
-            # A process has just taken the placeholder for a stale lock, and this is its own lock.
+            # A process took the placeholder for a stale lock just now, and this is its own lock.
             exchange(parked, name, dir_fd=dir_fd)
             return _put_back(parked, name, dir_fd=dir_fd)
         os.unlink(parked, dir_fd=dir_fd)
@@ -245,12 +245,11 @@ def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: 
 
 
 def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
-    """Remove our placeholder, whatever name it has. Return what went wrong, empty where nothing
-    did.
+    """Remove our placeholder, whatever name it has. Return what went wrong, empty if nothing did.
 
-    Another reaper that removes the same lock may have moved it, taken for that lock, and put it
-    back after we looked. So it is looked for until it has no name, a limited number of times,
-    because any process may have given it a further name elsewhere.
+    Another reaper that removes the same lock may take our placeholder for that lock, move it, and
+    put it back after we have looked. So we look for it until it has no name. The number of searches
+    is limited, because any process may give it another name elsewhere.
     """
     wrong = ""
     try:
@@ -264,16 +263,15 @@ def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
 
 
 _PLACEHOLDER_SEARCHES: Final = 5
-"""Times that the placeholder is looked for. It is missed only while it moves from one name to
-another, which each rival can cause once or twice.
-"""
+"""A search misses the placeholder only while it moves from one name to another, which each rival
+can cause once or twice."""
 
 
 def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
     """Remove our placeholder from where it is, once. Return what went wrong with another file that
-    was there instead, empty where nothing did. Raises OSError.
+    was there instead, empty if nothing did. Raises OSError.
 
-    It is moved and looked at like a lock: if this process was stopped for long, a gateway may have
+    It is moved and looked at like a lock. If this process was stopped for long, a gateway may have
     taken the placeholder for a stale lock, and the name is that gateway's now.
     """
     dir_fd, parked = opened.folder.fd, private_name_of(opened.name)
@@ -290,7 +288,7 @@ def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
 
 
 def _name_of(fd: int, opened: OpenLock) -> str | None:
-    """Return the name of an open file, the lock's or a private one; None where it has neither."""
+    """Return the name of an open file, the lock's or a private one; None if it has neither."""
     dir_fd = opened.folder.fd
     if _is(fd, opened.name, dir_fd=dir_fd):
         return opened.name
@@ -303,8 +301,8 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
 
 
 def _move_aside(parked: str, opened: OpenLock) -> bool:
-    """Rename the lock without ever replacing a file. False, with nothing done, where it could not
-    be put back in the same way. Raises _ChangedError, OSError.
+    """Rename the lock without ever replacing a file. False, with nothing done, if it could not be
+    put back in the same way. Raises _ChangedError, OSError.
     """
     name, dir_fd = opened.name, opened.folder.fd
     _check(name, opened.lock.file, dir_fd=dir_fd)
@@ -315,8 +313,8 @@ def _move_aside(parked: str, opened: OpenLock) -> bool:
             raise
     else:
         return True
-    # Without that rename, a hard link is the way back; another uid's file may not be linked
-    # (protected_hardlinks), and not each file system has links: tried, not believed.
+    # Without that rename, a hard link is the way back. Not each file system has links, and another
+    # uid's file may not be linked (protected_hardlinks). So a link is tried first.
     if opened.lock.uid != os.geteuid():
         return False
     trial = private_name_of(opened.name)
@@ -376,9 +374,9 @@ def _same_file(one: str, other: str, *, dir_fd: int) -> bool:
 
 
 def put_back(folder: Folder, parked: str) -> Removal:
-    """Give what a removal left under a private name its own name back, to be judged again there.
+    """Give a file that a removal left under a private name its own name back, to be judged again.
 
-    FAILED where a newer lock stands there or rights are missing; VANISHED where it is gone.
+    FAILED if a newer lock has the name or rights are missing; VANISHED if the file is gone.
     """
     return _put_back(parked, original_name(parked), dir_fd=folder.fd)
 
@@ -386,7 +384,7 @@ def put_back(folder: Folder, parked: str) -> Removal:
 def drop_parked(opened: OpenLock) -> Removal:
     """Unlink a private name whose lock was proven not open; never any other file.
 
-    For what `put_back` could not put back because a newer lock has its name.
+    For a file that `put_back` could not put back because a newer lock has its name.
     """
     original_name(opened.name)
     try:
@@ -402,7 +400,9 @@ def drop_parked(opened: OpenLock) -> Removal:
 
 
 def _advice(error: OSError, opened: OpenLock | None = None) -> str:
-    """Say what failed in removing a lock, and what to do; with `opened`, whose right is missing."""
+    """Say what failed in removing a lock, and what to do. With `opened`, also whose right is
+    missing.
+    """
     match error.errno:
         case errno.EACCES | errno.EPERM if opened is not None:
             return f"{what(error)}: {advice_to_remove(opened.folder.fd, opened.name)}"

@@ -1,7 +1,6 @@
 """The end of a run, as trajectory and session store beside the lock show it.
 
-Both are read within bounds, and what cannot be understood is "unknown". How each behaves, case by
-case: docs/facts.md.
+Both are read within bounds, and what is not understood is "unknown". docs/facts.md has the cases.
 """
 
 import os
@@ -17,17 +16,16 @@ from reaper.core.json_text import NotJsonError, loads
 from reaper.core.trajectory import FIRST_TAIL, TAIL, Trajectory, last_attempt, last_record
 
 _FULL: Final = 10 * 1024 * 1024 - 64 * 1024
-"""Bytes. Gateways that append live drop, silently, what would make the file larger than 10 MiB, so
-a larger one may show none of a newer run's records, not even its short `session.started`.
-"""
+"""Bytes. Gateways that append live silently drop what would make the file larger than 10 MiB, so a
+larger one may lack the records of a newer run, even its short `session.started`."""
 _REMEMBERED: Final = 1000
-"""Trajectories whose last attempt is remembered, so that it is read once for each change."""
+"""Trajectories whose last attempt is remembered. It is read once for each change of the file."""
 _POINTER_LIMIT: Final = 64 * 1024
 
 
 class Runs:
-    """Reads runs; remembers each session store, and the last attempt of each trajectory, for as
-    long as the file does not change.
+    """Reads runs. Remembers each session store, and the last attempt of each trajectory, until the
+    file changes.
     """
 
     def __init__(self) -> None:
@@ -35,10 +33,10 @@ class Runs:
         self._attempts: dict[tuple[str, str, str], tuple[tuple[int, int, int], Trajectory]] = {}
 
     def run(self, session: Session, checkpoints: Callable[[], list[str]]) -> Run:
-        """Return what the witnesses say of the session's last run. Never raises OSError.
+        """Return what the witnesses say about the session's last run. Never raises OSError.
 
-        `checkpoints` gives the names in the folder that may be checkpoint files; asked only where
-        a run was cut short, which alone makes them count.
+        `checkpoints` returns the names in the folder that may be checkpoint files. It is called
+        only if a run was cut short, because only then they count.
         """
         run = self.by_store(session)
         trajectory, written_ms = self._trajectory(session)
@@ -65,8 +63,8 @@ class Runs:
         )
 
     def by_store(self, session: Session) -> Run:
-        """Return what the session store alone says of the session's last run: all that counts
-        once its holder is dead. Never raises OSError.
+        """Return what the session store alone says about the session's last run. Nothing else
+        counts once its holder is dead. Never raises OSError.
         """
         return self._stores.run(session)
 
@@ -75,12 +73,12 @@ class Runs:
         return self._stores.store(session)
 
     def store_problem(self, session: Session) -> str:
-        """Return why the store's latest word on this session was UNKNOWN, and what to do."""
+        """Return why the store's last answer about this session was UNKNOWN, and what to do."""
         return self._stores.problem(session)
 
     def problem_of_store(self, session: Session) -> str:
-        """Return why the folder's store as a whole is not understood, and what to do; reads it only
-        where it has changed.
+        """Return why the folder's store as a whole is not understood, and what to do. Reads the
+        store only if it has changed.
         """
         return self._stores.problem_of_store(session)
 
@@ -137,8 +135,8 @@ def _tail(fd: int, size: int, length: int) -> bytes:
 
 
 def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
-    """Return last change (epoch ms, 0 where unknown) and size; without one there is nothing to
-    compact.
+    """Return the last change (epoch ms, 0 if unknown) and the size. Without a transcript there is
+    nothing to compact.
     """
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -151,7 +149,7 @@ def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
 
 
 def _youngest_checkpoint(session: Session, names: list[str]) -> int | None:
-    """Return when the session's youngest checkpoint was written (epoch ms), None where it has none.
+    """Return when the session's youngest checkpoint was written (epoch ms), None if it has none.
     Raises OSError where one is there and its time cannot be read.
     """
     found = []
@@ -163,9 +161,10 @@ def _youngest_checkpoint(session: Session, names: list[str]) -> int | None:
 
 
 def _open_trajectory(session: Session) -> tuple[int, os.stat_result]:
-    """Open the trajectory where its pointer file says, inside the state directory only; without a
-    pointer, beside the lock. A pointer that leads elsewhere is final: what lies beside the lock
-    may then be an older run's. Raises OSError, NotJsonError or ValueError.
+    """Open the trajectory that the session's pointer file names, inside the state directory only;
+    without a pointer, the one beside the lock. If the pointer leads elsewhere, no other file is
+    tried, because the one beside the lock may be an older run's. Raises OSError, NotJsonError or
+    ValueError.
     """
     state_dir, agent, name, folder_fd, *_ = session
     beside = f"{name}.trajectory.jsonl"

@@ -1,9 +1,9 @@
-"""What an agent's `sessions.json` says of the sessions that have a lock.
+"""What an agent's `sessions.json` says about the sessions that have a lock.
 
-A gateway writes this file for an agent, and an agent can make it write almost anything. So the
-file is read in bounded memory and time whatever it contains: it is split into its entries without
-being decoded, one entry is decoded at a time, and only what is said of sessions with a lock is
-kept. An odd entry affects only its own session. How stores behave: docs/facts.md.
+A gateway writes this file for an agent, and an agent can make it write almost anything. So the file
+is read in bounded memory and time whatever it contains. It is split into its entries without being
+decoded, one entry is decoded at a time, and only what concerns sessions with a lock is kept. An odd
+entry affects only its own session. docs/facts.md says how stores behave.
 """
 
 import errno
@@ -30,28 +30,31 @@ _MEBIBYTES: Final = 32
 _MOST_BYTES: Final = _MEBIBYTES * 1024 * 1024
 _MOST_ENTRIES: Final = 100_000
 _MOST_BRACKETS: Final = 1_000_000
-"""Opening and closing ones outside of strings: each costs 0.2 µs. 30 MiB of a gateway's entries
-have 400,000."""
+"""Brackets and braces outside of strings; each costs 0.2 µs. 30 MiB of a gateway's entries have
+400,000."""
 _LONGEST_FIELD: Final = 64 * 1024
 """Bytes; no path and no status is longer."""
 _LONGEST_KEY: Final = 512
 """Bytes. Keys are kept, and one emoji makes each character of a key take four bytes."""
 _MOST_KEYS: Final = 16
-"""Keys of one session that are kept; a session has one as a rule, and an agent may give it many."""
+"""Keys of one session that are kept. A session usually has one; an agent may give it many."""
 _MOST_ODD_BYTES: Final = 256 * 1024
-"""Bytes of an entry that `msgspec` refuses and `json` may accept, which takes up to 26 times as
+"""Bytes of an entry that `msgspec` refuses and `json` may accept. `json` takes up to 26 times as
 much memory."""
 _MOST_REMEMBERED: Final = 10_000
 """Sessions whose entries are remembered, besides those that may be asked for next."""
 _TICK_NS: Final = 20_000_000
 """Nanoseconds. Two writes this close to each other can leave the same times (10 ms at 100 Hz)."""
 _QUICK: Final = 0.05
-"""Seconds. A store that took longer to read, and has changed since, is not read again at once..."""
+"""Seconds. A store that took longer to read, and has changed since, is not read again at once."""
 _PUT_OFF: Final = 10
-"""...but after this many times as long as it took: no agent takes more of the worker's time."""
+"""It is read again after this many times as long as it took, so that no agent takes more of the
+worker's time."""
 
 _MAY_COME_BACK: Final = 60
-"""Seconds for which a store that was there and is gone may say anything of its sessions."""
+"""Seconds for which a store that was there and is gone may have said anything about its
+sessions.
+"""
 
 _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
@@ -61,9 +64,9 @@ _STATUSES: Final[dict[str | None, StoreStatus]] = {
     "running": StoreStatus.RUNNING,
     **dict.fromkeys(("done", "timeout", "failed", "killed"), StoreStatus.ENDED),
 }
-"""What a status means; any other one is UNKNOWN."""
+"""What a status means. Any other one is UNKNOWN."""
 _ODD: Final = ""
-"""Stands for a status that is no text."""
+"""Stands for a status that is not text."""
 _NO_ENTRY: Final = Run(store=StoreStatus.NONE)
 _UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
 
@@ -72,8 +75,8 @@ _Stamp = tuple[int, ...]
 
 class Session(NamedTuple):
     """Whose run is read, and where: `folder_fd` is its agent's open `sessions` folder, `locks` are
-    the names of lock files there that may be asked for next. `through_symlink`: one leads there.
-    `uid` owns the session's lock, None where that does not matter.
+    the names of lock files there that may be asked for next. `through_symlink`: a symlink leads
+    there. `uid` owns the session's lock, None if that does not matter.
     """
 
     state_dir: str
@@ -88,8 +91,8 @@ class Session(NamedTuple):
 class Store(NamedTuple):
     """A store as read once.
 
-    `otherwise` is what it says of a session without an entry, `problem` why that is UNKNOWN.
-    `sessions` are those whose entries were looked for, None where the answer is the same for all.
+    `otherwise` is what it says about a session without an entry, `problem` why that is UNKNOWN.
+    `sessions` are those whose entries were looked for, None if the answer is the same for all.
     `settled` is False while another write may have left the same stamp. A store that has changed is
     not read before `not_before`; `gone_at` is when one that was there was first seen gone (both
     monotonic seconds).
@@ -105,7 +108,7 @@ class Store(NamedTuple):
     gone_at: float | None = None
 
     def run(self, session: str) -> Run | None:
-        """Return what it says of a session; None where its entry was not looked for."""
+        """Return what it says about a session; None if its entry was not looked for."""
         if self.sessions is None or session in self.sessions:
             return self.entries.get(session, self.otherwise)
         return None
@@ -115,27 +118,29 @@ _NO_STORE: Final = Store(_NO_ENTRY, {})
 
 
 class _NotUnderstoodError(Exception):
-    """The store cannot be read, is past a bound or no JSON object; says which, and what to do."""
+    """The store cannot be read, exceeds a bound or is not a JSON object. The text says which, and
+    what to do.
+    """
 
 
 class SessionStores:
-    """Reads session stores; remembers each one for as long as its file does not change."""
+    """Reads session stores, and remembers each one until its file changes."""
 
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
 
     def run(self, session: Session) -> Run:
-        """Return what the store says of the session's last run. Never raises OSError."""
+        """Return what the store says about the session's last run. Never raises OSError."""
         store = self.store(session)
         return store.entries.get(session.name, store.otherwise)
 
     def problem_of_store(self, session: Session) -> str:
-        """Return why the store as a whole is not understood now, whosever lock is there, and what
-        to do about it. The name of the session does not matter. Never raises OSError.
+        """Return why the store as a whole is not understood now, and what to do about it. The
+        session's name does not matter. Never raises OSError.
         """
         known = self._stores.get(_folder(session))
         if known is not None and time.monotonic() < known.not_before:
-            return known.problem  # nobody's lock waits for a newer answer
+            return known.problem  # no lock waits for a newer answer
         try:
             stamp = _stamp_at(session.folder_fd)
             if known is not None and known.settled and known.stamp == stamp:
@@ -147,8 +152,8 @@ class SessionStores:
         return self.store(session).problem
 
     def store(self, session: Session) -> Store:
-        """Return the store as it is now; reads it only where it has changed, or the session is
-        another. Never raises OSError.
+        """Return the store as it is now. Reads it only if it has changed, or was not searched for
+        this session. Never raises OSError.
         """
         folder = _folder(session)
         try:
@@ -174,7 +179,7 @@ class SessionStores:
 
 
 def _stamp_at(folder_fd: int) -> _Stamp | None:
-    """Return what changes with each write of the folder's store; None where there is no store.
+    """Return what changes with each write of the folder's store, None if there is no store.
 
     Raises OSError.
     """
@@ -199,7 +204,7 @@ def _folder(session: Session) -> str:
 
 
 def _current(session: Session, known: Store | None) -> Store:
-    """Return the store as it is now: what is known, where that still holds. Raises OSError."""
+    """Return the store as it is now: the known one, if it still holds. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
         return _without(known)
@@ -217,8 +222,8 @@ def _current(session: Session, known: Store | None) -> Store:
 
 
 def _without(known: Store | None) -> Store:
-    """Return what a store says that is not there. One that was there may come back in a moment, as
-    where somebody edits or restores it.
+    """Return what a missing store says. One that was there may come back in a moment, for example
+    if somebody edits or restores it.
     """
     now = time.monotonic()
     if known is None or known == _NO_STORE:
@@ -243,14 +248,14 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
     took = time.monotonic() - started
     return store._replace(
         stamp=_stamp(found),  # as it was before reading: a write since then changes it
-        # Never negative for long: a clock that was set back must not unsettle a store for good.
+        # A clock that was set back must not unsettle a store for ever.
         settled=not 0 <= now_ns - found.st_ctime_ns < _TICK_NS,
         not_before=0.0 if took < _QUICK else started + took + _PUT_OFF * took,
     )
 
 
 def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
-    """Return the file's content in memory that the system has back as soon as it is not used; of
+    """Return the file's content in memory that the system gets back as soon as it is not used. Of
     freed `bytes` of this size, malloc keeps up to 64 MiB.
     """
     if size > _MOST_BYTES:
@@ -314,7 +319,7 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
             try:
                 entry = _entry(data, value)
             except NotJsonError:
-                # Whose entry that is cannot be known: perhaps a session's that has no other one.
+                # It may be the only entry of some session.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
                 problem = f"the entry {shown} is no JSON that can be read: {_tidy(agent)}"
@@ -335,8 +340,8 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
 
 
 def _sessions(session: object, file: object) -> tuple[set[str], str | None]:
-    """Return the sessions whose lock an entry may speak of: by its id, and by its transcript's
-    name, which differs for topics; and the one of them whose key it has, the transcript's if any.
+    """Return the sessions whose lock an entry may concern: by its id, and by its transcript's name,
+    which differs for topics. Return also the one whose key the entry has: the transcript's, if any.
     """
     sessions, named = set(), None
     if isinstance(session, str):
@@ -352,7 +357,7 @@ _TRIMMED: Final = (
     "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
-"""What JavaScript's `trim` takes away, as upstream does from both fields."""
+"""What JavaScript's `trim` removes. Upstream trims both fields."""
 
 
 _STRICTNESS: Final = (
@@ -364,10 +369,10 @@ _STRICTNESS: Final = (
 
 
 def _stricter(one: Run, other: Run) -> Run:
-    """Of two entries for one session, return what frees less: running before ended.
+    """Of two entries for one session, return the one that frees less: running before ended.
 
-    Two keys can have one session id, and their runs can overlap. Where the entries differ, none of
-    their times bounds what the other's run did, so the result has none.
+    Two keys can have one session id, and their runs can overlap. If the entries differ, neither's
+    times bound what the other's run did, so the result has no times.
     """
     first, second = sorted((one, other), key=lambda entry: _STRICTNESS.index(entry.store))
     keys = tuple(dict.fromkeys(first.session_keys + second.session_keys))[:_MOST_KEYS]
@@ -385,7 +390,7 @@ def _stricter(one: Run, other: Run) -> Run:
 
 
 class _Entry(NamedTuple):
-    """The fields of an entry that count; None where one is missing. The first two are of any JSON
+    """The fields of an entry that count, None if one is missing. The first two are of any JSON
     type, and the times are epoch ms.
     """
 
@@ -410,9 +415,10 @@ class _Entry(NamedTuple):
 
 
 def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or msgspec's like it
-    """Return an entry; without any field where it is no object, which a gateway takes for nobody's.
+    """Return an entry. If it is not an object, return one without fields, because for a gateway it
+    belongs to no session.
 
-    Raises NotJsonError where the entry is no JSON, or too large for what is odd in it.
+    Raises NotJsonError if the entry is not JSON, or is odd and too large.
     """
     text = memoryview(data)[value]
     if text.nbytes <= _LONGEST_FIELD:
@@ -446,8 +452,8 @@ def _odd_entry(text: memoryview) -> _Entry:
 
 @functools.cache
 def _decoder(*, raw: bool) -> "msgspec.json.Decoder[msgspec.Struct]":
-    """Return a decoder of entries: with `raw`, their fields are not decoded; without, it refuses
-    an entry that has a field of another type than a gateway writes.
+    """Return a decoder of entries. With `raw`, it does not decode their fields. Without, it refuses
+    an entry with a field of another type than a gateway writes.
     """
     import msgspec  # noqa: PLC0415  # as above
 
@@ -468,7 +474,7 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
 
 
 def _key(data: mmap.mmap, key: slice) -> str | None:
-    """Return a key for people to read, None where it is too long for that."""
+    """Return a key for people to read, None if it is too long for that."""
     if key.stop - key.start > _LONGEST_KEY:
         return None
     text = data[key]
@@ -501,7 +507,7 @@ _OPENING: Final = frozenset(b"{[")
 
 def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
     """Yield where key and value of each member of the outer object are; of a key that is there
-    twice, both. Whether a value is JSON is not looked at. Raises _NotUnderstoodError.
+    twice, both. Values may be anything. Raises _NotUnderstoodError.
     """
     if _EMPTY.fullmatch(data):
         return
