@@ -6,10 +6,10 @@ import sys
 
 
 def main() -> None:
-    """Run the command that was asked for.
+    """Run the command.
 
-    Imports leave next to no garbage, and what they bring stays: looking for garbage there, now and
-    at the end, would cost nearly as much as Python's own start.
+    Imports leave almost no garbage, and what they load stays. Collecting garbage there, now and at
+    the end, would cost almost as much as Python's own start.
     """
     gc.disable()
     if sys.argv[1:2] == ["probe"]:
@@ -22,8 +22,8 @@ def main() -> None:
 
 
 def _probe() -> None:
-    """End the program with a probe's exit code, if it is one of the plain forms; containers run
-    these every 30 seconds, and to import typer alone costs five times as much.
+    """If this is a plain form of `probe`, run it and exit. Containers run these every 30 seconds,
+    and importing typer alone costs five times as much.
     """
     from reaper.web.client import plain_probe  # noqa: PLC0415  # not before
 

@@ -1,4 +1,4 @@
-"""The program: its commands by name, and what it says of itself."""
+"""The program: its commands by name, and what it says about itself."""
 
 import functools
 import os
@@ -23,7 +23,9 @@ def _build(name: str) -> Any:  # noqa: ANN401  # typer's own click's Command
 
 
 class _Commands(TyperGroup):
-    """Imports and builds a command when it is asked for: a look need not pay for all the others."""
+    """Imports and builds a command only when it is used, so that one command does not pay for the
+    others.
+    """
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # typer's own
         settings["commands"] = {name: TyperCommand(name) for name in _COMMANDS}

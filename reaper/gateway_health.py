@@ -1,6 +1,6 @@
 """Which holders are wedged now, for those who can restart them.
 
-The worker adds what it finds; the web side and the metrics ask, from threads of their own.
+The worker adds its findings. The web side and the metrics ask from other threads.
 """
 
 import threading
@@ -23,7 +23,7 @@ _MOST_SHOWN: Final = 50
 
 
 class HolderName(NamedTuple):
-    """A process: its pid as seen from here, or, not `visible`, as its locks name it."""
+    """A process: its pid as seen from here, or if not `visible`, as its locks name it."""
 
     state_dir: str
     pid: int
@@ -32,14 +32,14 @@ class HolderName(NamedTuple):
 
 
 class HolderHealth(NamedTuple):
-    """What one live holder carries, and which limits that exceeds: if any, it is wedged."""
+    """The load of one live holder, and which limits it exceeds. If any, the holder is wedged."""
 
     name: HolderName
     load: Load
     why: tuple[str, ...]
 
     def as_record(self) -> dict[str, Any]:
-        """Return it as `/-/gateway` shows it; no session, and no path."""
+        """Return it as `/-/gateway` shows it, without sessions and paths."""
         return {
             "state_dir": self.name.state_dir,
             "pid": self.name.pid,
@@ -53,7 +53,7 @@ class HolderHealth(NamedTuple):
 
 
 class GatewayHealth:
-    """Knows the holders, and how many ABANDONED locks were freed from each since the start."""
+    """Knows the holders, and how many ABANDONED locks were removed from each since the start."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class GatewayHealth:
         self._freed: dict[HolderName, int] = {}
 
     def add(self, seen: TrackedLock) -> None:
-        """Add the latest of a lock: its holder, and whether the lock was freed from it."""
+        """Add a finding: the lock's holder, and whether the lock was removed from it."""
         name = self._name(seen) if self._enabled else None
         if name is None:
             return
@@ -84,10 +84,10 @@ class GatewayHealth:
                     del self._freed[next(iter(self._freed))]
 
     def holders(self) -> list[HolderHealth]:
-        """Return the holders that live, those that are wedged or leak most first.
+        """Return the live holders, those that are wedged or leak most first.
 
-        A holder that is not visible lives as long as it holds a lock: nothing else shows whether
-        it was restarted.
+        A holder that is not visible counts as long as it holds a lock, because nothing else shows
+        whether it was restarted.
         """
         if not self._enabled:
             return []
@@ -138,9 +138,9 @@ class GatewayHealth:
         return [(*key, is_wedged) for key, is_wedged in wedged.items()]
 
     def answer(self, *, fresh: bool) -> tuple[bool, dict[str, Any]]:
-        """Return whether no holder is known to be wedged, and that in full.
+        """Return whether no holder is known to be wedged, and the details.
 
-        Not `fresh`: the worker is late, so what it knew counts for nothing.
+        If not `fresh`, the worker is late, so what it knew does not count.
         """
         if not self._enabled:
             return True, {"wedged": False, "enabled": False}

@@ -1,4 +1,4 @@
-"""Flags and REAPER_* variables become validated values here; nothing further in knows of either."""
+"""Turns flags and REAPER_* variables into validated values. The inner packages know neither."""
 
 import os
 import re
@@ -38,12 +38,12 @@ VARIABLES: Final = frozenset(
         "REAPER_WEDGED_SESSIONS",
     }
 )
-"""The environment variables of all commands: a container sets those of `watch`, and `list` is run
-in it. REAPER_REVISION is no option: the image's build sets it."""
+"""The environment variables of all commands: a container sets those of `watch`, and `list` runs in
+it. REAPER_REVISION is not an option; the image's build sets it."""
 
 
 def revision(environment: Mapping[str, str]) -> str:
-    """Return the commit that the reaper was built from, as far as the build said so."""
+    """Return the commit that the reaper was built from, as far as the build recorded it."""
     return printable(environment.get("REAPER_REVISION", ""))[:_LONGEST_REVISION] or "unknown"
 
 
@@ -54,7 +54,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST: Final = 10 * 365 * 86_400.0
 _PART: Final = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
 _NAMED: Final = r"(?P<name>[A-Za-z0-9_.-]+)=(?P<path>(?s:.+))"
-"""Compiled by `re` when there is something to match: most command lines have none of it."""
+"""Compiled by `re` when there is something to match; most command lines have none."""
 
 
 class UsageError(ValueError):
@@ -66,7 +66,7 @@ class SettingsError(ValueError):
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """Return a warning for each REAPER_ variable that no option has."""
+    """Return a warning for each REAPER_ variable without an option."""
     return [
         f"{printable(name)} has no effect, no option has this name{_hint(name)}"
         for name in sorted(environment)
@@ -110,7 +110,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_count(text: str) -> int:
-    """Return a number of things, 1 or more. Raises SettingsError."""
+    """Return a count, 1 or more. Raises SettingsError."""
     if re.fullmatch("0*[1-9][0-9]{0,8}", text.strip(), re.ASCII) is None:
         raise SettingsError(f"{text[:20]!r} is not a number of 1 or more")
     return int(text)
@@ -120,9 +120,8 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
     """Return the state directories to work on: those given (`PATH` or `NAME=PATH`), else the
     default ones, as `_defaults` finds them.
 
-    Each has a short name of its own, its last path component unless it was given one. Raises
-    UsageError where one is empty or a name is given twice, SettingsError where there is no
-    default directory.
+    Each has a unique short name: the given one, or its last path component. Raises UsageError if
+    one is empty or a name is given twice, SettingsError if there is no default directory.
     """
     found: list[StateDir] = []
     for text in given or _defaults(environment):
@@ -144,11 +143,11 @@ def state_dirs(given: Iterable[str], environment: Mapping[str, str]) -> list[Sta
 
 
 def _defaults(environment: Mapping[str, str]) -> list[str]:
-    """Return the state directory that a gateway with this environment uses and, unless it names one
-    itself, those of the profiles in the same home.
+    """Return the state directory that a gateway with this environment uses and, unless the
+    environment names one, those of the profiles in the same home.
 
-    What is there but cannot be read is among them, and so is what OPENCLAW_PROFILE names, so that
-    a sweep reports it. Raises SettingsError.
+    Directories that exist but cannot be read are included, and so is what OPENCLAW_PROFILE names,
+    so that a sweep reports them. Raises SettingsError.
     """
     own = environment.get("OPENCLAW_STATE_DIR", "").strip()
     if own and not own.startswith(("~", "/")):
@@ -188,7 +187,7 @@ def _names_in(home: str) -> list[str]:
 
 
 def _is_there(path: str) -> bool:
-    """Whether anything has that name, as far as can be seen; True where nobody may look."""
+    """Whether anything has that name; True if that is not visible."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

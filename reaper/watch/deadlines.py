@@ -12,8 +12,8 @@ _SLACK: Final = 64
 class Deadlines:
     """At most one deadline (monotonic seconds) for each lock.
 
-    What is replaced stays in the heap until its time; the heap is built again before more than half
-    of it, and a few, has been replaced.
+    A replaced deadline stays in the heap until its time. The heap is rebuilt before more than half
+    of it, and a few, have been replaced.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Deadlines:
         self._heap: list[tuple[float, LockKey]] = []
 
     def set(self, key: LockKey, at: float) -> None:
-        """Give a lock a deadline in place of the one that it has; infinity is none."""
+        """Replace a lock's deadline. Infinity means none."""
         if at == math.inf:
             self._due.pop(key, None)
             return
@@ -32,7 +32,7 @@ class Deadlines:
         heapq.heappush(self._heap, (at, key))
 
     def next(self) -> float:
-        """Return the first deadline, infinity where there is none."""
+        """Return the first deadline, infinity if there is none."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf

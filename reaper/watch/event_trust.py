@@ -14,8 +14,8 @@ from reaper.watch.reporter import Reporter
 _MISSING_RESYNC: Final = 2.0
 """Seconds between two sweeps while a state directory does not exist."""
 DEGRADED_RESYNC: Final = 5.0
-"""Seconds between two sweeps while events are missing, or a lock that may be live has lost its name
-to a removal that was cut off."""
+"""Seconds between two sweeps while events are missing, or while a lock that may be live is without
+its name because a removal was interrupted."""
 PATIENCE: Final = 1.0
 """Seconds that a file event may be late before it counts as missed."""
 _SWEEPS_TO_RECOVER: Final = 12
@@ -23,7 +23,7 @@ _SWEEPS_TO_RECOVER: Final = 12
 
 
 class EventTrust:
-    """Follows the state directories, passes their events on, and counts what they miss."""
+    """Follows the state directories, passes their events on, and counts missed ones."""
 
     def __init__(self, inbox: Inbox, reporter: Reporter, *, resync: float) -> None:
         self._inbox = inbox
@@ -37,7 +37,7 @@ class EventTrust:
             on_warning=self._on_warning,
         )
         self._expected: dict[LockKey, float] = {}
-        """Locks that no event announced so far, the one that was found first in front."""
+        """Locks that no event has announced yet, the one that was found first in front."""
         self._crowded: set[tuple[StateDir, str]] = set()
         self._is_missing = False
         self._is_degraded = False
@@ -78,7 +78,7 @@ class EventTrust:
 
     def expect(self, found: Finding, started: float, now: float) -> None:
         """Expect the event of a lock that a sweep found first and that was created well after its
-        folder was followed: it is late, or was missed. The lock's age is of when the sweep
+        folder was followed. It is late, or was missed. The lock's age counts to when the sweep
         `started`, which can be long ago.
         """
         state, agent = found.key.state, found.key.agent
@@ -92,7 +92,7 @@ class EventTrust:
         self._expected.pop(key, None)
 
     def dropped(self, agents: Iterable[tuple[StateDir, str]]) -> None:
-        """Expect nothing of agents whose events were dropped, until the sweep under way ends, or
+        """Expect nothing from agents whose events were dropped, until the current sweep ends, or
         the next one.
         """
         self._crowded.update(agents)
@@ -109,11 +109,11 @@ class EventTrust:
             )
 
     def next(self) -> float:
-        """Return when to check again, infinity where nothing is expected."""
+        """Return when to check again, infinity if nothing is expected."""
         return next(iter(self._expected.values()), math.inf) + PATIENCE
 
     def lost(self, why: str) -> None:
-        """Trust events no longer, and sweep more often."""
+        """Stop trusting events, and sweep more often."""
         self._clean_sweeps = 0
         self._metrics.observer_up.set(0)
         if not self._is_degraded:

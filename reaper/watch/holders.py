@@ -13,11 +13,11 @@ from reaper.core.lock import LockKey
 _SPARE_DESCRIPTORS: Final = 128
 """Kept free of pidfds: folders, locks, requests, watchdog's own."""
 _LONGEST_WAIT: Final = 3600.0
-"""Seconds; epoll_wait(2) takes less than 25 days, and sweeps come sooner anyway."""
+"""Seconds. epoll_wait(2) takes less than 25 days, and sweeps come sooner anyway."""
 
 
 class Watched(Enum):
-    """Whether a holder's exit wakes the worker; EXITED: it is dead already."""
+    """Whether a holder's exit wakes the worker. EXITED: it is dead already."""
 
     YES = auto()
     NO = auto()
@@ -34,8 +34,8 @@ class HolderWatch:
 
     def __init__(self, wake_fd: int) -> None:
         self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
-        # The worker asks thousands of times in a full sweep: epoll answers as fast for any number
-        # of holders.
+        # The worker asks thousands of times in a full sweep. epoll is as fast for any number of
+        # holders.
         self._poll = select.epoll()
         self._poll.register(wake_fd, select.EPOLLIN)
         self._fd_of: dict[_Holder, int] = {}
@@ -46,7 +46,9 @@ class HolderWatch:
         return len(self._holders)
 
     def watch(self, key: LockKey, pid: int | None, starttime: int | None) -> Watched:
-        """Wait for the exit of this lock's holder, and of no other; None: it cannot be seen."""
+        """Wait for the exit of this lock's holder, and of no other. None: the holder is not
+        visible.
+        """
         self.release(key)
         if pid is None:
             return Watched.NO
@@ -58,10 +60,10 @@ class HolderWatch:
             try:
                 fd = os.pidfd_open(pid)
             except OSError as error:
-                # EINVAL, or ENOENT since Linux 6.15: the pid is only a thread id now. Whatever the
-                # error, the hold proof shows the holder's death as well.
+                # EINVAL, or ENOENT since Linux 6.15: the pid is only a thread id now. After any
+                # other error the hold proof still shows the holder's death.
                 return Watched.EXITED if error.errno == errno.ESRCH else Watched.NO
-            # The pid may have been given to another process since it was looked at.
+            # Another process may have got the pid since it was looked at.
             if starttime is not None and starttime_of(pid) != starttime:
                 os.close(fd)
                 return Watched.EXITED
@@ -73,7 +75,7 @@ class HolderWatch:
         return Watched.YES
 
     def release(self, key: LockKey) -> None:
-        """Forget a lock. A holder without locks is kept for a while, because a gateway takes its
+        """Forget a lock. A holder without locks is kept for some time, because a gateway takes its
         next lock soon.
         """
         fd = self._fd_of_lock.pop(key, None)
@@ -85,7 +87,9 @@ class HolderWatch:
         return self._poll.poll(min(max(0.0, seconds), _LONGEST_WAIT))
 
     def exited(self, ready: list[tuple[int, int]], now: float) -> dict[LockKey, float]:
-        """Forget the holders that exited; return their locks, each with the time, which is now."""
+        """Forget the holders that exited. Return their locks, each with the time, which is
+        `now`.
+        """
         locks: dict[LockKey, float] = {}
         for fd, _ in ready:
             if fd in self._holders:
@@ -114,7 +118,7 @@ class HolderWatch:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of descriptors as far as it may: a pidfd is needed for each holder."""
+    """Raise the soft limit of descriptors as far as possible, because each holder needs a pidfd."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

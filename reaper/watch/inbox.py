@@ -13,12 +13,12 @@ from reaper.adapters.file_events import DELETED
 from reaper.core.lock import LockKey, StateDir
 
 SETTLE: Final = 0.25
-"""Seconds after its creation that a new lock is judged: a turn's short locks are held 2 to 180 ms
-(docs/facts.md) and need not be judged at all."""
+"""Seconds after its creation that a new lock is judged. A turn's short locks are held for 2 to 180
+ms (docs/facts.md) and need not be judged at all."""
 
 
 class Notice(Enum):
-    """What the worker must know besides file events."""
+    """What the worker must know apart from file events."""
 
     STOP = auto()
     SWEEP = auto()
@@ -37,8 +37,8 @@ class Event(NamedTuple):
 class Inbox:
     """Queues events and notices, and wakes the worker.
 
-    `fd` is readable once the worker is to wake; `wake_fd` is for signal.set_wakeup_fd: a signal may
-    be delivered to any thread, and must wake the one that waits. At most `most_of_agent` events of
+    `fd` becomes readable when the worker must wake. `wake_fd` is for signal.set_wakeup_fd: any
+    thread may receive a signal, and the one that waits must wake. At most `most_of_agent` events of
     one agent's locks are queued. `is_known` says, in any thread, whether a lock was judged.
     """
 
@@ -47,7 +47,7 @@ class Inbox:
         self._most_of_agent = most_of_agent
         self._is_known = is_known
         self._notices = {Notice.SWEEP}
-        # Guards events alone: a signal handler may interrupt the worker while that has it.
+        # Guards events only: a signal handler may interrupt the worker while the worker holds it.
         self._mutex = threading.Lock()
         self._events: list[Event] = []
         self._number_of: Counter[tuple[StateDir, str]] = Counter()
@@ -65,17 +65,17 @@ class Inbox:
         self.wake()
 
     def wake(self) -> None:
-        with suppress(BlockingIOError):  # full: it will wake all the same
+        with suppress(BlockingIOError):  # the pipe is full, so the worker will wake anyway
             os.write(self.wake_fd, b"\0")
 
     def put(self, event: Event) -> None:
         """Queue an event. Wake the worker only if it would sleep too long: a turn's short locks are
-        gone before they are due to be judged, and only their time is recorded then.
+        gone before they are due to be judged, and only their time is recorded.
         """
         agent = event.key.state, event.key.agent
         is_urgent = event.what == DELETED and self._is_known(event.key)
         with self._mutex:
-            # What is dropped is found by the next sweep, and no event is missed because of it.
+            # The next sweep finds what is dropped. It does not count as a missed event.
             if self._number_of[agent] < self._most_of_agent:
                 self._events.append(event)
             self._number_of[agent] += 1
@@ -111,13 +111,13 @@ class Inbox:
         return queued, crowded
 
     def sleep_until(self, at: float) -> float:
-        """Return until when the worker may sleep, at most `at`; what is due sooner wakes it."""
+        """Return until when the worker may sleep, at most `at`. What is due sooner wakes it."""
         with self._mutex:
             self.wakes_at = min(at, self._due_by)
             return self.wakes_at
 
     def clear_wakes(self) -> None:
-        """Make `fd` unreadable, after a sleep and before notices and events are looked at."""
+        """Make `fd` unreadable. Call it after a sleep, before looking at notices and events."""
         with suppress(BlockingIOError):
             os.read(self.fd, 65536)
 

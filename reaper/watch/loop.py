@@ -1,7 +1,7 @@
 """The loop: waits for what may change a verdict, judges what is due, stops cleanly.
 
-One worker judges and acts, so that no two acts race. It sleeps until a file event, the death of a
-holder (its pidfd), the moment a lock is due, or the next full sweep.
+One worker judges and acts, so that no two actions race. It sleeps until a file event, the death of
+a holder (its pidfd), the moment a lock is due, or the next full sweep.
 """
 
 import gc
@@ -27,16 +27,18 @@ from reaper.watch.tracker import Tracker
 from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
-"""Seconds to wait after the system refused something."""
+"""Seconds to wait after a system call failed."""
 _LOOK_UP: Final = 0.0005
-"""Seconds of a full sweep between two looks for what cannot wait for its end. Each takes 3 µs."""
+"""Seconds of a full sweep between two looks for what cannot wait for its end. Each look takes 3
+µs.
+"""
 _LATE: Final = 10.0
-"""Seconds by which something that was due may be late before the loop counts as dead."""
+"""How many seconds late the loop may be before it counts as stopped."""
 
 
 class Watch:
-    """Watches, judges and acts until it is stopped. The parts and all methods are the worker's,
-    except where it is said.
+    """Watches, judges and acts until it is stopped. Only the worker uses the parts and methods,
+    unless a comment says otherwise.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Watch:
         self.inventory = inventory
         reporter = Reporter(inventory, metrics, journal)
         most = reaper.most_remembered
-        # A beginning and an end of each lock.
+        # Two events for each lock: its creation and its end.
         self.inbox = Inbox(2 * most, is_known=lambda key: inventory.get(key) is not None)
         self.deadlines = Deadlines()
         self.holders = HolderWatch(self.inbox.fd)
@@ -79,16 +81,16 @@ class Watch:
         return self.inbox.wake_fd
 
     def stop(self) -> None:
-        """End the loop after the act under way."""
+        """End the loop after the current action."""
         self.inbox.send(Notice.STOP)
 
     def sweep_soon(self) -> None:
-        """Have a full sweep made now."""
+        """Request a full sweep now."""
         self.inbox.send(Notice.SWEEP)
 
     def stopped_at(self) -> float | None:
-        """Return when the loop stopped (monotonic seconds): something was due then, and is more
-        than 10 s late; None while the loop is alive.
+        """Return when the loop stopped (monotonic seconds): something was due then and is more than
+        10 s late. None while the loop is alive.
         """
         due = self._expected_by
         return None if time.monotonic() < due + _LATE else due
@@ -104,27 +106,27 @@ class Watch:
         return not self.sweeps.not_ready_because
 
     def not_ready_because(self) -> str:
-        """Why it is not `ready`, in words that name no path."""
+        """Why it is not `ready`, without a path."""
         return self.sweeps.not_ready_because
 
     # The worker
 
     def run(self) -> None:
-        """Watch until `stop`; everything else about it happens in this thread."""
+        """Watch until `stop`. All work of the worker happens in this thread."""
         self.trust.source.start()
         while not self.inbox.has(Notice.STOP):
             try:
                 self._step()
                 self.sweeps.step_ended()
             except OSError as error:
-                # Nothing that the system refuses for a moment may end the watch.
+                # A system call that fails for a moment must not end the watch.
                 self.inbox.take(Notice.SWEEP)
                 self.sweeps.failed(error, time.monotonic())
                 self.holders.wait(_RETRY)
 
     def close(self) -> None:
-        """Stop following events and close all descriptors; after `run` has returned, and nothing
-        uses `wake_fd`.
+        """Stop following events and close all descriptors. Call it after `run` has returned, when
+        nothing uses `wake_fd`.
         """
         self.trust.source.stop()
         self.holders.close()
@@ -169,9 +171,9 @@ class Watch:
                 self.trust.dropped({(key.state, key.agent)})
 
     def sweep(self) -> None:
-        """Judge all locks, and handle meanwhile what cannot wait for the end of that."""
-        # A search for garbage among 10,000 remembered locks takes 0.1 s, in which no death is seen,
-        # and a sweep leaves next to none.
+        """Judge all locks, and meanwhile handle what cannot wait for the end of the sweep."""
+        # Garbage collection among 10,000 remembered locks takes 0.1 s, in which no death is seen.
+        # A sweep leaves almost no garbage.
         gc.disable()
         try:
             self._sweep()
@@ -204,7 +206,7 @@ class Watch:
             if time.monotonic() - looked_up >= _LOOK_UP:
                 self._handle_urgent()
                 looked_up = time.monotonic()
-        self.trust.swept()  # before events are handled: what is dropped now, the next sweep finds
+        self.trust.swept()  # before the events: what they drop, only the next sweep finds
         self.handle_events()
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
@@ -214,13 +216,13 @@ class Watch:
         self.holders.close_idle()
 
     def _handle_urgent(self) -> None:
-        """During a full sweep, which can take seconds: handle events, deaths and deadlines."""
+        """Handle events, deaths and deadlines during a full sweep, which can take seconds."""
         self.handle_events()
         ready, now = self.holders.wait(0), time.monotonic()
         self.judge(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
 
     def judge(self, due: Mapping[LockKey, float]) -> None:
-        """Judge some locks again; `due` has the time since when each was to be judged."""
+        """Judge some locks again. `due` has the time since when each was due."""
         if not due:
             return
         gone = set(due)

@@ -15,12 +15,12 @@ from reaper.reports.metrics import Metrics
 from reaper.reports.records import TrackedLock, lock_record, other_record
 
 _PERIOD: Final = 60.0
-"""Seconds for which the bounds below hold at least: an agent can make sweeps frequent."""
+"""Seconds for which the bounds below hold at least, because an agent can make sweeps frequent."""
 _LINES_OF_AN_AGENT: Final = 50
-"""Lines on the locks of one agent, those on removed locks not counted."""
+"""Lines on the locks of one agent, not counting those on removed locks."""
 _SKIPPED_IN_A_FOLDER: Final = 100
 _SKIPPED_IN_ALL: Final = 1000
-"""Lines on what was skipped: new folders can be made as easily as new files."""
+"""Lines on what was skipped. New folders can be made as easily as new files."""
 
 
 class Reporter:
@@ -38,14 +38,14 @@ class Reporter:
         self._skipped_lines: Counter[str] = Counter()
 
     def lock(self, found: Finding, *, changed: bool, is_new: bool) -> None:
-        """Count and log an act, or a change of verdict; that a new lock is held is none."""
+        """Count and log an action or a change of verdict. That a new lock is held is not logged."""
         would = found.outcome is Outcome.WOULD_REMOVE
         acted = found.action is Action.REMOVE and found.attempted and not would
         flagged = (found.action is Action.FLAG or would) and changed
         if acted:
             logged = found.retry is None or found.retry.is_news
         else:
-            early = TOO_EARLY in found.judgement.reasons  # a release under way, as a rule
+            early = TOO_EARLY in found.judgement.reasons  # usually a release in progress
             held = is_new and found.judgement.verdict is Verdict.HELD
             logged = changed and not early and not held and found.attempted
         if not logged and not flagged and not acted:
@@ -59,7 +59,7 @@ class Reporter:
             self.journal.lock(event, record, found.lock, warn=warn)
 
     def others(self, found: list[Finding]) -> None:
-        """Log what is new of the locks that are no session locks, as a full sweep found them."""
+        """Log what has changed in the other locks, as a full sweep found them."""
         before, self._others = self._others, {}
         lines = 0
         for one in found:
@@ -77,8 +77,8 @@ class Reporter:
         self.inventory.set_others([TrackedLock.of(one) for one in found])
 
     def _has_line_left(self, found: Finding) -> bool:
-        """Whether there may be another line on this agent's locks; always for a removed lock, whose
-        record is nowhere else.
+        """Whether another line on this agent's locks may be written. Always for a removed lock,
+        because its record is nowhere else.
         """
         if found.outcome is Outcome.REMOVED:
             return True
@@ -88,7 +88,7 @@ class Reporter:
 
     def swept(self, skipped: list[Skipped]) -> None:
         """Log what a sweep skipped, and how many lines were left out. Each file is logged once, and
-        again when it was not skipped in between; what is beyond the bound in a later period.
+        again after a sweep that did not skip it; what exceeds the bound, in a later period.
         """
         self.inventory.set_skipped(skipped)
         now = time.monotonic()
@@ -133,7 +133,9 @@ class Reporter:
 
 
 def _event(found: Finding) -> tuple[str, bool]:
-    """Return what happened, and whether a person must know: a lock stays stuck, or unjudged."""
+    """Return the event's name, and whether a person must know it: a lock stays stuck, or
+    unjudged.
+    """
     match found:
         case Finding(action=Action.FLAG) | Finding(outcome=Outcome.FLAGGED):
             return "stuck", True

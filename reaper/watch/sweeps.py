@@ -11,16 +11,16 @@ from reaper.watch.event_trust import DEGRADED_RESYNC, EventTrust
 from reaper.watch.reporter import Reporter
 
 _WHILE_LEFT_ASIDE: Final = 12
-"""Sweeps in a row that come sooner because of a lock that is left aside."""
+"""Sweeps in a row that come sooner because a lock is still under a private name."""
 _FOLDERS_SETTLE: Final = 1.0
 """Seconds between two sweeps because folders appeared or went."""
 _NAMED: Final = 100
-"""Files that one sweep skips in one folder for one reason and reports by name; the others are only
+"""Files that one sweep skips in one folder for one reason and reports by name. Others are only
 counted."""
 
 
 class SkippedFiles:
-    """What one sweep skips. Memory is bounded for each folder and reason. Of an agent that has more
+    """What one sweep skips. Memory is bounded for each folder and reason. If an agent has more
     locks than `most_remembered`, those beyond are skipped.
     """
 
@@ -29,7 +29,7 @@ class SkippedFiles:
         self._found: dict[tuple[str, str], Skipped] = {}
         self._named: Counter[tuple[str, str]] = Counter()
         self.not_ready_because = ""
-        """Why locks may be there that this sweep did not see, empty where it saw every folder; a
+        """Why locks may be there that this sweep did not see, empty if it saw every folder; a
         single file does not count, because any agent can make one that nobody can read."""
 
     def add(self, skipped: Skipped) -> None:
@@ -49,7 +49,7 @@ class SkippedFiles:
 
     @property
     def left_aside(self) -> bool:
-        """Whether a lock that may be live has lost its name to a removal that was cut off."""
+        """Whether a lock that may be live is without its name because a removal was interrupted."""
         return any(found.failed and found.reason == LEFT_ASIDE for found in self._found.values())
 
     def all(self) -> list[Skipped]:
@@ -69,7 +69,7 @@ class SkippedFiles:
 
 
 def _why_not_ready(skipped: Skipped) -> str:
-    """Say why a folder was not seen, without a name, because clients may not see names."""
+    """Say why a folder was not seen, without its name, which clients may not see."""
     match skipped.reason, os.path.basename(skipped.path):
         case "missing", "agents":
             return "a state directory has no agents folder"
@@ -79,11 +79,11 @@ def _why_not_ready(skipped: Skipped) -> str:
 
 
 class Sweeps:
-    """The clock of the full sweeps."""
+    """When full sweeps are due."""
 
     def __init__(self, trust: EventTrust, reporter: Reporter, *, longest_retry: float) -> None:
         self.not_ready_because = "the first sweep has not ended"
-        """Why the last sweep did not see every folder, empty where it did."""
+        """Why the last sweep did not see every folder, empty if it did."""
         self._trust = trust
         self._longest_retry = longest_retry
         self._reporter = reporter
@@ -105,7 +105,7 @@ class Sweeps:
         return min(at, self._ended_at + _FOLDERS_SETTLE) if self._folders_changed else at
 
     def folders_changed(self) -> None:
-        """Sweep soon. However many folders change, one sweep a second sees all of them."""
+        """Sweep soon. One sweep a second sees all changes of folders."""
         self._folders_changed = True
 
     def ended(self, started: float, now: float, files: SkippedFiles) -> None:
@@ -118,11 +118,11 @@ class Sweeps:
         self._ended_at = now
 
     def saw_others(self, found: list[Finding]) -> None:
-        """Report the locks that are no session locks, as a full sweep found them."""
+        """Report the locks that are not session locks, as a full sweep found them."""
         self._reporter.others(found)
 
     def failed(self, error: OSError, now: float) -> None:
-        """Sweep again later, and later each time, because the system refused something."""
+        """Sweep again later, and later each time, because a system call failed."""
         self._reporter.metrics.errors.labels("sweep").inc()
         self._retry = Retry.after(self._retry, str(error), now=now, longest=self._longest_retry)
         self._folders_changed = False
@@ -130,6 +130,8 @@ class Sweeps:
             self._reporter.journal.warn("sweep-failed", why=str(error))
 
     def step_ended(self) -> None:
-        """Forget the failures once a sweep, and all that the worker did after it, went well."""
+        """Forget the failures after a sweep, and everything that the worker did after it, went
+        well.
+        """
         if self._retry is not None and self._ended_at >= self._retry.at:
             self._retry = None

@@ -1,4 +1,4 @@
-"""The locks that are followed: what is known of each, and what a finding or an event changes."""
+"""The locks that are followed: what is known about each, and what a finding or an event changes."""
 
 import math
 from collections import Counter
@@ -21,21 +21,21 @@ from reaper.watch.reporter import Reporter
 from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
-"""Seconds after which a lock is judged again whose holder exited just now."""
+"""Seconds after which a lock is judged again whose holder has just exited."""
 _SOONEST: Final = 0.01
-"""Seconds at least until the same lock is due again."""
+"""The shortest time until the same lock is due again, in seconds."""
 _EVENT_LOST: Final = 10.0
-"""Seconds after which the event of an end that was not announced does not come any more."""
+"""Seconds after which an event that has not announced the end of a hold counts as lost."""
 
 
 @dataclass(slots=True)
 class _Followed:
-    """`key` is the one value by which the lock is followed: of equal keys only one is kept, because
-    each pass has values of its own, and there may be 10,000 locks.
+    """`key` is the one object by which the lock is followed. Each pass has keys of its own, and
+    keeping equal ones for 10,000 locks would waste memory.
 
-    `announced_at` is when the last event announced it, so that a sweep which is past its folder
-    does not forget it. `appeared_at` is set until the end of this hold is announced. Only events
-    change it: a look may find the next lock under the same name before the end of the last one is
+    `announced_at` is when the last event announced it, so that a sweep that is past its folder does
+    not forget it. `appeared_at` is set until the end of this hold is announced. Only events change
+    it, because a look may find the next lock under the same name before the end of the last one is
     announced.
     """
 
@@ -43,12 +43,12 @@ class _Followed:
     announced_at: float = -math.inf
     appeared_at: float | None = None
     retry: Retry | None = None
-    """Looks that failed; removals that failed are the Reaper's."""
+    """Looks that failed. The Reaper has the removals that failed."""
 
 
 class Tracker:
     """Follows at most `most_of_agent` locks of one agent because of events; those that a sweep
-    finds have a bound of their own. Sees to it that the next change of each wakes the worker.
+    finds have a bound of their own. Makes the next change of each lock wake the worker.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Tracker:
         return self._followed.keys()
 
     def appeared(self, key: LockKey, at: float, *, is_new: bool) -> bool:
-        """Follow a lock that an event announces, unless its agent has too many. Not `is_new`: a
-        removal gave it back, so its hold goes on.
+        """Follow a lock that an event announces, unless its agent has too many. If it is not
+        `is_new`, a removal gave it back, so its hold goes on.
         """
         if key not in self and self._number_of[key.state, key.agent] >= self._most_of_agent:
             return False
@@ -102,8 +102,8 @@ class Tracker:
         self.forget(key)
 
     def update(self, found: Finding, now: float, *, due_since: float | None = None) -> None:
-        """Record, count and log what a lock is found to be, and wait for its next change.
-        `due_since` is since when it was due to be judged, if it was.
+        """Record, count and log a finding, and wait for the next change of its lock. `due_since` is
+        since when the lock was due to be judged, if it was.
         """
         lock = self._follow(found.key)
         lock.retry = None
@@ -117,7 +117,7 @@ class Tracker:
         if found.outcome is Outcome.REMOVED:
             if not is_new and due_since is not None:
                 self._reporter.metrics.reap_delay.observe(max(0.0, now - due_since))
-            lock.appeared_at = None  # no hold that was completed
+            lock.appeared_at = None  # the holder did not release it
         if found.outcome in GONE:
             self.forget(lock.key)
         else:
@@ -140,7 +140,7 @@ class Tracker:
             self._unseen.add(key, found.lock, now)
 
     def look_again(self, key: LockKey, why: str, now: float) -> None:
-        """Look again at what could not be looked at, later and later each time; a sweep does so
+        """Look again, later and later each time, at what could not be looked at. A sweep does so
         too.
         """
         lock = self._follow(key)
@@ -148,7 +148,7 @@ class Tracker:
         self._deadlines.set(lock.key, lock.retry.at)
 
     def forget(self, key: LockKey) -> None:
-        """Forget a lock that is gone, but not when it appeared, where its end is still to be
+        """Forget a lock that is gone, but not when it appeared, if its end is still to be
         announced.
         """
         self._deadlines.set(key, math.inf)
@@ -169,13 +169,13 @@ class Tracker:
     def forget_all_but(
         self, met: AbstractSet[LockKey], hidden: Callable[[LockKey], bool], started: float
     ) -> None:
-        """Forget what a full sweep did not meet, except what was announced since it `started` and
+        """Forget what a full sweep did not find, except what was announced since it `started` and
         what may be where it could not look.
         """
         for key, lock in list(self._followed.items()):
             if key in met or lock.announced_at >= started or hidden(key):
                 continue
-            # The event of an end may still be on its way; after a while it was lost.
+            # The event of the end may still come. After some time it counts as lost.
             if lock.appeared_at is not None and lock.appeared_at < started - _EVENT_LOST:
                 lock.appeared_at = None
             self.forget(key)

@@ -10,7 +10,7 @@ _EVERY: Final = 1.0
 """Seconds between two probes."""
 
 _Holder = tuple[StateDir, int | None, int | None] | LockKey
-"""State directory, pid and start time as recorded; the lock itself where its record has neither."""
+"""State directory, pid and start time as recorded; the lock itself if its record has neither."""
 
 
 class UnseenHolders:
@@ -41,13 +41,13 @@ class UnseenHolders:
                 del self._locks[holder]
 
     def next(self) -> float:
-        """Return when the next probes are due, infinity where there is nothing to probe."""
+        """Return when the next probes are due, infinity if there is nothing to probe."""
         return self._next if self._locks else math.inf
 
     def no_longer_held(self, now: float) -> dict[LockKey, float]:
-        """Once the probes are due: probe locks of each holder until one is held, because the holder
-        is alive then. Its death shows in the first probe, whichever lock that is of. Forget those
-        that are no longer held and return them, each with the time when its probe was due.
+        """When the probes are due, probe locks of each holder until one is held, because then the
+        holder is alive. If it is dead, the first probe shows it. Forget the locks that are no
+        longer held, and return them, each with the time when its probe was due.
         """
         if now < self.next():
             return {}
