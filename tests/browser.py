@@ -70,7 +70,7 @@ class Browser:
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
     def complaints(self) -> list[str]:
-        """Return what the console says of errors and of what the policy refused, since last."""
+        """Return what the console says about errors and of what the policy refused, since last."""
         log = self._ask("POST", "/se/log", {"type": "browser"})
         return [item["message"] for item in log if item["level"] != "INFO"]
 

@@ -299,7 +299,7 @@ class Gateway:
         return self.sessions(agent) / f"{session}.jsonl.lock"
 
     def store(self, agent: str = "main") -> dict[str, dict[str, Any]]:
-        """Return an agent's session store, by session key; {} where there is none."""
+        """Return an agent's session store, by session key; {} if there is none."""
         with suppress(FileNotFoundError, json.JSONDecodeError):
             store: dict[str, dict[str, Any]] = json.loads(
                 (self.sessions(agent) / "sessions.json").read_text()

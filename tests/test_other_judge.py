@@ -1,4 +1,4 @@
-"""The judge of the locks that are no session locks: each condition, and what happens without it."""
+"""The judge of the other locks: each condition, and what happens without it."""
 
 from typing import Any
 

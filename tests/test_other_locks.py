@@ -1,4 +1,4 @@
-"""The locks that are no session locks: found in their places alone, reported, removed by proof."""
+"""The locks that are not session locks: found in their places alone, reported, removed by proof."""
 
 import json
 import os

@@ -31,7 +31,7 @@ def asking(
     agent: str = "main",
     locks: Sequence[str] = (),
 ) -> tuple[Run, str]:
-    """Return what the store says of a session, and why that is UNKNOWN where it is."""
+    """Return what the store says about a session, and why that is UNKNOWN where it is."""
     stores = stores or SessionStores()
     fd = os.open(tree.sessions(agent), os.O_RDONLY)
     try:

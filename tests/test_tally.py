@@ -50,7 +50,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 
 
 def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
-    """What `shown` says of the locks' tallies, by looking at every lock."""
+    """What `shown` says about the locks' tallies, by looking at every lock."""
     agents = {}
     for key in {(item.lock.state_dir, item.lock.agent) for item in locks}:
         of_agent = [item for item in locks if (item.lock.state_dir, item.lock.agent) == key]

@@ -1,4 +1,4 @@
-"""The page below its first line: what it says of each lock, and to whom."""
+"""The page below its first line: what it says about each lock, and to whom."""
 
 import base64
 import hashlib

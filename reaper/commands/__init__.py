@@ -1,1 +1,1 @@
-"""The commands, one a file, each imported only when it is asked for; and what they share."""
+"""The commands, one file each, imported only when used; and what they share."""

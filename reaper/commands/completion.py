@@ -1,4 +1,4 @@
-"""What the shell offers for the lock that `explain` and `unlock` ask for."""
+"""Completion of the lock that `explain` and `unlock` ask for."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from reaper.core.lock import LOCK_SUFFIX, StateDir
 from reaper.settings import state_dirs
 
 _MOST: Final = 200
-"""Names that are offered; a shell asks before it shows as many."""
+"""Names that are offered. A shell asks before it shows as many."""
 _TYPED_AS_SHOWN: Final = re.compile(r"[\w@%+=:,./][\w@%+=:,./-]*")
-"""Names that mean the same in a shell, and on a terminal."""
+"""Names that mean the same in a shell and on a terminal."""
 
 
 def complete_sessions(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: ANN401  # click's
-    """Return ids and keys of the sessions with a lock that begin so, each with what it is. Judges
-    nothing, and never fails.
+    """Return ids and keys of the sessions with a lock that begin with the text, each with a
+    description. Judges nothing, and never fails.
     """
     offered: list[tuple[str, str]] = []
     with suppress(Exception):

@@ -1,4 +1,4 @@
-"""What all commands share: how they end, what they say beside their output, kinds of options."""
+"""What all commands share: exit codes, diagnostics, kinds of options."""
 
 import sys
 from collections.abc import Callable
@@ -14,15 +14,15 @@ EXIT_UNJUDGED: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
 ACQUIRE_TIMEOUT: Final = 60.0
-"""For the metrics, where nothing else is said."""
+"""Seconds; the default for the metrics."""
 
 
 def parser(parse: Callable[[str], float]) -> Callable[[str | float], float]:
-    """Make of a setting's parser one that click can call, which says what is wrong in its way."""
+    """Wrap a setting's parser so that click can call it and reports its errors."""
 
     def parser(value: str | float) -> float:
         if not isinstance(value, str):
-            return value  # a default, which click hands through here too
+            return value  # click calls this for the default too
         try:
             return parse(value)
         except SettingsError as error:
@@ -37,8 +37,8 @@ def variable_of(flag: str) -> str:
 
 
 def seconds(flag: str, help_text: str, *, default: str, variable: str | None = None) -> Any:  # noqa: ANN401  # typer's OptionInfo
-    """Make an option for a duration; `default` is what its help says ("" says none), `variable`
-    its own unless it is given.
+    """Make an option for a duration. `default` is the default in its help ("" says none);
+    `variable` replaces its usual environment variable.
     """
     return typer.Option(
         flag,
@@ -65,7 +65,7 @@ class Console(NamedTuple):
 
 
 def terminal_width() -> int | None:
-    """Return the columns of standard output, None where it is not a terminal."""
+    """Return the columns of standard output, None if it is not a terminal."""
     if not sys.stdout.isatty():
         return None
     from shutil import get_terminal_size  # noqa: PLC0415  # pipes do not need it

@@ -16,7 +16,7 @@ def command() -> None:
     from reaper.demo import story  # noqa: PLC0415
 
     hold_proof.prepare()
-    # Both clean up, also where a shell that runs this in the background has SIGINT ignored.
+    # Both clean up, even if a shell that runs this in the background ignores SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

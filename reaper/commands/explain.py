@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reaper.sweep import Reaper
 
 _MOST_SHOWN: Final = 20
-"""Locks that are listed where a short name fits more than one."""
+"""Locks that are listed if a short name fits more than one."""
 _HEXADECIMAL: Final = re.compile("[0-9a-fA-F-]{4,}")
 
 
@@ -52,7 +52,7 @@ LockArgument = Annotated[
 
 
 class Match(NamedTuple):
-    """A lock that has the name that a person typed. `other_folder`, if any, is the folder that was
+    """A lock with the name that a person typed. `other_folder`, if any, is the folder that was
     typed: it exists here and is not the lock's. `is_guess`: the name may be another session's.
     """
 
@@ -78,8 +78,8 @@ class _Search:
         self.fitting = 0
 
     def matches(self) -> list[Match]:
-        """Return the locks that fit best: by name, else by session key, else by a short name. Of
-        several that a short name fits, none is returned, and `ambiguous` has them.
+        """Return the locks that fit best: by name, else by session key, else by a short name. If a
+        short name fits several, return none, and put them into `ambiguous`.
         """
         if self._finds_others and self._text.endswith((".lock", GUARD_SUFFIX)):
             others = [Match(found) for found in self._looked_at(self._is_named)]
@@ -93,7 +93,7 @@ class _Search:
                 by_rank[rank].append(Match(found, self._other_folder(rank), is_guess))
         if not by_rank and not self.is_lock_path:
             if self._short is not None and _HEXADECIMAL.fullmatch(self._short.start):
-                # No session key looks so: the names of the files suffice, and need no look.
+                # No session key looks like this, so the names of the files are enough.
                 short = self._short
                 for found in self._looked_at(
                     lambda key: short.fits(key.name.removesuffix(LOCK_SUFFIX))
@@ -120,7 +120,7 @@ class _Search:
                 self.stores_not_understood.add(_sessions_folder(found.key) + "/sessions.json")
 
     def _add_shortened(self, found: "Finding") -> None:
-        """Keep a lock that the text is a short name of; of many, some and their number."""
+        """Keep a lock that has the text as a short name; of many, some and their number."""
         names = (found.lock.session, *found.evidence.run.session_keys)
         fitting = [name for name in names if self._short and self._short.fits(name)]
         if self._short is None or not fitting:
@@ -136,7 +136,9 @@ class _Search:
         return any(name.agent for name in self._names)
 
     def _looked_at(self, wanted: "Callable[[LockKey], bool] | None") -> "Iterator[Finding]":
-        """Look at the locks that may be meant, None for all; report what could not be checked."""
+        """Look at the locks that the person may mean, None for all. Report what could not be
+        checked.
+        """
         from reaper.core.finding import Finding  # noqa: PLC0415
 
         for found in self._reaper.explain(wanted or (lambda key: bool(key.agent))):
@@ -147,7 +149,7 @@ class _Search:
                 self._report.add(found)
 
     def _is_named(self, key: "LockKey") -> bool:
-        """Whether the text is the name or the path of this lock, which is no session lock."""
+        """Whether the text is the name or the path of this other lock."""
         path = os.path.abspath(os.path.join(_working_directory(), self._text))
         names = {self._text, path}
         return not key.agent and not names.isdisjoint(
@@ -155,7 +157,7 @@ class _Search:
         )
 
     def _rank(self, place: "LockKey") -> int | None:
-        """Return how well a lock fits the text, 0 best; None if it does not."""
+        """Return how well a lock fits the text, 0 is best; None if it does not."""
         for rank, name in enumerate(self._names):
             agent = place.agent if name.agent is None else name.agent
             if not name.fits(agent, place.name):
@@ -169,7 +171,7 @@ class _Search:
 
     def _other_folder(self, rank: int) -> str | None:
         """Return the folder of the path that was typed, if it exists here, for a lock that was
-        found only by how that path ends.
+        found only by the end of that path.
         """
         name = self._names[rank]
         if name.agent is None:
@@ -201,9 +203,9 @@ def _is_same_folder(one: str, other: str) -> bool:
 def explain_matches(
     judging: Judging, reaper: "Reaper", text: str, report: Report, *, others: bool = False
 ) -> list[Match]:
-    """Write the whole evidence for each lock that a person may mean by `text`; return the locks.
+    """Write the whole evidence for each lock that a person may mean by `text`. Return the locks.
 
-    With `others`, those that are no session locks are looked for too.
+    With `others`, look for other locks too.
     """
     search = _Search(text, reaper, report, others=others)
     matches = search.matches()
@@ -240,7 +242,7 @@ def _in_words(judging: Judging, found: "Finding") -> list[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Break a line between words, but neither the path nor the command, which people copy."""
+    """Break a line between words, but not in a path or a command, which people copy."""
     from textwrap import wrap  # noqa: PLC0415  # on a terminal only
 
     if not text.startswith(" ") or text.startswith(line("command", "")):
@@ -256,7 +258,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _which(search: _Search, text: str) -> str:
-    """Return the locks that a short name fits, one a line."""
+    """Return the locks that a short name fits, one on each line."""
     said = [f"{printable(text)} fits {search.fitting} locks. Type more of the one that you mean:"]
     for match in search.ambiguous:
         key = match.found.evidence.run.session_key

@@ -1,4 +1,4 @@
-"""The metrics put together: of the sidecar, and of one sweep."""
+"""Puts the metrics together: those of the sidecar, and those of one sweep."""
 
 import os
 import time
@@ -73,11 +73,11 @@ class SweepMetrics:
             self._inventory.put(found.lock.path, TrackedLock.of(found))
 
     def write(self, path: str, watched_folders: "Mapping[str, int]") -> str | None:
-        """Write the file in one step, its counters going on from the file that is there; return why
-        they start from 0, if they do. Raises OSError.
+        """Write the file in one step; its counters continue from the existing file. Return why they
+        start from 0, if they do. Raises OSError.
 
-        A reader sees the old file or the new one. Of two sweeps that end in the same moment, the
-        counts of one are lost.
+        A reader sees the old file or the new one. If two sweeps end at the same moment, the counts
+        of one are lost.
         """
         self._inventory.set_watched_folders(watched_folders)
         self._inventory.set_others(self._others)
@@ -96,7 +96,7 @@ class SweepMetrics:
 
 
 _LARGEST: Final = 16 * 1024 * 1024
-"""Bytes; 200 agents and all holders of a state directory take some 100 KiB."""
+"""Bytes. 200 agents and all holders of a state directory take about 100 KiB."""
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The options of all commands that judge locks, and what becomes of them."""
+"""The options of all commands that judge locks, and what is made from them."""
 
 import functools
 import inspect
@@ -108,7 +108,7 @@ DryRun = Annotated[
 
 
 class Judging(NamedTuple):
-    """What each command needs that judges locks; see `with_judging`. `by_option`: the state
+    """What each command that judges locks needs; see `with_judging`. `by_option`: the state
     directories were named on the command line, so another command does not find them by itself.
     """
 
@@ -120,7 +120,7 @@ class Judging(NamedTuple):
     console: Console
 
     def reaper(self, *, longest_retry: float = 60.0, dry_run: bool = False) -> "Reaper":
-        """Build the Reaper; imported here, so that `--help` need not pay for it."""
+        """Build the Reaper. It is imported here so that `--help` does not pay for it."""
         from reaper.adapters import hold_proof  # noqa: PLC0415
         from reaper.sweep import Reaper  # noqa: PLC0415
 
@@ -134,7 +134,7 @@ class Judging(NamedTuple):
         )
 
     def output(self, *, result: bool = False, only_notable: bool = False) -> Output:
-        """Make what writes locks to standard output. `result`: with what a sweep did to each."""
+        """Make the output of locks to standard output. `result`: with what a sweep did to each."""
         if self.as_json:
             return JsonOutput(sys.stdout)
         from reaper.reports.table import COLUMNS, Table, TableOutput  # noqa: PLC0415  # only here
@@ -153,7 +153,7 @@ class Judging(NamedTuple):
         return TableOutput(table, say=say, options=self.options, only_notable=only_notable)
 
     def options(self) -> str:
-        """Return what must follow a command's name, so that it judges the same locks alike."""
+        """Return what must follow a command's name so that it judges the same locks alike."""
         from shlex import quote  # noqa: PLC0415  # only where a command is suggested
 
         words = [("--state-dir", printable(state.path)) for state in self.states if self.by_option]
@@ -185,7 +185,7 @@ def _judging(
     abandoned_after: AbandonedAfter = _DEFAULTS.abandoned_after,
 ) -> Judging:
     console = Console(quiet=quiet, verbose=verbose)
-    # click would part the variable at white space, which paths may hold.
+    # click would split the variable at white space, which paths may contain.
     variable = os.environ.get("REAPER_STATE_DIR", "")
     given = state_dir or [part for part in variable.split(":") if part]
     try:
@@ -211,10 +211,10 @@ def _judging(
 
 
 def with_judging(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `--state-dir` and the options of `_judging` that are named, whose value
-    becomes its first argument; the others keep their defaults.
+    """Give a command `--state-dir` and the named options of `_judging`. Their values become its
+    first argument; the other options keep their defaults.
 
-    typer reads options off a signature, so that is what is put together here.
+    typer reads options from a signature, so the signature is put together here.
     """
     return functools.partial(_with_judging, ("state_dir", *names))
 

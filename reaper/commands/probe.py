@@ -73,7 +73,7 @@ def _tls_context(*, insecure: bool) -> "ssl.SSLContext":
 
 
 def _ask_over_tls(target: Target, timeout: float, *, context: "ssl.SSLContext") -> tuple[int, str]:
-    """Ask, straight and following no redirection; see `Ask`."""
+    """Ask without a proxy, following no redirection; see `Ask`."""
     from http.client import HTTPException, HTTPSConnection  # noqa: PLC0415
 
     connection = HTTPSConnection(target.host, target.port, timeout=timeout, context=context)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Counts and writes what a pass yields, and says on standard error what a person must know.
+    """Counts and writes the findings of a pass, and says on standard error what a person must know.
 
-    `journalled`: what became of each lock is on standard error already.
+    `journalled`: what became of each lock is already on standard error.
     """
 
     def __init__(self, judging: Judging, output: Output, *, journalled: bool = False) -> None:
@@ -84,7 +84,7 @@ class Report:
             self._console.error(f"{locks(len(blind))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
-        """1 before 4 before 3."""
+        """Return 1, else 4, else 3, for what went wrong; else 0."""
         if self.summary.failed:
             return EXIT_FAILED
         if exit_zero:
@@ -106,9 +106,10 @@ class NoOutput:
 
 @contextmanager
 def stop_between_locks() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM end the sweep between two locks, never in the middle of a removal.
+    """Let SIGINT and SIGTERM end the sweep between two locks, never during a removal.
 
-    A second signal is not needed: a removal takes microseconds, and waiting looks up every second.
+    A second signal is not needed, because a removal takes microseconds, and a wait checks every
+    second.
     """
     received: list[int] = []
 
@@ -127,7 +128,7 @@ def stop_between_locks() -> Iterator[Callable[[], bool]]:
 def written_to_standard_output(console: Console) -> Iterator[None]:
     """Let `reaper list | head` end quietly, and report a full disk in one line.
 
-    A name that the stream's encoding does not have is escaped.
+    Characters that the stream's encoding does not have are escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -93,7 +93,7 @@ def _free(
     journal: "Journal",
     stop: Callable[[], bool],
 ) -> str | None:
-    """Free the one lock, and write it into the journal; return why it was not freed, if so."""
+    """Remove the one lock, and log that. Return why it was not removed, if so."""
     from reaper.core.finding import Finding  # noqa: PLC0415
 
     def on_wait(_count: int, seconds: float) -> None:
@@ -107,7 +107,7 @@ def _free(
             refusal = None if freed else found.note or why_kept(found.evidence, found.judgement)
             if not freed and stop():
                 refusal = _INTERRUPTED
-            # First of all: what was removed must not be lost with a reader that went away.
+            # First of all, because the reader of standard output may be gone.
             journal.lock(
                 (found.outcome or Outcome.KEPT).value,
                 {**lock_record(found), "by": "unlock", "forced": wanted.force},
@@ -121,7 +121,7 @@ def _free(
 
 
 def _why_not_to_unlock(shown: list[Match], fingerprint: str | None, *, force: bool) -> str | None:
-    """Return why a lock that was looked at is not to be freed; None where it may be."""
+    """Return why a lock that was looked at must not be removed; None if it may be."""
     if len(shown) > 1:
         paths = ", ".join(printable(match.found.lock.path) for match in shown)
         return f"several locks have this name; give the path of one: {paths}"

@@ -203,7 +203,7 @@ def command(
         config=config.current if config else lambda: OPEN,
         on_error=on_web_error,
     )
-    _handle_signals(watch)  # before anybody is answered: who has been may send one
+    _handle_signals(watch)  # before the first answer, because after it a client may send a signal
     try:
         ports = web.start(addresses)
     except (OSError, OverflowError) as error:
@@ -247,5 +247,5 @@ def _flush_journal() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        # What could not be written was counted; Python would make it an exit code of 120.
+        # What could not be written was counted. Python would exit with 120 for it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

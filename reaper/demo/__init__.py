@@ -1,3 +1,3 @@
-"""The demo: a state directory of its own, real processes in the roles of the gateway, and the real
-watch loop on it. Nothing of it is left behind.
+"""The demo: a state directory of its own, real processes that play the gateway, and the real watch
+loop. It leaves nothing behind.
 """

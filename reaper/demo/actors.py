@@ -48,10 +48,10 @@ class Gateway:
 
 @contextmanager
 def gateway(lock: Path, state_dir: Path) -> Iterator[Gateway]:
-    """Start one, and kill it in the end."""
+    """Start a gateway, and kill it at the end."""
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and script
         [sys.executable, "-c", _HOLDER, str(lock), "openclaw.mjs", "gateway", "run"],
-        # On an overlay, as in a container, the hold proof needs a holder that says so.
+        # On an overlay, as in a container, the hold proof needs a holder whose environment says so.
         env={**os.environ, "OPENCLAW_STATE_DIR": str(state_dir)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def gateway(lock: Path, state_dir: Path) -> Iterator[Gateway]:
 
 
 def end_run(sessions: Path, session: str, began_ms: int) -> None:
-    """Write beside the lock what a 2026.5.22 gateway writes when a run times out in its tool."""
+    """Write, beside the lock, what a 2026.5.22 gateway writes when a run times out in its tool."""
     at_ms = time.time_ns() // 1_000_000
     harness = {"version": "2026.5.22", "invocation": ["node", "openclaw.mjs", "gateway", "run"]}
     records: list[tuple[str, int, dict[str, object]]] = [

@@ -29,8 +29,8 @@ class Screen(Protocol):
 
 
 class Log:
-    """A stream for the journal that puts short lines on the screen: the demo's readers want to see
-    which lock went, in 80 columns.
+    """A stream for the journal that puts short lines on the screen, because the demo's users want
+    to see in 80 columns which lock was removed.
     """
 
     def __init__(self, screen: Screen) -> None:

@@ -1,4 +1,4 @@
-"""What happens in the demo, and what is said of it once it is true."""
+"""What happens in the demo, and the captions that say so once it is true."""
 
 import os
 import socket
@@ -35,16 +35,16 @@ _LIMITS: Final = Limits(orphan_grace=4.0, abandoned_after=12.0, confirm=3.0)
 _READING: Final = 2.5
 """Seconds that a caption stays."""
 _PATIENCE: Final = 60.0
-"""Seconds after which something that should have happened did not."""
+"""Seconds after which something that should have happened counts as failed."""
 _BEGINNING: Final = "A demo of 30 seconds, in a folder of its own, with real processes."
 _END: Final = "Now try: reaper list, which shows your own locks and changes nothing."
 
 
 def run(console: Console) -> bool:
-    """Show what the reaper does, for about 30 seconds; return whether it did all of it. Ctrl-C
-    ends it sooner.
+    """Show what the reaper does, for about 30 seconds. Return whether it did all of it. Ctrl-C ends
+    it sooner.
 
-    On a terminal as a live table, elsewhere as lines of text. Needs `hold_proof.prepare` before.
+    Shows a live table on a terminal, lines of text elsewhere. Call `hold_proof.prepare` first.
     """
     print(_BEGINNING, file=console.file, flush=True)
     with (
@@ -116,7 +116,7 @@ def _start_sidecar(root: Path, inventory: LockInventory, log: Log, cleanup: Exit
 
 
 class _Story:
-    """Lets the processes play their parts, waits for what the reaper makes of it, and says so."""
+    """Starts and stops the processes, waits for what the reaper does, and says so."""
 
     def __init__(
         self,
@@ -173,14 +173,14 @@ class _Story:
         return self._holders.enter_context(gateway(lock, self._root))
 
     def _hold(self, session: str) -> Gateway:
-        """Have a gateway hold a lock that the reaper has found held."""
+        """Have a gateway hold a lock that the reaper has found to be held."""
         holder = self._start(session)
         holder.tell("take")
         self._until(lambda: self._verdict(session) is Verdict.HELD)
         return holder
 
     def _removed(self, session: str, text: str) -> bool:
-        """Say the text once the lock was removed; return whether it was."""
+        """Show the text once the lock was removed. Return whether it was."""
         if self._until(lambda: session in self._log.removed):
             self._say(text)
             return True

@@ -1,1 +1,1 @@
-"""What people and machines see."""
+"""Findings for people and machines: text, tables, JSON, log lines and metrics."""

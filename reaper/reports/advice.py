@@ -1,4 +1,4 @@
-"""What a person does next about one lock."""
+"""What a person should do next about one lock."""
 
 from typing import Final, NamedTuple, assert_never
 
@@ -23,7 +23,7 @@ ANCHORS: Final = frozenset(
     {HELD, STALE, ORPHANED, ABANDONED, OVERDUE, WAITS_FOR_THE_GATEWAY, CANNOT_BE_JUDGED}
     | {REMOVAL_FAILED, REASONS, OTHER_LOCKS}
 )
-"""All sections of the runbook that the program links to."""
+"""All sections of the runbook to which the program links."""
 
 _SECTIONS: Final = {
     Verdict.HELD: HELD,
@@ -39,9 +39,9 @@ _NOTHING: Final = "-"
 class Advice(NamedTuple):
     """One next step for one lock.
 
-    `text` says the step in words. `command` is a shell command to copy, None where no command
-    helps. `runbook` is the anchor of the runbook's section. `brief` is the step in at most 15
-    characters, for a table; `-` where there is nothing to do.
+    `text` describes the step. `command` is a shell command to copy, None if no command helps.
+    `runbook` is the anchor of the runbook's section. `brief` is the step in at most 15 characters,
+    for a table; `-` if there is nothing to do.
     """
 
     text: str
@@ -61,7 +61,7 @@ class _Command(FastEnum):
 
 
 class Step(NamedTuple):
-    """As `Advice`, without the words of the command. Where `runbook` is None, it is the section
+    """As `Advice`, but without the text of the command. If `runbook` is None, it is the section
     about the lock's verdict.
     """
 
@@ -74,9 +74,9 @@ class Step(NamedTuple):
 def advice(found: Found, *, state_dir: str | None = None, explained: bool = False) -> Advice:
     """Return the next step for one judged lock.
 
-    The commands name the lock by its session id. They name `state_dir` too, where it is given: a
-    command that is copied to another terminal may not find it by itself. `explained`: the person
-    has the output of `reaper explain` already, so the step is the one after that.
+    The commands name the lock by its session id. They also name `state_dir`, if it is given,
+    because a command in another terminal may not find it by itself. `explained`: the person has
+    already seen the output of `reaper explain`, so return the step after that.
     """
     step = next_step(found, explained=explained)
     command = None
@@ -111,8 +111,8 @@ _AFTER: Final[dict[Outcome | None, Step]] = {
 
 
 def next_step(found: Found, *, explained: bool = False) -> Step:
-    """Return what `advice` says, without the words of the command: a table of 100,000 locks asks
-    for the step of each.
+    """Return what `advice` returns, without the text of the command, for a table of 100,000
+    locks.
     """
     if found.lock.kind:
         return _other(found)
@@ -120,7 +120,7 @@ def next_step(found: Found, *, explained: bool = False) -> Step:
 
 
 def _other(found: Found) -> Step:
-    """Return the next step for a lock that is no session lock."""
+    """Return the next step for a lock that is not a session lock."""
     judgement, command, brief = found.judgement, None, _NOTHING
     if found.outcome in GONE:
         text = "Nothing to do: the lock is gone."
@@ -209,7 +209,7 @@ class _Commands(NamedTuple):
     state_dir: str | None
 
     def of(self, command: _Command, verdict: Verdict) -> str | None:
-        """Return one of them; None where a name has characters that a terminal cannot show."""
+        """Return one of them; None if a name has characters that a terminal cannot show."""
         match command:
             case _Command.SWEEP:
                 policy = "--on-other" if self.lock.kind else "--on-overdue"
@@ -221,7 +221,7 @@ class _Commands(NamedTuple):
                 explain = self._about_lock("explain") or "reaper list"
                 return f"sudo -u '#{self.lock.uid}' {explain}"
             case _Command.UNLOCK | _Command.FORCE:
-                # The fingerprint: this lock, and no other that has its name later.
+                # The fingerprint means this lock, and no other that gets its name later.
                 risk = ("--force",) if command is _Command.FORCE else ()
                 return self._about_lock("unlock", *risk, "--fingerprint", self.lock.fingerprint)
         assert_never(command)

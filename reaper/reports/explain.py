@@ -1,4 +1,4 @@
-"""Evidence in words, for people. Names go through `printable`."""
+"""Evidence as text, for people. Names go through `printable`."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people read it: 0.4s, 12s, 3m 05s, 2h 10m, 4d 3h."""
+    """Return a length of time for people: 0.4s, 12s, 3m 05s, 2h 10m, 4d 3h."""
     whole = int(seconds)
     if seconds < 10:  # noqa: PLR2004  # below that, tenths matter
         return f"{seconds:.1f}s"
@@ -57,7 +57,7 @@ def evidence_lines(found: "Found", limits: Limits) -> list[str]:
 
 
 def line(name: str, text: str) -> str:
-    """Return one line of what `reaper explain` writes."""
+    """Return one line of the output of `reaper explain`."""
     return f"  {name:<13} {text}"
 
 
@@ -74,7 +74,7 @@ def _hold_proof(evidence: Evidence) -> str:
 
 
 def why_no_proof(note: str, owner: str) -> str:
-    """Return why there is no hold proof, "" where the evidence gives no reason; `owner` is the lock
+    """Return why there is no hold proof, "" if the evidence gives no reason. `owner` is the lock
     file's.
     """
     reason, _, detail = note.partition(":")
@@ -153,9 +153,10 @@ def _uid(uid: int) -> str:
 def no_proof_advice(
     uids: set[int], note: str, *, stray: bool = False, name: Callable[[int], str] = _uid
 ) -> str:
-    """Return the one line that says what to do about locks that cannot be judged.
+    """Return one line that says what to do about locks that cannot be judged.
 
-    `uids` own the lock files; `stray`: the folders belong to other uids; `name` names a uid.
+    `uids` own the lock files. `stray`: the folders belong to other uids. `name` returns a uid's
+    name.
     """
     owners = " and ".join(name(uid) for uid in sorted(uids))
     reason, _, detail = note.partition(":")

@@ -12,13 +12,13 @@ from reaper.reports.stuck_history import StuckHistory
 from reaper.reports.tally import Tallies
 
 _ACTS: Final = 50
-"""Acts that are remembered for the page."""
+"""Actions that are remembered for the page."""
 _COUNTED: Final = 1000
-"""Acts that are counted, by lock and outcome."""
+"""Actions that are counted, by lock and outcome."""
 
 
 class LockInventory:
-    """What is known of all locks, shared between the worker and those who look; thread-safe."""
+    """What is known about all locks, shared between the worker and its readers; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class LockInventory:
         self._history = StuckHistory()
 
     def put(self, place: object, seen: TrackedLock) -> TrackedLock | None:
-        """Note the latest of a place; return what was known of it before."""
+        """Set what is known about a lock. Return what was known before."""
         with self._lock:
             before = self._seen.get(place)
             self._seen[place] = seen
@@ -61,17 +61,15 @@ class LockInventory:
             self._history.record(self._tallies.stuck, time.monotonic())
 
     def set_others(self, seen: Iterable[TrackedLock]) -> None:
-        """Keep the locks that are no session locks, as a full sweep found them, without those that
-        are gone now.
-        """
+        """Keep the other locks that a full sweep found, without those that are gone now."""
         self._others = [one for one in seen if one.outcome not in GONE]
 
     def others(self) -> list[TrackedLock]:
-        """Return those of the last full sweep."""
+        """Return the other locks of the last full sweep."""
         return self._others
 
     def set_watched_folders(self, counts: Mapping[str, int]) -> None:
-        """Keep how many `sessions` folders each state directory has, as a full sweep found."""
+        """Keep how many `sessions` folders each state directory has, by a full sweep."""
         self._watched_folders = dict(counts)
 
     def watched_folders(self) -> Mapping[str, int]:
@@ -79,8 +77,8 @@ class LockInventory:
         return self._watched_folders
 
     def remember(self, record: dict[str, Any], at_ms: int) -> None:
-        """Keep an action, as `lock_record` gives it; the last _ACTS are kept. The same outcome for
-        the same lock is only counted, so that a removal that fails each second displaces nothing.
+        """Keep an action, as `lock_record` returns it. The last _ACTS are kept. The same outcome
+        for the same lock is only counted, so a removal that fails each second pushes nothing out.
         """
         key = (record["path"], record["outcome"])
         with self._lock:
@@ -103,8 +101,8 @@ class LockInventory:
             return self._times.get((path, Outcome.REMOVED.value), 0)
 
     def stuck_in_last_hour(self, now: float) -> list[int]:
-        """Return how many locks were stuck at most, in each minute up to `now` (monotonic seconds),
-        the latest last; nothing before the first look.
+        """Return the highest number of stuck locks in each minute up to `now` (monotonic seconds),
+        the latest last. Empty before the first look.
         """
         with self._lock:
             return self._history.last_hour(now)

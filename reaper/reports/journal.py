@@ -1,8 +1,9 @@
-"""The journal on standard error: one line for each act and each change of what is known of a lock.
+"""The journal on standard error: one line for each action and each change of what is known about a
+lock.
 
-As logfmt, short enough to read, or as JSON with the whole record. A removal's line quotes what the
-removed file said, so that nothing is lost by it: a gateway's own record is always complete, of
-other content only the beginning. Names are made printable, so that none can forge a line or field.
+It is logfmt, short enough to read, or JSON with the whole record. The line of a removal quotes the
+removed file, so nothing is lost: a gateway's own record completely, of other content only the
+beginning. Names are made printable, so that none can forge a line or a field.
 """
 
 import json
@@ -21,18 +22,17 @@ QUOTE_LIMIT: Final = 300
 """Bytes of a file that one line quotes at most; a gateway's record has 109."""
 _LONGEST: Final = 100
 _LONGEST_LONG: Final = 400
-"""Characters of a value in logfmt, and of one that is in _LONG; the rest is cut off. Whole values
-are in JSON."""
+"""Characters of a value in logfmt, and of a value in _LONG; the rest is cut off. JSON has whole
+values."""
 _LONG: Final = frozenset({"note", "path", "record", "state_dirs", "why"})
 _EVIDENCE: Final = ("agent", "hold_proof", "holder", "run", "rule")
 
 
 class Journal:
     """Writes events as logfmt, with colours on a terminal unless NO_COLOR is set, or as JSON. A
-    line that cannot be written is counted by `on_error`, and lost.
+    line that cannot be written is lost; `on_error` counts it.
 
-    With several state directories, `name_state_dir` has logfmt lines on locks say in which one the
-    lock is.
+    With `name_state_dir`, for several state directories, logfmt lines on locks name theirs.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Journal:
         self._on_error = on_error
 
     def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
-        """Write what became of one lock. JSON has the whole record; both quote the first
-        QUOTE_LIMIT bytes of the file where it was removed, JSON always.
+        """Write what became of one lock. JSON has the whole record. The first QUOTE_LIMIT bytes of
+        the file are quoted: always in JSON, in logfmt if the file was removed.
         """
         quoted = " ".join(_quote(lock.data).split())
         if self._json:
@@ -62,14 +62,15 @@ class Journal:
         else:
             fields = dict(self._shown(record))
             if record["outcome"] == "removed":
-                # What proved it, and the whole record: nothing else keeps them.
+                # Nothing else keeps the evidence and the whole record.
                 evidence = {name: record[name] for name in _EVIDENCE if name in record}
                 fields |= evidence | {"record": quoted}
         self._write(event, fields, warn=warn)
 
     def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield what identifies the lock for a person, and why. The agent is left out where the
-        session's key names it, and why a lock became stuck that is kept.
+        """Yield what identifies the lock for a person, and why. The agent is left out if the
+        session's key names it. For a lock that is kept, the reasons why it became stuck are left
+        out.
         """
         key, agent = record.get("session_key"), record["agent"]
         if "kind" in record:
@@ -115,11 +116,11 @@ class Journal:
             self._stream.write(f"{line}\n")
             self._stream.flush()
         except (OSError, ValueError):
-            # A full disk or a reader that went away must not end the watch.
+            # A full disk, or a reader that is gone, must not end the watch.
             self._on_error()
 
     def _logfmt(self, fields: dict[str, Any]) -> str:
-        """Return the fields that say something, as `key=value`."""
+        """Return the fields with a value, as `key=value`."""
         words = []
         for key, value in fields.items():
             text = _word(key, value)
@@ -144,19 +145,19 @@ def _coloured(key: str, text: str, level: str) -> str:
 
 
 def _quote(data: bytes) -> str:
-    """Return the beginning of what a file says: an agent can make it long."""
+    """Return the beginning of a file's content, which an agent can make long."""
     text = data[:QUOTE_LIMIT].decode("utf-8", "backslashreplace")
     return text if len(data) <= QUOTE_LIMIT else f"{text}..."
 
 
 _encode: Final = json.JSONEncoder().encode
-"""One for all lines: json.dumps can make one for each."""
+"""One encoder for all lines, because json.dumps can make one for each."""
 _quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
 _PLAIN: Final = re.compile(r'[^\s="\\]+')
 
 
 def _word(key: str, value: Any) -> str:  # noqa: ANN401  # any field
-    """Return a value as logfmt has it, empty for None and for an empty one."""
+    """Return a value as logfmt writes it, empty for None and for an empty value."""
     match _safe(value):
         case None:
             return ""

@@ -11,14 +11,14 @@ _METADATA: Final = os.path.join(
     f"openclaw_lock_reaper-{reaper.__version__}.dist-info",
     "METADATA",
 )
-"""Read as a file: to import importlib.metadata takes longer than to explain a lock."""
+"""Read as a file, because importing importlib.metadata takes longer than explaining a lock."""
 _FIELD: Final = "Project-URL: Documentation, "
 _INDEX: Final = "/docs/README.md"
 
 
 def runbook(anchor: str) -> str:
-    """Return the link to a section of the runbook: an address where the project has one, else the
-    path of the file in the project.
+    """Return the link to a section of the runbook: an address if the project has one, else the path
+    of the file in the project.
     """
     path = f"docs/runbook.md#{anchor}"
     address = _address(_METADATA)
@@ -27,8 +27,8 @@ def runbook(anchor: str) -> str:
 
 @cache
 def _address(metadata: str) -> str:
-    """Return where the project's files can be read in a browser, as the installed metadata says;
-    "" where they say nothing, or where the program runs without being installed.
+    """Return the address of the project's files, as the installed metadata gives it; "" if it gives
+    none, or if the program runs without being installed.
     """
     try:
         with open(metadata, encoding="utf-8") as file:

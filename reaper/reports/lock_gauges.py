@@ -1,6 +1,6 @@
-"""Gauges of locks and holders, made from what is known at the moment of the scrape.
+"""Gauges of locks and holders, made from what is known when they are scraped.
 
-A series that an alert reads becomes 0 rather than go away, except those of a holder that is gone.
+A series that an alert reads becomes 0 instead of going away, except those of a holder that is gone.
 """
 
 from collections import Counter
@@ -32,11 +32,11 @@ _SKIP_REASONS: Final = (
     "too-many-locks",
     "unreadable",
 )
-"""All that the metric has; a reason that is not among them, such as `error-EIO`, is an error."""
+"""All reasons of the metric. Any other reason, such as `error-EIO`, is an error."""
 
 
 class HolderUse(Protocol):
-    """What a live holder uses; `open_fds` is None where it cannot be read."""
+    """What a live holder uses; `open_fds` is None if it cannot be read."""
 
     @property
     def resident_bytes(self) -> int: ...
@@ -81,7 +81,7 @@ class LockCollector(Collector):
         yield self._others()
 
     def _others(self) -> Metric:
-        """All kinds and verdicts, or none before the first sweep, as `_skipped` does."""
+        """All kinds and verdicts, or none before the first sweep, as in `_skipped`."""
         family = GaugeMetricFamily(
             "reaper_other_locks",
             "OpenClaw's locks that are not session locks, by kind and verdict. Absent before the "
@@ -109,8 +109,8 @@ class LockCollector(Collector):
         return family
 
     def _skipped(self) -> Metric:
-        """All reasons, or none before the first sweep: a 0 that nobody looked for would resolve an
-        alert.
+        """All reasons, or none before the first sweep, because a 0 that was not observed would
+        resolve an alert.
         """
         family = GaugeMetricFamily(
             "reaper_skipped_files",
@@ -128,8 +128,8 @@ class LockCollector(Collector):
         return family
 
     def _allot_labels(self, agents: Mapping[tuple[str, str], AgentTally]) -> None:
-        """Give each agent that has locks a label of its own, up to the cap; first come, first
-        served. One that has no locks any more keeps its label until another agent needs it.
+        """Give each agent that has locks a label of its own, up to the limit, first come, first
+        served. An agent without locks keeps its label until another agent needs it.
         """
         labels = self._labels
         idle = [key for key in labels if key not in agents]
@@ -148,7 +148,7 @@ class LockCollector(Collector):
             "Locks that are there now, by verdict. Absent before the first sweep.",
             labels=["state_dir", "verdict"],
         )
-        # Not before the first sweep: a 0 that nobody looked for would say that all is well.
+        # Not before the first sweep: a 0 that was not observed would say that all is well.
         swept = self._states if self._inventory.has_swept() else ()
         for state in dict.fromkeys((*swept, *(state for state, _ in tallies.verdicts))):
             for place, verdict in enumerate(VERDICTS):
@@ -206,8 +206,8 @@ class LockCollector(Collector):
             yield family
 
     def _proof(self, tallies: Tallies) -> Metric:
-        """Absent until something is known, because a gauge that guesses would page or soothe; keeps
-        its last value while there are no locks to know it by.
+        """Absent until something is known, because a guessed value would raise or resolve an alert.
+        Keeps its last value while there are no locks.
         """
         family = GaugeMetricFamily(
             "reaper_hold_proof_available",

@@ -1,7 +1,6 @@
 """Metrics for Prometheus, in a registry of their own; docs/metrics.md lists them.
 
-A counter that an alert reads starts at 0. No label carries a session, or anything else without a
-bound.
+A counter that an alert reads starts at 0. No label has a session, or anything else without a bound.
 """
 
 import platform
@@ -37,7 +36,7 @@ _DELAY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 
 class Metrics:
-    """The counters that the worker moves, and the registry that is scraped."""
+    """The counters of the worker, and the registry that is scraped."""
 
     def __init__(
         self,
@@ -55,10 +54,10 @@ class Metrics:
         wedged: Callable[[], Iterable[tuple[str, str, bool]]] = lambda: (),
         watching: bool = True,
     ) -> None:
-        # They double each counter, and nobody asks for them.
+        # They double each counter, and nothing uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped upstream
         registry = self.registry = CollectorRegistry()
-        # A one-shot sees no events, and must not look like a sidecar that lost them.
+        # A one-shot has no events. It must not look like a sidecar that lost them.
         events = registry if watching else None
         Gauge(
             "reaper_build_info",
@@ -152,11 +151,11 @@ class Metrics:
             )
         )
         if watching:
-            # In a textfile these names would clash with those of node_exporter.
+            # In a textfile these names would collide with those of node_exporter.
             ProcessCollector(registry=registry)
 
     def count_action(self, found: Found) -> None:
-        """Count an act by its first reason; keeping is none."""
+        """Count an action by its first reason. Keeping a lock is not counted."""
         judgement, outcome = found.judgement, found.outcome
         if found.action is not Action.KEEP and outcome is not None:
             reason = judgement.reasons[0] if judgement.reasons else ""
@@ -168,7 +167,9 @@ class Metrics:
 
 
 def _possible_actions(policy: Policy, *, dry_run: bool) -> Iterator[tuple[Action, str, Outcome]]:
-    """Yield what can be done to a stuck lock: a counter that an alert reads must start at 0."""
+    """Yield what can be done to a stuck lock, because a counter that an alert reads must start at
+    0.
+    """
     removals = (Outcome.WOULD_REMOVE,) if dry_run else _REMOVAL_OUTCOMES
     for verdict, reasons in FIRST_REASONS.items():
         action = decide(Judgement(verdict=verdict, reasons=reasons[:1], row=0), policy)

@@ -1,4 +1,4 @@
-"""What commands write to standard output, apart from the table for people: JSON, sentences."""
+"""What commands write to standard output besides the table for people: JSON and sentences."""
 
 from typing import Any, Final, Protocol, TextIO
 
@@ -15,7 +15,7 @@ VERDICT_STYLES: Final = {
 
 
 RESULTS: Final = {"flagged": "reported", "vanished": "gone", "would-remove": "would be removed"}
-"""Outcomes in words, where those of `--json` are not plain."""
+"""Outcomes in words, if those of `--json` are not plain."""
 
 
 class Output(Protocol):
@@ -25,7 +25,7 @@ class Output(Protocol):
 
 
 class JsonOutput:
-    """One object, written as it grows, so that any number of locks needs no memory."""
+    """One object, written as it grows, so that the number of locks does not matter for memory."""
 
     def __init__(self, stream: TextIO) -> None:
         from json import dumps  # noqa: PLC0415  # a table needs it not
@@ -40,7 +40,7 @@ class JsonOutput:
         self.record(lock_record(found))
 
     def record(self, record: dict[str, Any]) -> None:
-        """Write a lock as `lock_record` gave it, or with less in it."""
+        """Write a lock as `lock_record` returns it, or with less in it."""
         self._stream.write(self._separator + self._dumps(record))
         self._separator = ",\n"
 
@@ -48,11 +48,11 @@ class JsonOutput:
         self.other_record(other_record(found))
 
     def other_record(self, record: dict[str, Any]) -> None:
-        """Keep a lock as `other_record` gave it, or with less in it: there are few."""
+        """Keep a lock as `other_record` returns it, or with less in it. There are few."""
         self._others.append(record)
 
     def summary(self, record: dict[str, Any]) -> None:
-        """End the object with what `Summary.as_record` gave, or with more in it."""
+        """End the object with what `Summary.as_record` returns, or with more in it."""
         others = ",\n".join(map(self._dumps, self._others))
         self._stream.write(f'], "other_locks": [{others}], "summary": {self._dumps(record)}}}\n')
         self._stream.flush()
@@ -62,7 +62,7 @@ class JsonOutput:
 
 
 def sentence(summary: Summary) -> str:
-    """Return the whole in one line: `12 locks: 10 held, 2 stale; 2 removed`."""
+    """Return the summary in one line: `12 locks: 10 held, 2 stale; 2 removed`."""
     names = "1 file or folder" if summary.unseen == 1 else f"{summary.unseen} files or folders"
     unseen = f"{names} cannot be checked" if summary.unseen else ""
     if not summary.locks:
@@ -77,7 +77,7 @@ def sentence(summary: Summary) -> str:
 
 
 def others_sentence(summary: Summary) -> str:
-    """Return the locks that are no session locks in one line."""
+    """Return the locks that are not session locks in one line."""
     count = summary.others.total()
     parts = ", ".join(f"{count} {verdict.value}" for verdict, count in summary.others.items())
     return f"{count} other {'lock' if count == 1 else 'locks'}: {parts}"

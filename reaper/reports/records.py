@@ -1,6 +1,6 @@
 """Findings as data: the schema of `--json`, and the result of a command as a whole.
 
-The schema is written down in docs/json.md. Schema 1 only ever gains fields.
+docs/json.md describes the schema. Schema 1 only gains fields.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 
 _NOT_LEFT: Final = GONE | {Outcome.CHANGED, Outcome.RESTORED}
-"""Outcomes after which the lock that was judged stuck is not there any more."""
+"""Outcomes after which the lock that was judged stuck is gone."""
 
 
 class Found(Protocol):
@@ -73,7 +73,7 @@ _OF_SESSIONS: Final = frozenset({"session", "session_key", "max_hold_ms", "run"}
 
 
 def other_record(found: Found) -> dict[str, Any]:
-    """Return a lock that is no session lock as `--json` shows it."""
+    """Return a lock that is not a session lock as `--json` shows it."""
     record = lock_record(found)
     return {"kind": found.lock.kind} | {
         name: value for name, value in record.items() if name not in _OF_SESSIONS
@@ -81,7 +81,7 @@ def other_record(found: Found) -> dict[str, Any]:
 
 
 class TrackedLock(NamedTuple):
-    """The latest that is known of one lock; `at` is the moment that its ages count to (monotonic
+    """The latest finding about one lock. `at` is the moment until which its ages count (monotonic
     seconds).
     """
 
@@ -99,8 +99,8 @@ class TrackedLock(NamedTuple):
 
     @classmethod
     def of(cls, found: "Finding", before: Self | None = None) -> Self:
-        """Make it from what was found now. What equals what was known `before` is taken from there:
-        each pass reads a lock again, and what is kept of 10,000 of them should not move in memory.
+        """Make it from a new finding. What equals the finding `before` is taken from there: each
+        pass reads a lock again, and what is kept of 10,000 locks should not move in memory.
         """
         lock, evidence = found.lock, found.evidence
         if before is not None and before.lock.identity == lock.identity:
@@ -119,7 +119,7 @@ class TrackedLock(NamedTuple):
 
 
 class SkippedFile(Protocol):
-    """Something that is not looked at, and why."""
+    """Something that was not looked at, and why."""
 
     @property
     def path(self) -> str: ...
@@ -134,7 +134,9 @@ class SkippedFile(Protocol):
 
 
 class Act(NamedTuple):
-    """What was done to one lock, or said of it; `times` that it was, last at `at_ms` (epoch)."""
+    """An action on one lock, or a report about it. It happened `times` times, last at `at_ms`
+    (epoch).
+    """
 
     record: dict[str, Any]
     at_ms: int
@@ -142,7 +144,7 @@ class Act(NamedTuple):
 
 
 class Summary:
-    """What a command met, counted."""
+    """What a command found, counted."""
 
     def __init__(self) -> None:
         self.failed = self.unseen = 0
@@ -178,7 +180,7 @@ class Summary:
         )
 
     def count_other(self, judgement: Judgement, outcome: Outcome | None) -> None:
-        """Count a lock that is no session lock."""
+        """Count a lock that is not a session lock."""
         self.others[judgement.verdict] += 1
         self.failed += outcome is Outcome.FAILED
         self.others_stuck += judgement.wants_freeing and outcome not in _NOT_LEFT
@@ -188,7 +190,9 @@ class Summary:
     def count_skipped(
         self, *, path: str | None, reason: str, note: str | None, failed: bool
     ) -> None:
-        """Count what was not looked at; path and note are None for who may not see names."""
+        """Count what was not looked at. Path and note are None for readers that may not see
+        names.
+        """
         self.skipped.append({"path": path, "reason": reason, "note": note})
         self.failed += failed
         self.unseen += failed

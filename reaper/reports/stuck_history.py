@@ -7,9 +7,9 @@ MINUTES: Final = 60
 
 
 class StuckHistory:
-    """The most locks that were stuck at once, minute by minute. Only changes are reported to it, so
-    it wakes nobody; the minutes between two changes are filled in afterwards. Times are monotonic
-    seconds. Not thread-safe.
+    """The highest number of stuck locks in each minute. It gets only changes, so it wakes no
+    thread; the minutes between two changes are filled in later. Times are monotonic seconds. Not
+    thread-safe.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class StuckHistory:
         self._most: deque[int] = deque(maxlen=MINUTES)
 
     def record(self, stuck: int, now: float) -> None:
-        """Note that so many locks are stuck from now on."""
+        """Set how many locks are stuck from now on."""
         self._go_on(now)
         self._stuck = stuck
         self._most[-1] = max(self._most[-1], stuck)

@@ -1,4 +1,4 @@
-"""The table of locks that people read: one line for each, aligned, also where it is piped."""
+"""The table of locks for people: one line for each, aligned, even in a pipe."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,13 +33,13 @@ from reaper.reports.output import RESULTS, locks, others_sentence, sentence
 from reaper.reports.records import Found, Summary
 
 MOST_ROWS: Final = 1000
-"""Locks of which a table is laid out as a whole. Of more, lines are written as they come, laid out
-by these, so that any number of locks needs no memory."""
+"""Up to so many locks, the table is laid out as a whole. The lines of further locks are written at
+once in the same layout, so that memory does not grow."""
 
 COLUMNS: Final = ("id", "age", "pid", "verdict", "why", "result", "next", "state dir", "session")
 OTHER_COLUMNS: Final = ("age", "pid", "verdict", "why", "result", "path")
 _CELLS: Final = (*COLUMNS, "path")
-"""What `_row` makes, in its order."""
+"""What `_row` returns, in its order."""
 _GAP: Final = "  "
 _COLOURS: Final = {
     "HELD": "32",
@@ -55,10 +55,10 @@ _TO_FIT: Final = (("session", 28), ("pid", 0), ("session", 12), ("session", 0), 
 
 
 class TableOutput:
-    """A table of locks, then what they are in one sentence, and the commands for what is left.
+    """A table of locks, then a sentence about them, and the commands for those that are left.
 
-    `say` writes the sentences; `only_notable` leaves out locks that are simply held.
-    `options` gives those that the commands need to judge the same locks alike.
+    `say` writes the sentences; `only_notable` leaves out locks that are simply held. `options`
+    returns those that the commands need to judge the same locks alike.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class TableOutput:
 class Table:
     """Writes a line for each lock, with a header before the first.
 
-    `width` is that of the terminal, None where there is none: then nothing is cut. `columns` are
-    some of `COLUMNS`, in their order.
+    `width` is that of the terminal, None if there is none; then nothing is cut. `columns` are some
+    of `COLUMNS`, in their order.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class Table:
         """The format of a line in which each character takes one column and nothing is cut."""
 
     def of_others(self) -> "Table":
-        """Return a table like this one for the locks that are no session locks."""
+        """Return a table like this one for the locks that are not session locks."""
         columns = [name for name in OTHER_COLUMNS if name in {*self._columns, "path"}]
         return Table(self._stream, columns=columns, width=self._width, coloured=self._coloured)
 
     def add(self, found: Found, step: str, *, shown: bool) -> None:
-        """Add a lock, and what comes next. One that is not shown counts too: a short name must not
-        mean it.
+        """Add a lock, and its next step. A lock that is not shown counts too, because a short name
+        must not mean it.
         """
         if self._widths is not None:
             if shown:
@@ -150,7 +150,7 @@ class Table:
             self._lay_out()
 
     def end(self) -> None:
-        """Write what is left, so that nothing that is said afterwards goes before it."""
+        """Write what is left, so that nothing that is written later comes before it."""
         if self._widths is None:
             self._lay_out(short_names(self._sessions))
         self._stream.flush()
@@ -168,13 +168,15 @@ class Table:
             "-" if outcome is None else RESULTS.get(outcome.value, outcome.value),
             step,
             lock.state_dir,
-            # What people know a session by: its key; of one without a key, the agent.
+            # People know a session by its key; without a key, the agent helps.
             f"(agent {lock.agent})" if run.session_key is None else run.session_key,
             lock.session,
         )
 
     def _lay_out(self, names: dict[str, str] | None = None) -> None:
-        """Choose the widths by the rows so far, and write them, with these names for the ids."""
+        """Choose the widths from the rows so far, and write the rows, with these names for the
+        ids.
+        """
         rows = [tuple(name.upper() for name in _CELLS), *self._rows]
         if names is not None:
             rows[1:] = [(names[whole], *others) for whole, *others in rows[1:]]
@@ -265,7 +267,7 @@ _WHY_NO_PROOF: Final = {
 
 
 def why(judgement: Judgement, evidence: Evidence) -> str:
-    """Return in at most 15 characters, as a rule, why a lock has its verdict."""
+    """Return why a lock has its verdict, usually in at most 15 characters."""
     for reason in judgement.reasons:
         if reason == NO_HOLD_PROOF:
             note, _, _ = evidence.proof_note.partition(":")

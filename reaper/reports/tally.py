@@ -1,4 +1,4 @@
-"""Totals of the locks, counted as they change: a scrape then reads agents, not locks."""
+"""Totals of the locks, counted as they change, so that a scrape reads agents and not locks."""
 
 from bisect import bisect_left, insort
 from collections import defaultdict
@@ -15,7 +15,7 @@ Time = TypeVar("Time", int, float)
 
 
 VERDICTS: Final = tuple(Verdict)
-# An enumeration looks up its members, and hashes them, in Python.
+# Looking up a member of an enumeration calls Python.
 _HELD: Final = Verdict.HELD
 _UNAVAILABLE: Final = HoldProof.UNAVAILABLE
 _SAME: Final = HolderState.SAME
@@ -23,8 +23,8 @@ _SAME: Final = HolderState.SAME
 
 @dataclass(slots=True)
 class AgentTally:
-    """The locks of one agent: when each was taken (epoch ms), the stuck ones too, and when its age
-    began (monotonic seconds), the earliest first.
+    """The locks of one agent: when each was taken (epoch ms), the stuck ones separately too, and
+    when its age began (monotonic seconds), the earliest first.
     """
 
     taken_ms: list[int] = field(default_factory=list)
@@ -37,25 +37,25 @@ class AgentTally:
 
 
 class Tallies:
-    """Of all; by state directory and agent; by state directory; by state directory and pid. What
-    counts none has no entry.
+    """Totals of all locks, by state directory and agent, by state directory, and by state directory
+    and pid. A total of 0 has no entry.
     """
 
     def __init__(self) -> None:
         self.stuck = 0
         self.agents: dict[tuple[str, str], AgentTally] = defaultdict(AgentTally)
         self.verdicts: dict[tuple[str, int], int] = {}
-        """Locks by state directory and the verdict's place in VERDICTS."""
+        """Locks by state directory and the verdict's index in VERDICTS."""
         self.proven: dict[str, int] = {}
         self.unproven: dict[str, int] = {}
-        """Locks without a hold proof, but for those that it is too early to probe."""
+        """Locks without a hold proof, except those that are too young to be probed."""
         self.of_holder: dict[tuple[str, int], int] = {}
         self.stuck_of_holder: dict[tuple[str, int], int] = {}
         """Of holders that are seen alive."""
 
     def change(self, before: TrackedLock | None, after: TrackedLock | None) -> None:
-        """Take note that what is known of one lock has changed."""
-        # The new one first: an agent, or a holder, keeps its place among the others.
+        """Count that what is known about one lock has changed."""
+        # The new one first, so that an agent or a holder keeps its place among the others.
         if after is not None:
             self._count(after, 1)
         if before is not None:
@@ -85,7 +85,7 @@ class Tallies:
 
 
 def _change(times: list[Time], time: Time, by: int) -> None:
-    """Add a time to sorted ones, or take it away."""
+    """Add a time to sorted ones, or remove it."""
     if by > 0:
         insort(times, time)
     else:

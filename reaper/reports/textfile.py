@@ -1,4 +1,4 @@
-"""The counters of a timer's sweeps, which go on from the file that the last sweep wrote."""
+"""The counters of a timer's sweeps. They continue from the file that the last sweep wrote."""
 
 import math
 from collections import defaultdict
@@ -15,7 +15,7 @@ _OURS: Final = "reaper_build_info"
 
 
 class TextfileError(ValueError):
-    """A file from which no counter can go on; its text says why."""
+    """A file from which the counters cannot continue. The text says why."""
 
 
 class _Series(NamedTuple):
@@ -27,7 +27,7 @@ class OldCounts:
     """The counters and histograms of an earlier file."""
 
     def __init__(self, text: str = "") -> None:
-        """Raises TextfileError where the text is not what a sweep wrote. Empty text has none."""
+        """Raises TextfileError if a sweep did not write the text. Empty text has no counts."""
         self._values: dict[str, dict[_Series, float]] = defaultdict(dict)
         is_ours = not text
         try:
@@ -41,9 +41,10 @@ class OldCounts:
             raise TextfileError("another program wrote it")
 
     def added_to(self, family: Metric) -> Metric:
-        """Return a family of this sweep with the old values added; another type stays as it is.
+        """Return a family of this sweep with the old values added; a family of another type stays
+        as it is.
 
-        A histogram with other buckets, which another version wrote, starts from 0.
+        A histogram with other buckets, written by another version, starts from 0.
         """
         old = self._values.get(family.name, {})
         now = dict(map(_count, family.samples))
@@ -57,7 +58,7 @@ class OldCounts:
         elif family.type != "histogram" or old.keys() != now.keys():
             return family
         total = Metric(family.name, family.documentation, family.type)
-        # In the order of this sweep: a reader of a histogram expects its buckets in theirs.
+        # In the order of this sweep, because the buckets of a histogram must be in order.
         for series in dict.fromkeys((*now, *old)):
             value = now.get(series, 0.0) + old.get(series, 0.0)
             total.samples.append(Sample(series.name, dict(series.labels), value))
@@ -65,14 +66,14 @@ class OldCounts:
 
 
 def _count(sample: Sample) -> tuple[_Series, float]:
-    """Raises ValueError where it is no count."""
+    """Raises ValueError if it is not a count."""
     if not (math.isfinite(sample.value) and sample.value >= 0):
         raise ValueError(f"{sample.name} is {sample.value}")
     return _Series(sample.name, frozenset(sample.labels.items())), sample.value
 
 
 class Continued(Collector):
-    """The metrics of one sweep, with the counts of those before it."""
+    """The metrics of one sweep, with the counts of earlier sweeps added."""
 
     def __init__(self, sweep: Collector, old: OldCounts) -> None:
         self._sweep = sweep

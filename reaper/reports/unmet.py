@@ -16,8 +16,8 @@ POLICY: Final = "policy"
 
 
 class NotFreed(NamedTuple):
-    """`code` is stable: a value of `Unmet`, or POLICY. `text` completes "not freed because ...";
-    it names no session.
+    """`code` is stable: a value of `Unmet`, or POLICY. `text` completes "not removed because ..."
+    and names no session.
     """
 
     code: str
@@ -25,7 +25,7 @@ class NotFreed(NamedTuple):
 
 
 def why_not_freed(found: "Found") -> NotFreed | None:
-    """Return the first condition for removing the lock that is not met; None where all are met, or
+    """Return the first condition for removing the lock that is not met; None if all are met, or
     the lock is gone.
     """
     if found.outcome in GONE:
@@ -58,7 +58,9 @@ def _text(unmet: Unmet, evidence: Evidence) -> str:
 
 
 def _seen_like_this_for(evidence: Evidence) -> float:
-    """Return how long the lock counts as seen; a file that names no process, since it is there."""
+    """Return how long the lock counts as observed; for a file that names no process, since its
+    creation.
+    """
     is_unnamed = evidence.holder.state is HolderState.UNNAMED
     return max(evidence.seen_for, evidence.file_age) if is_unnamed else evidence.seen_for
 

@@ -1,1 +1,1 @@
-"""What the sidecar shows over HTTP, to whom, and the server for that."""
+"""What the sidecar shows over HTTP, to whom, and the server."""

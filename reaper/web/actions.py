@@ -1,4 +1,4 @@
-"""What the reaper did lately, on the page."""
+"""The reaper's recent actions, on the page."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -21,7 +21,7 @@ _WORDS: Final = {
     Outcome.FAILED: "failed",
 }
 _OPEN: Final = 8
-"""Actions that are shown at once; the earlier ones are folded."""
+"""Actions that are shown at once; earlier ones are folded."""
 
 
 def actions(acts: Sequence[Act], now_ms: int, *, names: bool) -> Html:

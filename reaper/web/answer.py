@@ -11,13 +11,13 @@ from reaper.web.html import Html, html, many, moment
 class Level(Enum):
     GOOD = "good"
     DOUBT = "doubt"
-    """Something could not be seen or judged, so nobody knows."""
+    """Something could not be seen or judged, so it is not known."""
     BAD = "bad"
 
 
 class Holding(NamedTuple):
-    """Who holds a lock: `who` within a sentence. `together` is the title under which all locks like
-    this one are shown, None where that is `who`.
+    """Who holds a lock. `who` fits into a sentence. `together` is the title under which all such
+    locks are shown, None if that is `who`.
     """
 
     who: str
@@ -25,7 +25,7 @@ class Holding(NamedTuple):
 
 
 def holding(evidence: Evidence) -> Holding:
-    """Return who holds the lock. That nobody does is said only where the hold proof says so."""
+    """Return who holds the lock. It says that no process does only if the hold proof says so."""
     pid, holder = evidence.lock.record.pid, evidence.holder
     match evidence.proof:
         case HoldProof.OPEN:
@@ -68,7 +68,7 @@ def _held_by_nobody(pid: int | None, state: HolderState) -> Holding:
 
 
 class Stuck(NamedTuple):
-    """The session that has been stuck for longest: when it was locked (epoch ms), and by whom."""
+    """The session that has been stuck longest: when it was locked (epoch ms), and by whom."""
 
     since_ms: int
     evidence: Evidence
@@ -77,9 +77,9 @@ class Stuck(NamedTuple):
 class Facts(NamedTuple):
     """What the first line is made from.
 
-    `stopped`: the worker has stopped, so all else is old. `not_ready`: why the last full sweep did
-    not see every folder. `void` counts the state directories without sessions folders, `elsewhere`
-    those whose sessions are kept where nobody looks.
+    `stopped`: the worker has stopped, so everything else is old. `not_ready`: why the last full
+    sweep did not see every folder. `void` counts the state directories without sessions folders,
+    `elsewhere` those whose sessions are kept where the reaper does not look.
     """
 
     stopped: bool = False
@@ -101,7 +101,7 @@ class Answer(NamedTuple):
 
 
 def answer(facts: Facts) -> Answer:
-    """Return the worst of the facts. GOOD only where all of them are known and fine."""
+    """Return the worst of the facts. GOOD only if all of them are known and fine."""
     if facts.stopped:
         line = "The reaper has stopped responding. This page is out of date."
         return Answer(Level.BAD, html("{line}", line=line), "stopped")

@@ -20,19 +20,20 @@ from reaper.web.worker import Worker
 ShowSessions = Literal["authenticated", "local", "all"]
 """Which clients see the names of sessions: authenticated ones; also those on this machine; all."""
 _FRESH_FOR: Final = 1.0
-"""Seconds that a rendered page or JSON is served again: 2,000 locks take 40 ms to render."""
+"""Seconds for which a rendered page or JSON is served again, because rendering 2,000 locks takes 40
+ms."""
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip"})
 
 
 class _Renderer:
-    """Renders one answer at a time, and the same one at most once in _FRESH_FOR."""
+    """Renders one answer at a time, and the same answer at most once in _FRESH_FOR."""
 
     def __init__(self) -> None:
         self.worker = Worker("renderer")
         self._latest: dict[object, tuple[float, list[bytes]]] = {}
 
     async def latest(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        """Return the pieces of what `render` gave for this key at most _FRESH_FOR ago."""
+        """Return the pieces that `render` returned for this key at most _FRESH_FOR ago."""
         fresh = self._fresh(key)
         return await self.worker.run(lambda: self._render(key, render)) if fresh is None else fresh
 
@@ -41,7 +42,7 @@ class _Renderer:
         return pieces if time.monotonic() - at < _FRESH_FOR else None
 
     def _render(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        pieces = self._fresh(key)  # another client that waited may have had it rendered
+        pieces = self._fresh(key)  # another client may have had it rendered while this one waited
         if pieces is None:
             pieces = list(render())
             self._latest[key] = time.monotonic(), pieces
@@ -51,7 +52,7 @@ class _Renderer:
 def parse_address(text: str) -> Address:
     """Return host and port of `host:port`, `[v6]:port` or `:port` (all addresses).
 
-    Raises ValueError with what is wrong.
+    Raises ValueError, which says what is wrong.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
@@ -64,8 +65,9 @@ def parse_address(text: str) -> Address:
 
 
 class WebServer:
-    """Serves on some addresses. Health is answered at once; all else is rendered by one thread, one
-    answer at a time, so that clients share no more than one thread with the removal of locks.
+    """Serves on some addresses. Health is answered at once. Everything else is rendered by one
+    thread, one answer at a time, so that clients compete with the removal of locks by one thread
+    only.
     """
 
     def __init__(
@@ -101,8 +103,8 @@ class WebServer:
         )
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
-        """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
-        nothing is served then.
+        """Listen on all addresses, then serve; return the ports. Raises OSError if one is taken,
+        and then serves nothing.
         """
         return self._server.start(addresses)
 
@@ -126,7 +128,7 @@ class WebServer:
         return await render(request, names)
 
     async def _is_authenticated(self, request: Request) -> bool:
-        """Return whether the client has shown who it is: by a user's password where there are
+        """Return whether the client has authenticated itself: by a user's password if there are
         users, else by a certificate. Raises TooBusyError.
         """
         users = request.config.users
@@ -142,7 +144,7 @@ class WebServer:
         return await self._passwords.verify(users, user.decode("utf-8", "replace"), password)
 
     def _may_see_names(self, request: Request) -> bool:
-        """Return whether one who is not authenticated may see sessions' names."""
+        """Return whether a client that is not authenticated may see sessions' names."""
         if self._show_sessions == "local":
             return _is_local(request.peer, request.headers)
         return self._show_sessions == "all"
@@ -194,9 +196,9 @@ def _check(fine: bool, why: Callable[[], str] = lambda: "") -> Response:
 
 
 def _is_local(peer: str, headers: Mapping[str, str]) -> bool:
-    """Return whether the client is on this machine, as far as can be known: no proxy says that it
-    asks for somebody else, and the name that was asked for is this machine's own (a stranger's
-    page, whose name was made to point here, asks for another).
+    """Return whether the client is on this machine, as far as that can be known: no proxy says that
+    it asks for another client, and the requested name is this machine's own. The page of a stranger
+    whose name was made to point here requests another name.
     """
     names = {name.replace("_", "-") for name in headers}
     forwarded = any(item in _FORWARDED or item.startswith("x-forwarded") for item in names)

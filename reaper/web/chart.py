@@ -1,4 +1,4 @@
-"""How many sessions were stuck in the last hour, as a small picture."""
+"""How many sessions were stuck in the last hour, as a small chart."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,12 +7,13 @@ from reaper.reports.stuck_history import MINUTES
 from reaper.web.html import Html, html, many
 
 _HEIGHT: Final = 24
-"""The picture's, in the units of its view box; one unit is as wide as a minute."""
+"""The chart's height, in the units of its view box; a minute is one unit wide."""
 
 
 def chart(most: Sequence[int], *, is_old: bool = False) -> Html:
-    """Return the picture with a caption; `most` has the most that were stuck in each minute, the
-    latest last. Minutes that are not known are left blank. `is_old`: the latest is not this one.
+    """Return the chart with a caption. `most` has the highest number of stuck sessions in each
+    minute, the latest last. Unknown minutes are left blank. `is_old`: the latest minute is not the
+    present one.
     """
     if not most:
         return Html()
@@ -36,7 +37,7 @@ def chart(most: Sequence[int], *, is_old: bool = False) -> Html:
 
 
 def _bars(most: Sequence[int], highest: int) -> Html:
-    """Return one shape: up and down by what each minute has."""
+    """Return one shape, as high in each minute as its number."""
     start = MINUTES - len(most)
     steps = (f"V{_HEIGHT - count * (_HEIGHT - 2) / highest:.4g}h1" for count in most)
     path = f"M{start} {_HEIGHT}{''.join(steps)}V{_HEIGHT}Z"

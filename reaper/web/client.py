@@ -1,7 +1,7 @@
-"""Asks a sidecar whether it is well.
+"""Asks a sidecar whether it is healthy.
 
-Containers run `reaper probe` every 30 seconds, so this imports next to nothing: no typing, no
-http.client, and for the plain forms of the command no typer either.
+Containers run `reaper probe` every 30 seconds, so this imports almost nothing: no typing, no
+http.client, and for the plain forms of the command no typer.
 """
 
 import socket
@@ -47,11 +47,11 @@ class Target:
 
 
 Ask = Callable[[Target, float], tuple[int, str]]
-"""Returns status and text of the answer; gets the seconds that it may take. Raises OSError."""
+"""Asks within the given seconds. Returns status and text of the answer. Raises OSError."""
 
 
 def probe(url: str, *, gateway: bool, timeout: float, ask: Ask) -> int:
-    """Ask, print the answer, and return the exit code. Raises ValueError where the URL is wrong."""
+    """Ask, print the answer, and return the exit code. Raises ValueError if the URL is wrong."""
     target = Target(url)
     if gateway:
         target.path = _GATEWAY_PATH
@@ -87,7 +87,7 @@ def _why(error: Exception, target: Target, timeout: float) -> str:
 
 
 def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | None:
-    """Do what `reaper probe` does, for the options that containers use; return the exit code, None
+    """Do what `reaper probe` does, for the options that containers use. Return the exit code, None
     for any other use of the command.
     """
     if any(name.startswith("REAPER_PROBE_") and name != _PLAIN_VARIABLE for name in environment):
@@ -117,10 +117,10 @@ def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | N
 
 
 def ask_plainly(target: Target, timeout: float) -> tuple[int, str]:
-    """Ask over plain HTTP, straight, whatever proxies the environment names; see `Ask`."""
+    """Ask over plain HTTP, without a proxy even if the environment names one; see `Ask`."""
     end = time.monotonic() + timeout
     request = f"GET {target.path} HTTP/1.0\r\nHost: {target.authority}\r\n\r\n"
-    # The host in bytes, so that Python does not load the tables of international names.
+    # The host as bytes, so that Python does not load the tables of international names.
     host: str = target.host.encode()  # type: ignore[assignment]  # typeshed knows only str
     with socket.create_connection((host, target.port), timeout) as connection:
         connection.sendall(request.encode("ascii"))

@@ -100,10 +100,10 @@ class WebConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebConfig:
-    """What the file says, ready to use; the default is plain HTTP for everybody.
+    """The content of the file, ready to use; the default is plain HTTP without authentication.
 
-    `users` are bcrypt hashes by name, `headers` go on each answer, `allowed_names` are those of
-    which a client's certificate must have one, None for any.
+    `users` are bcrypt hashes by name, `headers` are added to each answer. A client's certificate
+    must have one of the `allowed_names`; None allows any.
     """
 
     tls: ssl.SSLContext | None = None
@@ -123,10 +123,10 @@ OPEN: Final = WebConfig()
 
 
 class WebConfigFile:
-    """A web configuration that follows its file, and the files of certificates that it names.
+    """A web configuration that follows its file, and the certificate files that it names.
 
-    A file that is broken when it is read again leaves all as it was and is reported to `on_trouble`
-    once. Thread-safe. Raises WebConfigError where the file is broken from the start.
+    A file that is broken when it is read again changes nothing and is reported to `on_trouble`
+    once. Thread-safe. Raises WebConfigError if the file is broken at the start.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class WebConfigFile:
         self._on_trouble = on_trouble
         self._on_news = on_news
         self._mutex = threading.Lock()
-        # Each file's is taken before it is read, so that a change in between is met the next time.
+        # Each file's stamp is taken before it is read, so a change in between is noticed next time.
         self._stamps: dict[str, object] = {}
         self._config = self._read()
 
     def current(self) -> WebConfig:
-        """Return the latest that was right, having looked whether a file has changed."""
+        """Return the latest correct configuration, after checking whether a file has changed."""
         with self._mutex:
             if any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
                 try:
@@ -203,12 +203,12 @@ class WebConfigFile:
         return context, names
 
     def _beside(self, path: str) -> str | None:
-        """Return a path that is relative to the file; None where none is given."""
+        """Return a path that is relative to the file; None if none is given."""
         return os.path.join(os.path.dirname(self._path), path) if path else None
 
 
 def _client_auth(section: _Tls) -> tuple[ssl.VerifyMode, frozenset[str] | None]:
-    """Return whether clients need certificates, and which names."""
+    """Return whether clients need certificates, and which names are allowed."""
     auth = _CLIENT_AUTH[section.client_auth_type]
     allowed = section.client_allowed_sans
     if auth is not ssl.CERT_NONE and not section.client_ca_file:
@@ -239,7 +239,7 @@ def _load(path: str) -> object:
     import yaml  # noqa: PLC0415  # only where there is a web configuration
 
     class Loader(yaml.SafeLoader):
-        """YAML lets a key stand twice, and takes the last; here that is a mistake."""
+        """YAML allows a key twice, and the last one counts; here that is an error."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -269,7 +269,7 @@ def _structure(document: object) -> _File:
         return _File()
     if isinstance(document, dict):
         document = {
-            # A user without a password is a mistake, not a user who is not given.
+            # A user without a password is an error, not a missing user.
             key: value if key == "basic_auth_users" else _given(value)
             for key, value in document.items()
             if value is not None
@@ -281,7 +281,7 @@ def _structure(document: object) -> _File:
 
 
 def _given(value: object) -> object:
-    """Return it without the keys that are left blank."""
+    """Return the value without keys that are left blank."""
     if not isinstance(value, dict):
         return value
     return {key: _given(inner) for key, inner in value.items() if inner not in (None, "")}
@@ -313,7 +313,7 @@ def _supported(path: str) -> Iterable[str]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name; an address in the one way to write it."""
+    """Return the name; an address in its normal form."""
     with suppress(ValueError):
         return str(ipaddress.ip_address(name))
     return name

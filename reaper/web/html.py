@@ -1,4 +1,4 @@
-"""HTML from values: what is not HTML already is escaped, and nothing else escapes."""
+"""HTML from values: what is not HTML already is escaped, here and nowhere else."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ _NEW_LINE: Final = Html("\n")
 
 
 def escaped(values: Mapping[str, object]) -> dict[str, str]:
-    """Return the values as HTML: all go through it."""
+    """Return the values as HTML. All values go through it."""
     return {
         name: value if isinstance(value, Html) else escape(printable(str(value)))
         for name, value in values.items()
@@ -40,11 +40,11 @@ def paragraphs(lines: Iterable[object]) -> Html:
 
 
 def moment(at_ms: int) -> Html:
-    """Return a moment (epoch ms) as `10:29:15 UTC`, with the date where that is not today; a script
+    """Return a moment (epoch ms) as `10:29:15 UTC`, with the date if that is not today. A script
     makes it local.
     """
     text = iso(at_ms)
-    if not text.endswith("Z"):  # a year that no calendar has
+    if not text.endswith("Z"):  # a year that datetime does not have
         return html("{text}", text=text)
     today = iso(time.time_ns() // 1_000_000)[:10]
     shown = text[11:19] if text[:10] == today else f"{text[:10]} {text[11:19]}"
@@ -52,18 +52,18 @@ def moment(at_ms: int) -> Html:
 
 
 def breakable(text: str, after: str) -> Html:
-    """Return a path or a key, whose lines end `after` a mark rather than within a word."""
+    """Return a path or a key. Its lines end `after` a mark, not within a word."""
     parts = (html("{part}", part=part) for part in text.split(after))
     return joined(parts, html("{after}<wbr>", after=after))
 
 
 def word(text: str) -> Html:
-    """Return a name or an id that no line ends within."""
+    """Return a name or an id that is not broken across lines."""
     return html('<code class="word">{text}</code>', text=text)
 
 
 def command(text: str) -> Html:
-    """Return a command to copy: one click takes all of it."""
+    """Return a command to copy; one click selects all of it."""
     words = joined(
         (html('<span class="word">{word}</span>', word=part) for part in text.split(" ")), Html(" ")
     )

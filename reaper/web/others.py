@@ -1,4 +1,4 @@
-"""The locks on the page that are no session locks: those that are stuck, or cannot be judged."""
+"""The other locks on the page: those that are stuck, or cannot be judged."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ _MOST_SHOWN = 50
 
 
 def others(locks: Iterable[TrackedLock], as_of: float, *, names: bool) -> Html:
-    """Return a section about them, nothing where there are none."""
+    """Return a section about them, empty if there are none."""
     shown = [seen for seen in locks if _is_notable(seen)]
     if not shown:
         return Html()

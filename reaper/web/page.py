@@ -1,7 +1,7 @@
-"""What people and programs see of the locks over HTTP: the page on `/`, and the JSON beside it.
+"""What people and programs see over HTTP: the page on `/`, and the JSON.
 
-Names of sessions, and with them paths, are only for those who may see them. All others get the
-rest, and one line that says how to see the names.
+Only clients that may see names of sessions get these, and paths. All others get the rest, and one
+line that says how to see the names.
 """
 
 import base64
@@ -52,7 +52,7 @@ _TEMPLATE: Final = Template(files("reaper.web").joinpath("page.html").read_text(
 
 
 def _hash_of(tag: str) -> str:
-    """Return what a Content-Security-Policy allows the page's own style or script by."""
+    """Return the hash by which a Content-Security-Policy allows the page's own style or script."""
     found = re.search(rf"<{tag}>(.*)</{tag}>", _TEMPLATE.template, re.DOTALL)
     text = found[1] if found else ""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -68,8 +68,8 @@ PAGE_POLICY: Final = (
 class View:
     """Makes the page and the JSON from what is known at this moment; thread-safe.
 
-    `stopped_at` gives when the worker stopped (monotonic seconds), None while it is alive: no age
-    goes on after that. `wedged` gives the holders that are, each as `/-/gateway` shows it.
+    `stopped_at` returns when the worker stopped (monotonic seconds), None while it is alive; no age
+    grows after that. `wedged` returns the wedged holders, each as `/-/gateway` shows it.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class View:
         return not self.not_ready_because()
 
     def json(self, *, names: bool) -> Iterator[bytes]:
-        """Yield the locks as `reaper list --json` writes them, the oldest first, piece by piece;
-        without names, what could name a session is null.
+        """Yield the locks as `reaper list --json` writes them, the oldest first, in pieces. Without
+        names, what could name a session is null.
         """
         stream = io.StringIO()
         output, summary = JsonOutput(stream), Summary()
@@ -186,7 +186,7 @@ class View:
             "now": moment(clock.now_ms),
         }
         page = _TEMPLATE.substitute(escaped(values))
-        # Names may hold what UTF-8 does not have; `printable` has escaped it.
+        # Names may contain what UTF-8 does not have; `printable` has escaped it.
         return page.encode("utf-8", "backslashreplace")
 
     def _clock(self) -> "_Clock":
@@ -229,7 +229,7 @@ class View:
         )
 
     def _details(self, rows: Sequence[Shown], facts: Facts, clock: "_Clock") -> Iterator[object]:
-        """Yield what else the answer says, a sentence or two each."""
+        """Yield the further sentences of the answer."""
         if self._dry_run:
             yield "This is a dry run: nothing is removed."
         if facts.stopped:
@@ -266,8 +266,8 @@ class View:
 
 
 class _Clock(NamedTuple):
-    """This moment, and the latest one for which what is known is true, which is an earlier one only
-    if the worker has stopped: monotonic seconds, and epoch ms.
+    """The present moment, and the latest one for which what is known is true: monotonic seconds,
+    and epoch ms. They differ only if the worker has stopped.
     """
 
     now: float

@@ -1,4 +1,4 @@
-"""Checks users' passwords against bcrypt hashes, one at a time, and remembers what was right."""
+"""Checks users' passwords against bcrypt hashes, one at a time, and remembers correct ones."""
 
 import asyncio
 import hmac
@@ -9,9 +9,11 @@ from typing import Any, Final
 from reaper.web.worker import Worker
 
 _BCRYPT_BYTES: Final = 72
-"""Bytes of a password that bcrypt looks at."""
+"""Bytes of a password that bcrypt uses."""
 _MOST_WAITING: Final = 4
-"""Passwords that are being checked or wait for that; bcrypt takes 50 ms to some seconds each."""
+"""Passwords that are being checked or wait for that. bcrypt takes 50 ms to some seconds for
+each.
+"""
 
 
 def load_bcrypt() -> Any:  # noqa: ANN401  # a module
@@ -21,14 +23,14 @@ def load_bcrypt() -> Any:  # noqa: ANN401  # a module
 
 
 class TooBusyError(Exception):
-    """So many passwords wait to be checked that this one is not."""
+    """Too many passwords wait to be checked, so this one is not checked."""
 
 
 class Passwords:
     """Checks users' passwords without blocking the event loop; for one loop only.
 
-    A password that was right is remembered, so that a scrape costs no bcrypt: one for each user,
-    and none that was wrong, so that nobody can push it out.
+    A correct password is remembered, one for each user, so that a scrape does not run bcrypt. A
+    wrong one is not, so that nobody can push a correct one out.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class Passwords:
         self._checks: set[asyncio.Task[bool]] = set()
 
     async def verify(self, users: Mapping[str, str], user: str, password: bytes) -> bool:
-        """Return whether it is this user's password; it takes as long for an unknown user. Raises
+        """Return whether it is this user's password. It takes as long for an unknown user. Raises
         TooBusyError.
         """
         known = users.get(user)
@@ -51,7 +53,7 @@ class Passwords:
         check = asyncio.create_task(self._worker.run(lambda: _fits(password, hashed)))
         self._checks.add(check)
         check.add_done_callback(self._checks.discard)
-        # A client that goes away takes up its place until bcrypt is done with its password.
+        # A client that is gone keeps its place until bcrypt has finished with its password.
         if not await asyncio.shield(check) or known is None:
             return False
         kept = {name: right for name, right in self._right.items() if name in users}
@@ -61,7 +63,7 @@ class Passwords:
 
 def _fits(password: bytes, hashed: str) -> bool:
     try:
-        # bcrypt never looked further; its newest release refuses what is longer.
+        # bcrypt ignores the rest, and its newest release refuses longer passwords.
         return bool(load_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
     except ValueError:
         return False

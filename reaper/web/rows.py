@@ -18,7 +18,7 @@ MOST_SHOWN: Final = 200
 
 
 def groups(rows: Sequence[Shown], reader: Reader) -> Html:
-    """Return the first MOST_SHOWN rows in their groups; that with the most important lock first."""
+    """Return the first MOST_SHOWN rows in groups, the group with the most important lock first."""
     keys = [_key(row.seen) for row in rows]
     group_of = _groups_of(rows, keys)
     counts: dict[_Key, list[int]] = {}
@@ -39,7 +39,7 @@ def groups(rows: Sequence[Shown], reader: Reader) -> Html:
 
 
 class _Key(NamedTuple):
-    """A group; `is_one`: all of its locks are of one process."""
+    """A group. `is_one`: all of its locks are of one process."""
 
     state_dir: str
     title: str
@@ -53,7 +53,9 @@ def _key(seen: TrackedLock) -> _Key:
 
 
 def _groups_of(rows: Sequence[Shown], keys: Sequence[_Key]) -> dict[_Key, _Key]:
-    """Return under which key each is shown: several of which no lock needs anybody are one."""
+    """Return the group under which each key is shown. If no lock of several groups needs a person,
+    they become one.
+    """
     wrong = {key for row, key in zip(rows, keys, strict=True) if row.kind is not Kind.HELD}
     fine = Counter(key.state_dir for key in set(keys) - wrong)
     return {
@@ -90,13 +92,15 @@ def _group(key: _Key, locks: list[Shown], counts: list[int], reader: Reader) -> 
 
 
 def _name(key: _Key) -> str:
-    """Return the same name for the same group each time: the browser remembers what is folded."""
+    """Return the same name for the same group each time, because the browser remembers which are
+    folded.
+    """
     text = f"{key.state_dir}\0{key.title}".encode(errors="surrogatepass")
     return f"held-{hashlib.sha256(text).hexdigest()[:8]}"
 
 
 def _counts(counts: list[int]) -> Html:
-    """Return how many locks of each kind; `others` only beside some of another kind."""
+    """Return how many locks of each kind there are; `others` only beside locks of another kind."""
     parts = []
     for kind, tone, one in _COUNTED:
         if counts[kind]:
@@ -118,7 +122,7 @@ _COUNTED: Final = (
 
 
 def _cases(locks: list[Shown], key: _Key, reader: Reader) -> Iterator[Html]:
-    """Yield what is the same for some locks once, and these locks below."""
+    """Yield what is the same for several locks once, and these locks below it."""
     cases: dict[tuple[str, ...], list[Shown]] = {}
     for row in locks:
         cases.setdefault(_case(row, reader), []).append(row)
@@ -137,7 +141,7 @@ def _cases(locks: list[Shown], key: _Key, reader: Reader) -> Iterator[Html]:
 
 
 def _runbook(section: str) -> Html:
-    """Return the link to the section; only its name where the project has no address."""
+    """Return the link to the section; only its name if the project has no address."""
     where = runbook(section)
     if "://" not in where:
         return _soft(f"({where})")
@@ -150,7 +154,7 @@ _TONES: Final = {Kind.STUCK: "bad", Kind.UNJUDGED: "doubt", Kind.PENDING: "", Ki
 
 
 def _case(row: Shown, reader: Reader) -> tuple[str, str, str, str, str]:
-    """Return verdict, why, why it is not freed, the next step and its section of the runbook."""
+    """Return verdict, why, why it is not removed, the next step and its section of the runbook."""
     judgement = row.seen.judgement
     step = next_step(row.seen, reader)
     why = f"{RULES[judgement.row]} ({', '.join(judgement.reasons)})"
@@ -183,7 +187,7 @@ def _row(row: Shown, key: _Key, reader: Reader) -> Html:
 
 
 def session(record: dict[str, Any], link: str | None = None) -> Html:
-    """Return whom a lock concerns: the session's key, else its id, else that of an agent."""
+    """Return which session a lock concerns: its key, else its id with the agent."""
     name = record["session_key"] or record["session"]
     if name is None:
         shown = html("a session of agent {agent}", agent=record["agent"])
@@ -213,7 +217,7 @@ def _more(seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader) 
 
 
 def _command(step: Advice | None, record: dict[str, Any]) -> Html:
-    """Return the command to copy, and the session's id where nothing else in the row shows it."""
+    """Return the command to copy, and the session's id if nothing else in the row shows it."""
     name = record["session"]
     if name is None:
         return Html()

@@ -1,8 +1,8 @@
 """A small HTTP server that no client can block: bounded in size, time and connections.
 
-h11 reads and writes the protocol; one thread with an event loop serves all connections, one request
-each. A connection that takes too long is cut off. When all places are taken, the oldest one that is
-still asking makes room, so a new client is always served.
+h11 reads and writes the protocol. One thread with an event loop serves all connections, one request
+each. A connection that takes too long is cut off. If all places are taken, the oldest one that
+still asks makes room, so a new client is always served.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""On every answer, unless it or the web configuration has its own."""
+"""On every answer, unless the answer or the web configuration sets its own."""
 
 _VERSIONS: Final = {b"1.0", b"1.1"}
 _MOST_HEADERS: Final = 100
 _CHUNK: Final = 4096
 _BACKLOG: Final = 128
 _CHANCE: Final = 0.02
-"""Seconds that a client has at least to ask, however many others come meanwhile; they wait."""
+"""Seconds that a client has at least for its request, however many others come; they wait."""
 _RETRY: Final = 0.1
-"""Seconds between two tries to accept while the system has no descriptor to give."""
+"""Seconds between two attempts to accept while the system has no descriptor to give."""
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _DRAINED: Final = 64 * 1024
 _DRAIN_SECONDS: Final = 0.5
@@ -73,8 +73,8 @@ class Bounds:
 class Request:
     """A GET or HEAD without a body.
 
-    The names of `headers` are lower case; `certified` says whether the client showed a certificate
-    that was verified; `config` is the web configuration of its connection.
+    The names of `headers` are lower case. `certified` says whether the client has a verified
+    certificate. `config` is the web configuration of its connection.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """`body` is in pieces, as it may be large."""
+    """`body` is in pieces, because it may be large."""
 
     status: HTTPStatus = HTTPStatus.OK
     content_type: str = "text/plain; charset=utf-8"
@@ -96,7 +96,7 @@ class Response:
 
 
 def in_one_line(status: HTTPStatus, why: str = "", **headers: str) -> Response:
-    """Return an answer that only says its status, and why."""
+    """Return an answer with only its status and the reason."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(
         status=status, body=[f"{status.phrase}{why and ': '}{why}\n".encode()], headers=named
@@ -126,8 +126,8 @@ class Server:
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
-        """Listen on all addresses, then serve; return the ports. Raises OSError where one is taken;
-        nothing is served then.
+        """Listen on all addresses, then serve; return the ports. Raises OSError if one is taken,
+        and then serves nothing.
         """
         for address in addresses:
             self.listeners.append(
@@ -147,7 +147,7 @@ class Server:
         return [listener.port for listener in self.listeners]
 
     def stop(self) -> None:
-        """Accept no more connections, and cut off the ones there are."""
+        """Accept no more connections, and cut off the present ones."""
         if self._running is not None:
             loop, thread = self._running
             self._running = None
@@ -166,7 +166,7 @@ class Server:
 
 
 class Stage(IntEnum):
-    """How far a visit has come; those that come first here make room first."""
+    """The progress of a visit. The first stages in this order make room first."""
 
     ANSWERED = 0
     ASKING = 1
@@ -223,11 +223,11 @@ class Listener:
             self.visits[task] = visit
             task.add_done_callback(self._end)
             await self._make_room()
-            # Let the others go on: connections that wait to be accepted are accepted at once.
+            # Let the others go on: waiting connections are accepted at once.
             await asyncio.sleep(0)
 
     async def _make_room(self) -> None:
-        """Cut off the visit that makes room first, the oldest of its stage, but not the newest."""
+        """Cut off the oldest visit of the stage that makes room first, but not the newest visit."""
         while len(self.visits) > self._bounds.connections:
             others = list(self.visits)[:-1]
             oldest = min(others, key=lambda task: self.visits[task].stage)
@@ -245,12 +245,12 @@ class Listener:
             self._on_error()
 
     async def _serve(self, visit: Visit, peer: str) -> None:
-        # The client may go away at any moment, be too slow, or speak no TLS.
+        # The client may leave at any moment, be too slow, or not speak TLS.
         with suppress(OSError):
             dialogue = _Exchange(visit, self._bounds, self._config())
             async with asyncio.timeout(self._bounds.head_seconds):
                 if not await dialogue.shake_hands():
-                    await dialogue.end()  # so that the client gets to know why
+                    await dialogue.end()  # so that the client receives the reason
                     return
                 asked = await dialogue.receive(peer)
             visit.stage = Stage.ANSWERING
@@ -287,7 +287,7 @@ class _Exchange:
             tls = self._config.tls.wrap_socket(
                 self._visit.connection, server_side=True, do_handshake_on_connect=False
             )
-        except ValueError as error:  # the client said something before its time
+        except ValueError as error:  # the client sent something too early
             raise ConnectionAbortedError from error
         self._visit.connection = tls
         try:
@@ -299,7 +299,7 @@ class _Exchange:
         return self._config.accepts_certificate(certificate)
 
     async def receive(self, peer: str) -> Request | Response:
-        """Return the request; an answer to one that is refused. Raises OSError."""
+        """Return the request, or the answer that refuses it. Raises OSError."""
         try:
             head = await self._receive_head()
         except h11.RemoteProtocolError as error:
@@ -372,13 +372,13 @@ class _Exchange:
             left = left[sent:]
 
     async def end(self) -> None:
-        """Say goodbye, and read a little of what else was sent: to close a socket with unread data
-        takes the answer away from the client.
+        """Shut down, and read a little of what else the client sent, because closing a socket with
+        unread data discards the answer.
         """
         connection = self._visit.connection
         if isinstance(connection, ssl.SSLSocket):
             with suppress(OSError, ValueError):
-                connection.unwrap()  # says goodbye, and waits for no answer
+                connection.unwrap()  # sends the end of TLS, and waits for no answer
         connection.shutdown(socket.SHUT_WR)
         left = _DRAINED
         with suppress(TimeoutError):
@@ -390,7 +390,9 @@ class _Exchange:
                     left -= len(chunk)
 
     async def _done(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
-        """Do a step that may block, as soon as it does not; `writes` says which way it blocks."""
+        """Do a step that may block, as soon as it does not. `writes` says in which direction it
+        blocks.
+        """
         while True:
             try:
                 return step()
@@ -422,7 +424,7 @@ async def _ready(connection: socket.socket, *, writes: bool) -> None:
 
 
 def _listen(address: Address) -> socket.socket:
-    """Return a socket that listens; all addresses of both families where it can. Raises OSError."""
+    """Return a socket that listens, on addresses of both families if it can. Raises OSError."""
     host, port = address.host, address.port
     v6 = _is_v6(host)
     listening = socket.create_server(

@@ -1,4 +1,4 @@
-"""What the page shows of each lock, as of one moment and for one reader; pure."""
+"""What the page shows of each lock, at one moment and for one reader; pure."""
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
@@ -35,7 +35,7 @@ _PLAIN_FIELDS: Final = frozenset(
         "outcome",
     }
 )
-"""Fields of a lock's record that name no session; all others are null where names are hidden."""
+"""Fields of a lock's record that name no session. All others are null if names are hidden."""
 
 
 def visible(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def visible(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
 
 
 class Kind(IntEnum):
-    """What the page shows a lock as; the first in this order come first."""
+    """How the page shows a lock. The first in this order come first."""
 
     STUCK = 0
     UNJUDGED = 1
@@ -63,7 +63,7 @@ class Shown(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who reads, and what else is in a row. All ages are those at `as_of` (monotonic seconds).
+    """Who reads, and what else a row contains. All ages are those at `as_of` (monotonic seconds).
     `removed` returns how often a lock with this path was removed before.
     """
 
@@ -83,13 +83,13 @@ def shown(locks: Iterable[TrackedLock], now_ms: int) -> list[Shown]:
 
 
 def _since_ms(lock: Lock, now_ms: int) -> int:
-    """Return the instant that the lock's age counts from (epoch ms)."""
+    """Return the instant from which the lock's age counts (epoch ms)."""
     created = lock.record.created_at_ms
     return created if created is not None and created <= now_ms else file_since(lock, now_ms)
 
 
 def later(seen: TrackedLock, moment: float) -> TrackedLock:
-    """Return what is known of a lock with the ages that it has at a later moment."""
+    """Return what is known about a lock, with its ages at a later moment."""
     passed = max(0.0, moment - seen.at)
     holder = seen.evidence.holder
     if holder.up_for is not None:
@@ -126,7 +126,7 @@ _LOOKS_AGAIN: Final = (
 
 
 def next_step(seen: TrackedLock, reader: Reader) -> Advice:
-    """Return the next step; the reaper itself is what sweeps."""
+    """Return the next step. The sidecar itself does what a sweep does."""
     step = advice(seen)
     confirmed = seen.judgement._replace(confirmed=True)
     if seen.judgement.confirmed or decide(confirmed, reader.policy) is not Action.REMOVE:

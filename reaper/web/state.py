@@ -1,4 +1,4 @@
-"""What the page says of the reaper itself."""
+"""What the page says about the reaper itself."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ _MOST_FILES: Final = 50
 
 
 class Host(NamedTuple):
-    """Where the reaper runs, and as whom: with five pages open, they say which is which."""
+    """Where the reaper runs, and as which user, so that a person can tell several pages apart."""
 
     name: str
     uid: int

@@ -14,7 +14,7 @@ class Worker:
     """Does one job at a time, in the order in which the jobs are given.
 
     Its thread starts with the first job. It is a daemon, because a job may take minutes (bcrypt
-    with a high cost) and must not keep the program from ending.
+    with a high cost) and must not delay the end of the program.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,4 +48,4 @@ class Worker:
                 else:
                     result.set_result(value)
                     del value
-            del result, job  # nothing is kept in memory while it waits
+            del result, job  # keep nothing in memory while waiting
