@@ -6,7 +6,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def write(tree: Tree, data: bytes) -> Path:
     path = tree.sessions() / "sessions.json"
     path.write_bytes(data)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True, params=["at once", "one by one"])
+def decoding(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Decode small stores in both ways, which must say the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "one by one":
+            patch.setattr(session_store, "_MOST_AT_ONCE", 0)
+        yield
 
 
 @pytest.fixture
@@ -417,6 +427,20 @@ print(run.store.value, peak() - before)
     status, grown = done.stdout.split()
     assert status == expected.value
     assert int(grown) < (path.stat().st_size + 4 * MIB) / 1024
+
+
+@pytest.mark.parametrize("entry", [b'"%x":{},', b'"%x":{"sessionId":[{},{},{},{}]},'])
+def test_decoding_a_store_at_once_takes_25_times_its_memory_at_most(entry: bytes) -> None:
+    size = session_store._MOST_AT_ONCE or MIB // 4
+    count = size // (len(entry) + 3)
+    data = b"{" + b"".join(entry % number for number in range(count)) + RUNNING + b"}"
+    assert size / 2 < len(data) <= size
+    tracemalloc.start()
+    try:
+        assert understood(data).entries["sid"].store is StoreStatus.RUNNING
+        assert tracemalloc.get_traced_memory()[1] < 25 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_store_too_large_to_read_is_unknown_and_says_what_helps(tree: Tree) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 from reaper.adapters.safe_open import NotRegularError, SymlinkError, open_own_regular, stamp_of
@@ -32,6 +32,8 @@ _MOST_ENTRIES: Final = 100_000
 _MOST_BRACKETS: Final = 1_000_000
 """Brackets and braces outside of strings; each costs 0.2 µs. 30 MiB of a gateway's entries have
 400,000."""
+_MOST_AT_ONCE: Final = 256 * 1024
+"""Bytes of a store that is decoded as a whole, which takes up to 25 times as much memory."""
 _LONGEST_FIELD: Final = 64 * 1024
 """Bytes; no path and no status is longer."""
 _LONGEST_KEY: Final = 512
@@ -315,10 +317,8 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
     entries: dict[str, Run] = {}
     otherwise, problem = _NO_ENTRY, ""
     try:
-        for key, value in _split(data, agent):
-            try:
-                entry = _entry(data, value)
-            except NotJsonError:
+        for key, entry in _as_written(data) or _one_by_one(data, agent):
+            if entry is None:
                 # It may be the only entry of some session.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
@@ -414,6 +414,34 @@ class _Entry(NamedTuple):
         )
 
 
+_Entries = Iterable[tuple[str | slice, Any]]
+"""Keys, as text or where they are, with their entries; None for an entry that is not JSON."""
+
+
+def _as_written(data: mmap.mmap) -> _Entries | None:
+    """Decode a small store at once, which is faster. None unless all of it is as a gateway writes
+    it, and no key is there twice.
+    """
+    if len(data) > _MOST_AT_ONCE:
+        return None
+    try:
+        entries = _decoder(raw=False, whole=True).decode(data)
+    except (ValueError, RecursionError):
+        return None
+    # Of two equal keys, the decoder would show one entry only.
+    with_id = sum(entry.sessionId is not None for entry in entries.values())
+    return entries.items() if data[:].count(b'"sessionId"') == with_id else None
+
+
+def _one_by_one(data: mmap.mmap, agent: str) -> _Entries:
+    """Decode the entries of any store, one at a time. Raises _NotUnderstoodError."""
+    for key, value in _split(data, agent):
+        try:
+            yield key, _entry(data, value)
+        except NotJsonError:
+            yield key, None
+
+
 def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or msgspec's like it
     """Return an entry. If it is not an object, return one without fields, because for a gateway it
     belongs to no session.
@@ -451,19 +479,21 @@ def _odd_entry(text: memoryview) -> _Entry:
 
 
 @functools.cache
-def _decoder(*, raw: bool) -> "msgspec.json.Decoder[msgspec.Struct]":
+def _decoder(*, raw: bool, whole: bool = False) -> "msgspec.json.Decoder[Any]":
     """Return a decoder of entries. With `raw`, it does not decode their fields. Without, it refuses
     an entry with a field of another type than a gateway writes.
     """
     import msgspec  # noqa: PLC0415  # as above
 
     time = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)] | None
+    name = str | None if whole else Any
     types: list[Any] = (
-        [msgspec.Raw] * len(_Entry._fields) if raw else [Any, Any, str | None, time, time]
+        [msgspec.Raw] * len(_Entry._fields) if raw else [name, name, str | None, time, time]
     )
     absent = msgspec.Raw() if raw else None
-    fields = [(name, kind, absent) for name, kind in zip(_Entry._fields, types, strict=True)]
-    return msgspec.json.Decoder(msgspec.defstruct("Entry", fields))
+    fields = [(field, kind, absent) for field, kind in zip(_Entry._fields, types, strict=True)]
+    entry = msgspec.defstruct("Entry", fields)
+    return msgspec.json.Decoder(dict[str, entry] if whole else entry)  # type: ignore[valid-type]
 
 
 def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
@@ -473,8 +503,10 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
     return loads(bytes(text)) if text.nbytes <= _LONGEST_FIELD else _TOO_LONG
 
 
-def _key(data: mmap.mmap, key: slice) -> str | None:
+def _key(data: mmap.mmap, key: str | slice) -> str | None:
     """Return a key for people to read, None if it is too long for that."""
+    if isinstance(key, str):
+        return key if len(key) <= _LONGEST_KEY else None
     if key.stop - key.start > _LONGEST_KEY:
         return None
     text = data[key]
