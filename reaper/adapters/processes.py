@@ -30,6 +30,7 @@ class _ProcessSnapshot:
 
 
 _GONE: Final = _ProcessSnapshot(state=HolderState.GONE)
+_MAY_BE_NESTED: Final = frozenset({HolderState.GONE, HolderState.REUSED})
 _GONE_HOLDER: Final = Holder(state=HolderState.GONE)
 
 
@@ -81,8 +82,7 @@ class ProcessTable:
                 state = HolderState.REUSED
         else:
             state = seen.state
-        dead = state in {HolderState.GONE, HolderState.REUSED}
-        if dead and starttime is not None and not known_here:
+        if state in _MAY_BE_NESTED and starttime is not None and not known_here:
             if self._nested is None:
                 self._nested = self._nested_pids()
             nested = self._nested.get((pid, starttime))

@@ -104,7 +104,8 @@ class LockHistory:
         created_ms = lock.record.created_at_ms
         if created_ms is None or created_ms > start.wall_ms:
             created_ms = file_ms
-        of_lock, of_file = self._ages_of(start, ("created", created_ms), ("file", file_ms))
+        of_lock = self._age("created", created_ms, start)
+        of_file = self._age("file", file_ms, start)
         return Ages(of_lock, of_file, max(of_file, now - self.since))
 
     def evidence(self, facts: Facts, ages: Ages, start: PassStart, now: float) -> Evidence:
@@ -118,9 +119,9 @@ class LockHistory:
         run_end_age = quiet_for = None
         if run.end is not None:
             end_ms = max(run.end.at_ms, run.store_end_ms or 0)
-            (run_end_age,) = self._ages_of(start, ("end", end_ms))
+            run_end_age = self._age("end", end_ms, start)
         if run.last_write_ms is not None:
-            (quiet_for,) = self._ages_of(start, ("write", run.last_write_ms))
+            quiet_for = self._age("write", run.last_write_ms, start)
         return Evidence(
             lock=lock,
             proof=proof,
@@ -154,22 +155,18 @@ class LockHistory:
         ):
             self.seen_alive_as = None
 
-    def _ages_of(self, start: PassStart, *instants: tuple[str, int]) -> list[float]:
-        """Return the age of each instant (what it is, epoch ms) in seconds. The wall clock gives
-        the age at the first look. Later ages of the same instant grow from there with the monotonic
-        clock.
+    def _age(self, kind: str, instant_ms: int, start: PassStart) -> float:
+        """Return the age of an instant (epoch ms) in seconds; `kind` says what it is. The wall
+        clock gives the age at the first look. Later ages of the same instant grow from there with
+        the monotonic clock.
         """
-        ages = []
-        for kind, instant_ms in instants:
-            first = self._ages.get(kind)
-            if first is None or first[0] != instant_ms:
-                age = max(0, start.wall_ms - instant_ms) / 1000
-                self._ages[kind] = (instant_ms, age, start.monotonic)
-            else:
-                # Passes can nest: the outer one began before the inner one, which may have set it.
-                age = first[1] + max(0.0, start.monotonic - first[2])
-            ages.append(age)
-        return ages
+        first = self._ages.get(kind)
+        if first is None or first[0] != instant_ms:
+            age = max(0, start.wall_ms - instant_ms) / 1000
+            self._ages[kind] = (instant_ms, age, start.monotonic)
+            return age
+        # Passes can nest: the outer one began before the inner one, which may have set it.
+        return first[1] + max(0.0, start.monotonic - first[2])
 
 
 class EarlierLocks:

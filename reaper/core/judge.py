@@ -40,6 +40,7 @@ from reaper.core.verdict import (
     Verdict,
 )
 
+_MAY_BE_RUNNING: Final = frozenset({StoreStatus.RUNNING, StoreStatus.UNKNOWN})
 TOO_OLD: Final = 1800.0
 """Seconds. Upstream's own limit for a lock whose record has no maxHoldMs (up to 2026.5.20)."""
 
@@ -212,7 +213,7 @@ def _kept_for_gateway(evidence: Evidence, reasons: tuple[str, ...]) -> Judgement
     """Row 4: a starting gateway marks the sessions whose stale locks it finds, and resumes their
     runs. A store that is not understood may say that the session is running.
     """
-    if evidence.run.store in {StoreStatus.RUNNING, StoreStatus.UNKNOWN}:
+    if evidence.run.store in _MAY_BE_RUNNING:
         reasons = (RECOVERY_PENDING, *reasons)
         return Judgement(
             verdict=Verdict.STALE, reasons=reasons, row=4, unmet=Unmet.RECOVERY_PENDING
