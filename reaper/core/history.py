@@ -57,6 +57,12 @@ class Facts(NamedTuple):
     earlier: tuple[EarlierLock, ...] = ()
 
 
+_FirstAge = tuple[int | None, float, float]
+"""An instant (epoch ms), its age in seconds when it was first seen, and when that was (monotonic
+seconds)."""
+_NEVER: Final[_FirstAge] = (None, 0.0, 0.0)
+
+
 class LockHistory:
     """What is remembered about one lock. It ends with the file.
 
@@ -65,17 +71,20 @@ class LockHistory:
     """
 
     __slots__ = (
-        "_ages",
+        "_created",
+        "_end",
+        "_file",
         "_lock",
         "_seen_as_other_program",
         "_unchanged",
+        "_write",
         "seen_alive_as",
         "since",
     )
 
     def __init__(self, lock: Lock, *, since: float) -> None:
         self._lock = lock
-        self._ages: dict[str, tuple[int, float, float]] = {}
+        self._created = self._file = self._end = self._write = _NEVER
         self._seen_as_other_program = False
         self._unchanged: object = None
         self.seen_alive_as: int | None = None
@@ -104,8 +113,8 @@ class LockHistory:
         created_ms = lock.record.created_at_ms
         if created_ms is None or created_ms > start.wall_ms:
             created_ms = file_ms
-        of_lock = self._age("created", created_ms, start)
-        of_file = self._age("file", file_ms, start)
+        of_lock = self._age("_created", created_ms, start)
+        of_file = self._age("_file", file_ms, start)
         return Ages(of_lock, of_file, max(of_file, now - self.since))
 
     def evidence(self, facts: Facts, ages: Ages, start: PassStart, now: float) -> Evidence:
@@ -119,9 +128,9 @@ class LockHistory:
         run_end_age = quiet_for = None
         if run.end is not None:
             end_ms = max(run.end.at_ms, run.store_end_ms or 0)
-            run_end_age = self._age("end", end_ms, start)
+            run_end_age = self._age("_end", end_ms, start)
         if run.last_write_ms is not None:
-            quiet_for = self._age("write", run.last_write_ms, start)
+            quiet_for = self._age("_write", run.last_write_ms, start)
         return Evidence(
             lock=lock,
             proof=proof,
@@ -156,14 +165,14 @@ class LockHistory:
             self.seen_alive_as = None
 
     def _age(self, kind: str, instant_ms: int, start: PassStart) -> float:
-        """Return the age of an instant (epoch ms) in seconds; `kind` says what it is. The wall
-        clock gives the age at the first look. Later ages of the same instant grow from there with
-        the monotonic clock.
+        """Return the age of an instant (epoch ms) in seconds; `kind` is the slot that remembers it.
+        The wall clock gives the age at the first look. Later ages of the same instant grow from
+        there with the monotonic clock.
         """
-        first = self._ages.get(kind)
-        if first is None or first[0] != instant_ms:
+        first: _FirstAge = getattr(self, kind)
+        if first[0] != instant_ms:
             age = max(0, start.wall_ms - instant_ms) / 1000
-            self._ages[kind] = (instant_ms, age, start.monotonic)
+            setattr(self, kind, (instant_ms, age, start.monotonic))
             return age
         # Passes can nest: the outer one began before the inner one, which may have set it.
         return first[1] + max(0.0, start.monotonic - first[2])
