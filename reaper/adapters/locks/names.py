@@ -12,7 +12,7 @@ from reaper.core.lock import LOCK_SUFFIX
 # whole name replace `-` and the session.
 
 PREFIX: Final = ".rpr"
-ASIDE: Final = re.compile(r"\.rpr[0-9a-z]{5}(-(?P<session>.*)|=(?P<name>.*))~", re.DOTALL)
+PRIVATE_NAME: Final = re.compile(r"\.rpr[0-9a-z]{5}(-(?P<session>.*)|=(?P<name>.*))~", re.DOTALL)
 RANDOM: Final = re.compile(r"\.rpr[0-9a-z]{5}(?=[-=])")
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -36,7 +36,7 @@ def _random() -> str:
 
 def original_name(parked: str) -> str:
     """Return the lock's own name, which its private name holds. Raises ValueError."""
-    match = ASIDE.fullmatch(parked)
+    match = PRIVATE_NAME.fullmatch(parked)
     if match is None:
         raise ValueError(f"{parked!r} is no private name")
     name = match["name"]

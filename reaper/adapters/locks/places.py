@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from reaper.adapters.locks import reading
-from reaper.adapters.locks.names import ASIDE, PREFIX
+from reaper.adapters.locks.names import PREFIX, PRIVATE_NAME
 from reaper.adapters.locks.reading import Folder
 from reaper.adapters.safe_open import open_folder, open_own_folder
 from reaper.core.finding import Skipped
@@ -173,7 +173,7 @@ def _read_names(folder: Folder, *, is_listed: bool) -> None:
     with os.scandir(folder.fd) as entries:
         for entry in entries:
             name, found = entry.name, folder.locks
-            if name.startswith(PREFIX) and (parked := ASIDE.fullmatch(name)):
+            if name.startswith(PREFIX) and (parked := PRIVATE_NAME.fullmatch(name)):
                 name, found = parked["name"] or "", folder.parked
             if place_of(name, folder.places) is None:
                 continue

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple, Self
 
-from reaper.adapters.locks.names import ASIDE, PREFIX
+from reaper.adapters.locks.names import PREFIX, PRIVATE_NAME
 from reaper.adapters.owners import advice_to_read
 from reaper.adapters.safe_open import (
     NotRegularError,
@@ -99,7 +99,7 @@ class Folder:
                             self.regular.add(name)
                     else:
                         self.locks_left_out += 1
-                elif name.startswith(PREFIX) and (parked := ASIDE.fullmatch(name)):
+                elif name.startswith(PREFIX) and (parked := PRIVATE_NAME.fullmatch(name)):
                     is_ours = parked["name"] is None or place_of(parked["name"], IN_SESSIONS)
                     if is_ours and (most is None or len(self.parked) < most):
                         self.parked.append(name)

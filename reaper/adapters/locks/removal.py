@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from reaper.adapters import kernel
 from reaper.adapters.kernel import exchange, rename_noreplace
-from reaper.adapters.locks.names import ASIDE, PREFIX, RANDOM, original_name, private_name_of
+from reaper.adapters.locks.names import PREFIX, PRIVATE_NAME, RANDOM, original_name, private_name_of
 from reaper.adapters.locks.reading import Folder, Litter, OpenLock, what
 from reaper.adapters.owners import advice_to_remove
 from reaper.core.lock import FileId, Shape
@@ -295,7 +295,7 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
     inode = os.fstat(fd).st_ino
     with os.scandir(dir_fd) as entries:
         for entry in entries:
-            if entry.inode() == inode and ASIDE.fullmatch(entry.name):
+            if entry.inode() == inode and PRIVATE_NAME.fullmatch(entry.name):
                 return entry.name
     return None
 
