@@ -661,7 +661,7 @@ def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
     tree.lock("dead", record(DEAD))
     the_sidecar = sidecar()
     monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
-    monkeypatch.setattr(removal, "_move_aside", lambda *_: False)
+    monkeypatch.setattr(removal, "_park", lambda *_: False)
     for _ in range(3):
         the_sidecar.sweep_when_due()
     assert [line["outcome"] for line in the_sidecar.lines("stuck")] == ["flagged"]

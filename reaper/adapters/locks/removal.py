@@ -114,7 +114,7 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
     try:
         moved = placeholder is not None and _swap(name, parked, opened.lock.file, dir_fd=dir_fd)
         placeholder = placeholder if moved else None
-        if not moved and not _move_aside(parked, opened):
+        if not moved and not _park(parked, opened):
             if forced:
                 return _unlink_at_once(opened)
             return Removal(
@@ -300,7 +300,7 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
     return None
 
 
-def _move_aside(parked: str, opened: OpenLock) -> bool:
+def _park(parked: str, opened: OpenLock) -> bool:
     """Rename the lock without ever replacing a file. False, with nothing done, if it could not be
     put back in the same way. Raises _ChangedError, OSError.
     """
