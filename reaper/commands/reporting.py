@@ -43,7 +43,7 @@ class Report:
         self._journalled = journalled
         self._console = judging.console
         self._output = output
-        self._blind: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
+        self._unchecked: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
     def add(self, found: "Finding | Skipped") -> None:
         if not isinstance(found, self._finding):
@@ -61,12 +61,12 @@ class Report:
             self.summary.count_lock(found.judgement, found.outcome)
             self._output.lock(found)
         if found.judgement.verdict is Verdict.UNCERTAIN and found.outcome is not Outcome.REMOVED:
-            self._note_unjudged(found)
+            self._add_unjudged(found)
         if found.note and found.outcome is not None and not self._journalled:
             say = self._console.error if found.outcome is Outcome.FAILED else self._console.info
             say(f"{printable(found.lock.path)}: {found.outcome.value}: {printable(found.note)}")
 
-    def _note_unjudged(self, found: "Finding") -> None:
+    def _add_unjudged(self, found: "Finding") -> None:
         lock, why = found.lock, found.evidence.proof_note
         if lock.record.shape is Shape.UNREAD:
             self.summary.failed += 1
@@ -74,14 +74,14 @@ class Report:
         elif NO_HOLD_PROOF in found.judgement.reasons:
             owner = folder_owner(lock.path)
             stray = owner is not None and owner != lock.uid
-            self._blind[why, stray].append(lock)
+            self._unchecked[why, stray].append(lock)
 
     def end(self) -> None:
         self._output.end(self.summary)
-        for (note, stray), blind in self._blind.items():
-            uids = {lock.uid for lock in blind}
+        for (note, stray), unchecked in self._unchecked.items():
+            uids = {lock.uid for lock in unchecked}
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
-            self._console.error(f"{locks(len(blind))} cannot be checked: {advice}")
+            self._console.error(f"{locks(len(unchecked))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
         """Return 1, else 4, else 3, for what went wrong; else 0."""
@@ -89,7 +89,7 @@ class Report:
             return EXIT_FAILED
         if exit_zero:
             return 0
-        if self.summary.blind or self.summary.others_unjudged:
+        if self.summary.unchecked or self.summary.others_unjudged:
             return EXIT_UNJUDGED
         return EXIT_STUCK if self.summary.stuck or self.summary.others_stuck else 0
 

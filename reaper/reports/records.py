@@ -172,7 +172,7 @@ class Summary:
         )
 
     @property
-    def blind(self) -> int:
+    def unchecked(self) -> int:
         return sum(
             number
             for (verdict, reasons, _), number in self._locks.items()
@@ -207,7 +207,7 @@ class Summary:
             "locks": self.locks,
             "stuck": self.stuck,
             "failed": self.failed,
-            "no_hold_proof": self.blind,
+            "no_hold_proof": self.unchecked,
             "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict},
             "outcomes": {outcome.value: outcomes[outcome] for outcome in Outcome},
             "other_locks": {

@@ -241,6 +241,6 @@ class Watch:
                 return
         for key in gone:
             if unseen.hides(key):
-                self.tracker.look_again(key, "blind", time.monotonic())
+                self.tracker.look_again(key, "its folder was not seen", time.monotonic())
             else:
                 self.tracker.forget(key)
