@@ -423,7 +423,7 @@ def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
     with state_dir() as root:
         holder = Holder()
         locks = {
-            agent: [sessions(root, f"agent{agent}") / f"{item}.jsonl.lock" for item in range(5)]
+            agent: [sessions(root, f"agent{agent}") / f"{number}.jsonl.lock" for number in range(5)]
             for agent in range(agents)
         }
         taken = iter(range(5, 1_000_000))

@@ -75,7 +75,7 @@ def main() -> None:
     next_line = started + 5
     number = 100
     print("seconds  rss_kib  fds  threads  series  cpu_s")
-    while any(item.poll() is None for item in steady):
+    while any(process.poll() is None for process in steady):
         doomed = churner(root, number, 60)
         number += 1
         time.sleep(1.0)
@@ -98,9 +98,9 @@ def main() -> None:
                 f"  {process.num_fds():3}  {process.num_threads():7}  {series:6}"
                 f"  {cpu.user + cpu.system:.1f}"
             )
-    counted = [item.communicate()[0].split() for item in steady]
-    lost = sum(int(item[1]) for item in counted)
-    print(f"{sum(int(item[0]) for item in counted)} holds, {lost} lost to their live holders")
+    counted = [process.communicate()[0].split() for process in steady]
+    lost = sum(int(process[1]) for process in counted)
+    print(f"{sum(int(process[0]) for process in counted)} holds, {lost} lost to their live holders")
     wanted = ("reaper_actions_total", "reaper_reap_delay")
     for line in text.splitlines():
         if line.startswith(wanted) and not line.endswith(" 0.0") and "bucket" not in line:

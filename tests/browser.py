@@ -72,7 +72,7 @@ class Browser:
     def complaints(self) -> list[str]:
         """Return what the console says about errors and of what the policy refused, since last."""
         log = self._ask("POST", "/se/log", {"type": "browser"})
-        return [item["message"] for item in log if item["level"] != "INFO"]
+        return [entry["message"] for entry in log if entry["level"] != "INFO"]
 
     def picture(self, path: Path) -> None:
         shot = self.cdp("Page.captureScreenshot", captureBeyondViewport=False)

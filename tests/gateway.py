@@ -91,7 +91,7 @@ class Gateway:
             folder.mkdir(parents=True, exist_ok=True)
         (self.state / "openclaw.json").write_text(json.dumps(self._config()))
         self.environment = {
-            **{item: os.environ[item] for item in ("PATH", "LANG", "TZ") if item in os.environ},
+            **{name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ},
             "HOME": str(root / "home"),
             "TMPDIR": str(root / "tmp"),
             "NO_COLOR": "1",
@@ -319,7 +319,7 @@ class Gateway:
     @property
     def pid(self) -> int:
         """The gateway's pid, as seen from here."""
-        (gateway,) = [item for item in self.family() if _listens(item, self.port)]
+        (gateway,) = [process for process in self.family() if _listens(process, self.port)]
         return int(gateway.pid)
 
     def trajectory(self, session: str, agent: str = "main") -> list[dict[str, Any]]:

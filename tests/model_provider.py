@@ -123,7 +123,7 @@ def _text(message: dict[str, Any]) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return " ".join(str(item.get("text", "")) for item in content)
+    return " ".join(str(part.get("text", "")) for part in content)
 
 
 class _Server(ThreadingHTTPServer):

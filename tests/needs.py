@@ -85,7 +85,7 @@ def failed_if_skipped(report: pytest.TestReport) -> pytest.TestReport:
 def summarize(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one block what was not tested here, and what would change that."""
     write = terminalreporter.write_line
-    reasons = Counter(_reason(item) for item in terminalreporter.stats.get("skipped", ()))
+    reasons = Counter(_reason(skip) for skip in terminalreporter.stats.get("skipped", ()))
     if reasons:
         terminalreporter.section("NOT TESTED here", red=True, bold=True)
     for reason, count in sorted(reasons.items()):

@@ -51,10 +51,10 @@ def _opened() -> tuple[str, ...]:
     closed = {
         parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001
     }
-    tops = [item for item in closed if not closed & set(item.parents)]
+    tops = [folder for folder in closed if not closed & set(folder.parents)]
     covered = [path for path in needed if set(tops) & set(path.parents)]
     above = {parent for path in needed for parent in path.parents}
-    stash = next(item for item in ("/mnt", "/media", "/srv") if Path(item) not in above)
+    stash = next(top for top in ("/mnt", "/media", "/srv") if Path(top) not in above)
     lines = ["set -e", "mount --make-rprivate /", f"mount -t tmpfs reaper-test {stash}"]
     for number, path in enumerate(covered):
         lines += [f"mkdir {stash}/{number}", f"mount --bind {_quoted(path)} {stash}/{number}"]
@@ -72,5 +72,5 @@ def _quoted(path: Path) -> str:
 def _needed() -> list[Path]:
     """Return the folders that Python needs, without those that lie in another one of them."""
     found = {_REPO, *map(Path, (sys.base_prefix, sys.prefix, *sys.path))}
-    folders = {item for path in found for item in (path, path.resolve()) if item.is_dir()}
+    folders = {folder for path in found for folder in (path, path.resolve()) if folder.is_dir()}
     return sorted(folder for folder in folders if not folders & set(folder.parents))

@@ -120,7 +120,7 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
     tree.lock("dead", record(DEAD))
     done = sweep()
     assert done.returncode == 0, done.stderr
-    assert {item["outcome"] for item in report(done)["locks"]} == {"kept", "removed"}
+    assert {lock["outcome"] for lock in report(done)["locks"]} == {"kept", "removed"}
 
     os.chown(tree.lock("dead", record(DEAD)), 1234, 1234)
     done = sweep()
@@ -155,7 +155,7 @@ def test_a_read_only_mount_loses_nothing_and_is_told(tree: Tree, root_only: None
         subprocess.run(["umount", tree.root], check=True)
     assert done.returncode == 1
     assert "mount the sessions folder writable" in done.stderr
-    assert [item["outcome"] for item in report(done)["locks"]] == ["failed"]
+    assert [lock["outcome"] for lock in report(done)["locks"]] == ["failed"]
     assert os.listdir(tree.sessions()) == ["dead.jsonl.lock"]
 
 

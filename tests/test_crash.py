@@ -18,9 +18,9 @@ from tests.torture.stepped import Stepped
 
 def some(steps: int, *always: int) -> pytest.MarkDecorator:
     """Parametrize over the steps; all of them in `make torture`, a few in `make test`."""
-    marks = {item: () if item in always else (pytest.mark.torture,) for item in range(1, steps + 1)}
+    marks = {step: () if step in always else (pytest.mark.torture,) for step in range(1, steps + 1)}
     return pytest.mark.parametrize(
-        "steps", [pytest.param(item, marks=mark) for item, mark in marks.items()]
+        "steps", [pytest.param(step, marks=mark) for step, mark in marks.items()]
     )
 
 
@@ -97,8 +97,8 @@ def test_killed_in_a_removal_it_leaves_nothing_that_the_next_sweep_does_not_put_
 
 @wrong_grab
 def test_killed_with_a_live_lock_in_its_hands_it_loses_nothing(tree: Tree, steps: int) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
-        item.kill()
+    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
+        stopped.kill()
         assert [path for path in tree.sessions().iterdir() if path.read_bytes()]
         a_minute_later(tree)
         sweep(tree)  # frees the placeholder
@@ -129,12 +129,12 @@ def test_stopped_in_a_removal_it_is_no_harm_to_another_two(
 def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
     tree: Tree, steps: int, pause: str
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
+    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
         for _ in range(2):
             if pause == "long":
                 a_minute_later(tree)
             sweep(tree)
-        item.finish()
+        stopped.finish()
         a_minute_later(tree)
         sweep(tree)
         alone(tree, holder)
@@ -144,10 +144,10 @@ def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
 def test_while_it_is_stopped_with_a_live_lock_nobody_else_gets_the_name(
     tree: Tree, steps: int
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (item, holder):
+    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
         with pytest.raises(FileExistsError):
             os.open(holder.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        item.finish()
+        stopped.finish()
         alone(tree, holder)
 
 

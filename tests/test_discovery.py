@@ -170,7 +170,7 @@ def test_a_link_that_leads_to_no_folder_is_a_failure_with_its_cause(
     make(link)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+    assert [(skip.path, skip.reason, skip.failed) for skip in skipped] == [
         (str(link), reason, True)
     ]
     assert said in skipped[0].note
@@ -195,7 +195,7 @@ def test_nothing_of_another_uid_is_reached_through_a_link(
         os.lchown(link if foreign == "link" else data, OTHER, OTHER)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+    assert [(skip.path, skip.reason, skip.failed) for skip in skipped] == [
         (str(link), "symlink", True)
     ]
     assert f"belongs to uid {OTHER}" in skipped[0].note
@@ -353,7 +353,7 @@ def test_what_is_no_folder_where_one_belongs_is_a_failure(
     make(path)
     found, skipped = discover(tree)
     assert found == {}
-    assert [(item.path, item.reason, item.failed) for item in skipped] == [
+    assert [(skip.path, skip.reason, skip.failed) for skip in skipped] == [
         (str(path), "not-regular", True)
     ]
     assert f"it is {kind}" in skipped[0].note
@@ -365,8 +365,8 @@ def test_a_lock_that_is_no_regular_file_is_a_failure_and_stays(
 ) -> None:
     path = tree.sessions() / "sid.jsonl.lock"
     make(path)
-    found = [item for item in reaper(tree).sweep() if isinstance(item, Skipped)]
-    assert [(item.path, item.failed) for item in found] == [(str(path), True)]
+    found = [skip for skip in reaper(tree).sweep() if isinstance(skip, Skipped)]
+    assert [(skip.path, skip.failed) for skip in found] == [(str(path), True)]
     assert found[0].reason == ("symlink" if path.is_symlink() else "not-regular")
     assert "remove it" in found[0].note
     assert path.lstat()
@@ -500,8 +500,8 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
                 taken.append(os.open("/", os.O_RDONLY))
         said = []
         while taken:
-            said += [one for one in the_reaper.look() if isinstance(one, Skipped)]
-            if any(isinstance(one, Finding) for one in the_reaper.look()):
+            said += [skip for skip in the_reaper.look() if isinstance(skip, Skipped)]
+            if any(isinstance(finding, Finding) for finding in the_reaper.look()):
                 break
             os.close(taken.pop())
     finally:
@@ -509,7 +509,7 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert taken, "the lock was never seen"
-    assert {(one.reason, one.failed) for one in said} == {("error-EMFILE", True)}
+    assert {(skip.reason, skip.failed) for skip in said} == {("error-EMFILE", True)}
     assert all("raise the reaper's limit" in one.note for one in said)
     refused = {os.path.relpath(one.path, tree.root) for one in said}
     assert refused >= {".", "agents", "agents/main/sessions"}

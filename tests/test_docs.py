@@ -63,7 +63,7 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
     notes = {
         value for name, value in vars(hold_proof).items() if name.isupper() and _is_code(value)
     }
-    shapes = {item.value for item in Shape} - {"record", "unread", "guard"}
+    shapes = {shape.value for shape in Shape} - {"record", "unread", "guard"}
     unread = {"unreadable", "symlink", "not-regular", "error-…"}
     assert len(reasons) == 19
     assert len(notes) == 4

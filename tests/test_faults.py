@@ -59,7 +59,7 @@ def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
     live = hold("live")
     dead = tree.lock("dead", record(DEAD))
     paths = [tree.root, tree.root / "agents", dead.parent, dead, live.path]
-    watched = [item for path in paths for item in ("-P", str(path))]
+    watched = [argument for path in paths for argument in ("-P", str(path))]
     inject = f"inject={call}:error={error}:when={when}"
     log = tmp_path / "log"
     done = _sweep(tree, strace(), "-q", "-o", str(log), *watched, "-e", inject)

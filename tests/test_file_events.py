@@ -206,7 +206,7 @@ def _exchange(folder: Path, one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
-        (lambda item: (item / "new.jsonl.lock").touch(), [("new", CREATED)]),
+        (lambda folder: (folder / "new.jsonl.lock").touch(), [("new", CREATED)]),
         (lambda root: (root / "old.jsonl.lock").unlink(), [("old", DELETED)]),
         (
             lambda root: _rename(root, "old.jsonl.lock", "new.jsonl.lock"),
@@ -227,14 +227,14 @@ def _exchange(folder: Path, one: str, other: str) -> None:
             _rename_two,
             [("in", CREATED)],
         ),
-        (lambda item: os.link(item / "file", item / "new.jsonl.lock"), [("new", CREATED)]),
-        (lambda item: (item / "new.jsonl.lock").symlink_to("nowhere"), [("new", CREATED)]),
-        (lambda item: (item / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", CREATED)]),
-        (lambda item: (item / "directory.jsonl.lock").mkdir(), []),
-        (lambda item: (item / "file").unlink(), []),
-        (lambda item: (item / "deeper/x.jsonl.lock").touch(), []),
-        (lambda item: (item / "../x.jsonl.lock").touch(), []),
-        (lambda item: (item / "../../x.jsonl.lock").touch(), []),
+        (lambda folder: os.link(folder / "file", folder / "new.jsonl.lock"), [("new", CREATED)]),
+        (lambda folder: (folder / "new.jsonl.lock").symlink_to("nowhere"), [("new", CREATED)]),
+        (lambda folder: (folder / os.fsdecode(b"\xff.jsonl.lock")).touch(), [("\udcff", CREATED)]),
+        (lambda folder: (folder / "directory.jsonl.lock").mkdir(), []),
+        (lambda folder: (folder / "file").unlink(), []),
+        (lambda folder: (folder / "deeper/x.jsonl.lock").touch(), []),
+        (lambda folder: (folder / "../x.jsonl.lock").touch(), []),
+        (lambda folder: (folder / "../../x.jsonl.lock").touch(), []),
     ],
     ids=[
         "created", "deleted", "renamed", "moved aside", "given back", "exchanged", "moved out",
@@ -679,7 +679,9 @@ def test_a_thread_that_has_ended_is_an_error_and_not_silence(
     folder = tree.sessions()
     recorder = following()
     assert recorder.follow()
-    (thread,) = (item for item in threading.enumerate() if isinstance(item, inotify_c.InotifyFD))
+    (thread,) = (
+        thread for thread in threading.enumerate() if isinstance(thread, inotify_c.InotifyFD)
+    )
     recorder.hold.wait = fail  # type: ignore[method-assign,assignment]  # called in the thread
     (folder / "x.jsonl.lock").touch()
     thread.join(_PATIENCE)

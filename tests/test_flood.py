@@ -297,13 +297,13 @@ def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
         found = sweeps.act_for(100)
         assert len(sweeps.attempts) >= 100
         assert len(files_in(tree) - locks) == 1
-        assert {item.outcome for item in found} == {FAILED}
+        assert {finding.outcome for finding in found} == {FAILED}
         # Another process, or a person's: what is left tells it.
         for name in files_in(tree) - locks:
             tree.age(tree.sessions() / name, 60)
         again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
         assert len(files_in(tree) - locks) == 1
-        (left,) = (item for item in again if isinstance(item, Skipped))
+        (left,) = (finding for finding in again if isinstance(finding, Skipped))
         assert (left.reason, left.failed) == ("left-aside", True)
         assert "Operation not permitted" in left.note
     sweeps.act_for(60)
@@ -316,11 +316,11 @@ def test_in_an_append_only_folder_one_sweep_leaves_one_file_and_says_so(tree: Tr
     locks = files_in(tree)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     with attribute(tree.sessions(), "a"):
-        found = [item for item in reaper.sweep(wait=0) if isinstance(item, Finding)]
+        found = [finding for finding in reaper.sweep(wait=0) if isinstance(finding, Finding)]
         (left,) = files_in(tree) - locks
-    assert {item.outcome for item in found} == {FAILED}
-    assert sum("nothing is created here while" in item.note for item in found) == 19
-    assert sum(repr(left) in item.note for item in found) >= 19
+    assert {finding.outcome for finding in found} == {FAILED}
+    assert sum("nothing is created here while" in finding.note for finding in found) == 19
+    assert sum(repr(left) in finding.note for finding in found) >= 19
 
 
 def test_an_immutable_lock_fails_and_leaves_nothing(
@@ -470,14 +470,14 @@ def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
     tree.lock("young", record(os.getpid()))
     sweeps = Sweeps(tree, monkeypatch, most_remembered=5)
     passed = list(sweeps.reaper.act())
-    skipped = [item for item in passed if isinstance(item, Skipped)]
-    assert {(item.reason, item.failed, Path(item.path)) for item in skipped} == {
+    skipped = [skip for skip in passed if isinstance(skip, Skipped)]
+    assert {(skip.reason, skip.failed, Path(skip.path)) for skip in skipped} == {
         (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
     }
     assert not any(path.exists() for path in holders)  # one look proves it
     remembered = [place for place in sweeps.reaper.memory.histories if place.agent == "hostile"]
     assert len(remembered) == 5
-    assert sum(item.files for item in skipped) == 9 - 5 + sum(
+    assert sum(skip.files for skip in skipped) == 9 - 5 + sum(
         place.name.startswith("dead") for place in remembered
     )
     sweeps.clock.pass_by(60)
@@ -518,8 +518,8 @@ def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not
         tree.lock(f"x{number}", record(os.getpid()))
     monkeypatch.setattr(scanner, "MOST_NAMES", 10)
     passed = list(sweeps.reaper.act())
-    met = [item.key.name for item in passed if item.key is not None]
-    (skipped,) = (item for item in passed if isinstance(item, Skipped))
+    met = [skip.key.name for skip in passed if skip.key is not None]
+    (skipped,) = (skip for skip in passed if isinstance(skip, Skipped))
     assert len(met) + skipped.files == 51
     assert len(met) in {10, 11}
     assert "known.jsonl.lock" in {place.name for place in sweeps.reaper.memory.histories}
@@ -595,8 +595,8 @@ def sidecar(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         return made[-1]
 
     yield make
-    for item in made:
-        item.watch.close()
+    for source in made:
+        source.watch.close()
 
 
 MakeSidecar = Callable[..., Sidecar]

@@ -96,8 +96,8 @@ def transcript_is_intact(path: Path) -> bool:
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     header, *rest = entries
     assert header["type"] == "session"
-    assert not any(item["type"] == "session" for item in rest)
-    assert sum(item["parentId"] is None for item in rest) == 1
+    assert not any(line["type"] == "session" for line in rest)
+    assert sum(line["parentId"] is None for line in rest) == 1
     return True
 
 
@@ -134,8 +134,8 @@ def begin_subagent(gateway: Gateway, part: Part, timeout: int) -> Begun:
 
     def session() -> str | None:
         new = [
-            item
-            for key, item in gateway.store().items()
+            entry
+            for key, entry in gateway.store().items()
             if ":subagent:" in key and key not in before
         ]
         return new[0].get("sessionId") if new else None
@@ -233,7 +233,7 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
         missing = [one for one in wanted if one not in found]
         tried = [(one, stick(gateway, *one, RUN_TIMEOUT * 2**attempt)) for one in missing]
         for _, begun in tried:
-            eventually(lambda item=begun: ended(gateway, item), f"the end of {begun}")
+            eventually(lambda run=begun: ended(gateway, run), f"the end of {begun}")
             if begun.over is not None:
                 eventually(begun.over.done, f"the answer of {begun}")
         with suppress(AssertionError):
@@ -250,7 +250,7 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
                 if unmet == "seen-once":
                     found[one] = begun
         if len(found) == len(wanted):
-            return [found[item] for item in wanted]
+            return [found[name] for name in wanted]
     raise AssertionError(f"no lock stayed behind of {set(wanted) - set(found)}")
 
 
@@ -267,9 +267,9 @@ def left_behind(gateway: Gateway, begun: Begun) -> bool:
 
 
 def wait_until_freed(gateway: Gateway, begun: list[Begun]) -> None:
-    for item in begun:
-        lock = gateway.lock(item.session, item.agent)
-        eventually(lambda lock=lock: not lock.exists(), f"freed: {item}")
+    for run in begun:
+        lock = gateway.lock(run.session, run.agent)
+        eventually(lambda lock=lock: not lock.exists(), f"freed: {run}")
 
 
 # Healthy
@@ -377,24 +377,24 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
                 "healthy runs that are old",
                 every=1.0,
             )
-            for item in healthy:
-                assert identity(item.lock(gateway)) == item.identity, item.what
+            for run in healthy:
+                assert identity(run.lock(gateway)) == run.identity, run.what
             freed = {line["session"] for line in sidecar.journal("removed")}
             assert not freed & {"busy", *(entry.session for entry in healthy)}
             go.set()
             assert busy.result()["status"] == "ok"
-            for item in healthy:
-                succeeds(item.over)
+            for run in healthy:
+                succeeds(run.over)
             freed = {line["session"] for line in sidecar.journal("removed")}
             assert not freed & {"busy", *(entry.session for entry in healthy)}
-        for item in healthy:
-            assert transcript_is_intact(gateway.sessions() / f"{item.session}.jsonl")
+        for run in healthy:
+            assert transcript_is_intact(gateway.sessions() / f"{run.session}.jsonl")
         assert transcript_is_intact(gateway.sessions() / "busy.jsonl")
     finally:
         go.set()
-        for item in healthy:
-            if not isinstance(item.over, Future):
-                put_down(item.over)
+        for run in healthy:
+            if not isinstance(run.over, Future):
+                put_down(run.over)
 
 
 def found_to_be_stuck(gateway: Gateway, begun: list[Begun]) -> None:
@@ -423,7 +423,7 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
     try:
         found += stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
         records = [
-            item for begun in found for item in gateway.trajectory(begun.session, begun.agent)
+            line for begun in found for line in gateway.trajectory(begun.session, begun.agent)
         ]
         assert "model.fallback_step" in {record["type"] for record in records}
         found_to_be_stuck(gateway, found)
@@ -435,9 +435,9 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
 
 def all_older(gateway: Gateway, healthy: list[Healthy], age: float) -> bool:
     locks = look(gateway)
-    missing = [item.what for item in healthy if item.session not in locks]
+    missing = [run.what for run in healthy if run.session not in locks]
     assert not missing, f"the lock is gone of {missing}"
-    return all(locks[item.session]["age_seconds"] > age for item in healthy)
+    return all(locks[run.session]["age_seconds"] > age for run in healthy)
 
 
 # Killed
@@ -478,18 +478,18 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             put_down(local)
             eventually(lambda: not other.exists(), "the lock of a session that is done is freed")
             eventually(lambda: len(pending(sidecar)) == 2, "the others wait for the next gateway")
-            assert [identity(item) for item in resumable] == noted
-            assert {item["session"] for item in sidecar.journal("removed")} == {"served"}
+            assert [identity(lock) for lock in resumable] == noted
+            assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
             gateway.start()
             said = "marked 1 interrupted main session(s) from stale transcript locks"
             eventually(lambda: gateway.log().count(said) == 2, f"twice: {said}")
             eventually(lambda: turns.asked == 6, "both runs are resumed")
             go.set()
             eventually(
-                lambda: not any(identity(item) in noted for item in resumable),
+                lambda: not any(identity(lock) in noted for lock in resumable),
                 "none of the dead gateway's locks is left",
             )
-            assert {item["session"] for item in sidecar.journal("removed")} == {"served"}
+            assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
     finally:
         go.set()
         put_down(local)
@@ -600,7 +600,7 @@ def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
         assert held["pid"] == waiter.process.pid
         with suppress(Refused):
             over.result()
-        end = eventually(lambda item=session: cut_short_in_a_tool(gateway, item), "the run's end")
+        end = eventually(lambda name=session: cut_short_in_a_tool(gateway, name), "the run's end")
         if holder_of(gateway, session) == waiter.process.pid:
             sessions.append(session)
             if held["createdAt"] < end["ts"]:
@@ -702,20 +702,20 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
             (elsewhere, [("run of main", _EARLY), ("run of main", _LATE)]),
         ):
             found = stuck(gateway, wanted)
-            sessions = {"slow", *(item.session for item in found)}
+            sessions = {"slow", *(run.session for run in found)}
             seen_inside, seen_outside = (
                 {
-                    session: (item["verdict"], item["reasons"], item["pid"], item["hold_proof"])
-                    for session, item in look(gateway, "--abandoned-after", "2s", wrap=by).items()
+                    session: (lock["verdict"], lock["reasons"], lock["pid"], lock["hold_proof"])
+                    for session, lock in look(gateway, "--abandoned-after", "2s", wrap=by).items()
                     if session in sessions
                 }
                 for by in (inside, ())
             )
             assert seen_inside == seen_outside
-            assert {seen_inside[item.session][0] for item in found} == {"abandoned"}
+            assert {seen_inside[run.session][0] for run in found} == {"abandoned"}
             with watching(gateway, limits=SHORT, wrap=wrap) as sidecar:
                 wait_until_freed(gateway, found)
-                assert "slow" not in {item["session"] for item in sidecar.journal("removed")}
+                assert "slow" not in {line["session"] for line in sidecar.journal("removed")}
             assert identity(gateway.lock("slow")) == healthy
         go.set()
         assert over.result()["status"] == "ok"

@@ -62,7 +62,7 @@ class Looks:
 @pytest.mark.parametrize(
     "other",
     [{"file": FileId(1, 3)}, {"ctime_ns": 5}, {"data": b"x"}],
-    ids=lambda item: next(iter(item)),
+    ids=lambda change: next(iter(change)),
 )
 def test_another_file_or_other_bytes_have_another_history(other: dict[str, Any]) -> None:
     history = LockHistory(a_lock(), since=0.0)

@@ -70,8 +70,8 @@ def test_through_sshfs_nothing_is_proven_and_nothing_done(tmp_path: Path, root_o
         finally:
             subprocess.run(["umount", seen], check=True)
         assert said.startswith("4 "), said
-        assert {item["hold_proof"] for item in found.values()} == {"unavailable"}
-        assert {item["outcome"] for item in found.values()} == {"kept"}
+        assert {lock["hold_proof"] for lock in found.values()} == {"unavailable"}
+        assert {lock["outcome"] for lock in found.values()} == {"kept"}
         assert dead.exists()
         assert live.path.exists()
     finally:

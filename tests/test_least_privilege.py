@@ -62,7 +62,7 @@ def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
     sidecar = Sidecar(tree.root, wrap=confined)
     try:
         status = status_of(psutil.Process(sidecar.process.pid))
-        assert {status[item].strip("0") for item in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
+        assert {status[name].strip("0") for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
             ""
         }
         assert status["NoNewPrivs"] == "1"

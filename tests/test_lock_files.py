@@ -478,7 +478,7 @@ def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree
 
     ours: Counter[str] = Counter()
     for _ in range(_MOST_RACES):
-        ours += _race(tree, lambda item: remove(item).outcome, patience=PATIENCE)
+        ours += _race(tree, lambda opened: remove(opened).outcome, patience=PATIENCE)
         if ours["removed"] > 200:
             break
     assert ours["stolen"] == 0, ours

@@ -97,7 +97,7 @@ def reap(
 
 def ends(locks: dict[str, dict[str, Any]]) -> dict[str, tuple[str, list[str], str]]:
     return {
-        item: (lock["verdict"], lock["reasons"], lock["outcome"]) for item, lock in locks.items()
+        name: (lock["verdict"], lock["reasons"], lock["outcome"]) for name, lock in locks.items()
     }
 
 
@@ -284,7 +284,7 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 3000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
         acts = [
-            item for item in sidecar.journal() if item["event"] not in {"watching", "held", "kept"}
+            line for line in sidecar.journal() if line["event"] not in {"watching", "held", "kept"}
         ]
         assert [act["session"] for act in acts] == ["dying"]
         assert sidecar.journal("events-missing") == []

@@ -54,7 +54,7 @@ def test_a_million_lock_cycles_leave_the_sidecar_as_it_was(tree: Tree, tmp_path:
     note_figures("long run", resident_kib=[size["resident_kib"] for size in sizes])
     half = len(sizes) // 2
     for name, least in {"resident_kib": 4096, "descriptors": 8, "threads": 2}.items():
-        early, late = (max(item[name] for item in part) for part in (sizes[:half], sizes[half:]))
+        early, late = (max(size[name] for size in part) for part in (sizes[:half], sizes[half:]))
         assert late <= early + least, (name, [size[name] for size in sizes])
     assert sizes[-1]["series"] <= sizes[0]["series"] + 60, "two series an agent at most"
     assert sidecar.stop() == 0

@@ -126,7 +126,7 @@ def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
     for reason in known:
         inventory.set_skipped([Skipped(path="/x", reason=reason, failed=True)])
         assert skipped() == {**known, reason: 1}
-    odd = [Skipped(path="/x", reason=f"error-{item}", failed=True) for item in ("EIO", "EMFILE")]
+    odd = [Skipped(path="/x", reason=f"error-{code}", failed=True) for code in ("EIO", "EMFILE")]
     inventory.set_skipped(odd)
     assert skipped() == {**known, "error": 2}
     inventory.set_skipped([Skipped(path="/x", reason="sqlite-sessions")])
@@ -459,5 +459,5 @@ def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: An
     assert query("histogram_quantile(0.5, reaper_reap_delay_seconds_bucket)")
     assert not query("reaper_stuck_locks > 0")
     assert not query("reaper_hold_proof_available != 1")
-    names = {item["metric"]["__name__"] for item in query('{__name__=~"reaper_.*"}')}
+    names = {series["metric"]["__name__"] for series in query('{__name__=~"reaper_.*"}')}
     assert len(names) > 20

@@ -62,5 +62,7 @@ def test_a_text_that_does_not_occur_once_is_an_error(repo: Path, old: str) -> No
 
 def test_each_text_of_the_list_occurs_once_in_the_program() -> None:
     repo = Path(__file__).parents[1]
-    wrong = [item.name for item in read() if (repo / item.file).read_text().count(item.old) != 1]
+    wrong = [
+        mutant.name for mutant in read() if (repo / mutant.file).read_text().count(mutant.old) != 1
+    ]
     assert wrong == []

@@ -42,12 +42,12 @@ def reap(
     report = json.loads(done.stdout)
     assert report["summary"]["other_locks"]["locks"] == len(report["other_locks"])
     return done.returncode, {
-        item["path"].removeprefix(f"{tree.root}/"): (
-            item["verdict"],
-            (item["reasons"] or [""])[0],
-            item["outcome"],
+        lock["path"].removeprefix(f"{tree.root}/"): (
+            lock["verdict"],
+            (lock["reasons"] or [""])[0],
+            lock["outcome"],
         )
-        for item in report["other_locks"]
+        for lock in report["other_locks"]
     }
 
 
@@ -106,7 +106,7 @@ def test_not_open_frees_what_holders_keep_open_and_nothing_else(tree: Tree) -> N
         "agents/a/agent/auth-profiles.json.lock": ("uncertain", "no-descriptor", "kept"),
     }
     assert code == 4, "what cannot be judged is not fine"
-    assert [item.exists() for item in (left, held, closed, empty)] == [False, True, True, True]
+    assert [path.exists() for path in (left, held, closed, empty)] == [False, True, True, True]
 
 
 def test_a_dry_run_says_what_would_be_removed(tree: Tree) -> None:
@@ -164,7 +164,7 @@ def test_pids_count_only_in_the_gateways_own_namespace(tree: Tree, root_only: No
     assert found[names[1]] == ("stale", "recycled-pid", "removed")
     assert found[guard.name] == ("stale", GUARD, "removed")
     assert found[full.name] == ("uncertain", "not-empty", "kept")
-    assert [item.exists() for item in (again, guard, full)] == [False, False, True]
+    assert [path.exists() for path in (again, guard, full)] == [False, False, True]
 
 
 # The protocol
@@ -249,14 +249,14 @@ def test_a_folder_that_is_no_folder_is_reported_and_others_links_are_not_followe
         for place in folders_of_places(StateDir("s", str(tree.root)), skipped)
     }
     assert found == {"", "/agents/main/sessions"}
-    assert [item.path.removeprefix(str(tree.root)) for item in skipped] == ["/locks"]
+    assert [skip.path.removeprefix(str(tree.root)) for skip in skipped] == ["/locks"]
 
 
 def test_an_own_symlink_is_followed_and_known_as_one(tree: Tree) -> None:
     plant(tree, "volume/oauth-refresh/sha256-1f.lock", DEAD)
     (tree.root / "locks").symlink_to("volume")
     found = list(folders_of_places(StateDir("s", str(tree.root)), []))
-    linked = {item.path.removeprefix(f"{tree.root}/"): item.through_symlink for item in found}
+    linked = {folder.path.removeprefix(f"{tree.root}/"): folder.through_symlink for folder in found}
     assert linked == {
         str(tree.root): False,
         "agents/main/sessions": False,

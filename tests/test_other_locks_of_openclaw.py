@@ -166,7 +166,7 @@ def test_a_gateway_that_a_left_over_guard_keeps_from_starting_starts(
         locks = list(gateway.state.glob("tmp/openclaw-*/gateway.*.lock"))
         assert locks, "its own locks are where the table says"
         _, found = reap(tree, *REMOVE)
-        assert {item[0] for item in found.values()} == {"held"}, found
+        assert {verdict[0] for verdict in found.values()} == {"held"}, found
         assert len(found) >= len(locks)
         gateway.kill()
         for lock in locks:
@@ -182,7 +182,7 @@ def test_a_gateway_that_a_left_over_guard_keeps_from_starting_starts(
         node = eventually(gateway.node, "the gateway's process", every=0.01)
         inside = ("nsenter", "-t", str(node), "--pid", "--mount")
         _, found = reap(tree, *REMOVE, wrap=inside)
-        guards = {name: item for name, item in found.items() if name.endswith(".reclaim")}
+        guards = {name: verdict for name, verdict in found.items() if name.endswith(".reclaim")}
         assert set(guards.values()) == {("stale", GUARD, "removed")}, found
         eventually(lambda: gateway.ended() or gateway.is_up(), "an end or an answer")
         if gateway.ended():  # it had waited for too long by then

@@ -48,7 +48,7 @@ class Rivals:
 
     def note(self, results: list[object]) -> set[Outcome]:
         found = [result.outcome for result in results if isinstance(result, Removal)]
-        self.outcomes[tuple(sorted(item.value for item in found))] += 1
+        self.outcomes[tuple(sorted(outcome.value for outcome in found))] += 1
         return set(found)
 
 

@@ -36,7 +36,7 @@ def test_a_forked_reaper_has_the_environment_and_folder_of_the_test_and_no_descr
     assert reap("list").returncode == 3
     one, other, cold = Sidecar(tree.root), Sidecar(tree.root), Sidecar(tree.root, wrap=("env",))
     # A request that was just served may still have a descriptor.
-    until(lambda: len({_descriptors(item) for item in (one, other, cold)}) == 1)
+    until(lambda: len({_descriptors(program) for program in (one, other, cold)}) == 1)
 
 
 def _descriptors(sidecar: Sidecar) -> int:

@@ -60,7 +60,7 @@ def test_a_large_database_that_was_upgraded_is_recognised(
         database.execute("INSERT INTO cache_entries VALUES (?)", ("x" * 500_000,))
     for number in range(60):
         database.execute(
-            f"CREATE TABLE t{number} ({', '.join(f'c{item} TEXT' for item in range(60))})"
+            f"CREATE TABLE t{number} ({', '.join(f'c{column} TEXT' for column in range(60))})"
         )
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -116,9 +116,9 @@ def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
     tree.lock("dead", record(2**22 + 1))
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     found = list(reaper.look())
-    said = [item.reason for item in found if isinstance(item, Skipped)]
+    said = [skip.reason for skip in found if isinstance(skip, Skipped)]
     assert said == ["sqlite-sessions"]
-    assert not any(item.failed for item in found if isinstance(item, Skipped))
+    assert not any(skip.failed for skip in found if isinstance(skip, Skipped))
     assert len(found) == 2
 
 

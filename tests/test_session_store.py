@@ -369,7 +369,7 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int = 8 * MIB) -> bytes:
 
 def entries(count: int, size: int) -> bytes:
     made = (b'"k%d":{"sessionId":"s%d","status":"done","x":"' % (n, n) for n in range(count))
-    return b"{" + b",".join(item.ljust(size, b"y") + b'"}' for item in made) + b"}"
+    return b"{" + b",".join(entry.ljust(size, b"y") + b'"}' for entry in made) + b"}"
 
 
 CRAB = "🦀".encode()

@@ -46,7 +46,7 @@ def test_a_short_name_is_shown_whole() -> None:
 def test_what_is_shown_means_one_lock(names: list[str]) -> None:
     """An exact name goes before a short one."""
     for name, short in short_names(names).items():
-        fitting = {item for item in names if fits(short, item)}
+        fitting = {name for name in names if fits(short, name)}
         assert short == name or fitting == {name}
 
 

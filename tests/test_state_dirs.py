@@ -128,6 +128,6 @@ def test_a_sweep_says_where_it_looked_and_frees_the_locks_of_all(home: Path) -> 
     for name in (".openclaw", ".openclaw-dev"):
         Tree(home / name).lock("dead", record(DEAD))
     done = reap("sweep", "--json", env={"HOME": str(home)})
-    assert [item["state_dir"] for item in report(done)["locks"]] == [".openclaw", ".openclaw-dev"]
-    assert {item["outcome"] for item in report(done)["locks"]} == {"removed"}
+    assert [lock["state_dir"] for lock in report(done)["locks"]] == [".openclaw", ".openclaw-dev"]
+    assert {lock["outcome"] for lock in report(done)["locks"]} == {"removed"}
     assert f"looking at {home}/.openclaw, {home}/.openclaw-dev" in done.stderr

@@ -120,7 +120,7 @@ def reaper(tree: Tree, **how: Any) -> Reaper:
 
 
 def findings(found: Iterator[Finding | Skipped]) -> dict[str, Finding]:
-    return {item.lock.session: item for item in found if isinstance(item, Finding)}
+    return {finding.lock.session: finding for finding in found if isinstance(finding, Finding)}
 
 
 def ends(found: Iterator[Finding | Skipped]) -> dict[str, tuple[str, tuple[str, ...], str]]:
@@ -150,8 +150,8 @@ def test_ages_of_one_pass_count_to_one_moment(tree: Tree) -> None:
     looking = reaper(tree, clock=SlowClock(), probe=no_proof)
     taken = []
     for found in (findings(looking.act()), findings(looking.act())):
-        seen = {name: TrackedLock.of(item) for name, item in found.items()}
-        taken.append({name: item.at - item.evidence.age for name, item in seen.items()})
+        seen = {name: TrackedLock.of(finding) for name, finding in found.items()}
+        taken.append({name: finding.at - finding.evidence.age for name, finding in seen.items()})
         assert taken[-1]["10"] - taken[-1]["11"] == pytest.approx(1.0, abs=0.1)
         assert taken[-1]["11"] - taken[-1]["12"] == pytest.approx(1.0, abs=0.1)
     assert taken[0] == pytest.approx(taken[1])
@@ -245,8 +245,10 @@ def test_a_folder_that_cannot_be_read_while_waiting_is_told_once_and_its_locks_a
 
     clock.on_sleep = move
     found = list(reaper(tree, clock=clock).sweep())
-    assert [item.reason for item in found if isinstance(item, Skipped)] == ["missing"]
-    assert [item.outcome for item in found if isinstance(item, Finding)] == [Outcome.REMOVED]
+    assert [skip.reason for skip in found if isinstance(skip, Skipped)] == ["missing"]
+    assert [finding.outcome for finding in found if isinstance(finding, Finding)] == [
+        Outcome.REMOVED
+    ]
     assert not holder.path.exists()
 
 
@@ -413,7 +415,9 @@ def test_a_lock_of_the_same_run_that_another_process_held_before_keeps_this_one(
     abandoned.path.rename(away)
     sweeper = reaper(tree)
     tree.lock("stuck", record(2**22 + 1, age=604, starttime=5))
-    assert [one.outcome for one in sweeper.act() if isinstance(one, Finding)] == [Outcome.REMOVED]
+    assert [finding.outcome for finding in sweeper.act() if isinstance(finding, Finding)] == [
+        Outcome.REMOVED
+    ]
     away.rename(abandoned.path)
     assert abandoned.path.read_bytes() == data
     found = findings(sweeper.sweep())["stuck"]
@@ -436,7 +440,7 @@ def test_a_holder_that_was_once_seen_as_another_program_keeps_its_lock(
     clock = FakeClock()
     sweeper = reaper(tree, clock=clock, process_table=Disguised)
     for _ in range(4):
-        (found,) = (one for one in sweeper.act() if isinstance(one, Finding))
+        (found,) = (finding for finding in sweeper.act() if isinstance(finding, Finding))
         assert found.judgement.unmet is Unmet.OTHER_PROGRAM
         clock.pass_by(60)
 
@@ -447,7 +451,7 @@ def test_an_empty_file_that_gets_the_inode_of_one_that_is_gone_is_a_new_lock(tre
     sweeper = reaper(tree, clock=clock)
     seen_for = []
     for _ in range(3):
-        (found,) = (one for one in sweeper.act() if isinstance(one, Finding))
+        (found,) = (finding for finding in sweeper.act() if isinstance(finding, Finding))
         seen_for.append(found.evidence.seen_for)
         clock.pass_by(4)
         if len(seen_for) == 2:
@@ -533,7 +537,7 @@ def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     for step in (0, 86_400_000, -86_400_000):
         clock.wall += step
         clock.pass_by(1.0)
-        (found,) = (one for one in the_reaper.act() if isinstance(one, Finding))
+        (found,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
         assert (found.judgement.verdict, found.outcome) == (Verdict.HELD, Outcome.KEPT)
         assert found.evidence.age < 70
     assert holder.path.exists()
@@ -571,7 +575,9 @@ def test_nothing_counts_as_the_next_gateway_but_that_it_removes_the_lock_itself(
     store = tree.sessions() / "sessions.json"
     for _ in range(3):
         found = [one for one in sweeper.act() if one.key is not None and one.key.agent == "main"]
-        assert [one.outcome for one in found if isinstance(one, Finding)] == [Outcome.KEPT]
+        assert [finding.outcome for finding in found if isinstance(finding, Finding)] == [
+            Outcome.KEPT
+        ]
         clock.pass_by(1000)
         store.write_text(store.read_text() + "\n")
 
@@ -593,10 +599,10 @@ def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pi
 def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
     """Return the session stores that are reported, each as often as it is."""
     reported = [
-        item for item in found if isinstance(item, Skipped) and item.reason == "session-store"
+        skip for skip in found if isinstance(skip, Skipped) and skip.reason == "session-store"
     ]
-    assert all(item.failed and item.note for item in reported)
-    return [item.path for item in reported]
+    assert all(skip.failed and skip.note for skip in reported)
+    return [skip.path for skip in reported]
 
 
 def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_are(
@@ -710,7 +716,7 @@ def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_
     monkeypatch.setattr(EvidenceCollector, attribute, breaks)
     the_reaper = reaper(tree)
     found = list(the_reaper.act())
-    (bug,) = (one for one in found if isinstance(one, Skipped) and one.reason == "error")
+    (bug,) = (skip for skip in found if isinstance(skip, Skipped) and skip.reason == "error")
     assert bug.failed
     assert "a bug in the reaper" in bug.note
     assert "IndexError at " in bug.note
@@ -752,11 +758,11 @@ def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
 
     monkeypatch.setattr(scanner, "judge", refuses_one)
     found = list(reaper(tree, process_table=FakeProcesses).act())
-    (skipped,) = [one for one in found if isinstance(one, Skipped)]
+    (skipped,) = [skip for skip in found if isinstance(skip, Skipped)]
     assert (skipped.reason, skipped.failed) == ("error-EMFILE", True)
     assert skipped.key is not None
     assert skipped.key.name == "refused.jsonl.lock"
-    (removed,) = [one for one in found if isinstance(one, Finding)]
+    (removed,) = [finding for finding in found if isinstance(finding, Finding)]
     assert (removed.lock.session, removed.outcome) == ("s", Outcome.REMOVED)
 
 
@@ -765,9 +771,9 @@ def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
 
 def missing(found: Iterator[Finding | Skipped]) -> list[str]:
     """Return the paths of what is reported to be missing, which is a failure each."""
-    reported = [item for item in found if isinstance(item, Skipped) and item.reason == "missing"]
-    assert all(item.failed and item.note for item in reported)
-    return [item.path for item in reported]
+    reported = [skip for skip in found if isinstance(skip, Skipped) and skip.reason == "missing"]
+    assert all(skip.failed and skip.note for skip in reported)
+    return [skip.path for skip in reported]
 
 
 @pytest.mark.parametrize("gone", ["agents", "agents/main", "agents/main/sessions"])
@@ -912,13 +918,13 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     displaced.path.rename(aside)
     hold("sid")
     the_reaper = reaper(tree)
-    left = [one for one in the_reaper.sweep() if isinstance(one, Skipped)]
-    assert [(one.path, one.reason, one.failed) for one in left] == [
+    left = [skip for skip in the_reaper.sweep() if isinstance(skip, Skipped)]
+    assert [(skip.path, skip.reason, skip.failed) for skip in left] == [
         (str(aside), "left-aside", True)
     ]
     assert aside.exists()
     displaced.ask("close")
-    (left_over,) = (one for one in the_reaper.sweep() if isinstance(one, Skipped))
+    (left_over,) = (skip for skip in the_reaper.sweep() if isinstance(skip, Skipped))
     assert (left_over.note, left_over.failed) == ("dropped: removed", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
@@ -1010,9 +1016,9 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_told(
     ]
     reaper = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
     found = list(reaper.sweep())
-    freed = [one.lock.state_dir for one in found if isinstance(one, Finding)]
+    freed = [finding.lock.state_dir for finding in found if isinstance(finding, Finding)]
     assert freed == ["s", "o"]
-    (missing,) = (one for one in found if isinstance(one, Skipped))
+    (missing,) = (skip for skip in found if isinstance(skip, Skipped))
     assert (missing.path, missing.failed) == (str(tmp_path / "gone"), True)
 
 
@@ -1024,10 +1030,10 @@ def test_without_proof_a_bare_pid_was_never_this_very_holder(
     tree.lock("sid", record(77, starttime=starttime))
     table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
     the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)
-    (first,) = (one for one in the_reaper.act() if isinstance(one, Finding))
+    (first,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
     assert first.judgement.verdict is Verdict.HELD
     table.holders.clear()
-    (second,) = (one for one in the_reaper.act() if isinstance(one, Finding))
+    (second,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
     assert second.judgement.reasons[0] == expected
 
 
@@ -1040,7 +1046,7 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
     the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)
     list(the_reaper.act())
     del table.holders[7]  # its entry in the table of nested pids is not found this time
-    (found,) = (one for one in the_reaper.act() if isinstance(one, Finding))
+    (found,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
@@ -1072,7 +1078,7 @@ def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock)
     (place,) = the_reaper.memory.histories
     moved = tree.root.with_name("moved")
     tree.root.rename(moved)
-    assert [one.failed for one in the_reaper.act() if isinstance(one, Skipped)] == [True]
+    assert [skip.failed for skip in the_reaper.act() if isinstance(skip, Skipped)] == [True]
     assert list(the_reaper.memory.histories) == [place]
     moved.rename(tree.root)
 
@@ -1162,10 +1168,16 @@ def test_a_stuck_lock_names_its_session_key_whatever_the_verdict_rests_on(
     hold("overdue", age=7200)
     tree.lock("junk", b"{")
     tree.store(
-        {f"key of {item}": {"sessionId": item, "status": "done"} for item in ("overdue", "junk")}
+        {
+            f"key of {session}": {"sessionId": session, "status": "done"}
+            for session in ("overdue", "junk")
+        }
     )
-    found = [item for item in reaper(tree).sweep(dry=True) if isinstance(item, Finding)]
-    assert {item.evidence.run.session_key for item in found} == {"key of overdue", "key of junk"}
+    found = [finding for finding in reaper(tree).sweep(dry=True) if isinstance(finding, Finding)]
+    assert {finding.evidence.run.session_key for finding in found} == {
+        "key of overdue",
+        "key of junk",
+    }
 
 
 def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:

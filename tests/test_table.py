@@ -82,7 +82,7 @@ def test_wide_characters_are_as_wide_as_a_terminal_shows_them() -> None:
 
 
 def test_colours_change_no_width() -> None:
-    plain, coloured = (lines(a_look(), coloured=item) for item in (False, True))
+    plain, coloured = (lines(a_look(), coloured=in_colour) for in_colour in (False, True))
     assert "\x1b[33mSTALE\x1b[0m" in coloured[1]
     assert [re.sub(r"\x1b\[\d*m", "", line) for line in coloured] == plain
 
@@ -170,7 +170,7 @@ def test_each_id_and_key_that_is_shown_is_accepted(tree: Tree) -> None:
     for line in shown[1:]:
         short = re.split("  +", line)[0]
         explained = reap("explain", short, *where).stdout.splitlines()
-        (name,) = [item for item in names if explained[0].endswith(f"/{item}.jsonl.lock")]
+        (name,) = [session for session in names if explained[0].endswith(f"/{session}.jsonl.lock")]
         assert any(keys_of == name and key in line for key, keys_of in keys.items())
     narrow = on_a_terminal("list", *where, columns=100).replace("\r", "").splitlines()
     cut = [re.split("  +", line)[-1] for line in narrow[1 : 1 + len(names)]]
@@ -258,7 +258,7 @@ def test_the_commands_that_are_shown_can_be_copied(tree: Tree, hold: HoldLock) -
     hold(UUID.format(1), age=7200)
     tree.lock("dead", record(DEAD))
     said = reap("list", "--state-dir", tree.root).stderr
-    sweep, explain = (shlex.split(item) for item in re.findall("`([^`]*)`", said))
+    sweep, explain = (shlex.split(command) for command in re.findall("`([^`]*)`", said))
     assert explain[:-1] == ["reaper", "explain", "--state-dir", str(tree.root)]
     assert reap(*explain[1:-1], "00000001").returncode == 3
     assert reap(*sweep[1:]).returncode == 3
@@ -271,7 +271,7 @@ def test_the_commands_that_are_shown_can_be_copied(tree: Tree, hold: HoldLock) -
     hold("overdue", age=7200)
     policy = ("--on-overdue", "remove", "--abandoned-after", "90.5")
     said = reap("list", *policy, "--state-dir", tree.root).stderr
-    (sweep,) = (shlex.split(item) for item in re.findall("`([^`]*)`", said))
+    (sweep,) = (shlex.split(command) for command in re.findall("`([^`]*)`", said))
     assert sweep[4:] == ["--on-overdue", "remove", "--abandoned-after", "90.5s"]
     assert reap(*sweep[1:]).returncode == 0
     assert not list(tree.sessions().glob("*.lock"))

@@ -52,12 +52,16 @@ CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
     """What `shown` says about the locks' tallies, by looking at every lock."""
     agents = {}
-    for key in {(item.lock.state_dir, item.lock.agent) for item in locks}:
-        of_agent = [item for item in locks if (item.lock.state_dir, item.lock.agent) == key]
+    for key in {(tracked.lock.state_dir, tracked.lock.agent) for tracked in locks}:
+        of_agent = [
+            tracked for tracked in locks if (tracked.lock.state_dir, tracked.lock.agent) == key
+        ]
         agents[key] = (
-            sorted(item.lock.taken_ms for item in of_agent if item.judgement.wants_freeing),
-            sum(item.age_at(130.0) > 60.0 for item in of_agent),
-            min(item.lock.taken_ms for item in of_agent),
+            sorted(
+                tracked.lock.taken_ms for tracked in of_agent if tracked.judgement.wants_freeing
+            ),
+            sum(tracked.age_at(130.0) > 60.0 for tracked in of_agent),
+            min(tracked.lock.taken_ms for tracked in of_agent),
         )
     states: dict[str, list[bool]] = {}
     holders: dict[tuple[str, int], list[bool]] = {}
@@ -131,8 +135,8 @@ def test_a_scrape_tells_the_same_however_it_came_about(
             inventory.drop(place)
         else:
             inventory.put(place, change)
-    for place, item in enumerate(inventory.all()):
-        afresh.put(place, item)
+    for place, tracked in enumerate(inventory.all()):
+        afresh.put(place, tracked)
     # Not watching: what the process itself uses is another figure each time.
     how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
     assert series(made(inventory, **how)) == series(made(afresh, **how))
@@ -147,7 +151,7 @@ def test_agents_beyond_the_cap_are_added_up() -> None:
     found = series(made(inventory, max_agents=2))
     other = 'agent="other",state_dir="s"'
     assert found[f"reaper_blocking_locks{{{other}}}"] == 3
-    stuck = sum(item.judgement.wants_freeing for item in inventory.all()) / 5 * 3
+    stuck = sum(tracked.judgement.wants_freeing for tracked in inventory.all()) / 5 * 3
     assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
     assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0
     assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{other}}}"] == 9.0

@@ -39,7 +39,7 @@ def _races() -> list[Any]:
     """A few hundred removals in `make test`, ten thousand of each in `make torture`."""
     quick = [("watch", False, 200), ("sweep", True, 200)]
     long = [(how, rival, 10_000) for how in ("watch", "sweep") for rival in (False, True)]
-    return [*quick, *(pytest.param(*item, marks=pytest.mark.torture) for item in long)]
+    return [*quick, *(pytest.param(*case, marks=pytest.mark.torture) for case in long)]
 
 
 @pytest.mark.parametrize(("how", "rival", "removals"), _races())

@@ -59,7 +59,7 @@ def test_a_lock_is_found_by_each_name_that_people_have(tree: Tree, name: str) ->
     tree.store({KEY: {"sessionId": "s", "status": "running"}, "k": {"sessionId": "other"}})
     assert explained(tree, name) == [str(path)]
     assert unlocks(tree, name, "--force").returncode == 0
-    assert [item.name for item in tree.sessions().glob("*.lock")] == ["other.jsonl.lock"]
+    assert [path.name for path in tree.sessions().glob("*.lock")] == ["other.jsonl.lock"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_all_locks_of_one_name_are_shown_and_none_is_freed(tree: Tree, tmp_path:
 
 
 def test_a_session_key_that_several_agents_have_is_shown_for_each(tree: Tree) -> None:
-    paths = [str(tree.lock(item, record(DEAD), agent=item)) for item in ("main", "ops")]
+    paths = [str(tree.lock(agent, record(DEAD), agent=agent)) for agent in ("main", "ops")]
     for agent in ("main", "ops"):
         tree.store({"global": {"sessionId": agent, "status": "done"}}, agent=agent)
     assert explained(tree, "global") == paths
@@ -192,7 +192,10 @@ def test_a_session_is_found_by_each_of_its_keys(tree: Tree) -> None:
     keys = [f"agent:main:{name}" for name in "abc"]
     statuses = ("running", "done", None)
     tree.store(
-        {key: {"sessionId": "s", "status": item} for key, item in zip(keys, statuses, strict=True)}
+        {
+            key: {"sessionId": "s", "status": status}
+            for key, status in zip(keys, statuses, strict=True)
+        }
     )
     for key in keys:
         assert explained(tree, key) == [str(path)], key
@@ -235,18 +238,18 @@ def test_a_path_of_this_machine_in_another_state_directory_frees_nothing_there_o
     tree: Tree, tmp_path: Path
 ) -> None:
     other = Tree(tmp_path / "other")
-    item, there = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
-    assert explained(tree, there) == [str(item)]
+    named, there = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
+    assert explained(tree, there) == [str(named)]
     for name in (there, f"pid=7 {there}: code=OPENCLAW_TIMEOUT"):
         done = unlocks(tree, name, "--force")
         assert done.returncode == 1
         assert f"that path leads to {there.parent}" in done.stderr
-        assert str(item) in done.stderr
-        assert item.exists()
+        assert str(named) in done.stderr
+        assert named.exists()
         assert there.exists()
     both = ("--state-dir", tree.root, "--state-dir", other.root)
     assert reap("unlock", f"pid=7 {there}: code=OPENCLAW_TIMEOUT", *both).returncode == 0
-    assert [item.exists(), there.exists()] == [True, False]
+    assert [named.exists(), there.exists()] == [True, False]
 
 
 @pytest.mark.parametrize("session", ["a b", "a\nb", " a ", "it's", "-rf", os.fsdecode(b"\xff")])
@@ -254,7 +257,7 @@ def test_a_lock_with_an_odd_name_is_found(tree: Tree, session: str) -> None:
     path = tree.lock(session, record(DEAD))
     for name in (session, f"{session}.jsonl", f"{session}.jsonl.lock", f"/x{path}"):
         done = reap("explain", "--json", "--state-dir", tree.root, "--", name)
-        assert [item["session"] for item in report(done)["locks"]] == [session]
+        assert [lock["session"] for lock in report(done)["locks"]] == [session]
 
 
 # --force
@@ -418,7 +421,7 @@ def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
     (found,) = the_reaper.sweep(unlock=Unlock(seen.key, seen.lock.fingerprint, force=True))
     assert isinstance(found, Finding)
     assert found.outcome is Outcome.RESTORED
-    assert [item.name for item in tree.sessions().iterdir()] == ["s.jsonl.lock"]
+    assert [path.name for path in tree.sessions().iterdir()] == ["s.jsonl.lock"]
     assert path.is_file()
 
 

@@ -852,8 +852,8 @@ _EVIDENCE = _ANY | _nearly_stuck()
 _POLICIES = st.builds(
     Policy,
     **{
-        f"on_{item}": st.sampled_from([Action.FLAG, Action.REMOVE])
-        for item in ("abandoned", "overdue")
+        f"on_{verdict}": st.sampled_from([Action.FLAG, Action.REMOVE])
+        for verdict in ("abandoned", "overdue")
     },
 )
 _LIMITS = st.builds(Limits, **{

@@ -70,7 +70,7 @@ def test_a_killed_holders_lock_goes_and_a_live_ones_stays(
     assert sidecar.metric("reaper_actions_total", outcome="removed", reason="dead-pid") == 2
     assert sidecar.metric("reaper_reap_delay_seconds_count") == 2
     removed = sidecar.journal("removed")
-    assert {item["session"] for item in removed} == {"early", "late"}
+    assert {line["session"] for line in removed} == {"early", "late"}
     assert json.loads(removed[0]["record"])["pid"] == removed[0]["pid"]
     assert removed[0]["hold_proof"] == "not-open"
     assert sidecar.stop() == 0
@@ -98,7 +98,7 @@ def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
 
 def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
     sidecar = watching("--resync", "1h")
-    holders = [Holder(tree.sessions(f"new{item}") / "first.jsonl.lock") for item in range(5)]
+    holders = [Holder(tree.sessions(f"new{number}") / "first.jsonl.lock") for number in range(5)]
     try:
         until(lambda: sidecar.metric("reaper_locks", verdict="held") == 5)
         for holder in holders:
@@ -127,7 +127,7 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
             until(lambda: sidecar.status("/-/ready") == 503)
         finally:
             holder.close()
-    missing = [item for item in sidecar.journal("skipped") if item["reason"] == "missing"]
+    missing = [line for line in sidecar.journal("skipped") if line["reason"] == "missing"]
     assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
 
 
@@ -505,7 +505,7 @@ def test_due_locks_are_freed_without_any_event(
     until(gone(forgotten.path))
     until(gone(stuck.path))
     until(lambda: len(sidecar.journal("removed")) == 2)
-    reasons = {item["session"]: item["reasons"] for item in sidecar.journal("removed")}
+    reasons = {line["session"]: line["reasons"] for line in sidecar.journal("removed")}
     assert reasons == {"forgotten": "orphan-self-pid", "stuck": "run-ended"}
     assert stuck.process.poll() is None
 
@@ -794,8 +794,8 @@ def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> Non
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(10)]
     try:
         paths = [
-            tree.lock(f"sid{item.pid}", record(item.pid, starttime=start_ticks(item.pid)))
-            for item in sleepers
+            tree.lock(f"sid{sleeper.pid}", record(sleeper.pid, starttime=start_ticks(sleeper.pid)))
+            for sleeper in sleepers
         ]
         watch.sweep()
         assert psutil.Process().num_fds() == before + 10
@@ -1061,7 +1061,7 @@ def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching)
     assert len(lines) == 1 + 3 + 1
     assert all(json.loads(line)["event"] in {"watching", "removed", "stopped"} for line in lines)
     assert "\x1b" not in sidecar.log.read_text()
-    sessions = {item["session"] for item in sidecar.journal("removed")}
+    sessions = {line["session"] for line in sidecar.journal("removed")}
     assert sessions == {"a\\n\\x1b[31m", "b", "\\udcff"}
 
 
@@ -1093,7 +1093,7 @@ def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= swept + 2)
     assert sidecar.metric("reaper_actions_total", outcome="would-remove") == 2
     assert sidecar.metric("reaper_stuck_locks") == 2
-    assert {item["session"] for item in sidecar.journal("would-remove")} == {"dying", "dead"}
+    assert {line["session"] for line in sidecar.journal("would-remove")} == {"dying", "dead"}
     assert len(sidecar.journal()) == 3
     assert sidecar.journal("watching")[0]["dry_run"] is True
     assert left.exists()

@@ -378,7 +378,7 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
     changing = {"age_seconds", "outcome", "run", "session_key", "not_freed_because"}
     changing |= {"not_freed_text"}
     for lock in listed["locks"]:
-        (same,) = [item for item in served["locks"] if item["path"] == lock["path"]]
+        (same,) = [shown for shown in served["locks"] if shown["path"] == lock["path"]]
         assert list(same) == list(lock)
         for key in lock.keys() - changing:
             assert same[key] == lock[key], key
@@ -607,8 +607,8 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
         for _ in range(4)
     ]
     try:
-        for item in flood:
-            item.start()
+        for thread in flood:
+            thread.start()
         until(lambda: len(served.web._passwords._checks) == 4)
         turned_away = served.ask("/", Authorization=basic(password="other"))
         assert turned_away.status == 429
@@ -617,8 +617,8 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
         assert served.status("/-/healthy") == 200
     finally:
         go_on.set()
-        for item in flood:
-            item.join()
+        for thread in flood:
+            thread.join()
 
 
 def test_a_client_that_goes_away_counts_until_its_password_is_checked(

@@ -40,7 +40,9 @@ def rows(page: str) -> list[str]:
 
 def titles(page: str) -> list[str]:
     """Return the groups' titles as they read."""
-    return [re.sub("<.*?>", "", item) for item in re.findall(r"<summary><h2>(.*?)</h2>", page)]
+    return [
+        re.sub("<.*?>", "", heading) for heading in re.findall(r"<summary><h2>(.*?)</h2>", page)
+    ]
 
 
 KEY = "agent:main:telegram:direct:4711"

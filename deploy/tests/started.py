@@ -67,7 +67,7 @@ class State:
 
     def locks(self) -> set[str]:
         found = [path for path in self.sessions.glob("*.lock") if not path.is_symlink()]
-        return {item.name.removesuffix(".jsonl.lock") for item in found}
+        return {lock.name.removesuffix(".jsonl.lock") for lock in found}
 
 
 def ask(address: str, query: str) -> list[Any]:
@@ -89,9 +89,9 @@ def firing(address: str) -> dict[str, dict[str, str]]:
     text = get(f"{address}/api/v1/alerts")
     found = json.loads(text)["data"]["alerts"] if text else []
     return {
-        item["labels"]["alertname"]: item["annotations"]
-        for item in found
-        if item["state"] == "firing"
+        alert["labels"]["alertname"]: alert["annotations"]
+        for alert in found
+        if alert["state"] == "firing"
     }
 
 

@@ -33,7 +33,7 @@ def test_no_file_in_deploy_goes_unchecked() -> None:
         *(DEPLOY / "compose").iterdir(),
         DASHBOARD,
         *(DEPLOY / "grafana" / "provisioning").rglob("*.yml"),
-        *kustomized((*BUILT, *(f"components/{item}" for item in ADDED))),
+        *kustomized((*BUILT, *(f"components/{component}" for component in ADDED))),
     ]
     there = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy")
     files = [ROOT / name for name in there.stdout.splitlines()]
@@ -138,7 +138,9 @@ def test_the_recipe_for_a_wedged_gateway_fits_into_the_same_project(tmp_path: Pa
 
 
 def test_what_the_compose_file_mounts_from_here_is_here() -> None:
-    mounts = [item for service in load(FULL)["services"].values() for item in service["volumes"]]
+    mounts = [
+        volume for service in load(FULL)["services"].values() for volume in service["volumes"]
+    ]
     sources = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
     assert len(sources) == 5
     assert [source for source in sources if not (DEPLOY / "compose" / source).exists()] == []
@@ -151,7 +153,7 @@ def test_the_reaper_of_the_compose_files_has_no_right_it_does_not_need() -> None
         assert reaper["read_only"] is True
         assert reaper["cap_drop"] == ["ALL"]
         assert "pid" not in reaper
-        ports = [item for service in services.values() for item in service["ports"]]
+        ports = [port for service in services.values() for port in service["ports"]]
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
@@ -176,7 +178,9 @@ def test_systemd_analyze_verifies_the_units(units: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("unit", [item.name for item in UNITS if item.suffix == ".service"])
+@pytest.mark.parametrize(
+    "unit", [unit_file.name for unit_file in UNITS if unit_file.suffix == ".service"]
+)
 def test_the_services_are_hardly_exposed(units: Path, unit: str) -> None:
     command = (tool("systemd-analyze"), "security", "--offline=yes", "--no-pager")
     done = run(*command, f"--threshold={MOST_EXPOSURE * 10:.0f}", units / unit)
@@ -224,7 +228,7 @@ def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it() -> Non
     used = re.findall(r"uses: (.*)", "".join(workflow.read_text() for workflow in WORKFLOWS))
     by_commit = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
     assert used
-    assert [item for item in used if not by_commit.fullmatch(item)] == []
+    assert [action for action in used if not by_commit.fullmatch(action)] == []
 
 
 def test_each_action_has_one_version_and_each_job_ends_some_time() -> None:

@@ -34,7 +34,7 @@ def kustomized(folders: tuple[str, ...]) -> set[Path]:
             continue
         files.add(folder / "kustomization.yaml")
         made = load(folder / "kustomization.yaml")
-        patches = [item["path"] for item in made.get("patches", ()) if "path" in item]
+        patches = [patch["path"] for patch in made.get("patches", ()) if "path" in patch]
         names = [*made.get("resources", ()), *made.get("components", ()), *patches]
         waiting += [(folder / name).resolve() for name in names]
     return files
@@ -51,9 +51,9 @@ def objects(folder: str) -> list[Any]:
 
 
 def pod_specs(folder: str) -> Iterator[Any]:
-    for item in objects(folder):
-        if item["kind"] in {"Deployment", "DaemonSet"}:
-            yield item["spec"]["template"]["spec"]
+    for made in objects(folder):
+        if made["kind"] in {"Deployment", "DaemonSet"}:
+            yield made["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
@@ -61,7 +61,7 @@ def pod_specs(folder: str) -> Iterator[Any]:
 def test_kustomize_builds_what_kubernetes_takes(folder: str, version: str, tmp_path: Path) -> None:
     """From 1.29 on native sidecars need no switch."""
     built = tmp_path / "built.yaml"
-    core = [item for item in objects(folder) if "monitoring.coreos.com" not in item["apiVersion"]]
+    core = [made for made in objects(folder) if "monitoring.coreos.com" not in made["apiVersion"]]
     built.write_text(yaml.safe_dump_all(core))
     done = run(tool("kubernetes-validate"), "--strict", "-k", version, built)
     assert "WARN" not in done.stdout + done.stderr
@@ -84,11 +84,11 @@ RECOMMENDED = {"name", "component", "part-of", "managed-by", "version"}
 
 @pytest.mark.parametrize("folder", BUILT)
 def test_workloads_have_the_recommended_labels_of_the_versions_that_they_run(folder: str) -> None:
-    for item in objects(folder):
-        if item["kind"] in {"Deployment", "DaemonSet"}:
-            template = item["spec"]["template"]
+    for made in objects(folder):
+        if made["kind"] in {"Deployment", "DaemonSet"}:
+            template = made["spec"]["template"]
             (image,) = {container["image"] for container in template["spec"]["containers"]}
-            for labels in (item["metadata"]["labels"], template["metadata"]["labels"]):
+            for labels in (made["metadata"]["labels"], template["metadata"]["labels"]):
                 assert {f"app.kubernetes.io/{name}" for name in RECOMMENDED} <= set(labels)
                 assert image.endswith(f":{labels['app.kubernetes.io/version']}")
 
@@ -100,17 +100,17 @@ def test_the_operators_own_objects_fit_its_schemas(folder: str) -> None:
       for (const it of JSON.parse(process.argv[1])) new models[it.kind](it).validate();
     });
     """
-    own = [item for item in objects(folder) if "monitoring.coreos.com" in item["apiVersion"]]
-    assert {item["kind"] for item in own} == {"PodMonitor", "PrometheusRule"}
-    assert all(item["metadata"]["labels"]["release"] for item in own)
+    own = [made for made in objects(folder) if "monitoring.coreos.com" in made["apiVersion"]]
+    assert {made["kind"] for made in own} == {"PodMonitor", "PrometheusRule"}
+    assert all(made["metadata"]["labels"]["release"] for made in own)
     node(script, json.dumps(own))
-    broken = [{**item, "spec": {"groups": 1, "selector": 1}} for item in own]
+    broken = [{**made, "spec": {"groups": 1, "selector": 1}} for made in own]
     with pytest.raises(AssertionError):
         node(script, json.dumps(broken))
 
 
 def test_the_operators_rules_are_those_of_prometheus() -> None:
-    files = [load(item) for item in RULES]
+    files = [load(path) for path in RULES]
     rule = load(KUBERNETES / "components" / "monitoring" / "prometheus-rule.yaml")
     assert rule["spec"]["groups"] == [group for file in files for group in file["groups"]]
 
@@ -138,7 +138,7 @@ def test_pods_keep_to_restricted_pod_security(folder: str) -> None:
             assert "hostPort" not in str(container.get("ports"))
             if container["name"] == "reaper":
                 assert own["readOnlyRootFilesystem"] is True
-    levels = [item["metadata"]["labels"] for item in objects(folder) if item["kind"] == "Namespace"]
+    levels = [made["metadata"]["labels"] for made in objects(folder) if made["kind"] == "Namespace"]
     expected = "privileged" if folder == "daemonset" else "restricted"
     assert all(level["pod-security.kubernetes.io/enforce"] == expected for level in levels)
 
@@ -150,8 +150,8 @@ def test_the_sidecar_is_native_and_never_keeps_the_gateway_from_serving() -> Non
         assert reaper["restartPolicy"] == "Always"
         assert "startupProbe" not in reaper
         assert "readinessProbe" not in reaper
-        (state,) = [item["name"] for item in reaper["volumeMounts"]]
-        assert state in [item["name"] for item in spec["containers"][0]["volumeMounts"]]
+        (state,) = [mount["name"] for mount in reaper["volumeMounts"]]
+        assert state in [mount["name"] for mount in spec["containers"][0]["volumeMounts"]]
         assert spec.get("shareProcessNamespace", False) is (folder == "overlays/production")
 
 
@@ -192,6 +192,6 @@ def test_only_a_503_restarts_a_gateway(status: int | None, restarts: bool) -> No
     program, *rest = spec["containers"][0]["livenessProbe"]["exec"]["command"]
     assert program == "node"
     with answering(status) as port:
-        command = [tool("node"), *(item.replace(":9789", f":{port}") for item in rest)]
+        command = [tool("node"), *(argument.replace(":9789", f":{port}") for argument in rest)]
         assert (subprocess.run(command, timeout=60).returncode == 1) is restarts
     assert subprocess.run(command, timeout=60).returncode == 0, "nobody listens"

@@ -72,7 +72,7 @@ class Podman:
 
     def build(self, tag: str, *options: str | Path) -> None:
         """Build with this machine's certificates and pip settings lent, not baked in."""
-        lent = [f"--volume={item}:{item}:ro" for item in (CA, PIP) if item.exists()]
+        lent = [f"--volume={path}:{path}:ro" for path in (CA, PIP) if path.exists()]
         self(
             "build",
             "--network=host",
@@ -179,7 +179,7 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     search = "command -v cc gcc g++ as ld make pip pip3 uv; ls /opt/reaper/bin"
     found = podman("run", "--rm", "--entrypoint=sh", image, "-c", search).split()
     assert "reaper" in found
-    assert [item for item in found if item.startswith(("/", "pip"))] == []
+    assert [line for line in found if line.startswith(("/", "pip"))] == []
     for name in ("pip", "tests", "hatchling"):
         assert name not in [part for _, part in parts]
 
@@ -294,11 +294,12 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         run(*inside, "touch", f"{folder}/stand-in/kill-a", env=environment)
         removed = 'reaper_actions_total{action="remove",outcome="removed",reason="orphan-self-pid"}'
         either = removed.replace("orphan-self-pid", "dead-pid"), removed
-        until(lambda: any(metric(port, item) for item in either), "the lock is freed")
+        until(lambda: any(metric(port, name) for name in either), "the lock is freed")
         address = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
         asked = "sum(reaper_actions_total{outcome='removed'})"
         until(
-            lambda: [item["value"][1] for item in ask(address, asked)] == ["1"], "Prometheus has it"
+            lambda: [sample["value"][1] for sample in ask(address, asked)] == ["1"],
+            "Prometheus has it",
         )
         (up_now,) = ask(address, "up")
         assert up_now["metric"]["job"] == "openclaw-lock-reaper"

@@ -33,7 +33,7 @@ CHOSEN = ("namespace", "pod", "instance")
 
 def alerts() -> dict[str, Any]:
     groups = itertools.chain(*(load(path)["groups"] for path in RULES))
-    return {item["alert"]: item for group in groups for item in group["rules"]}
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
 def test_promtool_takes_configurations_and_rules(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def dashboard() -> Any:
 def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
     made = dashboard()
     panels = made["panels"]
-    assert len({item["id"] for item in panels}) == len(panels)
+    assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
         place = panel["gridPos"]
@@ -121,24 +121,24 @@ def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
 
 def test_each_query_of_the_dashboard_asks_for_the_gateways_that_were_chosen() -> None:
     made = dashboard()
-    names = {item["name"] for item in made["templating"]["list"]}
+    names = {variable["name"] for variable in made["templating"]["list"]}
     assert names == {"datasource", "state_dir", *CHOSEN}
     for expr in expressions():
         for name, labels in re.findall(r"\b(reaper_\w+|up)(?:\{(.*?)\})?", expr):
-            wanted = [f'{item}=~"${item}"' for item in CHOSEN]
-            assert [item for item in wanted if item not in labels] == [], (name, expr)
+            wanted = [f'{label}=~"${label}"' for label in CHOSEN]
+            assert [label for label in wanted if label not in labels] == [], (name, expr)
 
 
 def expressions() -> list[str]:
     """Return all queries of panels and annotations, as Grafana has them."""
     made = dashboard()
     panels = [target["expr"] for panel in made["panels"] for target in panel["targets"]]
-    return [*panels, *(item["expr"] for item in made["annotations"]["list"])]
+    return [*panels, *(annotation["expr"] for annotation in made["annotations"]["list"])]
 
 
 def filled(expr: str) -> str:
     """Return a query with everything chosen, which is what Grafana begins with."""
-    fill = dict.fromkeys(("$state_dir", *(f"${item}" for item in CHOSEN)), ".*")
+    fill = dict.fromkeys(("$state_dir", *(f"${variable}" for variable in CHOSEN)), ".*")
     fill |= {"$__rate_interval": "1m", "$__interval": "1m"}
     return re.sub(r"\$\w+", lambda name: fill[name[0]], expr)
 
@@ -302,7 +302,7 @@ def test_every_query_of_alerts_and_panels_finds_what_a_reaper_serves(
             for expression in map(filled, expressions())
             if not seen(address, expression, seconds=lasted)
         ]
-        assert [item for item in empty if item not in TROUBLES] == []
+        assert [query for query in empty if query not in TROUBLES] == []
         note(f"{len(everything)} queries of alerts and panels find what they ask for")
         for notes in firing(address).values():
             assert re.search(f"127.0.0.1:({reaper_port}|{node_port})", notes["summary"])

@@ -89,7 +89,7 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
     found = browser.run("return axe.run(document, {resultTypes: ['violations', 'incomplete']})")
     assert found["violations"] == []
     # What axe could not decide; each such rule is to be looked at by a person once.
-    assert {item["id"] for item in found["incomplete"]} == set()
+    assert {problem["id"] for problem in found["incomplete"]} == set()
     assert len(found["passes"]) > 10
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") is (scheme == "light")
@@ -174,7 +174,7 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
 
     before = found()
     assert before
-    assert all("nightly-report5" in item for item in before)
+    assert all("nightly-report5" in name for name in before)
     told = browser.run("return document.querySelector('#filter span').textContent")
     assert told == f"{len(before)} of 63 locks"
     # A new lock of a holder that is before all others in the table.
@@ -268,7 +268,7 @@ def test_hostile_names_run_nothing_in_a_browser(browser: Browser, served: Served
 LOOKS = (("desk", "light"), ("phone", "dark"))
 
 
-@pytest.mark.parametrize("kind", [*(item for item in KINDS if item != "all"), "hidden"])
+@pytest.mark.parametrize("kind", [*(scene for scene in KINDS if scene != "all"), "hidden"])
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_pictures_of_the_documents(
     browser: Browser, served: Served, tmp_path: Path, kind: str, look: tuple[str, str]

@@ -64,13 +64,13 @@ FILES = f"{ADDRESS}/blob/v{__version__}"
 
 
 def metadata(wheel: Path) -> "email.message.Message":
-    (name,) = [item for item in zipfile.ZipFile(wheel).namelist() if item.endswith("/METADATA")]
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/METADATA")]
     return email.message_from_string(zipfile.ZipFile(wheel).read(name).decode())
 
 
 def links(text: str) -> set[str]:
     """Return all links and pictures of a text in Markdown, but those within it."""
-    return {item for item in re.findall(r"\]\(([^)]+)\)", text) if not item.startswith("#")}
+    return {link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("#")}
 
 
 def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
     run(*command, "--wheel", cwd=source)
     (wheel,) = tmp_path.glob("*.whl")
     made = metadata(wheel)
-    urls = dict(item.split(", ") for item in made.get_all("Project-URL", []))
+    urls = dict(line.split(", ") for line in made.get_all("Project-URL", []))
     assert set(urls) == {"Homepage", "Documentation", "Changelog", "Source", "Issues"}
     assert urls["Documentation"] == f"{FILES}/docs/README.md"
     text = str(made.get_payload())

@@ -177,7 +177,9 @@ class _Search:
         if name.agent is None:
             return None
         ending = f"/agents/{name.agent}/sessions"
-        folders = (item.folder for item in self._names if item.folder and item.file == name.file)
+        folders = (
+            typed.folder for typed in self._names if typed.folder and typed.file == name.file
+        )
         return next(
             (folder for folder in folders if folder.endswith(ending) and os.path.isdir(folder)),
             None,
@@ -275,7 +277,7 @@ def _not_found(judging: Judging, search: _Search, text: str) -> str:
     if "/" in text and not search.is_lock_path:
         said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
     if search.stores_not_understood:
-        stores = ", ".join(printable(item) for item in sorted(search.stores_not_understood))
+        stores = ", ".join(printable(store) for store in sorted(search.stores_not_understood))
         said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
     return said
 

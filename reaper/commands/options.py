@@ -221,7 +221,7 @@ def with_judging(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 def _with_judging(names: tuple[str, ...], command: Callable[..., None]) -> Callable[..., None]:
     parameters_of_all = inspect.signature(_judging).parameters
-    shared = {name: item for name, item in parameters_of_all.items() if name in names}
+    shared = {name: parameter for name, parameter in parameters_of_all.items() if name in names}
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)

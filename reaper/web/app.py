@@ -201,7 +201,7 @@ def _is_local(peer: str, headers: Mapping[str, str]) -> bool:
     whose name was made to point here requests another name.
     """
     names = {name.replace("_", "-") for name in headers}
-    forwarded = any(item in _FORWARDED or item.startswith("x-forwarded") for item in names)
+    forwarded = any(name in _FORWARDED or name.startswith("x-forwarded") for name in names)
     name = headers.get("host", "").lower()
     host, colon, port = name.rpartition(":")
     if not colon or not port.isdigit():

@@ -88,7 +88,7 @@ def policy_in_words(policy: Policy, *, dry_run: bool) -> str:
         return "a dry run: nothing is removed"
     chosen = {"abandoned": policy.on_abandoned, "overdue": policy.on_overdue}
     removed = ["stale", "orphaned", *(entry for entry in chosen if chosen[entry] is Action.REMOVE)]
-    reported = [item for item in chosen if chosen[item] is not Action.REMOVE]
+    reported = [verdict for verdict in chosen if chosen[verdict] is not Action.REMOVE]
     also = f"; reports {' and '.join(reported)} ones" if reported else ""
     return f"removes {', '.join(removed[:-1])} and {removed[-1]} locks{also}"
 

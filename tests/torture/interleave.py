@@ -79,12 +79,12 @@ class SteppedOs:
 @contextmanager
 def stepped() -> Iterator[SteppedOs]:
     """Make steps of the system calls of lock_files; give an `os` for other tasks."""
-    item = SteppedOs()
+    stepped = SteppedOs()
     with pytest.MonkeyPatch.context() as patch:
         for name in _KERNEL:
             patch.setattr(removal, name, _stepping(name, getattr(removal, name)))
-        patch.setattr(removal, "os", item)
-        yield item
+        patch.setattr(removal, "os", stepped)
+        yield stepped
 
 
 @dataclass(slots=True)
@@ -127,17 +127,17 @@ class _Play:
             runs.turn.acquire()
 
     def _choose(self) -> _Task | None:
-        item = self.schedule
+        schedule = self.schedule
         enabled = [at for at, task in enumerate(self.tasks) if not task.done]
-        at = len(item.choices)
+        at = len(schedule.choices)
         if not enabled or at == _MOST_STEPS:
             return None
         chosen = self._prefix[at] if at < len(self._prefix) else self._current
         self._current = chosen if chosen in enabled else enabled[0]
         task = self.tasks[self._current]
-        item.choices.append(self._current)
-        item.enabled.append(enabled)
-        item.calls.append(f"{self._current}: {task.next_call}")
+        schedule.choices.append(self._current)
+        schedule.enabled.append(enabled)
+        schedule.calls.append(f"{self._current}: {task.next_call}")
         return task
 
 

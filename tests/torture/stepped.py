@@ -35,7 +35,7 @@ class Stepped:
     def __init__(self, command: Iterable[str], paths: Iterable[Path]) -> None:
         tracer = strace()  # which may skip the test: nothing must be open by then
         self._log = tempfile.NamedTemporaryFile(mode="r", prefix="reaper-strace-")  # noqa: SIM115
-        watched = [item for path in paths for item in ("-P", str(path))]
+        watched = [argument for path in paths for argument in ("-P", str(path))]
         options = ["-q", "-o", self._log.name, *watched, "-e", "inject=all:signal=SIGSTOP"]
         self.process = start(
             [tracer, *options, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -68,7 +68,7 @@ class Stepped:
             parts = self._text().split("--- stopped by SIGSTOP ---")
             if len(parts) - 1 > self._stops:
                 self._stops += 1
-                return [item.group() for item in _CALL.finditer(parts[-2])][-1]
+                return [call.group() for call in _CALL.finditer(parts[-2])][-1]
             if done:
                 return ""
             time.sleep(0.001)

@@ -38,8 +38,8 @@ def touched(log: str) -> set[str]:
             if at and at["path"].startswith("/") and not _NO_CHANGE.search(arguments):
                 paths.add(at["path"])
             continue
-        for item in _STRING.finditer(arguments):
-            folder, name = item["folder"], item["name"]
+        for text in _STRING.finditer(arguments):
+            folder, name = text["folder"], text["name"]
             paths.add(f"{folder}/{name}" if folder and not name.startswith("/") else name)
     return paths
 
