@@ -1,11 +1,11 @@
-# The reaper's image: docs/deploying.md. Any architecture for which Python and psutil have builds; nothing is compiled.
-# The base is an argument so that a release can pin it by digest (python:...@sha256:...).
+# See docs/deploying.md. Works for each architecture that has builds of Python and psutil, because nothing is compiled.
+# A release pins the base by digest (python:...@sha256:...).
 ARG BASE=python:3.13-slim-trixie
 
 FROM ${BASE} AS build
 WORKDIR /src
 COPY requirements.txt requirements-build.txt ./
-# No pip in /opt/reaper: the one of the build's own environment installs into it from outside.
+# /opt/reaper has no pip: the pip of /build installs into it.
 RUN python3 -m venv /build \
  && /build/bin/python -m pip install --no-cache-dir --require-hashes -r requirements-build.txt \
  && python3 -m venv --without-pip /opt/reaper \
@@ -14,9 +14,9 @@ RUN python3 -m venv /build \
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY reaper reaper
 COPY deploy/terminal deploy/terminal
-# The project's address on the web, for the links in the metadata; a release sets it.
+# The project's web address, for the links in the metadata; a release sets it.
 ARG PROJECT_URL=
-# Bytecode is made here, by content and not by time: a read-only root could not keep any, and two builds are alike.
+# Compile here, because the container's root is read-only. Hashes instead of times make two builds equal.
 RUN /build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation -w dist . \
  && /build/bin/python -m pip --python /opt/reaper/bin/python install --no-cache-dir --no-compile --no-deps dist/*.whl \
  && /opt/reaper/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/reaper/lib
@@ -34,15 +34,15 @@ LABEL org.opencontainers.image.title="openclaw-lock-reaper" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/reaper /opt/reaper
-# A new volume mounted here gets this owner, no matter which container mounts it first.
+# A new volume that is mounted here gets this owner, even if this container mounts it first.
 RUN install -d -o 1000 -g 1000 /state
-# In a container, loopback is the container's own: Prometheus asks from outside.
+# Prometheus scrapes from outside, so the reaper does not listen on the container's loopback only.
 ENV PATH="/opt/reaper/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
     REAPER_STATE_DIR="openclaw=/state" \
     REAPER_LISTEN=":9789" \
     REAPER_REVISION="${REVISION}"
-# The gateway's image runs as node, uid 1000. Another user could not check whether its lock files are open.
+# The uid of the gateway's image (node). Another user cannot check whether the gateway's lock files are open.
 USER 1000:1000
 EXPOSE 9789
 # Costs 35 ms of CPU each time: docs/performance.md.

