@@ -316,6 +316,6 @@ TROUBLES = [
     filled(target["expr"])
     for panel in dashboard()["panels"]
     for target in panel["targets"]
-    if panel["title"] == "Troubles of the reaper"
+    if panel["title"] == "Problems of the reaper"
 ]
 """Queries that find nothing when all is well."""
