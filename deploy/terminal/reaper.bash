@@ -1,4 +1,4 @@
-# typer's own takes a session key for several words: bash parts words at colons.
+# Replaces typer's script, which splits a session key into several words, because bash splits at colons.
 _reaper_completion() {
     local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \t\n'
     read -ra words <<<"$line"

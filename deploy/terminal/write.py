@@ -1,4 +1,4 @@
-"""Write the man page and the completion scripts beside this file, from the program itself.
+"""Generate the man page and the completion scripts in this folder from the program.
 
     .venv/bin/python deploy/terminal/write.py
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ["COLUMNS"] = "300"
-import typer.main  # the help's width is read at import
+import typer.main  # reads the width of the help at import
 
 from reaper import __version__
 from reaper.cli import app
 
 HERE = Path(__file__).parent
-BASH = """# typer's own takes a session key for several words: bash parts words at colons.
+BASH = """# Replaces typer's script, which splits a session key into several words, because bash splits at colons.
 _reaper_completion() {
     local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \\t\\n'
     read -ra words <<<"$line"
@@ -35,7 +35,7 @@ _reaper_completion() {
 complete -o default -F _reaper_completion reaper
 """
 ZSH = """#compdef reaper
-# typer's own does not complete options: _arguments takes them for its own.
+# Replaces typer's script, which does not complete options, because _arguments treats them as its own.
 _reaper() {
   local -a found
   found=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) \\
@@ -57,23 +57,23 @@ reaper \\- find stuck session locks of an OpenClaw gateway, and remove those tha
 ENDING = """.SH FILES
 .TP
 .I agents/*/sessions/*.jsonl.lock
-below a state directory: the locks. Nothing else is ever removed.
+below a state directory: the session locks. \\-\\-on\\-other remove also removes other locks. No other file is removed.
 .TP
 .I sessions.json, *.trajectory.jsonl, *.jsonl
-beside them: read, to tell how a run ended.
+in the same folder: read to find out how a run ended.
 .SH SEE ALSO
 docs/deploying.md, docs/runbook.md and docs/faq.md of the project.
 """
 
 
 def roff(text: str) -> str:
-    """Return text that man shows as it is."""
+    """Return the text escaped for man."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
 
 def as_it_is(paragraph: str) -> str:
-    """Return the lines below a paragraph's heading, unfilled."""
+    """Return the lines below a paragraph's heading; man does not wrap them again."""
     return f".nf\n{roff(paragraph.partition(':' + chr(10))[2])}\n.fi\n"
 
 
@@ -83,7 +83,7 @@ def option(parameter: Any, context: Any) -> str:  # noqa: ANN401  # typer's own 
 
 
 def released() -> str:
-    """Return the date of this version's release, as the changelog has it; empty before that."""
+    """Return the release date of this version from the changelog, "" if it has none yet."""
     changes = (HERE.parents[1] / "CHANGELOG.md").read_text()
     found = re.search(rf"^## \[?{re.escape(__version__)}\]?\D+([\d-]+)", changes, re.MULTILINE)
     return found[1] if found else ""
@@ -125,7 +125,7 @@ def man_page() -> str:
 
 
 def completion(shell: str) -> str:
-    """Return the completion script, as typer makes it."""
+    """Return typer's completion script."""
     command = [sys.executable, "-c", "from reaper.cli import app; app(prog_name='reaper')"]
     environment = {**os.environ, "_REAPER_COMPLETE": f"source_{shell}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -133,7 +133,7 @@ def completion(shell: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Return each file's name, and what it must hold."""
+    """Return the content of each file, by name."""
     return {
         "reaper.1": man_page(),
         "_reaper": ZSH,
