@@ -72,7 +72,7 @@ def roff(text: str) -> str:
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
 
-def as_it_is(paragraph: str) -> str:
+def preformatted(paragraph: str) -> str:
     """Return the lines below a paragraph's heading; man does not wrap them again."""
     return f".nf\n{roff(paragraph.partition(':' + chr(10))[2])}\n.fi\n"
 
@@ -119,7 +119,7 @@ def man_page() -> str:
         parts.append(f".SS {roff(f'reaper {name} {usage}'.strip())}\n{text}\n{own}")
     parts.append(
         ".SH OPTIONS OF ALL COMMANDS THAT JUDGE LOCKS\n" + "".join(shared.values())
-        + f".SH EXIT STATUS\n{as_it_is(exits)}.SH EXAMPLES\n{as_it_is(examples)}" + ENDING
+        + f".SH EXIT STATUS\n{preformatted(exits)}.SH EXAMPLES\n{preformatted(examples)}" + ENDING
     )  # fmt: skip
     return "".join(parts)
 
