@@ -1,4 +1,4 @@
-# Replaces typer's script, which splits a session key into several words, because bash splits at colons.
+# Unlike typer's script, this does not split a session key at its colons.
 _reaper_completion() {
     local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \t\n'
     read -ra words <<<"$line"

@@ -19,7 +19,7 @@ from reaper import __version__
 from reaper.cli import app
 
 HERE = Path(__file__).parent
-BASH = """# Replaces typer's script, which splits a session key into several words, because bash splits at colons.
+BASH = """# Unlike typer's script, this does not split a session key at its colons.
 _reaper_completion() {
     local line=${COMP_LINE:0:COMP_POINT} words current IFS=$' \\t\\n'
     read -ra words <<<"$line"
@@ -35,7 +35,7 @@ _reaper_completion() {
 complete -o default -F _reaper_completion reaper
 """
 ZSH = """#compdef reaper
-# Replaces typer's script, which does not complete options, because _arguments treats them as its own.
+# Unlike typer's script, this completes options: there, _arguments treats them as its own.
 _reaper() {
   local -a found
   found=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) \\
@@ -57,7 +57,8 @@ reaper \\- find stuck session locks of an OpenClaw gateway, and remove those tha
 ENDING = """.SH FILES
 .TP
 .I agents/*/sessions/*.jsonl.lock
-below a state directory: the session locks. \\-\\-on\\-other remove also removes other locks. No other file is removed.
+below a state directory: the session locks. \\-\\-on\\-other remove also removes other locks.
+No other file is removed.
 .TP
 .I sessions.json, *.trajectory.jsonl, *.jsonl
 in the same folder: read to find out how a run ended.
