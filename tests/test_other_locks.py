@@ -302,7 +302,7 @@ def test_the_sidecar_counts_logs_and_serves_them(tree: Tree) -> None:
         (lock,) = json.loads(sidecar.get("/api/v1/locks"))["other_locks"]
         assert (lock["kind"], lock["verdict"], lock["outcome"]) == ("config", "stale", "flagged")
         page = sidecar.get("/")
-        assert "<h2>Other locks of OpenClaw: 1 stuck, or cannot be judged</h2>" in page
+        assert "<h2>Other locks of OpenClaw: 1 stuck or cannot be judged</h2>" in page
         assert re.search(r'<b class="bad">Stale</b> for \d+(\.\d)?s:', page)
         assert "config openclaw.json.lock" in page
         (said,) = sidecar.journal("stuck")

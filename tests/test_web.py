@@ -651,23 +651,23 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "a mapping of keys and values is wanted"),
-        ("x: [", "it is no YAML"),
-        ("\0", "it is no YAML"),
-        ("x: !!python/object/apply:os.getpid []", "it is no YAML"),
-        ("? [a]\n: b", "it is no YAML"),
-        ("tls_config: {}", "tls_config is not supported; known are tls_server_config"),
+        ("[]", "must be a mapping of keys and values"),
+        ("x: [", "invalid YAML"),
+        ("\0", "invalid YAML"),
+        ("x: !!python/object/apply:os.getpid []", "invalid YAML"),
+        ("? [a]\n: b", "invalid YAML"),
+        ("tls_config: {}", "tls_config is not supported; use one of tls_server_config"),
         ("rate_limit: {interval: 1s, burst: 20}", "rate_limit is not supported"),
         ("tls_server_config: {cert: x}", "cert is not supported"),
         ("tls_server_config: {cipher_suites: [x]}", "cipher_suites is not supported"),
         ("tls_server_config: {curve_preferences: [x]}", "curve_preferences is not supported"),
-        ("tls_server_config: {cert_file: x}", "needs cert_file and key_file"),
-        ("tls_server_config: {cert_file: no, key_file: no}", "text is wanted"),
+        ("tls_server_config: {cert_file: x}", "cert_file and key_file are required"),
+        ("tls_server_config: {cert_file: no, key_file: no}", "must be text"),
         ("tls_server_config: {cert_file: absent, key_file: absent}", "cannot use"),
         ("tls_server_config: {cert_file: web.yml, key_file: web.yml}", "cannot use"),
         (
             "tls_server_config: {cert_file: x, key_file: x, client_auth_type: RequestClientCert}",
-            "RequestClientCert is not supported; known are NoClientCert",
+            "RequestClientCert is not supported; use one of NoClientCert",
         ),
         (
             "tls_server_config: {cert_file: x, key_file: x, client_ca_file: x}",
@@ -682,32 +682,32 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
             "needs a client_ca_file",
         ),
         ("tls_server_config: {cert_file: x, key_file: x, min_version: TLS11}", "TLS11 is not"),
-        ("tls_server_config: {cert_file: x, key_file: x, min_version: 12}", "text is wanted"),
+        ("tls_server_config: {cert_file: x, key_file: x, min_version: 12}", "must be text"),
         (
             _PAIR + "  min_version: TLS13\n  max_version: TLS12",
             "min_version is above max_version",
         ),
-        ("http_server_config: {http2: true}", "http2: not spoken here"),
+        ("http_server_config: {http2: true}", "http2: not supported"),
         ("http_server_config: {headers: {Set-Cookie: x}}", "Set-Cookie is not supported"),
-        ("http_server_config: {headers: {X-Frame-Options: x}}", "known are deny, sameorigin"),
-        ("http_server_config: {headers: {X-Frame-Options: 1}}", "X-Frame-Options: text is wanted"),
-        ("http_server_config: {headers: []}", "headers: a mapping of keys and values is wanted"),
-        ("http_server_config: {http2: maybe}", "http2: true or false is wanted"),
+        ("http_server_config: {headers: {X-Frame-Options: x}}", "use one of deny, sameorigin"),
+        ("http_server_config: {headers: {X-Frame-Options: 1}}", "X-Frame-Options: must be text"),
+        ("http_server_config: {headers: []}", "headers: must be a mapping of keys and values"),
+        ("http_server_config: {http2: maybe}", "http2: must be true or false"),
         ("tls_server_config: {1: x}", "tls_server_config: write each key in quotes"),
-        ("tls_server_config: {client_allowed_sans: x}", "client_allowed_sans: a list is wanted"),
-        ("tls_server_config: {client_allowed_sans: [1]}", "client_allowed_sans[0]: text is wanted"),
+        ("tls_server_config: {client_allowed_sans: x}", "client_allowed_sans: must be a list"),
+        ("tls_server_config: {client_allowed_sans: [1]}", "client_allowed_sans[0]: must be text"),
         ('"a\\nb - at `$.x`": 1', "the file: "),
-        ("basic_auth_users: {alice: }", "basic_auth_users: alice: text is wanted"),
-        ('basic_auth_users: {alice: ""}', "basic_auth_users: alice: no bcrypt hash"),
+        ("basic_auth_users: {alice: }", "basic_auth_users: alice: must be text"),
+        ('basic_auth_users: {alice: ""}', "basic_auth_users: alice: not a bcrypt hash"),
         (
             'http_server_config: {headers: {X-XSS-Protection: "a\\r\\nb"}}',
-            "plain ASCII on one line is wanted",
+            "must be printable ASCII",
         ),
-        ("basic_auth_users: {alice: secret}", "no bcrypt hash"),
-        ("basic_auth_users: {alice: $2y$99$" + "x" * 53 + "}", "no bcrypt hash"),
-        ("basic_auth_users: {alice: 1}", "text is wanted"),
+        ("basic_auth_users: {alice: secret}", "not a bcrypt hash"),
+        ("basic_auth_users: {alice: $2y$99$" + "x" * 53 + "}", "not a bcrypt hash"),
+        ("basic_auth_users: {alice: 1}", "must be text"),
         ("basic_auth_users: {1: x}", "write 1 in quotes"),
-        (f"basic_auth_users: {{alice: {HASH}, alice: {HASH}}}", "alice is given twice"),
+        (f"basic_auth_users: {{alice: {HASH}, alice: {HASH}}}", "alice occurs twice"),
         ("basic_auth_users: [alice]", "a mapping of keys and values"),
         ("#" * 1024 * 1024 + "##", "larger than"),
     ],
@@ -1098,10 +1098,10 @@ def test_a_probe_of_something_else_fails_in_one_line() -> None:
     assert done.stderr == f"reaper: http://127.0.0.1:{port}/: {why}\n"
     done = probe("--gateway", "--url", f"http://127.0.0.1:{port}/")
     assert done.returncode == 0
-    assert "nothing is known about the gateway" in done.stderr
+    assert "the state of the gateway is unknown" in done.stderr
     done = probe("--url", "http://no-such-host.invalid/")
     assert done.stderr.startswith(
-        "reaper: http://no-such-host.invalid/: the host no-such-host.invalid is not known"
+        "reaper: http://no-such-host.invalid/: unknown host no-such-host.invalid"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -80,7 +80,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"void": 2}, "doubt", "Unknown: 2 state directories have no sessions folder. "),
     ({"unjudged": 1}, "doubt", "Unknown: 1 lock cannot be judged."),
     ({"unread": 2}, "doubt", "Unknown: 2 files could not be read."),
-    ({"elsewhere": 1}, "doubt", "Unknown: sessions are kept in a folder that the reaper does not"),
+    ({"elsewhere": 1}, "doubt", "Unknown: the gateway keeps sessions in a folder that"),
 ]
 
 
@@ -187,7 +187,7 @@ def test_an_empty_directory_is_never_green(tmp_path: Path) -> None:
     ("skipped", "line"),
     [
         (Skipped("/s/sessions.json", "session-store", failed=True), "1 file could not be read."),
-        (Skipped("/s", SESSIONS_ELSEWHERE, note="look"), "sessions are kept in a folder that"),
+        (Skipped("/s", SESSIONS_ELSEWHERE, note="look"), "the gateway keeps sessions in a folder"),
     ],
 )
 def test_what_is_not_looked_at_is_a_doubt(serving: Serving, skipped: Skipped, line: str) -> None:
@@ -209,11 +209,10 @@ def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -
     served.wedged_holders = [holder("leaked-sessions")]
     assert first_line(served) == "No session is stuck, but pid 7 is wedged."
     assert (
-        "Pid 7 (state s) is wedged: 4 leaked sessions. Freeing locks does not cure that; a restart "
-        "does"
+        "Pid 7 (state s) is wedged: 4 leaked sessions. Removing locks does not help. Restart it"
     ) in served.text()
     served.wedged_holders = [holder("resident-memory"), holder("leaked-sessions")]
-    assert "Pid 7 (state s) is wedged: 5120 MiB of memory. Freeing" in served.text()
+    assert "Pid 7 (state s) is wedged: 5120 MiB of memory. Removing" in served.text()
     stale(served.inventory, session="sid")
     assert first_line(served).startswith("1 session is stuck: ")
     assert "is wedged: " in served.text()
@@ -246,7 +245,7 @@ def test_a_stopped_worker_leaves_no_sentence_about_now(serving: Serving) -> None
     assert "There are no locks now" not in page
     assert ", 1m 15s ago. Restart the reaper." in re.sub("</?time.*?>", "", page)
     put(served.inventory, age=100.0)
-    assert "messages to such a session" not in served.text()
+    assert "Messages to it" not in served.text()
     assert "1 minute before that: none known to be stuck" in served.text()
     served.stopped_at = None
-    assert "1 session has been locked for longer than 1m 00s: messages" in served.text()
+    assert "1 session has been locked for longer than 1m 00s. Messages to it" in served.text()

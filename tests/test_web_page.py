@@ -163,7 +163,7 @@ def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
     served.inventory.put("sid", seen._replace(judgement=once, action=Action.FLAG))
     assert why(served) == "it was seen only once, and a sweep looks twice."
     assert next_step(served) == (
-        "Nothing to do: the reaper looks again soon, and removes the lock if nothing has changed."
+        "Nothing to do: the reaper checks again soon, and removes the lock if nothing has changed."
     )
 
 
@@ -222,7 +222,7 @@ def test_who_may_not_see_names_gets_all_the_rest_and_the_way_to_the_names(servin
     assert page.count("a session of agent main") == 4  # three locks, and an action
     assert '<b class="bad">Stale</b>: ' in page
     assert "11m 40s" in page
-    assert '<dt>Not read</dt><dd class="bad">unreadable</dd>' in page
+    assert '<dt>Cannot be read</dt><dd class="bad">unreadable</dd>' in page
     assert "None" not in page
     plain = re.sub("</?(span|code).*?>", "", page)
     assert "run docker exec reaper reaper list" in plain
@@ -309,7 +309,7 @@ def test_an_act_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
         assert re.search(
             r'dead</code>.*<b class="">removed</b>: stale \(dead-pid\)', page, re.DOTALL
         )
-        assert '<dt>Removed since its start</dt><dd class="">1</dd>' in page
+        assert '<dt>Removed since start</dt><dd class="">1</dd>' in page
         assert "Last 1 minute: " in page
     finally:
         sidecar.stop()

@@ -15,13 +15,13 @@ _WORDS: Final = {
     Outcome.FLAGGED: "reported",
     Outcome.REMOVED: "removed",
     Outcome.WOULD_REMOVE: "would remove",
-    Outcome.VANISHED: "gone already",
+    Outcome.VANISHED: "already gone",
     Outcome.CHANGED: "not removed: another lock has its name",
     Outcome.RESTORED: "put back: another lock has its name",
     Outcome.FAILED: "failed",
 }
 _OPEN: Final = 8
-"""Actions that are shown at once; earlier ones are folded."""
+"""Number of actions that are shown; earlier ones are folded."""
 
 
 def actions(acts: Sequence[Act], now_ms: int, *, names: bool) -> Html:

@@ -11,13 +11,13 @@ from reaper.web.html import Html, html, many, moment
 class Level(Enum):
     GOOD = "good"
     DOUBT = "doubt"
-    """Something could not be seen or judged, so it is not known."""
+    """Unknown, because something could not be read or judged."""
     BAD = "bad"
 
 
 class Holding(NamedTuple):
-    """Who holds a lock. `who` fits into a sentence. `together` is the title under which all such
-    locks are shown, None if that is `who`.
+    """Who holds a lock, for use in a sentence. `together` is the title of the group that contains
+    all such locks, None if `who` is the title.
     """
 
     who: str
@@ -25,7 +25,7 @@ class Holding(NamedTuple):
 
 
 def holding(evidence: Evidence) -> Holding:
-    """Return who holds the lock. It says that no process does only if the hold proof says so."""
+    """Return who holds the lock: "nobody" only if the hold proof says so."""
     pid, holder = evidence.lock.record.pid, evidence.holder
     match evidence.proof:
         case HoldProof.OPEN:
@@ -75,11 +75,11 @@ class Stuck(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the first line is made from.
+    """The facts for the first line.
 
-    `stopped`: the worker has stopped, so everything else is old. `not_ready`: why the last full
-    sweep did not see every folder. `void` counts the state directories without sessions folders,
-    `elsewhere` those whose sessions are kept where the reaper does not look.
+    `stopped`: the worker has stopped, so all other facts are old. `not_ready`: why the last full
+    sweep did not see every folder. `void`: number of state directories without sessions folders.
+    `elsewhere`: number of those that keep sessions in a folder which the reaper does not watch.
     """
 
     stopped: bool = False
@@ -101,7 +101,7 @@ class Answer(NamedTuple):
 
 
 def answer(facts: Facts) -> Answer:
-    """Return the worst of the facts. GOOD only if all of them are known and fine."""
+    """Return the worst fact; GOOD only if all facts are known and good."""
     if facts.stopped:
         line = "The reaper has stopped responding. This page is out of date."
         return Answer(Level.BAD, html("{line}", line=line), "stopped")
@@ -138,6 +138,6 @@ def _why_unknown(facts: Facts) -> str:
         (facts.void, f"{facts.void} state {has} no sessions folder. Is the path right?"),
         (facts.unjudged, f"{many(facts.unjudged, 'lock')} cannot be judged."),
         (facts.unread, f"{many(facts.unread, 'file')} could not be read."),
-        (facts.elsewhere, "sessions are kept in a folder that the reaper does not watch."),
+        (facts.elsewhere, "the gateway keeps sessions in a folder that the reaper does not watch."),
     )
     return next((why for holds, why in reasons if holds), "")

@@ -18,22 +18,21 @@ from reaper.web.server import Address, Bounds, Request, Response, Server, in_one
 from reaper.web.worker import Worker
 
 ShowSessions = Literal["authenticated", "local", "all"]
-"""Which clients see the names of sessions: authenticated ones; also those on this machine; all."""
+"""Which clients see session names: authenticated ones; also those on this machine; all."""
 _FRESH_FOR: Final = 1.0
-"""Seconds for which a rendered page or JSON is served again, because rendering 2,000 locks takes 40
-ms."""
+"""Seconds for which a page or JSON is cached. Rendering 2,000 locks takes 40 ms."""
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip"})
 
 
 class _Renderer:
-    """Renders one answer at a time, and the same answer at most once in _FRESH_FOR."""
+    """Renders one answer at a time, and caches each for _FRESH_FOR."""
 
     def __init__(self) -> None:
         self.worker = Worker("renderer")
         self._latest: dict[object, tuple[float, list[bytes]]] = {}
 
     async def latest(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        """Return the pieces that `render` returned for this key at most _FRESH_FOR ago."""
+        """Return the cached pieces of this key, or render them."""
         fresh = self._fresh(key)
         return await self.worker.run(lambda: self._render(key, render)) if fresh is None else fresh
 
@@ -42,7 +41,7 @@ class _Renderer:
         return pieces if time.monotonic() - at < _FRESH_FOR else None
 
     def _render(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        pieces = self._fresh(key)  # another client may have had it rendered while this one waited
+        pieces = self._fresh(key)  # an earlier job may have rendered it
         if pieces is None:
             pieces = list(render())
             self._latest[key] = time.monotonic(), pieces
@@ -56,7 +55,7 @@ def parse_address(text: str) -> Address:
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
-        raise ValueError(f"{text!r} is no address; write it like 127.0.0.1:9789 or [::1]:9789")
+        raise ValueError(f"{text!r} is not an address; write it like 127.0.0.1:9789 or [::1]:9789")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -65,9 +64,8 @@ def parse_address(text: str) -> Address:
 
 
 class WebServer:
-    """Serves on some addresses. Health is answered at once. Everything else is rendered by one
-    thread, one answer at a time, so that clients compete with the removal of locks by one thread
-    only.
+    """Serves on some addresses. Health checks are answered at once. One thread renders all other
+    answers, one at a time, so that many clients slow down the removal of locks no more than one.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class WebServer:
             "/-/ready": lambda _: _check(view.ready(), view.not_ready_because),
             "/-/gateway": self._gateway,
         }
-        """Asked by what restarts and routes, which has no password: no answer names anything."""
+        """Without password, because orchestrators ask them. So their answers contain no names."""
         self._rendered: dict[str, Callable[[Request, bool], Awaitable[Response]]] = {
             "/": self._page,
             "/metrics": self._metrics,
@@ -103,9 +101,6 @@ class WebServer:
         )
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
-        """Listen on all addresses, then serve; return the ports. Raises OSError if one is taken,
-        and then serves nothing.
-        """
         return self._server.start(addresses)
 
     def stop(self) -> None:
@@ -128,8 +123,8 @@ class WebServer:
         return await render(request, names)
 
     async def _is_authenticated(self, request: Request) -> bool:
-        """Return whether the client has authenticated itself: by a user's password if there are
-        users, else by a certificate. Raises TooBusyError.
+        """Return whether the client is authenticated: by a password if there are users, else by a
+        certificate. Raises TooBusyError.
         """
         users = request.config.users
         if not users:
@@ -144,7 +139,7 @@ class WebServer:
         return await self._passwords.verify(users, user.decode("utf-8", "replace"), password)
 
     def _may_see_names(self, request: Request) -> bool:
-        """Return whether a client that is not authenticated may see sessions' names."""
+        """Return whether a client that is not authenticated may see session names."""
         if self._show_sessions == "local":
             return _is_local(request.peer, request.headers)
         return self._show_sessions == "all"
@@ -196,9 +191,8 @@ def _check(fine: bool, why: Callable[[], str] = lambda: "") -> Response:
 
 
 def _is_local(peer: str, headers: Mapping[str, str]) -> bool:
-    """Return whether the client is on this machine, as far as that can be known: no proxy says that
-    it asks for another client, and the requested name is this machine's own. The page of a stranger
-    whose name was made to point here requests another name.
+    """Return whether the request seems to come from this machine: from a loopback address, without
+    a proxy's headers, and to a local Host. DNS rebinding fails, because its Host is another one.
     """
     names = {name.replace("_", "-") for name in headers}
     forwarded = any(name in _FORWARDED or name.startswith("x-forwarded") for name in names)

@@ -1,4 +1,4 @@
-"""How many sessions were stuck in the last hour, as a small chart."""
+"""A small chart: how many sessions were stuck in the last hour."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,8 +12,7 @@ _HEIGHT: Final = 24
 
 def chart(most: Sequence[int], *, is_old: bool = False) -> Html:
     """Return the chart with a caption. `most` has the highest number of stuck sessions in each
-    minute, the latest last. Unknown minutes are left blank. `is_old`: the latest minute is not the
-    present one.
+    minute, the latest last. Unknown minutes are blank. `is_old`: the latest minute is in the past.
     """
     if not most:
         return Html()
@@ -37,7 +36,7 @@ def chart(most: Sequence[int], *, is_old: bool = False) -> Html:
 
 
 def _bars(most: Sequence[int], highest: int) -> Html:
-    """Return one shape, as high in each minute as its number."""
+    """Return one shape with a bar for each minute."""
     start = MINUTES - len(most)
     steps = (f"V{_HEIGHT - count * (_HEIGHT - 2) / highest:.4g}h1" for count in most)
     path = f"M{start} {_HEIGHT}{''.join(steps)}V{_HEIGHT}Z"

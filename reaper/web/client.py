@@ -22,7 +22,7 @@ _PLAIN_VARIABLE = "REAPER_PROBE_URL"
 
 
 class Target:
-    """What to ask: the parts of a URL."""
+    """The parts of the URL to ask."""
 
     __slots__ = ("authority", "host", "path", "port", "scheme")
 
@@ -68,7 +68,7 @@ def probe(url: str, *, gateway: bool, timeout: float, ask: Ask) -> int:
             return 0
         sys.stderr.write(f"reaper: {url}: {status} {line}\n")
     if gateway and status != UNAVAILABLE:
-        why = "nothing is known about the gateway, so this is no reason to restart it"
+        why = "the state of the gateway is unknown, so do not restart it because of this"
         sys.stderr.write(f"reaper: {why}\n")
         return 0
     return 1
@@ -81,15 +81,13 @@ def _why(error: Exception, target: Target, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s"
     if isinstance(error, socket.gaierror):
-        return f"the host {target.host} is not known: {error.strerror}"
+        return f"unknown host {target.host}: {error.strerror}"
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(why[:1].lower() + why[1:])
 
 
 def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | None:
-    """Do what `reaper probe` does, for the options that containers use. Return the exit code, None
-    for any other use of the command.
-    """
+    """Run `reaper probe` and return the exit code; None if the arguments need the full command."""
     if any(name.startswith("REAPER_PROBE_") and name != _PLAIN_VARIABLE for name in environment):
         return None
     url, timeout = environment.get(_PLAIN_VARIABLE) or DEFAULT_URL, DEFAULT_TIMEOUT
@@ -117,10 +115,10 @@ def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | N
 
 
 def ask_plainly(target: Target, timeout: float) -> tuple[int, str]:
-    """Ask over plain HTTP, without a proxy even if the environment names one; see `Ask`."""
+    """Ask over plain HTTP, and ignore proxies of the environment; see `Ask`."""
     end = time.monotonic() + timeout
     request = f"GET {target.path} HTTP/1.0\r\nHost: {target.authority}\r\n\r\n"
-    # The host as bytes, so that Python does not load the tables of international names.
+    # As bytes, because a str makes Python load the tables of international names.
     host: str = target.host.encode()  # type: ignore[assignment]  # typeshed knows only str
     with socket.create_connection((host, target.port), timeout) as connection:
         connection.sendall(request.encode("ascii"))

@@ -30,7 +30,7 @@ _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A mapping in the file; "" is a text that is not given."""
+    """A mapping in the file. An empty string means that the key is missing."""
 
 
 class _Tls(_Section, frozen=True):
@@ -81,12 +81,12 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "http_server_config.headers": _Headers,
 }
 _WANTED: Final = {
-    "object": "a mapping of keys and values is wanted",
-    "array": "a list is wanted",
-    "str": "text is wanted; write it in quotes",
-    "bool": "true or false is wanted",
+    "object": "must be a mapping of keys and values",
+    "array": "must be a list",
+    "str": "must be text; write it in quotes",
+    "bool": "must be true or false",
 }
-"""What to say for the type that msgspec expects."""
+"""Messages, by the type that msgspec expects."""
 _UNSUPPORTED: Final = re.compile(
     r"(?:Object contains unknown field `|Invalid enum value ')(.*)[`']", re.DOTALL
 )
@@ -95,15 +95,15 @@ _PLACE: Final = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`\Z")
 
 
 class WebConfigError(ValueError):
-    """The file, or one that it names, is wrong; the message is for the person who wrote it."""
+    """The file, or a file that it names, is wrong. The message is for the author of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebConfig:
-    """The content of the file, ready to use; the default is plain HTTP without authentication.
+    """The content of the file, ready to use. The default is plain HTTP without authentication.
 
-    `users` are bcrypt hashes by name, `headers` are added to each answer. A client's certificate
-    must have one of the `allowed_names`; None allows any.
+    `users` are bcrypt hashes by name. `headers` are added to each answer. A client's certificate
+    must have one of the `allowed_names`; None allows any name.
     """
 
     tls: ssl.SSLContext | None = None
@@ -112,7 +112,7 @@ class WebConfig:
     allowed_names: frozenset[str] | None = None
 
     def accepts_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client's certificate (as ssl gives it, verified) has an allowed name."""
+        """Return whether a client's verified certificate, from ssl, has an allowed name."""
         if self.allowed_names is None or not certificate:
             return True
         pairs: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ())
@@ -123,10 +123,10 @@ OPEN: Final = WebConfig()
 
 
 class WebConfigFile:
-    """A web configuration that follows its file, and the certificate files that it names.
+    """A web configuration that is read again when its file or a certificate file changes.
 
-    A file that is broken when it is read again changes nothing and is reported to `on_trouble`
-    once. Thread-safe. Raises WebConfigError if the file is broken at the start.
+    If a changed file is broken, the old configuration stays, and `on_trouble` is called once.
+    Thread-safe. Raises WebConfigError if the file is broken at the start.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class WebConfigFile:
         self._stamps = {self._path: _stamp(self._path)}
         file = _structure(_load(self._path))
         if file.http_server_config.http2:
-            raise WebConfigError("http_server_config: http2: not spoken here; leave it out")
+            raise WebConfigError("http_server_config: http2: not supported; remove it")
         context, names = self._tls(file.tls_server_config)
         return WebConfig(
             tls=context,
@@ -179,7 +179,7 @@ class WebConfigFile:
             if path is not None:
                 self._stamps[path] = _stamp(path)
         if certificate is None or key is None:
-            raise WebConfigError("tls_server_config: it needs cert_file and key_file")
+            raise WebConfigError("tls_server_config: cert_file and key_file are required")
         auth, names = _client_auth(section)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _TLS_VERSIONS[section.min_version]
@@ -203,7 +203,7 @@ class WebConfigFile:
         return context, names
 
     def _beside(self, path: str) -> str | None:
-        """Return a path that is relative to the file; None if none is given."""
+        """Return the path, relative to the configuration file; None for an empty path."""
         return os.path.join(os.path.dirname(self._path), path) if path else None
 
 
@@ -216,7 +216,7 @@ def _client_auth(section: _Tls) -> tuple[ssl.VerifyMode, frozenset[str] | None]:
     if auth is ssl.CERT_NONE and (section.client_ca_file or allowed is not None):
         raise WebConfigError(
             "tls_server_config: client_ca_file and client_allowed_sans need a client_auth_type, "
-            "RequireAndVerifyClientCert as a rule"
+            "usually RequireAndVerifyClientCert"
         )
     return auth, None if allowed is None else frozenset(map(_plain_name, allowed))
 
@@ -236,16 +236,16 @@ def _why(error: Exception) -> str:
 
 
 def _load(path: str) -> object:
-    import yaml  # noqa: PLC0415  # only where there is a web configuration
+    import yaml  # noqa: PLC0415  # only if there is a web configuration
 
     class Loader(yaml.SafeLoader):
-        """YAML allows a key twice, and the last one counts; here that is an error."""
+        """A loader that rejects duplicate keys. YAML allows them and uses the last one."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise WebConfigError(f"{printable(str(key))} is given twice")
+                    raise WebConfigError(f"{printable(str(key))} occurs twice")
             return super().construct_mapping(node, deep)
 
     try:
@@ -257,11 +257,11 @@ def _load(path: str) -> object:
     except OSError as error:
         raise WebConfigError(f"cannot read it: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise WebConfigError(f"it is no YAML: {printable(str(error))}") from None
+        raise WebConfigError(f"invalid YAML: {printable(str(error))}") from None
     except (RecursionError, ValueError, TypeError) as error:
         if isinstance(error, WebConfigError):
             raise
-        raise WebConfigError(f"it is no YAML that is understood: {error}") from None
+        raise WebConfigError(f"unsupported YAML: {error}") from None
 
 
 def _structure(document: object) -> _File:
@@ -281,14 +281,14 @@ def _structure(document: object) -> _File:
 
 
 def _given(value: object) -> object:
-    """Return the value without keys that are left blank."""
+    """Return the value without keys that have no value."""
     if not isinstance(value, dict):
         return value
     return {key: _given(inner) for key, inner in value.items() if inner not in (None, "")}
 
 
 def _in_our_words(error: str) -> str:
-    """Return msgspec's "WHAT - at `$.PATH`" as "PATH: what is wrong", with what is supported."""
+    """Return msgspec's "WHAT - at `$.PATH`" as "PATH: what is wrong", with the supported values."""
     place = _PLACE.search(error)
     path = place["path"] if place else ""
     where = path.replace(".", ": ") or "the file"
@@ -298,7 +298,7 @@ def _in_our_words(error: str) -> str:
     unsupported = _UNSUPPORTED.fullmatch(what)
     if unsupported:
         known = ", ".join(filter(None, _supported(path)))
-        return f"{where}: {printable(unsupported[1])} is not supported; known are {known}"
+        return f"{where}: {printable(unsupported[1])} is not supported; use one of {known}"
     expected = _EXPECTED.match(what)
     return f"{where}: {_WANTED.get(expected[1], what) if expected else what}"
 
@@ -313,7 +313,7 @@ def _supported(path: str) -> Iterable[str]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name; an address in its normal form."""
+    """Return the name; an IP address in its canonical form."""
     with suppress(ValueError):
         return str(ipaddress.ip_address(name))
     return name
@@ -327,7 +327,7 @@ def _users(users: dict[Any, Any]) -> dict[str, str]:
         if not isinstance(hashed, str):
             raise WebConfigError(f"{where}: {_WANTED['str']}")
         if not _BCRYPT.fullmatch(hashed):
-            raise WebConfigError(f"{where}: no bcrypt hash; `htpasswd -nB` makes one")
+            raise WebConfigError(f"{where}: not a bcrypt hash; `htpasswd -nB` makes one")
     if users:
         load_bcrypt()
     return users
@@ -338,5 +338,5 @@ def _headers(section: _Headers) -> dict[str, str]:
     for name, value in headers.items():
         if not (value.isprintable() and value.isascii()):
             where = f"http_server_config: headers: {name}"
-            raise WebConfigError(f"{where}: plain ASCII on one line is wanted")
+            raise WebConfigError(f"{where}: must be printable ASCII")
     return {name: value.strip() for name, value in headers.items() if value.strip()}

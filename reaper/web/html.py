@@ -1,4 +1,4 @@
-"""HTML from values: what is not HTML already is escaped, here and nowhere else."""
+"""HTML from values. Only this module escapes values."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ _NEW_LINE: Final = Html("\n")
 
 
 def escaped(values: Mapping[str, object]) -> dict[str, str]:
-    """Return the values as HTML. All values go through it."""
+    """Return the values as HTML; escape those that are not `Html`."""
     return {
         name: value if isinstance(value, Html) else escape(printable(str(value)))
         for name, value in values.items()
@@ -27,7 +27,7 @@ def escaped(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def html(template: str, **values: object) -> Html:
-    """Return the template, HTML with names in braces, filled with the values."""
+    """Return the template (HTML with names in braces) with the escaped values."""
     return Html(template.format(**escaped(values)))
 
 
@@ -40,11 +40,11 @@ def paragraphs(lines: Iterable[object]) -> Html:
 
 
 def moment(at_ms: int) -> Html:
-    """Return a moment (epoch ms) as `10:29:15 UTC`, with the date if that is not today. A script
-    makes it local.
+    """Return a moment (epoch ms) as `10:29:15 UTC`, with the date if it is not today. The page's
+    script converts it to local time.
     """
     text = iso(at_ms)
-    if not text.endswith("Z"):  # a year that datetime does not have
+    if not text.endswith("Z"):  # a year that datetime does not support
         return html("{text}", text=text)
     today = iso(time.time_ns() // 1_000_000)[:10]
     shown = text[11:19] if text[:10] == today else f"{text[:10]} {text[11:19]}"
@@ -52,13 +52,13 @@ def moment(at_ms: int) -> Html:
 
 
 def breakable(text: str, after: str) -> Html:
-    """Return a path or a key. Its lines end `after` a mark, not within a word."""
+    """Return the text; lines break only `after` this separator."""
     parts = (html("{part}", part=part) for part in text.split(after))
     return joined(parts, html("{after}<wbr>", after=after))
 
 
 def word(text: str) -> Html:
-    """Return a name or an id that is not broken across lines."""
+    """Return a name or an id that does not break across lines."""
     return html('<code class="word">{text}</code>', text=text)
 
 

@@ -14,14 +14,14 @@ _MOST_SHOWN = 50
 
 
 def others(locks: Iterable[TrackedLock], as_of: float, *, names: bool) -> Html:
-    """Return a section about them, empty if there are none."""
+    """Return the section, empty if there are no such locks."""
     shown = [seen for seen in locks if _is_notable(seen)]
     if not shown:
         return Html()
     rows = joined(_row(later(seen, as_of), names=names) for seen in shown[:_MOST_SHOWN])
     return html(
-        "<h2>Other locks of OpenClaw: {count} stuck, or cannot be judged</h2>"
-        "<p>Logins, the configuration or another feature may fail. {runbook}</p>{rows}",
+        "<h2>Other locks of OpenClaw: {count} stuck or cannot be judged</h2>"
+        "<p>Logins, configuration changes or other features may fail. {runbook}</p>{rows}",
         count=len(shown),
         runbook=f"({runbook('other-locks')})",
         rows=rows,
@@ -33,7 +33,7 @@ def _is_notable(seen: TrackedLock) -> bool:
 
 
 def _row(seen: TrackedLock, *, names: bool) -> Html:
-    """Return one lock: which it is, the verdict, and what to do next."""
+    """Return one lock with its verdict and what to do next."""
     judgement, step = seen.judgement, advice(seen)
     tone = "bad" if judgement.wants_freeing else "doubt"
     return html(

@@ -1,7 +1,6 @@
-"""What people and programs see over HTTP: the page on `/`, and the JSON.
+"""The page on `/`, and the JSON.
 
-Only clients that may see names of sessions get these, and paths. All others get the rest, and one
-line that says how to see the names.
+Only some clients may see session names and paths. The others get a hint how to see them.
 """
 
 import base64
@@ -52,7 +51,7 @@ _TEMPLATE: Final = Template(files("reaper.web").joinpath("page.html").read_text(
 
 
 def _hash_of(tag: str) -> str:
-    """Return the hash by which a Content-Security-Policy allows the page's own style or script."""
+    """Return the hash of the page's style or script, for its Content-Security-Policy."""
     found = re.search(rf"<{tag}>(.*)</{tag}>", _TEMPLATE.template, re.DOTALL)
     text = found[1] if found else ""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -66,9 +65,9 @@ PAGE_POLICY: Final = (
 
 
 class View:
-    """Makes the page and the JSON from what is known at this moment; thread-safe.
+    """Renders the page and the JSON; thread-safe.
 
-    `stopped_at` returns when the worker stopped (monotonic seconds), None while it is alive; no age
+    `stopped_at` returns when the worker stopped (monotonic seconds), None while it is alive. No age
     grows after that. `wedged` returns the wedged holders, each as `/-/gateway` shows it.
     """
 
@@ -95,7 +94,7 @@ class View:
         self._hinted = {
             path: state.name for state in states for path in (state.path, f"{state.path}/agents")
         }
-        """Where what is not looked at is more than a file; the name is for who may see no path."""
+        """The state's name, by path. If one of these paths is skipped, the page gives a hint."""
         self._policy = policy
         self._acquire_timeout = acquire_timeout
         self._stopped_at = stopped_at
@@ -105,7 +104,6 @@ class View:
         self._started = time.monotonic()
 
     def healthy(self) -> bool:
-        """Whether the worker is alive."""
         return self._stopped_at() is None
 
     def ready(self) -> bool:
@@ -113,8 +111,8 @@ class View:
         return not self.not_ready_because()
 
     def json(self, *, names: bool) -> Iterator[bytes]:
-        """Yield the locks as `reaper list --json` writes them, the oldest first, in pieces. Without
-        names, what could name a session is null.
+        """Yield the locks in pieces, in the format of `reaper list --json`, the oldest first.
+        Without `names`, all fields that could name a session are null.
         """
         stream = io.StringIO()
         output, summary = JsonOutput(stream), Summary()
@@ -186,7 +184,7 @@ class View:
             "now": moment(clock.now_ms),
         }
         page = _TEMPLATE.substitute(escaped(values))
-        # Names may contain what UTF-8 does not have; `printable` has escaped it.
+        # A safety net: `printable` has escaped the surrogates of names.
         return page.encode("utf-8", "backslashreplace")
 
     def _clock(self) -> "_Clock":
@@ -234,8 +232,8 @@ class View:
             yield "This is a dry run: nothing is removed."
         if facts.stopped:
             yield html(
-                "Its last sign of life was at {at}, {ago} ago. Restart the reaper. What is below "
-                "was true then.",
+                "It stopped at {at}, {ago} ago. Restart the reaper. Everything below shows the "
+                "state at that time.",
                 at=moment(clock.as_of_ms),
                 ago=duration(clock.now - clock.as_of),
             )
@@ -243,10 +241,10 @@ class View:
         limit = duration(self._acquire_timeout)
         blocking = sum(row.seen.age_at(clock.as_of) > self._acquire_timeout for row in rows)
         if blocking:
-            have = "session has" if blocking == 1 else "sessions have"
+            have, them = ("session has", "it") if blocking == 1 else ("sessions have", "them")
             yield (
-                f"{blocking} {have} been locked for longer than {limit}: messages to such a "
-                "session wait, and fail."
+                f"{blocking} {have} been locked for longer than {limit}. Messages to {them} wait, "
+                "then fail."
             )
         if facts.unread:
             yield f"{many(facts.unread, 'file')} could not be read: see the end of this page."
@@ -255,7 +253,7 @@ class View:
             yield none_for if rows else "There are no locks now."
 
     def _hints(self, skipped: Sequence[SkippedFile], *, names: bool) -> Iterator[str]:
-        """Yield why a state directory may have fewer locks than a person expects."""
+        """Yield why the page may show fewer locks than a reader expects."""
         for file in skipped:
             if file.path in self._hinted:
                 yield (
@@ -266,8 +264,8 @@ class View:
 
 
 class _Clock(NamedTuple):
-    """The present moment, and the latest one for which what is known is true: monotonic seconds,
-    and epoch ms. They differ only if the worker has stopped.
+    """Now, and the time of the shown data (`as_of`): monotonic seconds, and epoch ms. They differ
+    only if the worker has stopped.
     """
 
     now: float
@@ -285,8 +283,8 @@ def _why_wedged(holder: dict[str, Any]) -> str:
     }
     return (
         f"Pid {holder['pid']} (state {holder['state_dir']}) is wedged: "
-        f"{', '.join(said[why] for why in holder['why'])}. Freeing locks does not cure that; "
-        "a restart does (docs/wedged.md says what it costs)."
+        f"{', '.join(said[why] for why in holder['why'])}. Removing locks does not help. Restart "
+        "it; docs/wedged.md says what that interrupts."
     )
 
 

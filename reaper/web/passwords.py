@@ -1,4 +1,4 @@
-"""Checks users' passwords against bcrypt hashes, one at a time, and remembers correct ones."""
+"""Checks passwords against bcrypt hashes, one at a time, and remembers correct passwords."""
 
 import asyncio
 import hmac
@@ -11,26 +11,24 @@ from reaper.web.worker import Worker
 _BCRYPT_BYTES: Final = 72
 """Bytes of a password that bcrypt uses."""
 _MOST_WAITING: Final = 4
-"""Passwords that are being checked or wait for that. bcrypt takes 50 ms to some seconds for
-each.
-"""
+"""Passwords that are being checked or wait. bcrypt takes 50 ms to some seconds for each."""
 
 
 def load_bcrypt() -> Any:  # noqa: ANN401  # a module
-    import bcrypt  # noqa: PLC0415  # only where there is a web configuration
+    import bcrypt  # noqa: PLC0415  # only if there is a web configuration
 
     return bcrypt
 
 
 class TooBusyError(Exception):
-    """Too many passwords wait to be checked, so this one is not checked."""
+    """Too many passwords wait, so this one is not checked."""
 
 
 class Passwords:
-    """Checks users' passwords without blocking the event loop; for one loop only.
+    """Checks passwords without blocking the event loop; for one loop only.
 
-    A correct password is remembered, one for each user, so that a scrape does not run bcrypt. A
-    wrong one is not, so that nobody can push a correct one out.
+    It remembers the latest correct password of each user, so that a scrape does not run bcrypt. It
+    does not remember wrong passwords, so that they cannot replace a correct one.
     """
 
     def __init__(self) -> None:
@@ -40,7 +38,7 @@ class Passwords:
         self._checks: set[asyncio.Task[bool]] = set()
 
     async def verify(self, users: Mapping[str, str], user: str, password: bytes) -> bool:
-        """Return whether it is this user's password. It takes as long for an unknown user. Raises
+        """Return whether this is the user's password. An unknown user takes the same time. Raises
         TooBusyError.
         """
         known = users.get(user)
@@ -53,7 +51,7 @@ class Passwords:
         check = asyncio.create_task(self._worker.run(lambda: _fits(password, hashed)))
         self._checks.add(check)
         check.add_done_callback(self._checks.discard)
-        # A client that is gone keeps its place until bcrypt has finished with its password.
+        # If the client disconnects, its check still counts until bcrypt has finished.
         if not await asyncio.shield(check) or known is None:
             return False
         kept = {name: right for name, right in self._right.items() if name in users}
@@ -63,7 +61,7 @@ class Passwords:
 
 def _fits(password: bytes, hashed: str) -> bool:
     try:
-        # bcrypt ignores the rest, and its newest release refuses longer passwords.
+        # Old bcrypt releases ignore further bytes, and the newest refuses them.
         return bool(load_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""The table of locks on the page: one row for each, grouped by who holds them."""
+"""The table of locks on the page: a row for each lock, grouped by holder."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from reaper.web.html import Html, breakable, command, html, joined, many, moment
 from reaper.web.shown import Kind, Reader, Shown, later, next_step, visible, why_still_there
 
 MOST_SHOWN: Final = 200
-"""Locks that the page shows; the rest is a number and a link."""
+"""Number of locks that the page shows. For the others it shows their number and a link."""
 
 
 def groups(rows: Sequence[Shown], reader: Reader) -> Html:
@@ -39,7 +39,7 @@ def groups(rows: Sequence[Shown], reader: Reader) -> Html:
 
 
 class _Key(NamedTuple):
-    """A group. `is_one`: all of its locks are of one process."""
+    """A group. `is_one`: all of its locks belong to one process."""
 
     state_dir: str
     title: str
@@ -53,9 +53,7 @@ def _key(seen: TrackedLock) -> _Key:
 
 
 def _groups_of(rows: Sequence[Shown], keys: Sequence[_Key]) -> dict[_Key, _Key]:
-    """Return the group under which each key is shown. If no lock of several groups needs a person,
-    they become one.
-    """
+    """Return the group of each key. In a state directory, groups of held locks only become one."""
     wrong = {key for row, key in zip(rows, keys, strict=True) if row.kind is not Kind.HELD}
     fine = Counter(key.state_dir for key in set(keys) - wrong)
     return {
@@ -92,15 +90,13 @@ def _group(key: _Key, locks: list[Shown], counts: list[int], reader: Reader) -> 
 
 
 def _name(key: _Key) -> str:
-    """Return the same name for the same group each time, because the browser remembers which are
-    folded.
-    """
+    """Return a stable id, because the page's script remembers which groups are folded."""
     text = f"{key.state_dir}\0{key.title}".encode(errors="surrogatepass")
     return f"held-{hashlib.sha256(text).hexdigest()[:8]}"
 
 
 def _counts(counts: list[int]) -> Html:
-    """Return how many locks of each kind there are; `others` only beside locks of another kind."""
+    """Return the number of locks of each kind; "other" only besides locks of another kind."""
     parts = []
     for kind, tone, one in _COUNTED:
         if counts[kind]:
@@ -122,7 +118,7 @@ _COUNTED: Final = (
 
 
 def _cases(locks: list[Shown], key: _Key, reader: Reader) -> Iterator[Html]:
-    """Yield what is the same for several locks once, and these locks below it."""
+    """Yield the cases: what several locks have in common, and these locks below it."""
     cases: dict[tuple[str, ...], list[Shown]] = {}
     for row in locks:
         cases.setdefault(_case(row, reader), []).append(row)
@@ -141,7 +137,7 @@ def _cases(locks: list[Shown], key: _Key, reader: Reader) -> Iterator[Html]:
 
 
 def _runbook(section: str) -> Html:
-    """Return the link to the section; only its name if the project has no address."""
+    """Return a link to the section; only its name if the project has no web address."""
     where = runbook(section)
     if "://" not in where:
         return _soft(f"({where})")
@@ -154,7 +150,9 @@ _TONES: Final = {Kind.STUCK: "bad", Kind.UNJUDGED: "doubt", Kind.PENDING: "", Ki
 
 
 def _case(row: Shown, reader: Reader) -> tuple[str, str, str, str, str]:
-    """Return verdict, why, why it is not removed, the next step and its section of the runbook."""
+    """Return the verdict, its reason, why the lock is not removed, the next step, and the section
+    of the runbook.
+    """
     judgement = row.seen.judgement
     step = next_step(row.seen, reader)
     why = f"{RULES[judgement.row]} ({', '.join(judgement.reasons)})"
@@ -187,7 +185,7 @@ def _row(row: Shown, key: _Key, reader: Reader) -> Html:
 
 
 def session(record: dict[str, Any], link: str | None = None) -> Html:
-    """Return which session a lock concerns: its key, else its id with the agent."""
+    """Return the session's key, else its id, else only its agent."""
     name = record["session_key"] or record["session"]
     if name is None:
         shown = html("a session of agent {agent}", agent=record["agent"])
@@ -203,7 +201,7 @@ def session(record: dict[str, Any], link: str | None = None) -> Html:
 
 
 def _more(seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader) -> Iterator[Html]:
-    """Yield what else a lock's row says."""
+    """Yield further details of a lock."""
     agent = record["agent"]
     if record["session"] and not str(record["session_key"]).startswith(f"agent:{agent}:"):
         yield html("agent {agent}", agent=agent)
@@ -217,7 +215,7 @@ def _more(seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader) 
 
 
 def _command(step: Advice | None, record: dict[str, Any]) -> Html:
-    """Return the command to copy, and the session's id if nothing else in the row shows it."""
+    """Return the command to copy, and the session's id if the rest of the row does not show it."""
     name = record["session"]
     if name is None:
         return Html()

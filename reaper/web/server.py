@@ -1,8 +1,8 @@
 """A small HTTP server that no client can block: bounded in size, time and connections.
 
-h11 reads and writes the protocol. One thread with an event loop serves all connections, one request
-each. A connection that takes too long is cut off. If all places are taken, the oldest one that
-still asks makes room, so a new client is always served.
+h11 implements the protocol. One thread with an event loop serves all connections, one request each.
+A connection that takes too long is closed. If there are too many connections, the server closes the
+oldest one without a complete request, so it always serves a new client.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""On every answer, unless the answer or the web configuration sets its own."""
+"""Set on every answer, unless the answer or the web configuration sets another value."""
 
 _VERSIONS: Final = {b"1.0", b"1.1"}
 _MOST_HEADERS: Final = 100
 _CHUNK: Final = 4096
 _BACKLOG: Final = 128
 _CHANCE: Final = 0.02
-"""Seconds that a client has at least for its request, however many others come; they wait."""
+"""Seconds that each client has at least to send its request. New connections wait until then."""
 _RETRY: Final = 0.1
-"""Seconds between two attempts to accept while the system has no descriptor to give."""
+"""Seconds between two attempts to accept a connection if the system is out of descriptors."""
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _DRAINED: Final = 64 * 1024
 _DRAIN_SECONDS: Final = 0.5
@@ -73,8 +73,8 @@ class Bounds:
 class Request:
     """A GET or HEAD without a body.
 
-    The names of `headers` are lower case. `certified` says whether the client has a verified
-    certificate. `config` is the web configuration of its connection.
+    The names of `headers` are lower case. `certified`: the client has a verified certificate.
+    `config` is the web configuration of its connection.
     """
 
     path: str
@@ -96,7 +96,7 @@ class Response:
 
 
 def in_one_line(status: HTTPStatus, why: str = "", **headers: str) -> Response:
-    """Return an answer with only its status and the reason."""
+    """Return an answer of one line: the status, and the reason if there is one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(
         status=status, body=[f"{status.phrase}{why and ': '}{why}\n".encode()], headers=named
@@ -147,7 +147,7 @@ class Server:
         return [listener.port for listener in self.listeners]
 
     def stop(self) -> None:
-        """Accept no more connections, and cut off the present ones."""
+        """Accept no more connections, and close the open ones."""
         if self._running is not None:
             loop, thread = self._running
             self._running = None
@@ -166,7 +166,7 @@ class Server:
 
 
 class Stage(IntEnum):
-    """The progress of a visit. The first stages in this order make room first."""
+    """The progress of a connection. The lowest stage makes room first."""
 
     ANSWERED = 0
     ASKING = 1
@@ -201,7 +201,7 @@ class Listener:
         self._on_error = on_error
         self.port: int = listening.getsockname()[1]
         self.visits: dict[asyncio.Task[None], Visit] = {}
-        """In the order in which they came."""
+        """In the order of arrival."""
 
     def close(self) -> None:
         self._socket.close()
@@ -223,11 +223,11 @@ class Listener:
             self.visits[task] = visit
             task.add_done_callback(self._end)
             await self._make_room()
-            # Let the others go on: waiting connections are accepted at once.
+            # Without this, the other tasks would not run while more connections wait.
             await asyncio.sleep(0)
 
     async def _make_room(self) -> None:
-        """Cut off the oldest visit of the stage that makes room first, but not the newest visit."""
+        """Close the oldest connection of the lowest stage, but never the newest connection."""
         while len(self.visits) > self._bounds.connections:
             others = list(self.visits)[:-1]
             oldest = min(others, key=lambda task: self.visits[task].stage)
@@ -245,7 +245,7 @@ class Listener:
             self._on_error()
 
     async def _serve(self, visit: Visit, peer: str) -> None:
-        # The client may leave at any moment, be too slow, or not speak TLS.
+        # The client may disconnect at any moment, be too slow, or not speak TLS.
         with suppress(OSError):
             dialogue = _Exchange(visit, self._bounds, self._config())
             async with asyncio.timeout(self._bounds.head_seconds):
@@ -263,7 +263,7 @@ class Listener:
     async def _answer(self, request: Request) -> Response:
         try:
             return await self._respond(request)
-        except Exception:  # noqa: BLE001  # whatever it was, it ends this answer only
+        except Exception:  # noqa: BLE001  # ends only this answer
             self._on_error()
             return in_one_line(HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -280,19 +280,19 @@ class _Exchange:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
 
     async def shake_hands(self) -> bool:
-        """Return whether the client may ask. Raises OSError."""
+        """Return whether the client may send a request. Raises OSError."""
         if self._config.tls is None:
             return True
         try:
             tls = self._config.tls.wrap_socket(
                 self._visit.connection, server_side=True, do_handshake_on_connect=False
             )
-        except ValueError as error:  # the client sent something too early
+        except ValueError as error:  # the client sent data before the handshake
             raise ConnectionAbortedError from error
         self._visit.connection = tls
         try:
             await self._done(tls.do_handshake)
-        except ssl.SSLError:  # the client speaks no TLS, or not as it must here
+        except ssl.SSLError:  # no TLS, or not what the configuration requires
             return False
         certificate = tls.getpeercert()
         self._certified = bool(certificate)
@@ -328,7 +328,7 @@ class _Exchange:
         )
 
     async def _receive_head(self) -> h11.Request | None:
-        """Receive up to the empty line and maybe beyond; None if that is more than allowed."""
+        """Receive the request's line and headers; return None if they are too long."""
         received = 0
         while True:
             event = self._http.next_event()
@@ -341,7 +341,7 @@ class _Exchange:
             if received > self._bounds.head_bytes:
                 return None
             self._http.receive_data(chunk)
-            await asyncio.sleep(0)  # others go on, however many bytes there are
+            await asyncio.sleep(0)  # let other tasks run, even if this client sends many bytes
 
     async def send(self, response: Response) -> None:
         headers = {
@@ -363,7 +363,7 @@ class _Exchange:
         )
         for piece in () if self._is_head else response.body:
             await self._send(h11.Data(piece))
-            await asyncio.sleep(0)  # others go on, however fast the client reads
+            await asyncio.sleep(0)  # let other tasks run, even if this client reads fast
 
     async def _send(self, event: h11.Event) -> None:
         left = memoryview(self._http.send(event) or b"")
@@ -372,13 +372,13 @@ class _Exchange:
             left = left[sent:]
 
     async def end(self) -> None:
-        """Shut down, and read a little of what else the client sent, because closing a socket with
-        unread data discards the answer.
+        """Shut down, then read and drop a little data, because closing a socket with unread data
+        can discard the answer.
         """
         connection = self._visit.connection
         if isinstance(connection, ssl.SSLSocket):
             with suppress(OSError, ValueError):
-                connection.unwrap()  # sends the end of TLS, and waits for no answer
+                connection.unwrap()  # sends the end of TLS; does not wait for an answer
         connection.shutdown(socket.SHUT_WR)
         left = _DRAINED
         with suppress(TimeoutError):
@@ -390,9 +390,7 @@ class _Exchange:
                     left -= len(chunk)
 
     async def _done(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
-        """Do a step that may block, as soon as it does not. `writes` says in which direction it
-        blocks.
-        """
+        """Do the step as soon as it does not block. `writes`: it waits to write, not to read."""
         while True:
             try:
                 return step()
@@ -413,7 +411,7 @@ async def _ready(connection: socket.socket, *, writes: bool) -> None:
     )
 
     def wake() -> None:
-        if not ready.done():  # it is called in each round until it is unwatched
+        if not ready.done():  # the loop calls this in each round until `unwatch`
             ready.set_result(None)
 
     watch(connection.fileno(), wake)
@@ -424,7 +422,7 @@ async def _ready(connection: socket.socket, *, writes: bool) -> None:
 
 
 def _listen(address: Address) -> socket.socket:
-    """Return a socket that listens, on addresses of both families if it can. Raises OSError."""
+    """Return a listening socket, for IPv4 and IPv6 if the host allows it. Raises OSError."""
     host, port = address.host, address.port
     v6 = _is_v6(host)
     listening = socket.create_server(

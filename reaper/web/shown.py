@@ -1,4 +1,4 @@
-"""What the page shows of each lock, at one moment and for one reader; pure."""
+"""What the page shows of each lock at one moment to one reader; pure."""
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
@@ -35,7 +35,7 @@ _PLAIN_FIELDS: Final = frozenset(
         "outcome",
     }
 )
-"""Fields of a lock's record that name no session. All others are null if names are hidden."""
+"""Fields of a lock's record without session names. All others are null if names are hidden."""
 
 
 def visible(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def visible(record: dict[str, Any], *, names: bool) -> dict[str, Any]:
 
 
 class Kind(IntEnum):
-    """How the page shows a lock. The first in this order come first."""
+    """How the page shows a lock. This is also the order on the page."""
 
     STUCK = 0
     UNJUDGED = 1
@@ -63,7 +63,7 @@ class Shown(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who reads, and what else a row contains. All ages are those at `as_of` (monotonic seconds).
+    """Who reads, and what the rows need. All ages are those at `as_of` (monotonic seconds).
     `removed` returns how often a lock with this path was removed before.
     """
 
@@ -107,7 +107,6 @@ def _kind(seen: TrackedLock) -> Kind:
 
 
 def why_still_there(seen: TrackedLock, *, names: bool) -> str:
-    """Return why a stuck lock is still there."""
     match seen.outcome:
         case Outcome.FAILED:
             return "the removal failed" + (f": {seen.note}" if names and seen.note else "")
@@ -121,12 +120,12 @@ def why_still_there(seen: TrackedLock, *, names: bool) -> str:
 
 
 _LOOKS_AGAIN: Final = (
-    "Nothing to do: the reaper looks again soon, and removes the lock if nothing has changed."
+    "Nothing to do: the reaper checks again soon, and removes the lock if nothing has changed."
 )
 
 
 def next_step(seen: TrackedLock, reader: Reader) -> Advice:
-    """Return the next step. The sidecar itself does what a sweep does."""
+    """Return the next step, without the advice to run a sweep if the sidecar removes the lock."""
     step = advice(seen)
     confirmed = seen.judgement._replace(confirmed=True)
     if seen.judgement.confirmed or decide(confirmed, reader.policy) is not Action.REMOVE:

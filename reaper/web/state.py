@@ -16,7 +16,7 @@ _MOST_FILES: Final = 50
 
 
 class Host(NamedTuple):
-    """Where the reaper runs, and as which user, so that a person can tell several pages apart."""
+    """Where the reaper runs, so that a reader can distinguish the pages of several reapers."""
 
     name: str
     uid: int
@@ -39,7 +39,6 @@ def state(
     now_ms: int,
     names: bool,
 ) -> Html:
-    """Return a list of facts."""
     facts = [
         Fact("Worker", "running") if healthy else Fact("Worker", "stopped", "bad"),
         *(
@@ -50,17 +49,13 @@ def state(
         Fact("Last full sweep", _last_sweep(metrics, now_ms)),
         *_counted(metrics),
         *(
-            Fact("Not read", f"{file.path}: {file.reason}" if names else file.reason, "bad")
+            Fact("Cannot be read", f"{file.path}: {file.reason}" if names else file.reason, "bad")
             for file in list(skipped)[:_MOST_FILES]
         ),
-        Fact("Up for", duration(up_for)),
+        Fact("Uptime", duration(up_for)),
     ]
     pair = '<dt>{name}</dt><dd class="{tone}">{text}</dd>'
     return joined(html(pair, **fact._asdict()) for fact in facts)
-
-
-def _path(state: StateDir) -> Html:
-    return breakable(state.path, "/")
 
 
 def _counted(metrics: Metrics) -> Iterator[Fact]:
@@ -68,9 +63,9 @@ def _counted(metrics: Metrics) -> Iterator[Fact]:
         yield Fact("File events", "working")
     else:
         yield Fact("File events", "not working: sweeps run more often instead", "doubt")
-    yield Fact("Removed since its start", f"{_total(metrics.actions, outcome='removed'):.0f}")
+    yield Fact("Removed since start", f"{_total(metrics.actions, outcome='removed'):.0f}")
     failed, errors = _total(metrics.actions, outcome="failed"), _total(metrics.errors)
-    yield Fact("Removals that failed", f"{failed:.0f}", "bad" if failed else "")
+    yield Fact("Failed removals", f"{failed:.0f}", "bad" if failed else "")
     yield Fact("Errors", f"{errors:.0f}", "bad" if errors else "")
 
 

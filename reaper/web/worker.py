@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 
 class Worker:
-    """Does one job at a time, in the order in which the jobs are given.
+    """Does one job at a time, in the order in which they arrive.
 
     Its thread starts with the first job. It is a daemon, because a job may take minutes (bcrypt
     with a high cost) and must not delay the end of the program.
@@ -23,8 +23,8 @@ class Worker:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
 
     async def run(self, job: Callable[[], _Result]) -> _Result:
-        """Return what the job returns, or raise what it raises. If the caller is cancelled before
-        the job's turn, the job is dropped.
+        """Return the job's result or raise its exception. If the caller is cancelled before the
+        job starts, the job is dropped.
         """
         if not self._started:
             threading.Thread(target=self._work, daemon=True, name=self._name).start()
@@ -34,7 +34,7 @@ class Worker:
         return await asyncio.wrap_future(result)
 
     def waiting(self) -> int:
-        """Return how many jobs wait for their turn."""
+        """Return how many jobs wait."""
         return self._jobs.qsize()
 
     def _work(self) -> None:
@@ -43,7 +43,7 @@ class Worker:
             if result.set_running_or_notify_cancel():
                 try:
                     value = job()
-                except BaseException as error:  # noqa: BLE001  # whatever it was, the caller gets it
+                except BaseException as error:  # noqa: BLE001  # passed on to the caller
                     result.set_exception(error)
                 else:
                     result.set_result(value)
