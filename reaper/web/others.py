@@ -10,7 +10,7 @@ from reaper.reports.records import TrackedLock
 from reaper.web.html import Html, breakable, command, html, joined
 from reaper.web.shown import later
 
-_MOST_SHOWN = 50
+_MAX_SHOWN = 50
 
 
 def others(locks: Iterable[TrackedLock], as_of: float, *, names: bool) -> Html:
@@ -18,7 +18,7 @@ def others(locks: Iterable[TrackedLock], as_of: float, *, names: bool) -> Html:
     shown = [seen for seen in locks if _is_notable(seen)]
     if not shown:
         return Html()
-    rows = joined(_row(later(seen, as_of), names=names) for seen in shown[:_MOST_SHOWN])
+    rows = joined(_row(later(seen, as_of), names=names) for seen in shown[:_MAX_SHOWN])
     return html(
         "<h2>Other locks of OpenClaw: {count} stuck or cannot be judged</h2>"
         "<p>Logins, configuration changes or other features may fail. {runbook}</p>{rows}",

@@ -46,7 +46,7 @@ _NAMES_HIDDEN: Final = html(
     all=command("REAPER_SHOW_SESSIONS=all"),
 )
 _CHUNK: Final = 64 * 1024
-_MOST_WEDGED: Final = 50
+_MAX_WEDGED: Final = 50
 _TEMPLATE: Final = Template(files("reaper.web").joinpath("page.html").read_text(encoding="utf-8"))
 
 
@@ -160,7 +160,7 @@ class View:
                 [
                     *self._details(rows, facts, clock),
                     *self._hints(skipped, names=names),
-                    *map(_why_wedged, wedged[:_MOST_WEDGED]),
+                    *map(_why_wedged, wedged[:_MAX_WEDGED]),
                     *(() if names else (_NAMES_HIDDEN,)),
                 ]
             ),

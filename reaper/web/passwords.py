@@ -10,7 +10,7 @@ from reaper.web.worker import Worker
 
 _BCRYPT_BYTES: Final = 72
 """Bytes of a password that bcrypt uses."""
-_MOST_WAITING: Final = 4
+_MAX_WAITING: Final = 4
 """Passwords that are being checked or wait. bcrypt takes 50 ms to some seconds for each."""
 
 
@@ -46,7 +46,7 @@ class Passwords:
         digest = hmac.digest(self._key, hashed.encode() + password, "sha256")
         if known is not None and hmac.compare_digest(self._right.get(user, b""), digest):
             return True
-        if len(self._checks) >= _MOST_WAITING:
+        if len(self._checks) >= _MAX_WAITING:
             raise TooBusyError
         check = asyncio.create_task(self._worker.run(lambda: _fits(password, hashed)))
         self._checks.add(check)

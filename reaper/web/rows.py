@@ -13,12 +13,12 @@ from reaper.web.answer import holding
 from reaper.web.html import Html, breakable, command, html, joined, many, moment, word
 from reaper.web.shown import Kind, Reader, Shown, later, next_step, visible, why_still_there
 
-MOST_SHOWN: Final = 200
+MAX_SHOWN: Final = 200
 """Number of locks that the page shows. For the others it shows their number and a link."""
 
 
 def groups(rows: Sequence[Shown], reader: Reader) -> Html:
-    """Return the first MOST_SHOWN rows in groups, the group with the most important lock first."""
+    """Return the first MAX_SHOWN rows in groups, the group with the most important lock first."""
     keys = [_key(row.seen) for row in rows]
     group_of = _groups_of(rows, keys)
     counts: dict[_Key, list[int]] = {}
@@ -28,13 +28,13 @@ def groups(rows: Sequence[Shown], reader: Reader) -> Html:
         if group not in counts:
             counts[group] = [0] * len(Kind)
         counts[group][row.kind] += 1
-        if place < MOST_SHOWN:
+        if place < MAX_SHOWN:
             aged = row._replace(seen=later(row.seen, reader.as_of))
             members.setdefault(group, []).append(aged)
     made = [_group(key, locks, counts[key], reader) for key, locks in members.items()]
-    if len(rows) > MOST_SHOWN:
+    if len(rows) > MAX_SHOWN:
         rest = '<p>And {more} more: <a href="/api/v1/locks">all as JSON</a>.</p>'
-        made.append(html(rest, more=many(len(rows) - MOST_SHOWN, "lock")))
+        made.append(html(rest, more=many(len(rows) - MAX_SHOWN, "lock")))
     return joined(made)
 
 

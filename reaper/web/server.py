@@ -38,7 +38,7 @@ SECURITY_HEADERS: Final = {
 """Set on every answer, unless the answer or the web configuration sets another value."""
 
 _VERSIONS: Final = {b"1.0", b"1.1"}
-_MOST_HEADERS: Final = 100
+_MAX_HEADERS: Final = 100
 _CHUNK: Final = 4096
 _BACKLOG: Final = 128
 _CHANCE: Final = 0.02
@@ -304,7 +304,7 @@ class _Exchange:
             head = await self._receive_head()
         except h11.RemoteProtocolError as error:
             return in_one_line(HTTPStatus(error.error_status_hint))
-        if head is None or len(head.headers) > _MOST_HEADERS:
+        if head is None or len(head.headers) > _MAX_HEADERS:
             return in_one_line(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if head.http_version not in _VERSIONS:
             return in_one_line(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)

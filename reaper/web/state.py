@@ -12,7 +12,7 @@ from reaper.reports.metrics import Metrics
 from reaper.reports.records import SkippedFile
 from reaper.web.html import Html, breakable, html, joined, moment
 
-_MOST_FILES: Final = 50
+_MAX_FILES: Final = 50
 
 
 class Host(NamedTuple):
@@ -50,7 +50,7 @@ def state(
         *_counted(metrics),
         *(
             Fact("Cannot be read", f"{file.path}: {file.reason}" if names else file.reason, "bad")
-            for file in list(skipped)[:_MOST_FILES]
+            for file in list(skipped)[:_MAX_FILES]
         ),
         Fact("Uptime", duration(up_for)),
     ]
