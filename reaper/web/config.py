@@ -19,7 +19,7 @@ import msgspec
 from reaper.core.text import printable
 from reaper.web.passwords import load_bcrypt
 
-_LONGEST_FILE: Final = 1024 * 1024
+_MAX_FILE_BYTES: Final = 1024 * 1024
 _TLS_VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH: Final = {
     "NoClientCert": ssl.CERT_NONE,
@@ -250,9 +250,9 @@ def _load(path: str) -> object:
 
     try:
         with open(path, "rb") as file:
-            data = file.read(_LONGEST_FILE + 1)
-        if len(data) > _LONGEST_FILE:
-            raise WebConfigError(f"it is larger than {_LONGEST_FILE} bytes")
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise WebConfigError(f"it is larger than {_MAX_FILE_BYTES} bytes")
         return yaml.load(data, Loader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise WebConfigError(f"cannot read it: {error.strerror}") from None
