@@ -80,7 +80,7 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "http_server_config": _Http,
     "http_server_config.headers": _Headers,
 }
-_WANTED: Final = {
+_TYPE_ERRORS: Final = {
     "object": "must be a mapping of keys and values",
     "array": "must be a list",
     "str": "must be text; write it in quotes",
@@ -300,7 +300,7 @@ def _in_our_words(error: str) -> str:
         known = ", ".join(filter(None, _supported(path)))
         return f"{where}: {printable(unsupported[1])} is not supported; use one of {known}"
     expected = _EXPECTED.match(what)
-    return f"{where}: {_WANTED.get(expected[1], what) if expected else what}"
+    return f"{where}: {_TYPE_ERRORS.get(expected[1], what) if expected else what}"
 
 
 def _supported(path: str) -> Iterable[str]:
@@ -325,7 +325,7 @@ def _users(users: dict[Any, Any]) -> dict[str, str]:
             raise WebConfigError(f"basic_auth_users: write {printable(str(user))} in quotes")
         where = f"basic_auth_users: {printable(user)}"
         if not isinstance(hashed, str):
-            raise WebConfigError(f"{where}: {_WANTED['str']}")
+            raise WebConfigError(f"{where}: {_TYPE_ERRORS['str']}")
         if not _BCRYPT.fullmatch(hashed):
             raise WebConfigError(f"{where}: not a bcrypt hash; `htpasswd -nB` makes one")
     if users:
