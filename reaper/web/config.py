@@ -277,7 +277,7 @@ def _structure(document: object) -> _File:
     try:
         return msgspec.convert(document, _File)
     except msgspec.ValidationError as error:
-        raise WebConfigError(_in_our_words(str(error))) from None
+        raise WebConfigError(_explain(str(error))) from None
 
 
 def _given(value: object) -> object:
@@ -287,7 +287,7 @@ def _given(value: object) -> object:
     return {key: _given(inner) for key, inner in value.items() if inner not in (None, "")}
 
 
-def _in_our_words(error: str) -> str:
+def _explain(error: str) -> str:
     """Return msgspec's "WHAT - at `$.PATH`" as "PATH: what is wrong", with the supported values."""
     place = _PLACE.search(error)
     path = place["path"] if place else ""
