@@ -270,7 +270,7 @@ def _structure(document: object) -> _File:
     if isinstance(document, dict):
         document = {
             # A user without a password is an error, not a missing user.
-            key: value if key == "basic_auth_users" else _given(value)
+            key: value if key == "basic_auth_users" else _without_blanks(value)
             for key, value in document.items()
             if value is not None
         }
@@ -280,11 +280,11 @@ def _structure(document: object) -> _File:
         raise WebConfigError(_explain(str(error))) from None
 
 
-def _given(value: object) -> object:
+def _without_blanks(value: object) -> object:
     """Return the value without keys that have no value."""
     if not isinstance(value, dict):
         return value
-    return {key: _given(inner) for key, inner in value.items() if inner not in (None, "")}
+    return {key: _without_blanks(inner) for key, inner in value.items() if inner not in (None, "")}
 
 
 def _explain(error: str) -> str:
