@@ -172,9 +172,9 @@ class WebConfigFile:
     def _tls(self, section: _Tls) -> tuple[ssl.SSLContext | None, frozenset[str] | None]:
         if section == _Tls():
             return None, None
-        certificate = self._beside(section.cert_file)
-        key = self._beside(section.key_file)
-        authority = self._beside(section.client_ca_file)
+        certificate = self._resolve(section.cert_file)
+        key = self._resolve(section.key_file)
+        authority = self._resolve(section.client_ca_file)
         for path in (certificate, key, authority):
             if path is not None:
                 self._stamps[path] = _stamp(path)
@@ -202,7 +202,7 @@ class WebConfigFile:
         context.verify_mode = auth
         return context, names
 
-    def _beside(self, path: str) -> str | None:
+    def _resolve(self, path: str) -> str | None:
         """Return the path, relative to the configuration file; None for an empty path."""
         return os.path.join(os.path.dirname(self._path), path) if path else None
 
