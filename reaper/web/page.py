@@ -121,7 +121,7 @@ class View:
             summary.count_lock(seen.judgement, seen.outcome)
             output.record(visible(lock_record(later(seen, as_of)), names=names))
             if stream.tell() > _CHUNK:
-                yield _taken_from(stream)
+                yield _drain(stream)
         for seen in self._inventory.others():
             summary.count_other(seen.judgement, seen.outcome)
             output.other_record(visible(other_record(later(seen, as_of)), names=names))
@@ -134,7 +134,7 @@ class View:
             )
         hidden = {} if names else {"names_hidden": _HOW_TO_SEE_NAMES}
         output.summary({**summary.as_record(), **hidden})
-        yield _taken_from(stream)
+        yield _drain(stream)
 
     def page(self, *, names: bool) -> bytes:
         clock = self._clock()
@@ -288,7 +288,7 @@ def _why_wedged(holder: dict[str, Any]) -> str:
     )
 
 
-def _taken_from(stream: io.StringIO) -> bytes:
+def _drain(stream: io.StringIO) -> bytes:
     text = stream.getvalue()
     stream.seek(0)
     stream.truncate()
