@@ -91,7 +91,7 @@ class View:
         self._version = version
         self._host = host
         self._states = states
-        self._hinted = {
+        self._state_names = {
             path: state.name for state in states for path in (state.path, f"{state.path}/agents")
         }
         """The state's name, by path. If one of these paths is skipped, the page gives a hint."""
@@ -210,7 +210,7 @@ class View:
             stuck=kinds[Kind.STUCK],
             first=first,
             unjudged=kinds[Kind.UNJUDGED],
-            unread=sum(file.failed for file in skipped if file.path not in self._hinted),
+            unread=sum(file.failed for file in skipped if file.path not in self._state_names),
             void=sum(file.reason == NO_SESSIONS for file in skipped),
             elsewhere=sum(file.reason == SESSIONS_ELSEWHERE for file in skipped),
             wedged=[holder["pid"] for holder in wedged],
@@ -255,11 +255,11 @@ class View:
     def _hints(self, skipped: Sequence[SkippedFile], *, names: bool) -> Iterator[str]:
         """Yield why the page may show fewer locks than a reader expects."""
         for file in skipped:
-            if file.path in self._hinted:
+            if file.path in self._state_names:
                 yield (
                     f"{file.path}: {file.note or file.reason}."
                     if names
-                    else f"State {self._hinted[file.path]}: {file.reason}."
+                    else f"State {self._state_names[file.path]}: {file.reason}."
                 )
 
 
