@@ -580,7 +580,7 @@ def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_
     changed = {"alice": bcrypt.hashpw(b"new", bcrypt.gensalt(4)).decode()}
     assert not right(changed, "alice", b"right")
     assert right(changed, "alice", b"new")
-    assert passwords._right.keys() == {"alice"}
+    assert passwords._remembered.keys() == {"alice"}
 
 
 def test_long_passwords_count_by_what_bcrypt_reads_of_them() -> None:

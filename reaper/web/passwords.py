@@ -33,7 +33,7 @@ class Passwords:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        self._right: dict[str, bytes] = {}
+        self._remembered: dict[str, bytes] = {}
         self._worker = Worker("passwords")
         self._checks: set[asyncio.Task[bool]] = set()
 
@@ -44,7 +44,7 @@ class Passwords:
         known = users.get(user)
         hashed = max(users.values(), key=_cost) if known is None else known
         digest = hmac.digest(self._key, hashed.encode() + password, "sha256")
-        if known is not None and hmac.compare_digest(self._right.get(user, b""), digest):
+        if known is not None and hmac.compare_digest(self._remembered.get(user, b""), digest):
             return True
         if len(self._checks) >= _MAX_WAITING:
             raise TooBusyError
@@ -54,8 +54,8 @@ class Passwords:
         # If the client disconnects, its check still counts until bcrypt has finished.
         if not await asyncio.shield(check) or known is None:
             return False
-        kept = {name: right for name, right in self._right.items() if name in users}
-        self._right = {**kept, user: digest}
+        kept = {name: right for name, right in self._remembered.items() if name in users}
+        self._remembered = {**kept, user: digest}
         return True
 
 
