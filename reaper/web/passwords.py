@@ -48,7 +48,7 @@ class Passwords:
             return True
         if len(self._checks) >= _MAX_WAITING:
             raise TooBusyError
-        check = asyncio.create_task(self._worker.run(lambda: _fits(password, hashed)))
+        check = asyncio.create_task(self._worker.run(lambda: _matches(password, hashed)))
         self._checks.add(check)
         check.add_done_callback(self._checks.discard)
         # If the client disconnects, its check still counts until bcrypt has finished.
@@ -59,7 +59,7 @@ class Passwords:
         return True
 
 
-def _fits(password: bytes, hashed: str) -> bool:
+def _matches(password: bytes, hashed: str) -> bool:
     try:
         # Old bcrypt releases ignore further bytes, and the newest refuses them.
         return bool(load_bcrypt().checkpw(password[:_BCRYPT_BYTES], hashed.encode()))
