@@ -119,7 +119,7 @@ def why_still_there(seen: TrackedLock, *, names: bool) -> str:
             return "it was found just now" if why is None else why.text
 
 
-_LOOKS_AGAIN: Final = (
+_CHECKS_AGAIN: Final = (
     "Nothing to do: the reaper checks again soon, and removes the lock if nothing has changed."
 )
 
@@ -130,4 +130,4 @@ def next_step(seen: TrackedLock, reader: Reader) -> Advice:
     confirmed = seen.judgement._replace(confirmed=True)
     if seen.judgement.confirmed or decide(confirmed, reader.policy) is not Action.REMOVE:
         return step
-    return step._replace(text=_LOOKS_AGAIN, command=None)
+    return step._replace(text=_CHECKS_AGAIN, command=None)
