@@ -45,7 +45,7 @@ _CHANCE: Final = 0.02
 """Seconds that each client has at least to send its request. New connections wait until then."""
 _RETRY: Final = 0.1
 """Seconds between two attempts to accept a connection if the system is out of descriptors."""
-_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _DRAINED: Final = 64 * 1024
 _DRAIN_SECONDS: Final = 0.5
 
@@ -212,7 +212,7 @@ class Listener:
             try:
                 connection, (peer, *_) = await loop.sock_accept(self._socket)
             except OSError as error:
-                is_scarce = error.errno in _SCARCE
+                is_scarce = error.errno in _OUT_OF_RESOURCES
                 if is_scarce:
                     self._on_error()
                 # The socket stays ready, so this would spin.
