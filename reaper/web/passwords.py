@@ -54,7 +54,7 @@ class Passwords:
         # If the client disconnects, its check still counts until bcrypt has finished.
         if not await asyncio.shield(check) or known is None:
             return False
-        kept = {name: right for name, right in self._remembered.items() if name in users}
+        kept = {name: old for name, old in self._remembered.items() if name in users}
         self._remembered = {**kept, user: digest}
         return True
 

@@ -212,11 +212,11 @@ class Listener:
             try:
                 connection, (peer, *_) = await loop.sock_accept(self._socket)
             except OSError as error:
-                is_scarce = error.errno in _OUT_OF_RESOURCES
-                if is_scarce:
+                no_resources = error.errno in _OUT_OF_RESOURCES
+                if no_resources:
                     self._on_error()
-                # The socket stays ready, so this would spin.
-                await asyncio.sleep(_RETRY if is_scarce else 0)
+                # The socket stays ready, so without a pause this loop would spin.
+                await asyncio.sleep(_RETRY if no_resources else 0)
                 continue
             visit = Visit(connection)
             task = loop.create_task(self._serve(visit, peer))
