@@ -210,7 +210,7 @@ def test_a_full_house_makes_room_by_cutting_off(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, stages: list[Stage], cut: int
 ) -> None:
     # Else the request is answered first, on a fast machine, and there is room without a cut.
-    monkeypatch.setattr(server, "_CHANCE", 0.0)
+    monkeypatch.setattr(server, "_MIN_REQUEST_SECONDS", 0.0)
     served = serving(bounds=Bounds(connections=3, head_seconds=3600))
     with contextlib.ExitStack() as stack:
         slow = []
@@ -233,7 +233,7 @@ def test_a_full_house_makes_room_by_cutting_off(
 def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_CHANCE", 3600.0)
+    monkeypatch.setattr(server, "_MIN_REQUEST_SECONDS", 3600.0)
     served = serving(bounds=Bounds(connections=1))
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         until(lambda: served.listener.visits)

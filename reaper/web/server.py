@@ -41,7 +41,7 @@ _VERSIONS: Final = {b"1.0", b"1.1"}
 _MAX_HEADERS: Final = 100
 _CHUNK: Final = 4096
 _BACKLOG: Final = 128
-_CHANCE: Final = 0.02
+_MIN_REQUEST_SECONDS: Final = 0.02
 """Seconds that each client has at least to send its request. New connections wait until then."""
 _RETRY: Final = 0.1
 """Seconds between two attempts to accept a connection if the system is out of descriptors."""
@@ -232,7 +232,7 @@ class Listener:
             others = list(self.visits)[:-1]
             oldest = min(others, key=lambda task: self.visits[task].stage)
             visit = self.visits[oldest]
-            wait = visit.came + _CHANCE - time.monotonic()
+            wait = visit.came + _MIN_REQUEST_SECONDS - time.monotonic()
             if visit.stage is Stage.ASKING and wait > 0:
                 await asyncio.wait(self.visits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             else:
