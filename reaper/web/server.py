@@ -46,7 +46,7 @@ _MIN_REQUEST_SECONDS: Final = 0.02
 _RETRY: Final = 0.1
 """Seconds between two attempts to accept a connection if the system is out of descriptors."""
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_DRAINED: Final = 64 * 1024
+_DRAIN_BYTES: Final = 64 * 1024
 _DRAIN_SECONDS: Final = 0.5
 
 
@@ -380,7 +380,7 @@ class _Exchange:
             with suppress(OSError, ValueError):
                 connection.unwrap()  # sends the end of TLS; does not wait for an answer
         connection.shutdown(socket.SHUT_WR)
-        left = _DRAINED
+        left = _DRAIN_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while left > 0:
