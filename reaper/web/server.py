@@ -291,7 +291,7 @@ class _Exchange:
             raise ConnectionAbortedError from error
         self._visit.connection = tls
         try:
-            await self._done(tls.do_handshake)
+            await self._when_ready(tls.do_handshake)
         except ssl.SSLError:  # no TLS, or not what the configuration requires
             return False
         certificate = tls.getpeercert()
@@ -334,7 +334,7 @@ class _Exchange:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 return event
-            chunk = await self._done(lambda: self._visit.connection.recv(_CHUNK))
+            chunk = await self._when_ready(lambda: self._visit.connection.recv(_CHUNK))
             if not chunk:
                 raise ConnectionAbortedError
             received += len(chunk)
@@ -368,7 +368,7 @@ class _Exchange:
     async def _send(self, event: h11.Event) -> None:
         left = memoryview(self._http.send(event) or b"")
         while left:
-            sent = await self._done(partial(self._visit.connection.send, left), writes=True)
+            sent = await self._when_ready(partial(self._visit.connection.send, left), writes=True)
             left = left[sent:]
 
     async def end(self) -> None:
@@ -384,12 +384,12 @@ class _Exchange:
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while left > 0:
-                    chunk = await self._done(lambda: socket.socket.recv(connection, _CHUNK))
+                    chunk = await self._when_ready(lambda: socket.socket.recv(connection, _CHUNK))
                     if not chunk:
                         return
                     left -= len(chunk)
 
-    async def _done(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
+    async def _when_ready(self, step: Callable[[], _Result], *, writes: bool = False) -> _Result:
         """Do the step as soon as it does not block. `writes`: it waits to write, not to read."""
         while True:
             try:
