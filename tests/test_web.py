@@ -200,8 +200,8 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
 @pytest.mark.parametrize(
     ("stages", "cut"),
     [
-        ([Stage.ANSWERING, Stage.ASKING, Stage.ASKING], 1),
-        ([Stage.ASKING, Stage.ANSWERING, Stage.ANSWERED], 2),
+        ([Stage.ANSWERING, Stage.READING_REQUEST, Stage.READING_REQUEST], 1),
+        ([Stage.READING_REQUEST, Stage.ANSWERING, Stage.ANSWERED], 2),
         ([Stage.ANSWERING, Stage.ANSWERING, Stage.ANSWERING], 0),
     ],
     ids=["the eldest that still asks", "one that is answered", "the eldest"],

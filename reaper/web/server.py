@@ -169,7 +169,7 @@ class Stage(IntEnum):
     """The progress of a connection. The lowest stage makes room first."""
 
     ANSWERED = 0
-    ASKING = 1
+    READING_REQUEST = 1
     ANSWERING = 2
 
 
@@ -178,7 +178,7 @@ class Visit:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.stage = Stage.ASKING
+        self.stage = Stage.READING_REQUEST
         self.came = time.monotonic()
 
 
@@ -233,7 +233,7 @@ class Listener:
             oldest = min(others, key=lambda task: self.visits[task].stage)
             visit = self.visits[oldest]
             wait = visit.came + _MIN_REQUEST_SECONDS - time.monotonic()
-            if visit.stage is Stage.ASKING and wait > 0:
+            if visit.stage is Stage.READING_REQUEST and wait > 0:
                 await asyncio.wait(self.visits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             else:
                 oldest.cancel()
