@@ -178,7 +178,7 @@ def command(
         config = web_config and WebConfigFile(
             web_config,
             on_trouble=on_web_config_trouble,
-            on_news=lambda: journal.info("web-config-read", file=web_config),
+            on_reload=lambda: journal.info("web-config-read", file=web_config),
         )
     except WebConfigError as error:
         fail(judging.console, f"--web-config {printable(web_config or '')}: {error}")

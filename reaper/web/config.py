@@ -134,11 +134,11 @@ class WebConfigFile:
         path: str,
         *,
         on_trouble: Callable[[str], None],
-        on_news: Callable[[], None] = lambda: None,
+        on_reload: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = os.path.abspath(path)
         self._on_trouble = on_trouble
-        self._on_news = on_news
+        self._on_reload = on_reload
         self._mutex = threading.Lock()
         # Each file's stamp is taken before it is read, so a change in between is noticed next time.
         self._stamps: dict[str, object] = {}
@@ -153,7 +153,7 @@ class WebConfigFile:
                 except WebConfigError as error:
                     self._on_trouble(str(error))
                 else:
-                    self._on_news()
+                    self._on_reload()
             return self._config
 
     def _read(self) -> WebConfig:
