@@ -128,7 +128,7 @@ class WebServer:
         """
         users = request.config.users
         if not users:
-            return request.certified
+            return request.has_certificate
         scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
         try:
             user, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")

@@ -73,7 +73,7 @@ class Bounds:
 class Request:
     """A GET or HEAD without a body.
 
-    The names of `headers` are lower case. `certified`: the client has a verified certificate.
+    The names of `headers` are lower case. `has_certificate`: the client has a verified certificate.
     `config` is the web configuration of its connection.
     """
 
@@ -81,7 +81,7 @@ class Request:
     query: str
     headers: Mapping[str, str]
     peer: str
-    certified: bool
+    has_certificate: bool
     config: WebConfig
 
 
@@ -275,7 +275,7 @@ class _Exchange:
         self._visit = visit
         self._bounds = bounds
         self._config = config
-        self._certified = False
+        self._has_certificate = False
         self._is_head = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.head_bytes)
 
@@ -295,7 +295,7 @@ class _Exchange:
         except ssl.SSLError:  # no TLS, or not what the configuration requires
             return False
         certificate = tls.getpeercert()
-        self._certified = bool(certificate)
+        self._has_certificate = bool(certificate)
         return self._config.accepts_certificate(certificate)
 
     async def receive(self, peer: str) -> Request | Response:
@@ -323,7 +323,7 @@ class _Exchange:
             query=query,
             headers=headers,
             peer=peer,
-            certified=self._certified,
+            has_certificate=self._has_certificate,
             config=self._config,
         )
 
