@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from reaper.web.config import OPEN, WebConfig
 from reaper.web.page import PAGE_POLICY, View
 from reaper.web.passwords import Passwords, TooBusyError
-from reaper.web.server import Address, Bounds, Request, Response, Server, in_one_line
+from reaper.web.server import Address, Bounds, Request, Response, Server, one_line_response
 from reaper.web.worker import Worker
 
 ShowSessions = Literal["authenticated", "local", "all"]
@@ -112,13 +112,13 @@ class WebServer:
         try:
             authenticated = await self._is_authenticated(request)
         except TooBusyError:
-            return in_one_line(HTTPStatus.TOO_MANY_REQUESTS, Retry_After="1")
+            return one_line_response(HTTPStatus.TOO_MANY_REQUESTS, Retry_After="1")
         if request.config.users and not authenticated:
             realm = 'Basic realm="reaper", charset="UTF-8"'
-            return in_one_line(HTTPStatus.UNAUTHORIZED, WWW_Authenticate=realm)
+            return one_line_response(HTTPStatus.UNAUTHORIZED, WWW_Authenticate=realm)
         render = self._rendered.get(request.path)
         if render is None:
-            return in_one_line(HTTPStatus.NOT_FOUND)
+            return one_line_response(HTTPStatus.NOT_FOUND)
         names = authenticated or self._may_see_names(request)
         return await render(request, names)
 
@@ -187,7 +187,7 @@ _STATUS: Final = {True: HTTPStatus.OK, False: HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 def _check(fine: bool, why: Callable[[], str] = lambda: "") -> Response:
-    return in_one_line(_STATUS[fine], "" if fine else why())
+    return one_line_response(_STATUS[fine], "" if fine else why())
 
 
 def _is_local(peer: str, headers: Mapping[str, str]) -> bool:

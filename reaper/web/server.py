@@ -95,7 +95,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def in_one_line(status: HTTPStatus, why: str = "", **headers: str) -> Response:
+def one_line_response(status: HTTPStatus, why: str = "", **headers: str) -> Response:
     """Return an answer of one line: the status, and the reason if there is one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(
@@ -265,7 +265,7 @@ class Listener:
             return await self._respond(request)
         except Exception:  # noqa: BLE001  # ends only this answer
             self._on_error()
-            return in_one_line(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return one_line_response(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class _Exchange:
@@ -303,20 +303,20 @@ class _Exchange:
         try:
             head = await self._receive_head()
         except h11.RemoteProtocolError as error:
-            return in_one_line(HTTPStatus(error.error_status_hint))
+            return one_line_response(HTTPStatus(error.error_status_hint))
         if head is None or len(head.headers) > _MAX_HEADERS:
-            return in_one_line(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return one_line_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if head.http_version not in _VERSIONS:
-            return in_one_line(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+            return one_line_response(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         self._is_head = head.method == b"HEAD"
         if head.method != b"GET" and not self._is_head:
-            return in_one_line(HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
+            return one_line_response(HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
         headers: dict[str, str] = {}
         for raw_name, raw_value in head.headers:
             name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            return in_one_line(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return one_line_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         path, _, query = head.target.decode("latin-1").partition("?")
         return Request(
             path=path,
