@@ -147,15 +147,15 @@ def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
 def test_silence_gets_silence(serving: Serving) -> None:
     served = serving()
     with socket.create_connection(("127.0.0.1", served.port)):
-        until(lambda: served.listener.visits)
-    until(lambda: not served.listener.visits)
+        until(lambda: served.listener.connections)
+    until(lambda: not served.listener.connections)
     assert served.errors == 0
 
 
 def test_a_server_that_stops_cuts_off_its_clients_and_frees_its_port(serving: Serving) -> None:
     served = serving()
     with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
-        until(lambda: served.listener.visits)
+        until(lambda: served.listener.connections)
         served.web.stop()
         assert connection.recv(1) == b""
     with socket.create_server(("127.0.0.1", served.port)):
@@ -177,7 +177,7 @@ def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -
             return False
 
         until(ended, "the client is cut off while it sends")
-    until(lambda: not served.listener.visits)
+    until(lambda: not served.listener.connections)
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> None:
@@ -190,10 +190,12 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
         sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
         until(
             lambda: [
-                visit for visit in served.listener.visits.values() if visit.stage is Stage.ANSWERING
+                item
+                for item in served.listener.connections.values()
+                if item.stage is Stage.ANSWERING
             ]
         )
-        until(lambda: not served.listener.visits)
+        until(lambda: not served.listener.connections)
     assert served.errors == 0
 
 
@@ -217,13 +219,13 @@ def test_a_full_house_makes_room_by_cutting_off(
         for number in range(3):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             slow.append(connection)
-            until(lambda wanted=number + 1: len(served.listener.visits) == wanted)  # type: ignore[misc]
-        for visit, stage in zip(served.listener.visits.values(), stages, strict=True):
-            visit.stage = stage  # as if it had come so far
+            until(lambda wanted=number + 1: len(served.listener.connections) == wanted)  # type: ignore[misc]
+        for item, stage in zip(served.listener.connections.values(), stages, strict=True):
+            item.stage = stage
         assert served.status("/-/healthy") == 200
         slow[cut].settimeout(PATIENCE)
         assert slow.pop(cut).recv(1) == b""
-        until(lambda: len(served.listener.visits) == 2)
+        until(lambda: len(served.listener.connections) == 2)
         for connection in slow:
             connection.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -236,7 +238,7 @@ def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
     monkeypatch.setattr(server, "_MIN_REQUEST_SECONDS", 3600.0)
     served = serving(bounds=Bounds(connections=1))
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        until(lambda: served.listener.visits)
+        until(lambda: served.listener.connections)
         assert [served.status("/-/healthy") for _ in range(3)] == [200] * 3
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -480,7 +482,7 @@ def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Se
         sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
         assert sock.recv(1)
         assert served.status("/metrics") == 200
-        assert served.listener.visits
+        assert served.listener.connections
 
 
 def test_an_answer_that_cannot_be_rendered_is_500_and_the_next_one_is_rendered(
@@ -637,7 +639,7 @@ def test_a_client_that_goes_away_counts_until_its_password_is_checked(
                 )
                 connection.sendall(f"GET / HTTP/1.0\r\nAuthorization: {wrong}\r\n\r\n".encode())
             until(lambda: len(served.web._passwords._checks) == 4)
-        until(lambda: not served.listener.visits)
+        until(lambda: not served.listener.connections)
         assert served.status("/", Authorization=wrong) == 429
     finally:
         go_on.set()
@@ -835,7 +837,7 @@ def test_tls_serves_https_and_nothing_plain(serving: Serving, certificates: Cert
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(OSError, match=r"(?i)version"):
         https(served.port, client)
-    until(lambda: not served.listener.visits)
+    until(lambda: not served.listener.connections)
     assert served.errors == 0
 
 
@@ -848,7 +850,7 @@ def test_a_handshake_that_never_ends_is_cut_off(
     served = serving(config=config.current, bounds=Bounds(head_seconds=0.5))
     with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
         assert connection.recv(1) == b""
-    until(lambda: not served.listener.visits)
+    until(lambda: not served.listener.connections)
 
 
 def test_an_answer_over_tls_ends_with_a_goodbye(

@@ -173,11 +173,11 @@ class Stage(IntEnum):
     ANSWERING = 2
 
 
-class Visit:
-    """One connection."""
+class Connection:
+    """A client's connection."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.stage = Stage.READING_REQUEST
         self.came = time.monotonic()
 
@@ -200,7 +200,7 @@ class Listener:
         self._bounds = bounds
         self._on_error = on_error
         self.port: int = listening.getsockname()[1]
-        self.visits: dict[asyncio.Task[None], Visit] = {}
+        self.connections: dict[asyncio.Task[None], Connection] = {}
         """In the order of arrival."""
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, (peer, *_) = await loop.sock_accept(self._socket)
+                sock, (peer, *_) = await loop.sock_accept(self._socket)
             except OSError as error:
                 no_resources = error.errno in _OUT_OF_RESOURCES
                 if no_resources:
@@ -218,9 +218,9 @@ class Listener:
                 # The socket stays ready, so without a pause this loop would spin.
                 await asyncio.sleep(_RETRY if no_resources else 0)
                 continue
-            visit = Visit(connection)
-            task = loop.create_task(self._serve(visit, peer))
-            self.visits[task] = visit
+            connection = Connection(sock)
+            task = loop.create_task(self._serve(connection, peer))
+            self.connections[task] = connection
             task.add_done_callback(self._end)
             await self._make_room()
             # Without this, the other tasks would not run while more connections wait.
@@ -228,36 +228,38 @@ class Listener:
 
     async def _make_room(self) -> None:
         """Close the oldest connection of the lowest stage, but never the newest connection."""
-        while len(self.visits) > self._bounds.connections:
-            others = list(self.visits)[:-1]
-            oldest = min(others, key=lambda task: self.visits[task].stage)
-            visit = self.visits[oldest]
-            wait = visit.came + _MIN_REQUEST_SECONDS - time.monotonic()
-            if visit.stage is Stage.READING_REQUEST and wait > 0:
-                await asyncio.wait(self.visits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        while len(self.connections) > self._bounds.connections:
+            others = list(self.connections)[:-1]
+            oldest = min(others, key=lambda task: self.connections[task].stage)
+            connection = self.connections[oldest]
+            wait = connection.came + _MIN_REQUEST_SECONDS - time.monotonic()
+            if connection.stage is Stage.READING_REQUEST and wait > 0:
+                await asyncio.wait(
+                    self.connections, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                )
             else:
                 oldest.cancel()
                 await asyncio.wait([oldest])
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        self.visits.pop(task).connection.close()
+        self.connections.pop(task).sock.close()
         if not task.cancelled() and task.exception() is not None:
             self._on_error()
 
-    async def _serve(self, visit: Visit, peer: str) -> None:
+    async def _serve(self, connection: Connection, peer: str) -> None:
         # The client may disconnect at any moment, be too slow, or not speak TLS.
         with suppress(OSError):
-            dialogue = _Exchange(visit, self._bounds, self._config())
+            dialogue = _Exchange(connection, self._bounds, self._config())
             async with asyncio.timeout(self._bounds.head_seconds):
                 if not await dialogue.shake_hands():
                     await dialogue.end()  # so that the client receives the reason
                     return
                 asked = await dialogue.receive(peer)
-            visit.stage = Stage.ANSWERING
+            connection.stage = Stage.ANSWERING
             async with asyncio.timeout(self._bounds.answer_seconds):
                 response = asked if isinstance(asked, Response) else await self._answer(asked)
                 await dialogue.send(response)
-                visit.stage = Stage.ANSWERED
+                connection.stage = Stage.ANSWERED
                 await dialogue.end()
 
     async def _answer(self, request: Request) -> Response:
@@ -271,8 +273,8 @@ class Listener:
 class _Exchange:
     """One request and its answer, on a socket that does not block."""
 
-    def __init__(self, visit: Visit, bounds: Bounds, config: WebConfig) -> None:
-        self._visit = visit
+    def __init__(self, connection: Connection, bounds: Bounds, config: WebConfig) -> None:
+        self._connection = connection
         self._bounds = bounds
         self._config = config
         self._has_certificate = False
@@ -285,11 +287,11 @@ class _Exchange:
             return True
         try:
             tls = self._config.tls.wrap_socket(
-                self._visit.connection, server_side=True, do_handshake_on_connect=False
+                self._connection.sock, server_side=True, do_handshake_on_connect=False
             )
         except ValueError as error:  # the client sent data before the handshake
             raise ConnectionAbortedError from error
-        self._visit.connection = tls
+        self._connection.sock = tls
         try:
             await self._when_ready(tls.do_handshake)
         except ssl.SSLError:  # no TLS, or not what the configuration requires
@@ -334,7 +336,7 @@ class _Exchange:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 return event
-            chunk = await self._when_ready(lambda: self._visit.connection.recv(_CHUNK))
+            chunk = await self._when_ready(lambda: self._connection.sock.recv(_CHUNK))
             if not chunk:
                 raise ConnectionAbortedError
             received += len(chunk)
@@ -368,23 +370,23 @@ class _Exchange:
     async def _send(self, event: h11.Event) -> None:
         left = memoryview(self._http.send(event) or b"")
         while left:
-            sent = await self._when_ready(partial(self._visit.connection.send, left), writes=True)
+            sent = await self._when_ready(partial(self._connection.sock.send, left), writes=True)
             left = left[sent:]
 
     async def end(self) -> None:
         """Shut down, then read and drop a little data, because closing a socket with unread data
         can discard the answer.
         """
-        connection = self._visit.connection
-        if isinstance(connection, ssl.SSLSocket):
+        sock = self._connection.sock
+        if isinstance(sock, ssl.SSLSocket):
             with suppress(OSError, ValueError):
-                connection.unwrap()  # sends the end of TLS; does not wait for an answer
-        connection.shutdown(socket.SHUT_WR)
+                sock.unwrap()  # sends the end of TLS; does not wait for an answer
+        sock.shutdown(socket.SHUT_WR)
         left = _DRAIN_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while left > 0:
-                    chunk = await self._when_ready(lambda: socket.socket.recv(connection, _CHUNK))
+                    chunk = await self._when_ready(lambda: socket.socket.recv(sock, _CHUNK))
                     if not chunk:
                         return
                     left -= len(chunk)
@@ -395,14 +397,14 @@ class _Exchange:
             try:
                 return step()
             except ssl.SSLWantReadError:
-                await _ready(self._visit.connection, writes=False)
+                await _ready(self._connection.sock, writes=False)
             except ssl.SSLWantWriteError:
-                await _ready(self._visit.connection, writes=True)
+                await _ready(self._connection.sock, writes=True)
             except BlockingIOError:
-                await _ready(self._visit.connection, writes=writes)
+                await _ready(self._connection.sock, writes=writes)
 
 
-async def _ready(connection: socket.socket, *, writes: bool) -> None:
+async def _ready(sock: socket.socket, *, writes: bool) -> None:
     """Return when the socket can be written to, or read from."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
@@ -414,11 +416,11 @@ async def _ready(connection: socket.socket, *, writes: bool) -> None:
         if not ready.done():  # the loop calls this in each round until `unwatch`
             ready.set_result(None)
 
-    watch(connection.fileno(), wake)
+    watch(sock.fileno(), wake)
     try:
         await ready
     finally:
-        unwatch(connection.fileno())
+        unwatch(sock.fileno())
 
 
 def _listen(address: Address) -> socket.socket:
