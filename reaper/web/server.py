@@ -249,18 +249,18 @@ class Listener:
     async def _serve(self, connection: Connection, peer: str) -> None:
         # The client may disconnect at any moment, be too slow, or not speak TLS.
         with suppress(OSError):
-            dialogue = _Exchange(connection, self._bounds, self._config())
+            exchange = _Exchange(connection, self._bounds, self._config())
             async with asyncio.timeout(self._bounds.head_seconds):
-                if not await dialogue.shake_hands():
-                    await dialogue.end()  # so that the client receives the reason
+                if not await exchange.shake_hands():
+                    await exchange.end()  # so that the client receives the reason
                     return
-                asked = await dialogue.receive(peer)
+                result = await exchange.receive(peer)
             connection.stage = Stage.ANSWERING
             async with asyncio.timeout(self._bounds.answer_seconds):
-                response = asked if isinstance(asked, Response) else await self._answer(asked)
-                await dialogue.send(response)
+                response = result if isinstance(result, Response) else await self._answer(result)
+                await exchange.send(response)
                 connection.stage = Stage.ANSWERED
-                await dialogue.end()
+                await exchange.end()
 
     async def _answer(self, request: Request) -> Response:
         try:
