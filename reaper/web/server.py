@@ -179,7 +179,7 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.stage = Stage.READING_REQUEST
-        self.came = time.monotonic()
+        self.accepted_at = time.monotonic()
 
 
 class Listener:
@@ -232,7 +232,7 @@ class Listener:
             others = list(self.connections)[:-1]
             oldest = min(others, key=lambda task: self.connections[task].stage)
             connection = self.connections[oldest]
-            wait = connection.came + _MIN_REQUEST_SECONDS - time.monotonic()
+            wait = connection.accepted_at + _MIN_REQUEST_SECONDS - time.monotonic()
             if connection.stage is Stage.READING_REQUEST and wait > 0:
                 await asyncio.wait(
                     self.connections, timeout=wait, return_when=asyncio.FIRST_COMPLETED
