@@ -385,7 +385,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serving"]:
     from reaper.web import app
     from tests.serving import Served
 
-    monkeypatch.setattr(app, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr(app, "_CACHE_SECONDS", 0.0)
     served: list[Served] = []
 
     def start(**how: Any) -> Served:

@@ -425,14 +425,14 @@ def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
 ) -> None:
     served = serving()
     put(served.inventory, session="first")
-    monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
+    monkeypatch.setattr(app, "_CACHE_SECONDS", 3600.0)
     assert "first" in served.text(path)
     put(served.inventory, session="another")
     again, head = served.ask(path), served.ask(path, "HEAD")
     assert "another" not in again.text  # type: ignore[attr-defined]
     assert head.getheader("Content-Length") == again.getheader("Content-Length")
     assert re.search(r'reaper_locks{.*verdict="held"} 2', served.text("/metrics"))
-    monkeypatch.setattr(app, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr(app, "_CACHE_SECONDS", 0.0)
     assert "another" in served.text(path)
 
 
@@ -441,7 +441,7 @@ def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving(inventory=full_of_names())
-    monkeypatch.setattr(app, "_FRESH_FOR", 3600.0)
+    monkeypatch.setattr(app, "_CACHE_SECONDS", 3600.0)
     for _ in range(2):
         assert SECRET in served.text(path)
         assert SECRET not in served.text(path, Host="evil.example")

@@ -19,13 +19,13 @@ from reaper.web.worker import Worker
 
 ShowSessions = Literal["authenticated", "local", "all"]
 """Which clients see session names: authenticated ones; also those on this machine; all."""
-_FRESH_FOR: Final = 1.0
+_CACHE_SECONDS: Final = 1.0
 """Seconds for which a page or JSON is cached. Rendering 2,000 locks takes 40 ms."""
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip"})
 
 
 class _Renderer:
-    """Renders one answer at a time, and caches each for _FRESH_FOR."""
+    """Renders one answer at a time, and caches each for _CACHE_SECONDS."""
 
     def __init__(self) -> None:
         self.worker = Worker("renderer")
@@ -33,15 +33,16 @@ class _Renderer:
 
     async def latest(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
         """Return the cached pieces of this key, or render them."""
-        fresh = self._fresh(key)
-        return await self.worker.run(lambda: self._render(key, render)) if fresh is None else fresh
+        if (cached := self._cached(key)) is not None:
+            return cached
+        return await self.worker.run(lambda: self._render(key, render))
 
-    def _fresh(self, key: object) -> list[bytes] | None:
+    def _cached(self, key: object) -> list[bytes] | None:
         at, pieces = self._latest.get(key, (-math.inf, []))
-        return pieces if time.monotonic() - at < _FRESH_FOR else None
+        return pieces if time.monotonic() - at < _CACHE_SECONDS else None
 
     def _render(self, key: object, render: Callable[[], Iterable[bytes]]) -> list[bytes]:
-        pieces = self._fresh(key)  # an earlier job may have rendered it
+        pieces = self._cached(key)  # an earlier job may have rendered it
         if pieces is None:
             pieces = list(render())
             self._latest[key] = time.monotonic(), pieces
