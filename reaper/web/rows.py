@@ -176,7 +176,7 @@ def _row(row: Shown, key: _Key, reader: Reader) -> Html:
         '<td><span class="{tone}">{age}</span> {since}</td><td>{command}</td></tr>',
         name=f"lock-{record['fingerprint']}",
         session=session(record, link=f"#lock-{record['fingerprint']}"),
-        more=_soft(joined(_more(row.seen, record, key, reader), Html(" · "))),
+        more=_soft(joined(_details(row.seen, record, key, reader), Html(" · "))),
         tone=_TONES[row.kind],
         age=duration(row.seen.evidence.age),
         since=html('<span class="soft">since {since}</span>', since=moment(row.since_ms)),
@@ -200,7 +200,9 @@ def session(record: dict[str, Any], link: str | None = None) -> Html:
     )
 
 
-def _more(seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader) -> Iterator[Html]:
+def _details(
+    seen: TrackedLock, record: dict[str, Any], key: _Key, reader: Reader
+) -> Iterator[Html]:
     """Yield further details of a lock."""
     agent = record["agent"]
     if record["session"] and not str(record["session_key"]).startswith(f"agent:{agent}:"):
