@@ -20,7 +20,7 @@ _WORDS: Final = {
     Outcome.RESTORED: "put back: another lock has its name",
     Outcome.FAILED: "failed",
 }
-_OPEN: Final = 8
+_MAX_UNFOLDED: Final = 8
 """Number of actions that are shown; earlier ones are folded."""
 
 
@@ -29,10 +29,10 @@ def actions(acts: Sequence[Act], now_ms: int, *, names: bool) -> Html:
     if not acts:
         return Html("<p>None since the reaper started.</p>")
     rows = [_row(act, now_ms, names=names) for act in acts]
-    earlier = rows[_OPEN:]
+    earlier = rows[_MAX_UNFOLDED:]
     return html(
         "{latest}{earlier}",
-        latest=_table(rows[:_OPEN]),
+        latest=_table(rows[:_MAX_UNFOLDED]),
         earlier=html(
             '<details id="earlier-actions"><summary>{count}</summary>{rows}</details>',
             count=f"{many(len(earlier), 'earlier action')}",
