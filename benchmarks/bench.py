@@ -1,4 +1,4 @@
-"""All measurements, beside their yardsticks, in one run: `make bench`.
+"""Run all measurements, and the programs to compare with: `make bench`.
 
 Writes benchmarks/results.json, docs/performance.svg, and the tables in docs/performance.md.
 """
@@ -39,8 +39,8 @@ Runs = dict[str, dict[str, list[float]]]
 
 
 def interleaved(commands: Commands, runs: int, *, warm: tuple[str, ...]) -> Runs:
-    """Run each command `runs` times, by turns, so that noise meets all alike; seconds of wall and
-    processor time, and MiB at the peak. Those in `warm` run once before, uncounted.
+    """Run the commands in turn, each `runs` times, so that noise affects all equally. Return wall
+    and CPU seconds, and peak MiB. The `warm` commands first run once without being measured.
     """
     found: Runs = {name: {"wall": [], "cpu": [], "peak": []} for name in commands}
     order = [name for name in commands if name in warm] + list(commands) * runs
@@ -65,13 +65,13 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def ratio(runs: Runs, one: str, other: str, key: str) -> float:
-    """Return the median of the turns' ratios."""
+    """Return the median of the ratios of all turns."""
     pairs = zip(runs[one][key], runs[other][key], strict=True)
     return round(statistics.median(a / b for a, b in pairs), 2)
 
 
 def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
-    """Measure a dry sweep of the mixed trees."""
+    """Measure a dry sweep of trees with locks of all kinds."""
     rows = []
     small = [(folder / "small", 100)]
     for root, locks in [*small, *((folder / "state", size) for size in sizes)]:
@@ -84,7 +84,7 @@ def sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def dead_sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any]]:
-    """Measure a dry sweep of trees in which each lock names a dead process of its own."""
+    """Measure a dry sweep of trees in which each lock names another dead process."""
     rows = []
     for size in sizes:
         root = folder / f"dead{size}"
@@ -95,7 +95,7 @@ def dead_sweeps(sizes: list[int], runs: int, folder: Path) -> list[dict[str, Any
 
 
 def swept(root: Path, locks: int, runs: int, *, with_bash: bool = False) -> dict[str, Any]:
-    """Measure a dry sweep of one tree, beside its yardsticks."""
+    """Measure a dry sweep of one tree, and the programs to compare with."""
     where = str(root)
     commands = {
         "floor": [sys.executable, str(HERE / "floor.py"), where],
@@ -129,7 +129,7 @@ def _gateway() -> OpenClaw | None:
     try:
         return install()
     except Unavailable as error:
-        print(f"no yardstick of the gateway's own code: {error}", file=sys.stderr)
+        print(f"cannot compare with the gateway's code: {error}", file=sys.stderr)
         return None
 
 
@@ -142,8 +142,8 @@ def _kept(root: Path) -> trees.Tree:
 
 
 def cold(runs: int, folder: Path) -> dict[str, Any]:
-    """A command on an empty state directory, beside Python itself and typer alone; and what is the
-    command's own, beyond typer, as a ratio to Python itself.
+    """Measure `reaper list` on an empty state directory, Python alone, and the import of typer. The
+    ratio "list beyond typer" is the time of `reaper list` without typer, divided by Python's.
     """
     empty = folder / "empty"
     empty.mkdir()
@@ -172,7 +172,7 @@ def cold(runs: int, folder: Path) -> dict[str, Any]:
 
 
 def measured(scenarios: dict[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
-    """Return what each scenario measured, and the load when it began."""
+    """Return the figures of each scenario, and the load when it began."""
     found: dict[str, Any] = {}
     for name, scenario in scenarios.items():
         load = os.getloadavg()[0]
@@ -187,7 +187,7 @@ def _table(head: list[str], rows: list[list[object]]) -> str:
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
-    """Return times by program; all but the first columns are medians."""
+    """Return the times of each program; all except the first column are medians."""
     names = ["floor", "find", "reaper", "gateway", "bash"]
     lines: list[list[object]] = []
     for row in rows:
@@ -228,7 +228,7 @@ def cold_table(found: dict[str, Any]) -> str:
 
 
 _LEFT_OUT: Final = {"most_ms", "count", "series"}
-"""Figures of the sidecar that are only in results.json."""
+"""Figures that are not in the table, only in results.json."""
 
 
 def deaths_table(found: dict[str, Any]) -> str:
@@ -271,8 +271,8 @@ _COLOURS: Final = {
 
 
 def plot(rows: list[dict[str, Any]]) -> str:
-    """Return an SVG: seconds against locks, both logarithmic."""
-    from math import log10  # noqa: PLC0415  # here only
+    """Return an SVG: seconds by number of locks, both logarithmic."""
+    from math import log10  # noqa: PLC0415  # only used here
 
     width, height, left, top = 640, 380, 60, 20
     times = [row[name]["wall"] for row in rows for name in _COLOURS if name in row]
@@ -311,7 +311,7 @@ def plot(rows: list[dict[str, Any]]) -> str:
 
 
 def write(results: dict[str, Any]) -> None:
-    """Write the results, the plot, and the tables between their marks in the note."""
+    """Write the results, the plot, and the tables of the document."""
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (ROOT / "docs" / "performance.svg").write_text(plot(results["sweeps"]))
     note = NOTE.read_text()
@@ -338,7 +338,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--locks", type=int, default=100_000, help="size of the largest tree")
     options.add_argument("--runs", type=int, default=5)
-    options.add_argument("--keep-sweeps", action="store_true", help="measure all but the sweeps")
+    options.add_argument("--keep-sweeps", action="store_true", help="do not measure the sweeps")
     given = options.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(ROOT / "reaper", quiet=1)  # as an installation does

@@ -1,10 +1,9 @@
-"""What a dry sweep does for each dead lock, counted: calls of Python functions, and system calls.
+"""Count the Python calls and system calls of a dry sweep for each dead lock.
 
     .venv/bin/python benchmarks/counts.py
 
-Unlike times, these are the same on each machine. Two trees of different size are swept, and the
-difference is divided by the difference of their locks, so that the start of the program is no part
-of it.
+Unlike times, the counts are the same on each machine. They are differences between two trees,
+divided by the difference of their locks, so they do not include the start of the program.
 """
 
 import json
@@ -31,11 +30,11 @@ except SystemExit:
 calls = pstats.Stats(profile).stats
 print(sum(found[0] for (file, _, _), found in calls.items() if file != "~"), file=sys.stderr)
 """
-"""Built-in functions have "~" for a file."""
+"""The profile has "~" as the file of built-in functions."""
 
 
 def counts() -> dict[str, float]:
-    """Return the calls of Python functions and the system calls for each lock."""
+    """Return Python calls and system calls for each lock."""
     calls, system_calls = [], []
     for size in _SIZES:
         with tempfile.TemporaryDirectory(prefix="reaper-counts-") as folder:
@@ -54,7 +53,7 @@ def counts() -> dict[str, float]:
 
 
 def _standard_error(*command: str) -> str:
-    # Written line by line, the table would need a system call for each lock.
+    # With PYTHONUNBUFFERED, the table would need a system call for each lock.
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ended = subprocess.run(
         command,

@@ -1,6 +1,6 @@
-"""The least that frees locks at a death: wait for each holder by a pidfd, unlink its locks.
+"""The simplest program that removes locks of dead holders: wait on pidfds, unlink the locks.
 
-Arguments: STATE_DIR. Writes "ready" once it waits for the holders of all locks that are there.
+Arguments: STATE_DIR. Prints "ready" when it waits for the holders of all locks.
 """
 
 import json

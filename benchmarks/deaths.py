@@ -1,10 +1,10 @@
-"""From the death of a holder until its lock is gone: the sidecar and a bare loop, by turns.
+"""Time from the death of a holder until its lock is gone: the sidecar and a simple loop.
 
     .venv/bin/python benchmarks/deaths.py [SCENARIO...]
 
-The loop (death_loop.py) waits on pidfds and unlinks, and checks nothing. Each has a state directory
-of its own, alike. Both run for the whole time and wait; one holder dies at a time, of each by
-turns, so that noise meets both alike.
+The loop (death_loop.py) waits on pidfds, unlinks, and checks nothing. Both programs run all the
+time, each with its own equal state directory. The holders die one at a time, alternately in both
+directories, so that noise affects both equally.
 """
 
 import json
@@ -27,12 +27,12 @@ from trees import Holder
 _LOOP: Final = str(Path(__file__).with_name("death_loop.py"))
 _AGENTS: Final = 10
 _OF_ONE_SWEEP: Final = 10
-"""Deaths of each during one full sweep, 30 ms apart."""
+"""Deaths in each directory during one full sweep, 30 ms apart."""
 
 
 @contextmanager
 def death_loop(root: Path) -> Iterator[None]:
-    """Run the bare loop; it waits for all holders once this is entered."""
+    """Run the simple loop; when this returns, the loop waits for all holders."""
     with subprocess.Popen(
         [sys.executable, _LOOP, str(root)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -45,7 +45,7 @@ def death_loop(root: Path) -> Iterator[None]:
 
 
 def _crowd(root: Path, locks: int, stack: ExitStack) -> None:
-    """Have one process hold so many other locks."""
+    """Start a process that holds this number of other locks."""
     holder = Holder()
     stack.callback(holder.close)
     for number in range(locks):
@@ -56,9 +56,9 @@ def _crowd(root: Path, locks: int, stack: ExitStack) -> None:
 def deaths(
     others: int = 0, count: int = 300, scraped_every: float | None = None, *, sweeping: bool = False
 ) -> dict[str, Any]:
-    """`count` holders of each die, one after the other, beside so many other held locks; with
-    `sweeping`, all of them while the sidecar makes a full sweep. A dying process waits for a
-    processor too: the sweep takes one, and both must meet that alike.
+    """`count` holders of each program die one after the other, while `others` more locks are held.
+    With `sweeping`, they die during full sweeps of the sidecar. A sweep uses a processor, for which
+    a dying process also waits, so holders of the loop also die during sweeps.
     """
     with ExitStack() as stack:
         roots = [stack.enter_context(state_dir()) for _ in range(2)]
@@ -96,7 +96,7 @@ def deaths(
 
 
 def _freed(path: Path, pid: int) -> float:
-    """Kill a holder; return after how long its lock is gone."""
+    """Kill a holder; return the seconds until its lock is gone."""
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     took = gone(path) - began
@@ -105,8 +105,8 @@ def _freed(path: Path, pid: int) -> float:
 
 
 def many_deaths(count: int = 1000, turns: int = 3) -> dict[str, Any]:
-    """Many holders die at once, by one signal: how long until all locks are gone, from the call
-    that kills on; and how long that call took.
+    """Kill many holders with one signal. Measure the time from this call until all locks are gone,
+    and the time of the call.
     """
     found: dict[str, Any] = {"reaper": [], "loop": []}
     killing, cpu, fds = [], [], 0
@@ -149,11 +149,11 @@ def _holds(sidecar: Sidecar, count: int) -> bool:
 
 
 def _emptied(folder: Path) -> float:
-    """Return the moment at which the folder was seen to be empty."""
+    """Wait until the folder is empty; return the time."""
     dir_fd = os.open(folder, os.O_RDONLY)
     try:
         while os.listdir(dir_fd):
-            time.sleep(0.01)  # each look holds up every process that renames there
+            time.sleep(0.01)  # because each listing blocks the processes that rename there
         return time.monotonic()
     finally:
         os.close(dir_fd)

@@ -1,4 +1,4 @@
-"""The floor: what any program in Python does that reads each lock file once, and no more."""
+"""The floor: a Python program that only reads each lock file once."""
 
 import os
 import sys

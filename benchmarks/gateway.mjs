@@ -1,4 +1,4 @@
-// The gateway's own look at its locks. Arguments: MODULE STATE_DIR. Removes nothing.
+// Runs the gateway's own check of its locks. Arguments: MODULE STATE_DIR. Removes nothing.
 import fs from "node:fs";
 import path from "node:path";
 

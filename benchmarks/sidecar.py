@@ -1,5 +1,4 @@
-"""What the sidecar takes and how fast it is: due locks, processor, memory, a scrape. See also
-deaths.py.
+"""Speed and cost of the sidecar: due locks, CPU, memory, scrapes. See also deaths.py.
 
 .venv/bin/python benchmarks/sidecar.py [SCENARIO...]
 """
@@ -29,14 +28,14 @@ _PATIENCE: Final = 120.0
 _REAPER: Final = (sys.executable, "-m", "reaper")
 _RUN_REAPER: Final = str(Path(__file__).parents[1] / "tests" / "run_reaper.py")
 _WITHOUT_GRACE: Final = (sys.executable, "-P", _RUN_REAPER, '{"grace": 0}')
-"""As tests start it, with other limits than the default ones."""
+"""Like the tests, this starts the reaper with other limits than the defaults."""
 _AS_PROMETHEUS: Final = {
     "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     "application/openmetrics-text;version=0.0.1;q=0.5,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
     "Accept-Encoding": "gzip",
 }
-"""What Prometheus 3 asks with."""
+"""The headers of Prometheus 3."""
 
 _FORKER: Final = """
 import json, os, signal, sys, time
@@ -65,8 +64,7 @@ for _ in range(count):
 print("ready", flush=True)
 sys.stdin.readline()
 """
-"""Forks processes that hold one lock each, in a process group that has the first one's pid, and
-reaps them."""
+"""Forks processes that hold one lock each, in the process group of the first, and reaps them."""
 
 _APPENDER: Final = """
 import os, sys, time
@@ -115,7 +113,7 @@ print(done)
 
 
 class Sidecar:
-    """`reaper watch` on a state directory of its own."""
+    """`reaper watch` on its own state directory."""
 
     def __init__(self, root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> None:
         with socket.socket() as sock:
@@ -146,7 +144,7 @@ class Sidecar:
             return body
 
     def held(self) -> int:
-        """How many locks it knows to be held."""
+        """Return how many locks the sidecar knows to be held."""
         return sum(
             int(float(line.split()[-1]))
             for line in self.get("/metrics").splitlines()
@@ -154,7 +152,7 @@ class Sidecar:
         )
 
     def sweep(self) -> None:
-        """Have it make a full sweep, and wait for its end."""
+        """Request a full sweep, and wait for its end."""
         before = self.of_sweeps("count")
         self.process.send_signal(signal.SIGHUP)
         until(lambda: self.of_sweeps("count") > before, "the end of a sweep")
@@ -165,7 +163,7 @@ class Sidecar:
         return float(text.split(f"reaper_sweep_duration_seconds_{what} ")[1].split()[0])
 
     def cpu(self) -> float:
-        """Seconds of processor time so far, of threads that have ended too, to the nanosecond."""
+        """Return the CPU seconds so far, with those of ended threads, to the nanosecond."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # clock_getcpuclockid(3) of that pid
 
     def wakeups(self) -> int:
@@ -197,7 +195,7 @@ def until(condition: Callable[[], bool], what: str, *, every: float = 0.05) -> N
 
 @contextmanager
 def state_dir() -> Iterator[Path]:
-    """Give a state directory that is gone at the end."""
+    """Yield a state directory; remove it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="reaper-bench-"))
     root = folder / "state"
     (root / "agents").mkdir(parents=True)
@@ -224,7 +222,7 @@ def sidecar(root: Path, *options: str, program: tuple[str, ...] = _REAPER) -> It
 
 @contextmanager
 def forked(folder: Path, count: int) -> Iterator[list[tuple[Path, int]]]:
-    """Give locks, each held by a process of its own: path and pid."""
+    """Yield the path and the pid of locks, each held by its own process."""
     process = subprocess.Popen(
         [sys.executable, "-S", "-E", "-c", _FORKER, str(folder), str(count), "0",
          "openclaw", "gateway"],
@@ -246,7 +244,7 @@ def forked(folder: Path, count: int) -> Iterator[list[tuple[Path, int]]]:
 
 
 def gone(path: Path) -> float:
-    """Return the moment at which the file was seen to be gone."""
+    """Wait until the file is gone; return the time."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         if not path.exists():
@@ -267,7 +265,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 @contextmanager
 def scraped(sidecar: Sidecar, every: float) -> Iterator[None]:
-    """Have it scraped, as Prometheus does, by a thread of its own."""
+    """Scrape the sidecar from a thread, as Prometheus does."""
     done = threading.Event()
 
     def scrape() -> None:
@@ -284,7 +282,7 @@ def scraped(sidecar: Sidecar, every: float) -> Iterator[None]:
 
 
 def due(count: int = 100) -> dict[str, Any]:
-    """A lock is due (its maxHoldMs and the grace are over): how long until it is acted upon."""
+    """Measure the time from when a lock is due (maxHoldMs and grace are over) to its removal."""
     with state_dir() as root:
         folder = sessions(root, "main")
         holder = Holder()
@@ -309,13 +307,13 @@ def due(count: int = 100) -> dict[str, Any]:
 
 
 def _epoch(text: str) -> float:
-    from datetime import datetime  # noqa: PLC0415  # here only
+    from datetime import datetime  # noqa: PLC0415  # only used here
 
     return datetime.fromisoformat(text).timestamp()
 
 
 def processor(seconds: float = 20.0) -> dict[str, Any]:
-    """Processor time of the sidecar, in percent of one core: idle, beside appends, and locks."""
+    """Measure the sidecar's CPU time in percent of one core: idle, with appends, and with locks."""
     with state_dir() as root:
         for agent in range(50):
             for number in range(10):
@@ -369,7 +367,7 @@ def _idle_with_a_held_lock(sidecar: Sidecar, root: Path, seconds: float) -> dict
 
 
 def memory(count: int = 10_000) -> dict[str, Any]:
-    """Resident memory: idle, with many held locks of one gateway, and after ten more sweeps."""
+    """Measure resident memory: idle, with many held locks of a gateway, after ten more sweeps."""
     with state_dir() as root:
         holder = Holder()
         try:
@@ -393,7 +391,7 @@ def memory(count: int = 10_000) -> dict[str, Any]:
 
 
 def unseen(count: int = 10_000, seconds: float = 20.0) -> dict[str, Any]:
-    """Many held locks whose holder cannot be waited for: processor time of polling them."""
+    """Measure the CPU time of polling many held locks with a holder that cannot be waited for."""
     with state_dir() as root:
         holder = Holder()
         try:
@@ -416,9 +414,8 @@ def unseen(count: int = 10_000, seconds: float = 20.0) -> dict[str, Any]:
 
 
 def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
-    """A scrape of /metrics, with held locks of many agents: in plain text, nothing changing; as
-    Prometheus asks, compressed; and so where 20 agents let go of a lock and take another between
-    two scrapes.
+    """Measure a scrape of /metrics with held locks of many agents: as plain text without changes;
+    compressed, as for Prometheus; and the same while 20 agents change a lock between two scrapes.
     """
     with state_dir() as root:
         holder = Holder()
@@ -434,7 +431,7 @@ def scrape(agents: int = 200, rounds: int = 50) -> dict[str, Any]:
                 locks[agent].append(sessions(root, f"agent{agent}") / f"{next(taken)}.jsonl.lock")
                 holder.hold(locks[agent][-1])
             holder.settle()
-            time.sleep(0.5)  # looked at after 0.25 s
+            time.sleep(0.5)  # the sidecar checks new locks after 0.25 s
 
         try:
             for path in (path for paths in locks.values() for path in paths):

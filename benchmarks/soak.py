@@ -1,10 +1,10 @@
-"""A soak: `reaper watch` beside churn of agents, sessions and holders, for some minutes.
+"""A soak test: run `reaper watch` for some minutes while agents, sessions and holders change.
 
     .venv/bin/python benchmarks/soak.py [SECONDS]
 
-Holders take and release locks, some are killed, agents come and go. Prints the sidecar's memory,
-descriptors, threads and series each ten seconds, and at the end what it did; exits 1 where a live
-holder lost its lock.
+Holders take and release locks, some are killed, agents appear and disappear. Every ten seconds it
+prints the sidecar's memory, descriptors, threads and series, and at the end what the sidecar did.
+It exits with 1 if a live holder lost its lock.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Trees to measure on: agents, sessions and locks, as many as asked for, and who holds them.
+"""Trees for measurements: agents, sessions, any number of locks, and processes that hold them.
 
     .venv/bin/python benchmarks/trees.py FOLDER LOCKS
 
-makes one and holds its held locks until a line comes in.
+makes a tree and holds its locks until it reads a line.
 """
 
 import json
@@ -20,13 +20,13 @@ from typing import Final
 from reaper.core.lock import iso
 
 KINDS: Final = (*["dead"] * 10, "interrupted", *["recycled"] * 3, *["live"] * 4, "overdue", "junk")
-"""Of each twenty locks. `interrupted`: dead, and its session's run was going on; `live`: held for
-ten minutes by one model call."""
+"""The kinds of each twenty locks. `interrupted`: the holder died during a run. `live`: held for ten
+minutes by one model call."""
 LOCKS_AN_AGENT: Final = 1000
 TRANSCRIPTS_A_LOCK: Final = 10
 _LOCKS_A_DEAD_GATEWAY: Final = 10
 _NO_PID: Final = 5_000_000
-"""From here on no Linux gives a pid: its limit is 2^22."""
+"""No Linux process has this pid or a higher one: the limit is 2^22."""
 _HOUR_MS: Final = 3_600_000
 
 _HOLDER: Final = """
@@ -49,7 +49,7 @@ for line in sys.stdin:
 
 
 class Holder:
-    """A process that holds locks open for writing, called as a gateway is."""
+    """A process that holds locks open for writing, with a gateway's command line."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -68,8 +68,8 @@ class Holder:
     def hold(
         self, path: Path, *, age_ms: int = 0, max_hold_ms: int = 1_020_000, unseen: bool = False
     ) -> None:
-        """Have it take a lock; it is taken for sure after `settle`. `unseen`: with a start time
-        that is nobody's here, as of a gateway in another PID namespace.
+        """Make the process take a lock; `settle` waits until it is taken. `unseen`: the record has
+        a start time of no process here, as from a gateway in another PID namespace.
         """
         created = iso(time.time_ns() // 1_000_000 - age_ms)
         start = "1" if unseen else ""
@@ -97,7 +97,7 @@ class Holder:
 
 @dataclass
 class Tree:
-    """A state directory in the making, and the processes that hold its locks."""
+    """A growing state directory, and the processes that hold its locks."""
 
     root: Path
     holders: list[Holder] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Tree:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100
         for agent in range(self.locks // LOCKS_AN_AGENT, -(-locks // LOCKS_AN_AGENT)):
             if agent % max(1, most * 3 // LOCKS_AN_AGENT) == 0:
-                self.holders.append(Holder())  # a quarter of its agents' locks is held
+                self.holders.append(Holder())  # it holds a quarter of its agents' locks
             self._grow_agent(agent, min(LOCKS_AN_AGENT, locks - agent * LOCKS_AN_AGENT))
         self.locks = locks
         self.holders[-1].settle()
@@ -165,8 +165,8 @@ class Tree:
 
 
 def dead_tree(root: Path, locks: int) -> None:
-    """Make a tree in which each lock names a dead process of its own, as after a gateway that
-    started one process for each session; five transcripts for each lock.
+    """Make a tree in which each lock names another dead process, as after a gateway that started a
+    process for each session. Each lock has five transcripts.
     """
     for agent in range(-(-locks // LOCKS_AN_AGENT)):
         folder = Tree(root).sessions(agent)
@@ -190,7 +190,7 @@ def dead_tree(root: Path, locks: int) -> None:
 
 
 def record(pid: int, starttime: int, *, age_ms: int = 2 * _HOUR_MS) -> bytes:
-    """Return a lock file's bytes as the gateway writes them."""
+    """Return a lock file's bytes in the gateway's format."""
     fields = {
         "pid": pid,
         "createdAt": iso(time.time_ns() // 1_000_000 - age_ms),
@@ -211,7 +211,7 @@ _ENDED: Final = (
 
 
 def _transcripts(folder: Path, session: str, *, running: bool) -> None:
-    """The session's own transcript and trajectory, and further transcripts of nobody's."""
+    """Make the session's transcript and trajectory, and further transcripts without locks."""
     (folder / f"{session}.jsonl").write_bytes(b'{"type":"session"}\n')
     (folder / f"{session}.trajectory.jsonl").write_bytes(_STARTED if running else _STARTED + _ENDED)
     dir_fd = os.open(folder, os.O_RDONLY)
@@ -225,7 +225,7 @@ def _transcripts(folder: Path, session: str, *, running: bool) -> None:
 
 @contextmanager
 def tree(folder: Path) -> Iterator[Tree]:
-    """Give an empty tree; at the end its holders are killed, the files stay."""
+    """Yield an empty tree; at the end kill its holders and keep the files."""
     tree = Tree(folder)
     try:
         yield tree
