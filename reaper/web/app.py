@@ -52,7 +52,7 @@ class _Renderer:
 def parse_address(text: str) -> Address:
     """Return host and port of `host:port`, `[v6]:port` or `:port` (all addresses).
 
-    Raises ValueError, which says what is wrong.
+    Raises ValueError with the reason.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""The other locks on the page: those that are stuck, or cannot be judged."""
+"""Other locks on the page that are stuck or cannot be judged."""
 
 from collections.abc import Iterable
 

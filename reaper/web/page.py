@@ -227,7 +227,7 @@ class View:
         )
 
     def _details(self, rows: Sequence[Shown], facts: Facts, clock: "_Clock") -> Iterator[object]:
-        """Yield the further sentences of the answer."""
+        """Yield the sentences below the first line."""
         if self._dry_run:
             yield "This is a dry run: nothing is removed."
         if facts.stopped:
@@ -277,13 +277,13 @@ class _Clock(NamedTuple):
 
 def _why_wedged(holder: dict[str, Any]) -> str:
     """Return why a holder is wedged, and what to do."""
-    said = {
+    texts = {
         LEAKED_SESSIONS: many(holder["leaked_sessions"], "leaked session"),
         RESIDENT_MEMORY: f"{(holder['resident_bytes'] or 0) / 2**20:.0f} MiB of memory",
     }
     return (
         f"Pid {holder['pid']} (state {holder['state_dir']}) is wedged: "
-        f"{', '.join(said[why] for why in holder['why'])}. Removing locks does not help. Restart "
+        f"{', '.join(texts[why] for why in holder['why'])}. Removing locks does not help. Restart "
         "it; docs/wedged.md says what that interrupts."
     )
 

@@ -14,7 +14,7 @@ from reaper.web.html import Html, breakable, command, html, joined, many, moment
 from reaper.web.shown import Kind, Reader, Shown, later, next_step, visible, why_still_there
 
 MAX_SHOWN: Final = 200
-"""Number of locks that the page shows. For the others it shows their number and a link."""
+"""Locks in the table. For further locks, the page shows their number and a link."""
 
 
 def groups(rows: Sequence[Shown], reader: Reader) -> Html:
@@ -96,7 +96,7 @@ def _name(key: _Key) -> str:
 
 
 def _counts(counts: list[int]) -> Html:
-    """Return the number of locks of each kind; "other" only besides locks of another kind."""
+    """Return the number of locks of each kind."""
     parts = []
     for kind, tone, one in _COUNTED:
         if counts[kind]:

@@ -58,9 +58,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """The limits of one listening address: connections at once; bytes of a request's line and
-    headers; seconds from the connection to the end of the request, and from there to the end of the
-    answer.
+    """The limits of one listening address.
+
+    `connections`: open at the same time. `head_bytes`: size of a request's line and headers.
+    `head_seconds`: until the request is complete. `answer_seconds`: from then until the answer is
+    sent.
     """
 
     connections: int = 32
@@ -183,7 +185,7 @@ class Connection:
 
 
 class Listener:
-    """Accepts connections at one address, and serves each in a task of its own."""
+    """Accepts connections at one address, and serves each in its own task."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ def _since_ms(lock: Lock, now_ms: int) -> int:
 
 
 def later(seen: TrackedLock, moment: float) -> TrackedLock:
-    """Return what is known about a lock, with its ages at a later moment."""
+    """Return the lock with its ages at a later moment."""
     passed = max(0.0, moment - seen.at)
     holder = seen.evidence.holder
     if holder.up_for is not None:
