@@ -102,6 +102,7 @@ class WebServer:
         )
 
     def start(self, addresses: Iterable[Address]) -> list[int]:
+        """See `Server.start`."""
         return self._server.start(addresses)
 
     def stop(self) -> None:

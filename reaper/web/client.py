@@ -87,7 +87,7 @@ def _why(error: Exception, target: Target, timeout: float) -> str:
 
 
 def plain_probe(arguments: list[str], environment: Mapping[str, str]) -> int | None:
-    """Run `reaper probe` and return the exit code; None if the arguments need the full command."""
+    """Run `reaper probe` and return the exit code; None if it needs the full command."""
     if any(name.startswith("REAPER_PROBE_") and name != _PLAIN_VARIABLE for name in environment):
         return None
     url, timeout = environment.get(_PLAIN_VARIABLE) or DEFAULT_URL, DEFAULT_TIMEOUT
