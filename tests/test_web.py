@@ -190,9 +190,9 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
         sock.sendall(b"GET /api/v1/locks HTTP/1.0\r\n\r\n")
         until(
             lambda: [
-                item
-                for item in served.listener.connections.values()
-                if item.stage is Stage.ANSWERING
+                open_one
+                for open_one in served.listener.connections.values()
+                if open_one.stage is Stage.ANSWERING
             ]
         )
         until(lambda: not served.listener.connections)
@@ -220,8 +220,8 @@ def test_a_full_house_makes_room_by_cutting_off(
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             slow.append(connection)
             until(lambda wanted=number + 1: len(served.listener.connections) == wanted)  # type: ignore[misc]
-        for item, stage in zip(served.listener.connections.values(), stages, strict=True):
-            item.stage = stage
+        for open_one, stage in zip(served.listener.connections.values(), stages, strict=True):
+            open_one.stage = stage
         assert served.status("/-/healthy") == 200
         slow[cut].settimeout(PATIENCE)
         assert slow.pop(cut).recv(1) == b""
