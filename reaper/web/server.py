@@ -251,18 +251,18 @@ class Listener:
     async def _serve(self, connection: Connection, peer: str) -> None:
         # The client may disconnect at any moment, be too slow, or not speak TLS.
         with suppress(OSError):
-            exchange = _Exchange(connection, self._bounds, self._config())
+            dialogue = _Exchange(connection, self._bounds, self._config())
             async with asyncio.timeout(self._bounds.head_seconds):
-                if not await exchange.shake_hands():
-                    await exchange.end()  # so that the client receives the reason
+                if not await dialogue.shake_hands():
+                    await dialogue.end()  # so that the client receives the reason
                     return
-                result = await exchange.receive(peer)
+                result = await dialogue.receive(peer)
             connection.stage = Stage.ANSWERING
             async with asyncio.timeout(self._bounds.answer_seconds):
                 response = result if isinstance(result, Response) else await self._answer(result)
-                await exchange.send(response)
+                await dialogue.send(response)
                 connection.stage = Stage.ANSWERED
-                await exchange.end()
+                await dialogue.end()
 
     async def _answer(self, request: Request) -> Response:
         try:
