@@ -85,8 +85,8 @@ OtherLocks = Annotated[
     typer.Option(
         "--on-other",
         envvar="REAPER_ON_OTHER",
-        help="What to do with stuck locks that are no session locks, such as those of logins and "
-        "of the configuration.",
+        help="What to do with stuck locks that are not session locks, such as those for logins and "
+        "for the configuration.",
     ),
 ]
 AbandonedAfter = Annotated[
