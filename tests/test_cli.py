@@ -680,7 +680,7 @@ def test_a_state_directory_that_is_none_is_1_with_what_to_do(tmp_path: Path) -> 
     for path in (file, file / "sub"):
         done = reap("list", "--state-dir", path)
         assert done.returncode == 1
-        assert "say where the gateway's state directory is with --state-dir" in done.stderr
+        assert "name the gateway's state directory with --state-dir" in done.stderr
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:

@@ -155,9 +155,9 @@ def _to_too_long_a_name(link: Path) -> None:
     ("make", "reason", "said"),
     [
         (_dangling, "symlink", "'/nowhere', which does not exist: mount it"),
-        (_to_itself, "symlink", "without an end"),
-        (_to_each_other, "symlink", "without an end"),
-        (_to_a_loop_above, "symlink", "without an end"),
+        (_to_itself, "symlink", "endless chain"),
+        (_to_each_other, "symlink", "endless chain"),
+        (_to_a_loop_above, "symlink", "endless chain"),
         (_to_a_file, "symlink", "another kind of file"),
         (_to_a_fifo, "symlink", "another kind of file"),
         (_to_too_long_a_name, "error-ENAMETOOLONG", "shorten"),
@@ -470,7 +470,7 @@ def test_a_folder_that_refuses_its_owner_says_so(public_tree: Tree, root_only: N
     folder.chmod(0o000)
     with acting_as(OTHER):
         _, (skipped,) = discover(public_tree)
-    whose = "belongs to uid 1234 with mode 0000, as which the reaper runs: change the mode"
+    whose = "belongs to uid 1234 with mode 0000, and the reaper runs as that user: change the mode"
     assert whose in skipped.note
 
 

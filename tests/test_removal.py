@@ -137,7 +137,7 @@ def test_without_a_way_back_only_a_person_removes_a_lock(
         done = remove(lock, forced=forced)
     if forced:
         assert done.outcome is Outcome.REMOVED
-        assert "cannot move a lock aside" in done.note
+        assert "cannot rename a lock safely" in done.note
         assert listing(tree) == set()
     else:
         assert done.outcome is Outcome.FLAGGED

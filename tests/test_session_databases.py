@@ -126,4 +126,4 @@ def test_a_look_says_that_there_is_nothing_to_do(tree: Tree, database: sqlite3.C
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
     done = reap("list", "--state-dir", tree.root)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.count("sessions live in SQLite here") == 1
+    assert done.stderr.count("sessions are in SQLite here") == 1

@@ -281,7 +281,7 @@ def test_a_note_quotes_only_the_beginning_of_a_key_of_an_odd_entry(tree: Tree) -
     for key in ("K" * 500, "\N{CRAB}" * 120, "\\ud83e" * 80):
         write(tree, f'{{"{key}":{{"x":nope}}}}'.encode())
         _, problem = asking(tree)
-        assert "is no JSON that can be read" in problem
+        assert "is not valid JSON" in problem
         assert len(problem.encode()) < 400
         assert key[:10] in problem
 
@@ -650,5 +650,5 @@ print(stores.run(asked).store.value, stores.problem(asked))
         text=True,
         check=True,
     )
-    said = "Permission denied: run the reaper as uid 0, as the gateway is run"
+    said = "Permission denied: run the reaper as uid 0, like the gateway"
     assert done.stdout == f"unknown {said}\n"

@@ -436,7 +436,7 @@ def test_force_needs_no_way_back_as_rm_does_not(
     with bindfs(tree.root, tmp_path / "seen") as seen:
         done = unlocks(Tree(seen), "s", "--force")
     assert done.returncode == 0, done.stderr
-    assert "this file system cannot move a lock aside first" in done.stderr
+    assert "unlinked at once, because this file system cannot rename a lock safely" in done.stderr
     assert not path.exists()
 
 

@@ -63,7 +63,7 @@ def advice_to_remove(folder_fd: int, name: str) -> str:
             f"folder may remove a file: run the reaper as {whose}"
         )
     return (
-        "the sessions folder may be written to, so something else forbids the removal: an "
+        "the reaper may write to the sessions folder, so something else forbids the removal: an "
         "attribute (see lsattr), or a security module"
     )
 
@@ -73,8 +73,9 @@ def _owned(found: os.stat_result) -> str:
     if found.st_uid != os.geteuid():
         return f"{whose}: run the reaper as {uid_name(found.st_uid)}"
     return (
-        f"{whose}, as which the reaper runs: change the mode, or look for what else forbids access "
-        "(an attribute: see lsattr; an access list, a security module, FUSE without allow_other)"
+        f"{whose}, and the reaper runs as that user: change the mode, or find out what else "
+        "forbids access (an attribute: see lsattr; an access list, a security module, FUSE without "
+        "allow_other)"
     )
 
 

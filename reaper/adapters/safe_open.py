@@ -134,11 +134,11 @@ def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
         links += 1
         if uid != owner:
             raise SymlinkError(
-                f"the link belongs to uid {uid}, and only links of uid {owner}, which owns the "
-                f"state directory, are followed: give it to that uid with chown -h {owner}"
+                f"the link belongs to uid {uid}; the reaper follows only links of uid {owner}, "
+                f"which owns the state directory: give it to that uid with chown -h {owner}"
             )
         if links > _MOST_LINKS:
-            raise SymlinkError("a chain of links without an end: remove them")
+            raise SymlinkError("an endless chain of links: remove them")
         # A slash at its end would make the kernel follow one more link, unchecked.
         path = os.path.join(os.path.dirname(path), leads_to.rstrip("/") or "/")
     return path if links else None
@@ -181,8 +181,8 @@ def _explained(error: OSError, target: str) -> OSError:
             )
         case NotRegularError() | OSError(errno=errno.ELOOP | errno.ENOTDIR):
             return SymlinkError(
-                f"the link leads to {shown}, which is another kind of file or a link without an "
-                "end: correct the link, or remove it"
+                f"the link leads to {shown}, which is another kind of file or an endless chain "
+                "of links: correct the link, or remove it"
             )
         case _:
             return error
@@ -193,7 +193,7 @@ def _require_owner(fd: int, found: os.stat_result, owner: int, target: str) -> N
     if found.st_uid != owner:
         os.close(fd)
         raise SymlinkError(
-            f"the link leads to {target[:_LONGEST_SHOWN]!r}, which belongs to uid {found.st_uid}, "
+            f"the link leads to {target[:_LONGEST_SHOWN]!r}, which belongs to uid {found.st_uid} "
             f"and not to uid {owner}, which owns the state directory: give it to that uid with "
             "chown, or mount it there without a link"
         )

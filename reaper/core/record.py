@@ -9,7 +9,7 @@ from reaper.core.lock import READ_LIMIT, Record, Shape
 
 _MOST_TICKS: Final = 10**12
 """No Linux start time is past this (317 years at 100 Hz); later macOS holders write microseconds
-since the epoch, which compare with nothing here (facts/openclaw-locks.md)."""
+since the epoch, which compare with nothing here."""
 
 
 def parse(data: bytes) -> Record:

@@ -50,7 +50,7 @@ class Actor(NamedTuple):
         elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
             judgement = judgement._replace(pending=False)
             action = Action.KEEP
-            done = _Done(Outcome.CHANGED, "another lock stands there now")
+            done = _Done(Outcome.CHANGED, "another lock has its name now")
         else:
             action = decide(judgement, self.policy, is_other=is_other)
             forced = unlock is not None and unlock.force

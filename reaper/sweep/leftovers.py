@@ -15,7 +15,7 @@ from reaper.sweep.plan import LEFT_ASIDE
 
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
 """Reasons of things that no removal leaves."""
-_ASIDE_NOTE: Final = "a removal was cut off here; a sweep puts the lock back and judges it"
+_ASIDE_NOTE: Final = "a removal was interrupted here; a sweep puts the lock back and judges it"
 
 
 def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:

@@ -269,24 +269,24 @@ def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
 
 
 _SQLITE_NOTE: Final = (
-    "sessions live in SQLite here, as from OpenClaw 2026.8 on, and have no lock files: watched are "
-    "OpenClaw's other locks, and session locks that an older gateway left"
+    "sessions are in SQLite here (OpenClaw 2026.8 or newer) and have no lock files: the reaper "
+    "watches OpenClaw's other locks, and session locks that an older gateway left"
 )
 _EMPTY_NOTE: Final = (
-    "no agent has a sessions folder: unless the gateway is new, say where its state directory is "
-    "with --state-dir"
+    "no agent has a sessions folder: if the gateway is not new, name its state directory with "
+    "--state-dir"
 )
 _NO_AGENTS_NOTE: Final = (
-    "this state directory has no agents folder: mount it, or name the gateway's own with "
-    "--state-dir; a new gateway makes it with its first session"
+    "this state directory has no agents folder: mount the gateway's own, or name it with "
+    "--state-dir; a new gateway makes the folder with its first session"
 )
 _FRAMES_SHOWN: Final = 5
 _AGENTS_GONE_NOTE: Final = (
-    "agents had sessions folders here, and there is none now: mount or move them back; if they "
-    "were deleted, restart the reaper"
+    "the sessions folders of all agents are gone: mount or move them back; if they were deleted, "
+    "restart the reaper"
 )
 _FOLDER_GONE_NOTE: Final = (
-    "its folder is gone, and nothing says that the lock went before: mount or move the folder "
-    "back; if the agent was deleted, restart the reaper"
+    "the folder of this known lock is gone: mount or move it back; if the agent was deleted, "
+    "restart the reaper"
 )
-_STORE_NOTE: Final = "locks beside it are not looked at"
+_STORE_NOTE: Final = "the reaper does not look at locks beside that file"

@@ -139,8 +139,8 @@ def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) ->
     try:
         root = open_folder(state.path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = "no such directory" if isinstance(error, FileNotFoundError) else "no directory"
-        note = f"{what}: say where the gateway's state directory is with --state-dir"
+        what = "no such directory" if isinstance(error, FileNotFoundError) else "not a directory"
+        note = f"{what}: name the gateway's state directory with --state-dir"
         skipped.append(Skipped(path=state.path, reason="missing", failed=True, note=note))
         return
     try:
@@ -239,7 +239,7 @@ def skip(path: str, error: OSError) -> Skipped:
 _ADVICE: Final = {
     errno.EMFILE: "raise the reaper's limit of open files (ulimit -n, LimitNOFILE)",
     errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
-    errno.ENAMETOOLONG: "shorten the path, or what the link says",
+    errno.ENAMETOOLONG: "shorten the path, or the target of the link",
     errno.ENOMEM: "raise the reaper's memory limit",
     errno.ESTALE: "mount the file system again",
 }
@@ -250,9 +250,12 @@ def _what_is_there(path: str) -> tuple[str, str]:
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        return "not-regular", "it changed while it was looked at; the next sweep looks again"
+        return "not-regular", "it changed during the look; the next sweep looks again"
     if stat.S_ISLNK(mode):
-        return "symlink", "OpenClaw puts no symlink there, and this one is not followed: remove it"
+        return (
+            "symlink",
+            "OpenClaw puts no symlink there, and the reaper does not follow it: remove it",
+        )
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return "not-regular", f"it is {kind}, which OpenClaw does not put there: remove it"
 

@@ -119,10 +119,10 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
                 return _unlink_at_once(opened)
             return Removal(
                 outcome=Outcome.FLAGGED,
-                note="left alone: this file system offers no safe way to put a lock back",
+                note="left alone, because this file system has no safe way to put a lock back",
             )
     except _ChangedError:
-        return Removal(outcome=Outcome.CHANGED, note="another lock stands there now")
+        return Removal(outcome=Outcome.CHANGED, note="another lock has its name now")
     except FileNotFoundError:
         return Removal(outcome=Outcome.VANISHED)
     except OSError as error:
@@ -137,14 +137,14 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
     except FileNotFoundError:
         # Another reaper took our private name for one that a crash left. It put the lock back or
         # deleted it.
-        return Removal(outcome=Outcome.VANISHED, note="another reaper was at work on it")
+        return Removal(outcome=Outcome.VANISHED, note="another reaper removed it at the same time")
     except OSError as error:
         back = _give_back(parked, name, placeholder, dir_fd=dir_fd)
         return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}; {back.note}")
     links = os.fstat(opened.fd).st_nlink
     return Removal(
         outcome=Outcome.REMOVED,
-        note="" if links == 0 else f"the same file has {links} other name(s), left alone",
+        note="" if links == 0 else f"the same file has {links} other name(s), which are left alone",
     )
 
 
@@ -156,7 +156,10 @@ def _unlink_at_once(opened: OpenLock) -> Removal:
     """Raises _ChangedError, OSError."""
     _check(opened.name, opened.lock.file, dir_fd=opened.folder.fd)
     os.unlink(opened.name, dir_fd=opened.folder.fd)
-    return Removal(outcome=Outcome.REMOVED, note="this file system cannot move a lock aside first")
+    return Removal(
+        outcome=Outcome.REMOVED,
+        note="unlinked at once, because this file system cannot rename a lock safely",
+    )
 
 
 def _file_at(name: str, *, dir_fd: int) -> FileId:
@@ -241,7 +244,7 @@ def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: 
         return _put_back(parked, name, dir_fd=dir_fd)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=f"left at {parked!r}: {_advice(error)}")
-    return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
+    return Removal(outcome=Outcome.RESTORED, note="another lock had its name; that lock is back")
 
 
 def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
@@ -354,14 +357,14 @@ def _put_back(parked: str, name: str, *, dir_fd: int) -> Removal:
         if _same_file(parked, name, dir_fd=dir_fd):
             with suppress(FileNotFoundError):
                 os.unlink(parked, dir_fd=dir_fd)
-            return Removal(outcome=Outcome.RESTORED, note="it had its own name all along")
+            return Removal(outcome=Outcome.RESTORED, note="it also had its own name")
         return Removal(
             outcome=Outcome.FAILED,
             note=f"left at {parked!r}: a newer lock has its name",
         )
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=f"left at {parked!r}: {_advice(error)}")
-    return Removal(outcome=Outcome.RESTORED, note="another lock came in between; it is back")
+    return Removal(outcome=Outcome.RESTORED, note="another lock had its name; that lock is back")
 
 
 def _same_file(one: str, other: str, *, dir_fd: int) -> bool:

@@ -278,21 +278,21 @@ def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
 # Why a store is not understood, and what to do
 
 _NOT_JSON: Final = (
-    "no JSON object, or half written at this moment: if this lasts, the gateway cannot read it "
-    "either; stop the gateway, and restore the file or move it away"
+    "not a JSON object, or half written at this moment: if this lasts, the gateway cannot read it "
+    "either; stop the gateway, and restore or remove the file"
 )
 
 
 _GONE: Final = (
-    f"gone since the last look; after {_MAY_COME_BACK} s that counts as a folder without one: if "
-    "you moved it, put it back or wait"
+    f"gone since the last look: put it back, or wait {_MAY_COME_BACK} s; then the folder counts as "
+    "one without a store"
 )
 
 
 def _tidy(agent: str) -> str:
     from shlex import quote  # noqa: PLC0415  # rarely needed
 
-    return f"have it tidied with `openclaw sessions cleanup --enforce --agent {quote(agent)}`"
+    return f"tidy it with `openclaw sessions cleanup --enforce --agent {quote(agent)}`"
 
 
 def _why_not_read(error: OSError, session: Session) -> str:
@@ -302,10 +302,10 @@ def _why_not_read(error: OSError, session: Session) -> str:
         case NotRegularError():
             return "neither a regular file nor a symlink to one"
         case OSError(errno=errno.ENOENT):
-            return "gone just now, or a symlink to what does not exist here: mount that here too"
+            return "gone, or a symlink whose target does not exist here: mount the target here too"
         case OSError(errno=errno.EACCES | errno.EPERM):
             owner = os.stat(session.folder_fd).st_uid
-            return f"{error.strerror}: run the reaper as uid {owner}, as the gateway is run"
+            return f"{error.strerror}: run the reaper as uid {owner}, like the gateway"
         case _:
             return f"{error.strerror}: look at the disk and at the limits of this process"
 
@@ -322,7 +322,7 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
                 # It may be the only entry of some session.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
-                problem = f"the entry {shown} is no JSON that can be read: {_tidy(agent)}"
+                problem = f"the entry {shown} is not valid JSON: {_tidy(agent)}"
                 continue
             spoken_of, named = _sessions(entry.sessionId, entry.sessionFile)
             for name in spoken_of & sessions:
