@@ -578,7 +578,7 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
         "ABANDONED (run-ended, seen-once)",
         "rule          1:",
         "a sweep       removes it, after it has not changed for 10s",
-        "not freed     because it was seen only once, and a sweep looks twice",
+        "not removed   because it was seen only once, and a sweep looks twice",
         "next step     A sweep removes this lock.",
         f"command       reaper sweep --state-dir {tree.root}",
         "runbook       docs/runbook.md#abandoned",
@@ -600,7 +600,7 @@ def test_explain_names_the_condition_for_freeing_that_is_missing(
     }.items():
         tree.trajectory("sid", *records, quiet=599)
         done = reap("explain", "sid", "--state-dir", tree.root)
-        (said[name],) = (line for line in done.stdout.splitlines() if "not freed" in line)
+        (said[name],) = (line for line in done.stdout.splitlines() if "not removed" in line)
         assert done.returncode == 0
     assert "the run has not ended" in said["goes on"]
     assert "not known to be older than the run" in said["upgraded"]

@@ -94,7 +94,7 @@ def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
     for number in range(20):
         overdue(served, f"late-{number}")
     page = served.text()
-    assert page.count("Not freed because") == page.count("<b>Next:</b>") == 1
+    assert page.count("Not removed because") == page.count("<b>Next:</b>") == 1
     assert page.count("See whether the run still writes.") == 1
     plain = re.sub("</?span.*?>", "", page)
     for number in range(20):
@@ -125,7 +125,7 @@ def test_the_runbook_is_linked_where_the_project_has_an_address(
 
 
 def why(served: Served) -> str:
-    (found,) = re.findall(r"<b>Not freed because</b> (.*?)</p>", served.text())
+    (found,) = re.findall(r"<b>Not removed because</b> (.*?)</p>", served.text())
     return str(found)
 
 

@@ -234,7 +234,7 @@ def _in_words(judging: Judging, found: "Finding") -> list[str]:
     not_freed = why_not_freed(found)
     lines = evidence_lines(found, judging.limits)
     if not_freed is not None:
-        lines.append(line("not freed", f"because {not_freed.text}"))
+        lines.append(line("not removed", f"because {not_freed.text}"))
     lines.append(line("next step", step.text))
     if step.command is not None:
         lines.append(line("command", step.command))

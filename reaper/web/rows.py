@@ -129,7 +129,7 @@ def _cases(locks: list[Shown], key: _Key, reader: Reader) -> Iterator[Html]:
             tone=_TONES[same[0].kind],
             verdict=verdict,
             why=why,
-            kept=html("<p><b>Not freed because</b> {kept}.</p>", kept=kept) if kept else Html(),
+            kept=html("<p><b>Not removed because</b> {kept}.</p>", kept=kept) if kept else Html(),
             text=text,
             runbook=_runbook(section),
             rows=_table(same, key, reader),
