@@ -22,11 +22,11 @@ from reaper.core.evidence import HolderState, HoldProof, Program, Unmet
 from reaper.core.finding import Finding, Skipped
 from reaper.core.judge import judge
 from reaper.core.lock import FileId, LockKey, StateDir, iso
-from reaper.core.other_locks import Suspects
+from reaper.core.other_locks import Suspects, judge_other
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Limits, Verdict
 from reaper.reports.records import TrackedLock
-from reaper.sweep import Reaper, SystemClock, Unlock, scanner
+from reaper.sweep import Reaper, SystemClock, Unlock, other_locks, scanner
 from reaper.sweep.evidence import EvidenceCollector, _is_reached_through_symlink
 from reaper.sweep.sources import Probe
 from tests.conftest import (
@@ -764,6 +764,33 @@ def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
     assert skipped.key.name == "refused.jsonl.lock"
     (removed,) = [finding for finding in found if isinstance(finding, Finding)]
     assert (removed.lock.session, removed.outcome) == ("s", Outcome.REMOVED)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(IndexError("SECRET of a file"), "error"), (OSError(errno.EMFILE, "EMFILE"), "error-EMFILE")],
+)
+def test_an_error_about_one_other_lock_hides_none_and_stops_nothing(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    folder = tree.root / "credentials"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.json.lock").write_bytes(record(2**22 + 1))
+
+    def breaks_at_b(evidence: Any, *more: Any) -> Any:
+        if evidence.lock.path.endswith("b.json.lock"):
+            raise error
+        return judge_other(evidence, *more)
+
+    monkeypatch.setattr(other_locks, "judge_other", breaks_at_b)
+    found = list(reaper(tree, process_table=FakeProcesses).act())
+    (skip,) = [skip for skip in found if isinstance(skip, Skipped) and skip.failed]
+    assert (skip.reason, skip.path) == (reason, f"{folder}/b.json.lock")
+    assert skip.key is not None
+    assert "SECRET" not in skip.note
+    judged = [finding.lock.session for finding in found if isinstance(finding, Finding)]
+    assert judged == ["credentials/a.json.lock", "credentials/c.json.lock"]
 
 
 # Folders that are gone

@@ -13,6 +13,7 @@ from reaper.core.lock import LockKey, StateDir
 from reaper.core.other_locks import GUARD_SUFFIX, judge_other, place_of
 from reaper.core.policy import Action
 from reaper.sweep.act import Actor
+from reaper.sweep.bug import bug
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import Memory
@@ -45,6 +46,8 @@ class OtherScanner(NamedTuple):
                     yield from self._scan_folder(folder, collector, only)
                 except OSError as error:
                     yield reading.skip(folder.path, error)
+                except Exception as error:  # noqa: BLE001  # whatever the files of a folder cause
+                    yield bug(folder.path, error)
         if only is None:
             yield from skipped
 
@@ -56,18 +59,29 @@ class OtherScanner(NamedTuple):
             key = LockKey(self.state, "", path.removeprefix(f"{self.state.path}/"))
             is_wanted = self.plan.wanted is None or self.plan.wanted(key)
             if is_wanted and (only is None or key in only):
-                is_guard = name.endswith(GUARD_SUFFIX)
-                opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
-                match opened:
-                    case Skipped():
-                        yield opened._replace(key=key)
-                    case OpenLock():
-                        try:
-                            yield self._judge(opened, key, collector)
-                        finally:
-                            os.close(opened.fd)
+                try:
+                    found = self._look_at(key, name, folder, collector)
+                except OSError as error:
+                    found = reading.skip(path, error)._replace(key=key)
+                except Exception as error:  # noqa: BLE001  # whatever one lock causes
+                    found = bug(path, error, key)
+                if found is not None:
+                    yield found
         if folder.locks_left_out and only is None:
             yield Skipped(folder.path, TOO_MANY_LOCKS, failed=True, files=folder.locks_left_out)
+
+    def _look_at(
+        self, key: LockKey, name: str, folder: Folder, collector: EvidenceCollector
+    ) -> Finding | Skipped | None:
+        """Look at one lock, judge and act; None if it is gone."""
+        is_guard = name.endswith(GUARD_SUFFIX)
+        opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
+        if not isinstance(opened, OpenLock):
+            return opened and opened._replace(key=key)
+        try:
+            return self._judge(opened, key, collector)
+        finally:
+            os.close(opened.fd)
 
     def _judge(self, opened: OpenLock, key: LockKey, collector: EvidenceCollector) -> Finding:
         histories, limits = self.memory.histories, self.plan.limits

@@ -1,7 +1,6 @@
 """One pass over the locks of some state directories: look at each, judge, act."""
 
 import os
-import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -25,6 +24,7 @@ from reaper.core.policy import GONE
 from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
+from reaper.sweep.bug import bug
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
@@ -147,7 +147,7 @@ class Scanner(NamedTuple):
         except OSError as error:
             return [reading.skip(folder.path, error)]
         except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
-            return [_bug(folder.path, error)]
+            return [bug(folder.path, error)]
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
@@ -164,7 +164,7 @@ class Scanner(NamedTuple):
                 except OSError as error:
                     found = reading.skip(f"{folder.path}/{name}", error)._replace(key=key)
                 except Exception as error:  # noqa: BLE001  # whatever one lock causes
-                    found = _bug(f"{folder.path}/{name}", error, key)
+                    found = bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
                     yield found
 
@@ -177,7 +177,7 @@ class Scanner(NamedTuple):
         try:
             problem = collector.problem_of_store(folder)
         except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
-            skipped.append(_bug(folder.path, error))
+            skipped.append(bug(folder.path, error))
         if problem:
             path = f"{folder.path}/sessions.json"
             skipped.append(Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem))
@@ -252,18 +252,6 @@ def _gone(path: str, note: str, key: LockKey | None = None) -> Skipped:
     return Skipped(path=path, reason="missing", failed=True, note=note, key=key)
 
 
-def _bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
-    """Report an error that is not the system's, so that one agent's files do not stop the service
-    for the others. The note says where it was raised, but not its text, which may quote a file.
-    """
-    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
-    where = " > ".join(
-        f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames
-    )
-    note = f"a bug in the reaper, please report it: {type(error).__name__} at {where}"
-    return Skipped(path=path, reason="error", failed=True, note=note, key=key)
-
-
 def _too_many_locks(folder: Folder, files: int = 1) -> Skipped:
     return Skipped(path=folder.path, reason=TOO_MANY_LOCKS, failed=True, files=files)
 
@@ -280,7 +268,6 @@ _NO_AGENTS_NOTE: Final = (
     "this state directory has no agents folder: mount the gateway's own, or name it with "
     "--state-dir; a new gateway makes the folder with its first session"
 )
-_FRAMES_SHOWN: Final = 5
 _AGENTS_GONE_NOTE: Final = (
     "the sessions folders of all agents are gone: mount or move them back; if they were deleted, "
     "restart the reaper"
