@@ -78,7 +78,7 @@ class Metrics:
             policy_info.labels(verdict.value, shown.value).set(1)
         self.hold = Histogram(
             "reaper_lock_hold_seconds",
-            "How long locks were held that their holders released.",
+            "Hold times of locks that their holders released.",
             buckets=_HOLD_BUCKETS,
             registry=events,
         )
