@@ -127,7 +127,7 @@ def test_a_released_lock_leaves_nothing_to_do(tree: Tree, node: StartHolder) -> 
     assert reap(tree, "sweep") == (0, {})
 
 
-def test_a_stopped_holder_is_held(tree: Tree, node: StartHolder) -> None:
+def test_the_lock_of_a_stopped_holder_is_held(tree: Tree, node: StartHolder) -> None:
     holder = node()
     holder.ask("acquire", transcript(tree, "sid"))
     holder.process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""One pass over all locks: real files and holders, a clock that the test moves."""
+"""A pass over all locks, with real files and holders and a clock that the test moves."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ from tests.conftest import (
 
 
 class FakeClock:
-    """Both clocks, moved by sleeping and by the test; `on_sleep` forces what happens meanwhile."""
+    """Both clocks. Sleep and the test move them; `on_sleep` runs during each sleep."""
 
     def __init__(self) -> None:
         self.wall = now_ms()
@@ -68,7 +68,7 @@ class FakeClock:
 
 
 class FakeProcesses:
-    """A process table of the test's making; by default nobody is alive."""
+    """A process table with these holders; by default nobody is alive."""
 
     def __init__(self, holders: dict[int, HolderSeen] | None = None) -> None:
         self.holders = holders or {}
@@ -99,7 +99,7 @@ def no_proof(_fd: int, **_: object) -> tuple[HoldProof, str]:
 
 
 def noting_probe(probed: list[int]) -> Probe:
-    """Return a probe that only notes which descriptors it is called for."""
+    """Return a probe that records the descriptors it is called for."""
 
     def probe(fd: int, **_: object) -> tuple[HoldProof, str]:
         probed.append(fd)
@@ -135,7 +135,7 @@ def ends(found: Iterator[Finding | Skipped]) -> dict[str, tuple[str, tuple[str, 
 
 
 class SlowClock(FakeClock):
-    """Of a pass in which each look takes a second."""
+    """The clock of a pass that takes a second for each lock."""
 
     def monotonic(self) -> float:
         self.mono += 1.0
@@ -143,21 +143,21 @@ class SlowClock(FakeClock):
         return self.mono
 
 
-def test_ages_of_one_pass_count_to_one_moment(tree: Tree) -> None:
-    """However slow the pass is: else a page that orders locks by age changes their order."""
+def test_all_ages_of_a_pass_refer_to_one_moment(tree: Tree) -> None:
+    """Otherwise the page, which orders locks by age, changes their order after a slow pass."""
     for age in (10, 11, 12):
         tree.lock(f"{age}", record(7, age=age))
-    looking = reaper(tree, clock=SlowClock(), probe=no_proof)
-    taken = []
-    for found in (findings(looking.act()), findings(looking.act())):
+    the_reaper = reaper(tree, clock=SlowClock(), probe=no_proof)
+    created = []
+    for found in (findings(the_reaper.act()), findings(the_reaper.act())):
         seen = {name: TrackedLock.of(finding) for name, finding in found.items()}
-        taken.append({name: finding.at - finding.evidence.age for name, finding in seen.items()})
-        assert taken[-1]["10"] - taken[-1]["11"] == pytest.approx(1.0, abs=0.1)
-        assert taken[-1]["11"] - taken[-1]["12"] == pytest.approx(1.0, abs=0.1)
-    assert taken[0] == pytest.approx(taken[1])
+        created.append({name: finding.at - finding.evidence.age for name, finding in seen.items()})
+        assert created[-1]["10"] - created[-1]["11"] == pytest.approx(1.0, abs=0.1)
+        assert created[-1]["11"] - created[-1]["12"] == pytest.approx(1.0, abs=0.1)
+    assert created[0] == pytest.approx(created[1])
 
 
-def test_one_sweep_frees_what_is_over_and_nothing_else(
+def test_a_sweep_removes_the_locks_that_nobody_needs_and_no_others(
     tree: Tree, hold: HoldLock, dead_pid: int
 ) -> None:
     tree.lock("dead", record(dead_pid, starttime=5))
@@ -165,8 +165,8 @@ def test_one_sweep_frees_what_is_over_and_nothing_else(
     tree.lock("empty", b"")
     hold("held")
     overdue = hold("overdue", age=5000)
-    closed = hold("forgotten")
-    closed.ask("close")
+    forgotten = hold("forgotten")
+    forgotten.ask("close")
     the_reaper = reaper(tree)
     assert ends(the_reaper.sweep()) == {
         "dead": ("stale", ("dead-pid",), "removed"),
@@ -181,10 +181,10 @@ def test_one_sweep_frees_what_is_over_and_nothing_else(
     assert overdue.path.exists()
 
 
-def test_a_dry_sweep_takes_the_same_path_up_to_the_act(tree: Tree, hold: HoldLock) -> None:
+def test_a_dry_sweep_removes_nothing_and_says_what_it_would(tree: Tree, hold: HoldLock) -> None:
     tree.lock("dead", record(2**22 + 1))
-    closed = hold("forgotten")
-    closed.ask("close")
+    forgotten = hold("forgotten")
+    forgotten.ask("close")
     the_reaper = reaper(tree, process_table=FakeProcesses)
     before = sorted(os.listdir(tree.sessions()))
     outcomes = {session: end[2] for session, end in ends(the_reaper.sweep(dry=True)).items()}
@@ -192,7 +192,7 @@ def test_a_dry_sweep_takes_the_same_path_up_to_the_act(tree: Tree, hold: HoldLoc
     assert sorted(os.listdir(tree.sessions())) == before
 
 
-def test_a_look_changes_nothing_and_tells_what_a_sweep_would_do(tree: Tree, hold: HoldLock) -> None:
+def test_a_look_changes_nothing_and_says_what_a_sweep_would(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
     (found,) = findings(reaper(tree).look()).values()
     assert found.judgement.reasons == ("orphan-self-pid", "seen-once")
@@ -203,7 +203,7 @@ def test_a_look_changes_nothing_and_tells_what_a_sweep_would_do(tree: Tree, hold
 # Graces that must be seen to pass
 
 
-def test_a_lock_is_orphaned_only_after_it_was_seen_so_for_the_grace(
+def test_a_lock_is_orphaned_only_after_nobody_had_it_open_for_the_grace(
     tree: Tree, hold: HoldLock
 ) -> None:
     holder = hold("forgotten")
@@ -217,8 +217,8 @@ def test_a_lock_is_orphaned_only_after_it_was_seen_so_for_the_grace(
     assert sum(clock.slept) == pytest.approx(10.0)
 
 
-def test_a_release_within_the_grace_is_no_orphan(tree: Tree, hold: HoldLock) -> None:
-    """A holder closes just before it unlinks, and its event loop can stall in between."""
+def test_a_lock_released_within_the_grace_is_not_orphaned(tree: Tree, hold: HoldLock) -> None:
+    """A holder closes the file just before it unlinks it, and can stall in between."""
     holder = hold("closing")
     holder.ask("close")
     clock = FakeClock()
@@ -228,7 +228,7 @@ def test_a_release_within_the_grace_is_no_orphan(tree: Tree, hold: HoldLock) -> 
     }
 
 
-def test_a_folder_that_cannot_be_read_while_waiting_is_told_once_and_its_locks_are_waited_for(
+def test_a_folder_that_cannot_be_read_while_waiting_is_reported_once_and_its_locks_are_waited_for(
     tree: Tree, hold: HoldLock
 ) -> None:
     holder = hold("forgotten")
@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_read_while_waiting_is_told_once_and_its_locks_a
 
 
 def test_a_slow_pass_does_not_shorten_a_grace(tree: Tree, hold: HoldLock) -> None:
-    """Each grace is seen in full from the first look at that very lock on."""
+    """The grace of each lock begins when that lock is first seen."""
     for name in ("a", "b", "c"):
         tree.lock(name, record(os.getpid(), starttime=start_ticks(os.getpid())))
     clock = FakeClock()
@@ -265,36 +265,36 @@ def test_a_slow_pass_does_not_shorten_a_grace(tree: Tree, hold: HoldLock) -> Non
             clock.pass_by(4.0)
             return super().holder(pid, starttime)
 
-    first: dict[str, float] = {}
+    first_seen: dict[str, float] = {}
     seen_for: dict[str, float] = {}
     slow = reaper(tree, clock=clock, process_table=Slow)
     for _ in range(10):
         for found in slow.act():
             assert isinstance(found, Finding)
             session = found.lock.session
-            first.setdefault(session, clock.mono)
+            first_seen.setdefault(session, clock.mono)
             if found.outcome is Outcome.REMOVED:
-                seen_for[session] = clock.mono - first[session]
+                seen_for[session] = clock.mono - first_seen[session]
     assert seen_for.keys() == {"a", "b", "c"}
     assert min(seen_for.values()) >= Limits().orphan_grace
 
 
-def test_a_new_lock_under_the_name_starts_the_grace_anew(tree: Tree, hold: HoldLock) -> None:
-    first = hold("busy")
-    first.ask("close")
+def test_a_new_lock_under_the_same_name_starts_the_grace_again(tree: Tree, hold: HoldLock) -> None:
+    old_holder = hold("busy")
+    old_holder.ask("close")
     clock = FakeClock()
-    taken: list[Holder] = []
+    new_holders: list[Holder] = []
 
-    def reclaim() -> None:
-        if not taken:
-            first.path.unlink()
-            taken.append(hold("busy"))
+    def lock_again() -> None:
+        if not new_holders:
+            old_holder.path.unlink()
+            new_holders.append(hold("busy"))
 
-    clock.on_sleep = reclaim
+    clock.on_sleep = lock_again
     assert ends(reaper(tree, clock=clock).sweep()) == {"busy": ("held", (), "kept")}
 
 
-def test_without_waiting_such_locks_are_flagged(tree: Tree, hold: HoldLock) -> None:
+def test_a_sweep_that_may_not_wait_flags_orphaned_locks(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
     clock = FakeClock()
     found = ends(reaper(tree, clock=clock).sweep(wait=0))
@@ -302,7 +302,7 @@ def test_without_waiting_such_locks_are_flagged(tree: Tree, hold: HoldLock) -> N
     assert clock.slept == []
 
 
-def test_a_sweep_without_such_locks_does_not_wait(tree: Tree, hold: HoldLock) -> None:
+def test_a_sweep_without_orphaned_locks_does_not_wait(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     tree.lock("dead", record(2**22 + 1))
     clock = FakeClock()
@@ -310,8 +310,8 @@ def test_a_sweep_without_such_locks_does_not_wait(tree: Tree, hold: HoldLock) ->
     assert clock.slept == []
 
 
-def test_a_young_empty_file_is_not_even_probed(tree: Tree) -> None:
-    """It is visible before its creator has it open, and a lease would make that creator wait."""
+def test_a_young_empty_file_is_not_probed(tree: Tree) -> None:
+    """Its creator may not have opened it yet, and a lease would make the creator wait."""
     tree.lock("new", b"", mtime_age=1.0)
     probed: list[int] = []
     (found,) = findings(reaper(tree, probe=noting_probe(probed)).look()).values()
@@ -319,12 +319,12 @@ def test_a_young_empty_file_is_not_even_probed(tree: Tree) -> None:
     assert found.judgement.reasons == ("too-early",)
 
 
-# The seed's bug, with a holder of our own
+# The upstream bug, with our own holder
 
 
 @pytest.fixture
 def abandoned(tree: Tree, hold: HoldLock) -> Holder:
-    """The stuck state: a live gateway holds a lock created just before its run's recorded end."""
+    """Return a live gateway that holds a lock created just before the recorded end of its run."""
     holder = hold("stuck", age=600)
     created = now_ms() - 600_000
     tree.store(
@@ -341,7 +341,7 @@ def abandoned(tree: Tree, hold: HoldLock) -> Holder:
     return holder
 
 
-def test_the_seeds_lock_is_freed_after_a_second_look(tree: Tree, abandoned: Holder) -> None:
+def test_an_abandoned_lock_is_removed_after_a_second_look(tree: Tree, abandoned: Holder) -> None:
     clock = FakeClock()
     assert ends(reaper(tree, clock=clock).sweep()) == {
         "stuck": ("abandoned", ("run-ended",), "removed")
@@ -350,10 +350,10 @@ def test_the_seeds_lock_is_freed_after_a_second_look(tree: Tree, abandoned: Hold
     assert abandoned.process.poll() is None
 
 
-def test_a_lock_next_to_the_records_of_an_older_gateway_is_kept(
+def test_a_lock_of_a_process_that_began_after_the_run_ended_is_kept(
     tree: Tree, abandoned: Holder
 ) -> None:
-    """After an upgrade: the process that holds the lock began after the run that ended."""
+    """An upgraded gateway finds such records of an older gateway."""
     found = ends(reaper(tree, process_table=ProcessTable).sweep())
     assert found == {"stuck": ("held", (), "kept")}
     assert abandoned.path.exists()
@@ -374,7 +374,7 @@ def test_a_holder_that_has_the_database_of_newer_gateways_open_keeps_its_lock(
 
 @pytest.mark.parametrize("companion", ["", "-wal", "-shm"])
 @pytest.mark.parametrize("written", [True, False])
-def test_where_descriptors_cannot_be_read_a_database_that_changed_speaks_of_a_newer_gateway(
+def test_where_descriptors_cannot_be_read_a_changed_database_shows_a_newer_gateway(
     tree: Tree, abandoned: Holder, companion: str, written: bool
 ) -> None:
     database = tree.root / f"state/openclaw.sqlite{companion}"
@@ -406,21 +406,21 @@ def test_where_descriptors_cannot_be_read_a_database_that_changed_speaks_of_a_ne
     assert verdict == ("held" if written else "abandoned")
 
 
-def test_a_lock_of_the_same_run_that_another_process_held_before_keeps_this_one(
+def test_a_lock_is_kept_if_another_process_held_an_earlier_lock_of_the_same_run(
     tree: Tree, abandoned: Holder
 ) -> None:
-    """Runs overlap: what holds the lock now need not be what the run's end is about."""
+    """Runs overlap: the end of the run may concern the earlier holder only."""
     data = abandoned.path.read_bytes()
     away = abandoned.path.with_name("away")
     abandoned.path.rename(away)
-    sweeper = reaper(tree)
+    the_reaper = reaper(tree)
     tree.lock("stuck", record(2**22 + 1, age=604, starttime=5))
-    assert [finding.outcome for finding in sweeper.act() if isinstance(finding, Finding)] == [
+    assert [finding.outcome for finding in the_reaper.act() if isinstance(finding, Finding)] == [
         Outcome.REMOVED
     ]
     away.rename(abandoned.path)
     assert abandoned.path.read_bytes() == data
-    found = findings(sweeper.sweep())["stuck"]
+    found = findings(the_reaper.sweep())["stuck"]
     assert found.judgement.unmet is Unmet.ANOTHER_HOLDER
     assert abandoned.path.exists()
 
@@ -438,20 +438,20 @@ def test_a_holder_that_was_once_seen_as_another_program_keeps_its_lock(
             return seen._replace(program=next(programs, Program.GATEWAY))
 
     clock = FakeClock()
-    sweeper = reaper(tree, clock=clock, process_table=Disguised)
+    the_reaper = reaper(tree, clock=clock, process_table=Disguised)
     for _ in range(4):
-        (found,) = (finding for finding in sweeper.act() if isinstance(finding, Finding))
+        (found,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
         assert found.judgement.unmet is Unmet.OTHER_PROGRAM
         clock.pass_by(60)
 
 
-def test_an_empty_file_that_gets_the_inode_of_one_that_is_gone_is_a_new_lock(tree: Tree) -> None:
+def test_an_empty_file_that_reuses_the_inode_of_a_deleted_lock_is_a_new_lock(tree: Tree) -> None:
     path = tree.lock("sid", b"", mtime_age=0)
     clock = FakeClock()
-    sweeper = reaper(tree, clock=clock)
+    the_reaper = reaper(tree, clock=clock)
     seen_for = []
     for _ in range(3):
-        (found,) = (finding for finding in sweeper.act() if isinstance(finding, Finding))
+        (found,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
         seen_for.append(found.evidence.seen_for)
         clock.pass_by(4)
         if len(seen_for) == 2:
@@ -465,7 +465,7 @@ def test_an_empty_file_that_gets_the_inode_of_one_that_is_gone_is_a_new_lock(tre
 def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
     tree: Tree, hold: HoldLock
 ) -> None:
-    """Each one moves the times in the store; the trajectory still speaks of the run that ended."""
+    """Each message moves the times in the store; the trajectory still ends with the same run."""
     hold("stuck", age=600)
     tree.trajectory("stuck", *a_run(610, 599.5), quiet=599)
 
@@ -475,8 +475,8 @@ def test_messages_that_keep_failing_on_a_stuck_session_do_not_keep_it_stuck(
     assert found == {"stuck": ("abandoned", ("run-ended",), "removed")}
 
 
-def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: HoldLock) -> None:
-    """The holder slept too: it may be about to go on."""
+def test_a_lock_does_not_age_while_the_machine_is_suspended(tree: Tree, hold: HoldLock) -> None:
+    """The holder was suspended too and may go on."""
     hold("stuck", age=40)
     tree.trajectory("stuck", *a_run(50, 30), quiet=30)
     clock = FakeClock()
@@ -500,7 +500,7 @@ def test_what_was_seen_before_a_suspend_does_not_age_in_it(tree: Tree, hold: Hol
     assert before <= SystemClock().monotonic() <= time.monotonic()
 
 
-def test_a_write_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:
+def test_a_write_between_the_two_looks_keeps_the_lock(tree: Tree, abandoned: Holder) -> None:
     clock = FakeClock()
 
     def write() -> None:
@@ -510,7 +510,7 @@ def test_a_write_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -
     assert ends(reaper(tree, clock=clock).sweep()) == {"stuck": ("held", (), "kept")}
 
 
-def test_a_new_run_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder) -> None:
+def test_a_new_run_between_the_two_looks_keeps_the_lock(tree: Tree, abandoned: Holder) -> None:
     clock = FakeClock()
 
     def begin() -> None:
@@ -522,14 +522,14 @@ def test_a_new_run_between_the_two_looks_keeps_it(tree: Tree, abandoned: Holder)
     assert ends(reaper(tree, clock=clock).sweep()) == {"stuck": ("held", (), "kept")}
 
 
-def test_the_same_lock_of_an_agent_of_its_own_is_kept(tree: Tree, hold: HoldLock) -> None:
+def test_the_same_lock_of_a_local_agent_process_is_kept(tree: Tree, hold: HoldLock) -> None:
     hold("local", age=600, title=("openclaw.mjs", "agent", "--local"))
     tree.trajectory("local", *a_run(608, 599.5), quiet=599)
     assert ends(reaper(tree).sweep()) == {"local": ("held", (), "kept")}
 
 
-def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
-    """Between two looks of the same reaper the wall clock jumps a day: only a second has passed."""
+def test_a_step_of_the_wall_clock_ages_no_lock(tree: Tree, hold: HoldLock) -> None:
+    """Between two passes the wall clock jumps by a day while one second passes."""
     holder = hold("held", age=60)
     tree.trajectory("held", *a_run(70, 59.5), quiet=59)
     clock = FakeClock()
@@ -543,7 +543,7 @@ def test_a_step_of_the_clock_ages_nothing(tree: Tree, hold: HoldLock) -> None:
     assert holder.path.exists()
 
 
-# Evidence that belongs to the next gateway
+# Locks that the next gateway needs
 
 
 def interrupted(tree: Tree, dead_pid: int) -> None:
@@ -555,35 +555,33 @@ PENDING = ("stale", ("recovery-pending", "dead-pid"), "kept")
 FREED = ("stale", ("dead-pid",), "removed")
 
 
-def test_the_lock_of_an_interrupted_run_waits_for_the_next_gateway(
+def test_the_lock_of_an_interrupted_run_is_kept_for_the_next_gateway(
     tree: Tree, dead_pid: int
 ) -> None:
     interrupted(tree, dead_pid)
     assert ends(reaper(tree).sweep()) == {"cut": PENDING}
 
 
-def test_nothing_counts_as_the_next_gateway_but_that_it_removes_the_lock_itself(
+def test_only_a_gateway_that_removes_the_lock_itself_counts_as_the_next_gateway(
     tree: Tree, hold: HoldLock
 ) -> None:
-    """A gateway of another profile, one that hangs in its start, a CLI's parent process and a
-    `--local` run all look like it: up, writing the store, holding another lock.
+    """A gateway of another profile, a gateway that hangs in its start, the parent process of a CLI
+    and a `--local` run also run, write the store and hold another lock.
     """
     interrupted(tree, 2**22 + 1)
     hold("other", agent="ops", age=10_000)
     clock = FakeClock()
-    sweeper = reaper(tree, clock=clock)
+    the_reaper = reaper(tree, clock=clock)
     store = tree.sessions() / "sessions.json"
     for _ in range(3):
-        found = [one for one in sweeper.act() if one.key is not None and one.key.agent == "main"]
-        assert [finding.outcome for finding in found if isinstance(finding, Finding)] == [
-            Outcome.KEPT
-        ]
+        of_main = [found for found in the_reaper.act() if found.key and found.key.agent == "main"]
+        assert [found.outcome for found in of_main if isinstance(found, Finding)] == [Outcome.KEPT]
         clock.pass_by(1000)
         store.write_text(store.read_text() + "\n")
 
 
 def test_an_empty_lock_of_an_interrupted_run_is_kept_too(tree: Tree) -> None:
-    """It is what a power loss leaves."""
+    """A power loss leaves such a file."""
     tree.lock("cut", b"")
     tree.store({"k": {"sessionId": "cut", "status": "running", "startedAt": 1}})
     reasons = ("recovery-pending", "missing-pid", "empty", "invalid-createdAt")
@@ -597,7 +595,7 @@ def test_a_store_that_cannot_be_understood_counts_as_running(tree: Tree, dead_pi
 
 
 def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
-    """Return the session stores that are reported, each as often as it is."""
+    """Return the paths of the reported session stores, with repetitions."""
     reported = [
         skip for skip in found if isinstance(skip, Skipped) and skip.reason == "session-store"
     ]
@@ -605,7 +603,7 @@ def not_understood(found: Iterator[Finding | Skipped]) -> list[str]:
     return [skip.path for skip in reported]
 
 
-def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_are(
+def test_a_store_that_is_not_understood_is_reported_once_per_pass_however_many_locks_it_has(
     tree: Tree, hold: HoldLock
 ) -> None:
     for agent in ("main", "ops", "fine"):
@@ -623,9 +621,7 @@ def test_a_store_that_is_not_understood_is_reported_once_whatever_locks_there_ar
     assert not_understood(the_reaper.sweep(dry=True)) == broken
     assert not_understood(found for found in the_reaper.act()) == broken
     assert not_understood(the_reaper.look()) == broken
-    wanted = the_reaper.explain(
-        lambda place: (place.agent, place.name) == ("ops", "one.jsonl.lock")
-    )
+    wanted = the_reaper.explain(lambda key: (key.agent, key.name) == ("ops", "one.jsonl.lock"))
     assert not_understood(found for found in wanted) == broken[3:]
     for path in broken:
         Path(path).write_text("{}")
@@ -651,7 +647,7 @@ def test_a_store_is_read_once_in_a_pass_for_all_locks_of_its_folder(
     assert len(reads) == 1
 
 
-def test_a_store_that_nobody_writes_is_read_once_also_where_there_is_no_lock(
+def test_a_store_that_does_not_change_is_read_once_even_without_a_lock(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_store, "_TICK_NS", 0)
@@ -675,7 +671,7 @@ def test_a_store_that_nobody_writes_is_read_once_also_where_there_is_no_lock(
     assert len(reads) == 2
 
 
-def test_what_is_remembered_of_agents_ends_with_their_folders(tree: Tree) -> None:
+def test_agents_are_forgotten_when_their_folders_are_deleted(tree: Tree) -> None:
     the_reaper = reaper(tree)
     for number in range(5):
         tree.lock("s", record(DEAD, starttime=5), agent=f"a{number}")
@@ -694,7 +690,7 @@ def test_what_is_remembered_of_agents_ends_with_their_folders(tree: Tree) -> Non
 
 
 @pytest.mark.parametrize("of", ["lock", "leftover", "store"])
-def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_else(
+def test_a_bug_that_one_agents_file_triggers_is_a_failure_and_stops_nothing_else(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
     tree.lock("bad", record(os.getpid()), agent="hostile")
@@ -728,7 +724,7 @@ def test_a_bug_that_one_agents_file_brings_about_is_a_failure_and_stops_nothing_
     assert (tree.sessions("hostile") / "bad.jsonl.lock").exists()
 
 
-def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
+def test_a_bug_does_not_make_the_reaper_forget_a_known_lock(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("s", record(os.getpid()))
@@ -745,7 +741,7 @@ def test_a_lock_that_is_known_when_a_bug_shows_stays_known(
     assert isinstance(bug, Skipped)
 
 
-def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
+def test_a_system_error_for_one_lock_is_not_a_bug_and_hides_no_other_lock(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("refused", record(2**22 + 1))
@@ -770,7 +766,7 @@ def test_what_the_system_refuses_for_one_lock_is_no_bug_and_hides_no_other_lock(
     ("error", "reason"),
     [(IndexError("SECRET of a file"), "error"), (OSError(errno.EMFILE, "EMFILE"), "error-EMFILE")],
 )
-def test_an_error_about_one_other_lock_hides_none_and_stops_nothing(
+def test_an_error_about_one_other_lock_does_not_hide_the_others(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     folder = tree.root / "credentials"
@@ -793,11 +789,11 @@ def test_an_error_about_one_other_lock_hides_none_and_stops_nothing(
     assert judged == ["credentials/a.json.lock", "credentials/c.json.lock"]
 
 
-# Folders that are gone
+# Missing folders
 
 
 def missing(found: Iterator[Finding | Skipped]) -> list[str]:
-    """Return the paths of what is reported to be missing, which is a failure each."""
+    """Return the paths that are reported as missing; each is a failure."""
     reported = [skip for skip in found if isinstance(skip, Skipped) and skip.reason == "missing"]
     assert all(skip.failed and skip.note for skip in reported)
     return [skip.path for skip in reported]
@@ -806,26 +802,26 @@ def missing(found: Iterator[Finding | Skipped]) -> list[str]:
 @pytest.mark.parametrize("gone", ["agents", "agents/main", "agents/main/sessions"])
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("is_full", [True, False])
-def test_a_lock_whose_folder_vanishes_is_not_seen_and_is_remembered(
+def test_a_lock_is_remembered_while_its_folder_is_missing(
     tree: Tree, hold: HoldLock, gone: str, alone: bool, is_full: bool
 ) -> None:
     holder = hold("s")
     if not alone:
         tree.sessions("other")
     the_reaper = reaper(tree)
-    (key,) = findings(the_reaper.act()).values()
+    (finding,) = findings(the_reaper.act()).values()
     (tree.root / gone).rename(tree.root / "away")
     everything_is = gone == "agents" or alone
     path = f"{tree.root}/agents" if is_full and everything_is else str(holder.path)
     for _ in range(2):
-        assert missing(the_reaper.act(None if is_full else {key.key})) == [path]
-        assert list(the_reaper.memory.histories) == [key.key]
+        assert missing(the_reaper.act(None if is_full else {finding.key})) == [path]
+        assert list(the_reaper.memory.histories) == [finding.key]
     (tree.root / gone).parent.mkdir(parents=True, exist_ok=True)
     (tree.root / "away").rename(tree.root / gone)
-    assert [found.key for found in the_reaper.act()] == [key.key]
+    assert [found.key for found in the_reaper.act()] == [finding.key]
 
 
-def test_agents_that_were_there_and_are_gone_are_missing_though_no_lock_was_known(
+def test_a_deleted_agents_folder_is_reported_even_if_no_lock_was_known(
     tree: Tree,
 ) -> None:
     the_reaper = reaper(tree)
@@ -839,22 +835,20 @@ def test_agents_that_were_there_and_are_gone_are_missing_though_no_lock_was_know
     assert list(the_reaper.act()) == []
 
 
-def test_an_agent_without_locks_that_is_gone_is_nothing(tree: Tree) -> None:
+def test_a_deleted_agent_without_locks_is_not_reported(tree: Tree) -> None:
     path = tree.lock("s", record(os.getpid()))
     tree.sessions("other")
     the_reaper = reaper(tree)
     (found,) = the_reaper.act()
     assert found.key is not None
     path.unlink()
-    the_reaper.forget(found.key)  # as an event that the lock went makes the sidecar do
+    the_reaper.forget(found.key)  # as the sidecar does when it sees the deletion
     shutil.rmtree(tree.root / "agents" / "main")
     assert list(the_reaper.act()) == []
 
 
 @pytest.mark.parametrize("away_for", [0, 1, 2])
-def test_a_folder_that_has_another_name_now_is_not_missing(
-    tree: Tree, hold: HoldLock, away_for: int
-) -> None:
+def test_a_renamed_folder_is_not_missing(tree: Tree, hold: HoldLock, away_for: int) -> None:
     hold("s")
     tree.sessions("other")
     the_reaper = reaper(tree)
@@ -869,7 +863,7 @@ def test_a_folder_that_has_another_name_now_is_not_missing(
         assert [key.agent for key in the_reaper.memory.histories] == ["renamed"]
 
 
-def test_a_state_directory_that_never_had_agents_is_missing_them(tree: Tree) -> None:
+def test_a_state_directory_that_never_had_agents_is_a_failure(tree: Tree) -> None:
     shutil.rmtree(tree.root / "agents")
     the_reaper = reaper(tree)
     for _ in range(2):
@@ -881,7 +875,7 @@ def test_a_state_directory_that_never_had_agents_is_missing_them(tree: Tree) -> 
     assert the_reaper.watched_folders() == {"s": 0}
 
 
-def test_a_gateway_without_a_session_is_a_hint(tree: Tree) -> None:
+def test_a_gateway_without_a_session_is_a_hint_and_no_failure(tree: Tree) -> None:
     shutil.rmtree(tree.root / "agents" / "main")
     the_reaper = reaper(tree)
     (hint,) = the_reaper.act()
@@ -890,7 +884,7 @@ def test_a_gateway_without_a_session_is_a_hint(tree: Tree) -> None:
     assert the_reaper.watched_folders() == {"s": 0}
 
 
-def test_watched_folders_are_counted_once_however_many_names_lead_to_them(tree: Tree) -> None:
+def test_a_watched_folder_with_two_names_is_counted_once(tree: Tree) -> None:
     tree.sessions("other")
     the_reaper = reaper(tree)
     list(the_reaper.act())
@@ -901,7 +895,7 @@ def test_watched_folders_are_counted_once_however_many_names_lead_to_them(tree: 
     assert the_reaper.watched_folders() == {"s": 2}
 
 
-def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tree) -> None:
+def test_an_odd_store_entry_is_reported_only_when_its_session_is_judged(tree: Tree) -> None:
     tree.store({"k": {"sessionId": "odd", "status": "paused"}})
     other = tree.lock("other", record(2**22 + 1, starttime=5))
     the_reaper = reaper(tree, process_table=FakeProcesses)
@@ -912,24 +906,24 @@ def test_an_odd_entry_is_reported_only_where_its_own_session_is_judged(tree: Tre
     assert odd.exists()
 
 
-def test_a_store_that_is_not_understood_hides_no_lock_that_went(tree: Tree) -> None:
+def test_a_deleted_lock_is_forgotten_even_if_its_store_is_not_understood(tree: Tree) -> None:
     (tree.sessions() / "sessions.json").write_text('{"half')
     tree.lock("kept", record(2**22 + 1, starttime=5))
-    went = tree.lock("went", record(2**22 + 1, starttime=5))
+    deleted = tree.lock("went", record(2**22 + 1, starttime=5))
     the_reaper = reaper(tree, process_table=FakeProcesses)
     assert len(list(the_reaper.act())) == 3
-    went.unlink()
+    deleted.unlink()
     assert len(list(the_reaper.act())) == 2
-    assert [place.name for place in the_reaper.memory.histories] == ["kept.jsonl.lock"]
+    assert [key.name for key in the_reaper.memory.histories] == ["kept.jsonl.lock"]
 
 
-# What a killed removal left behind
+# Files that a killed removal leaves behind
 
 
-def test_a_lock_left_aside_is_put_back_and_judged_anew(tree: Tree, hold: HoldLock) -> None:
+def test_a_parked_lock_is_put_back_and_judged(tree: Tree, hold: HoldLock) -> None:
     live = hold("live")
-    aside = live.path.with_name(names.private_name("live"))
-    live.path.rename(aside)
+    parked = live.path.with_name(names.private_name("live"))
+    live.path.rename(parked)
     dead = tree.lock("dead", record(2**22 + 1))
     dead.rename(dead.with_name(names.private_name("dead")))
     found = ends(reaper(tree, process_table=ProcessTable).sweep())
@@ -937,65 +931,65 @@ def test_a_lock_left_aside_is_put_back_and_judged_anew(tree: Tree, hold: HoldLoc
     assert {path.name for path in tree.sessions().iterdir()} == {"live.jsonl.lock"}
 
 
-def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
+def test_a_parked_lock_whose_name_is_in_use_is_deleted_only_when_nobody_has_it_open(
     tree: Tree, hold: HoldLock
 ) -> None:
     displaced = hold("sid")
-    aside = displaced.path.with_name(names.private_name("sid"))
-    displaced.path.rename(aside)
+    parked = displaced.path.with_name(names.private_name("sid"))
+    displaced.path.rename(parked)
     hold("sid")
     the_reaper = reaper(tree)
     left = [skip for skip in the_reaper.sweep() if isinstance(skip, Skipped)]
     assert [(skip.path, skip.reason, skip.failed) for skip in left] == [
-        (str(aside), "left-aside", True)
+        (str(parked), "left-aside", True)
     ]
-    assert aside.exists()
+    assert parked.exists()
     displaced.ask("close")
     (left_over,) = (skip for skip in the_reaper.sweep() if isinstance(skip, Skipped))
     assert (left_over.note, left_over.failed) == ("dropped: removed", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
-def test_a_placeholder_is_left_while_its_removal_may_go_on_and_then_dropped(tree: Tree) -> None:
-    aside = tree.sessions() / names.private_name("sid")
-    aside.write_bytes(b"")
+def test_a_placeholder_is_deleted_only_when_its_removal_must_be_over(tree: Tree) -> None:
+    parked = tree.sessions() / names.private_name("sid")
+    parked.write_bytes(b"")
     assert list(reaper(tree).sweep()) == []
-    assert aside.exists()
-    tree.age(aside, 60)
+    assert parked.exists()
+    tree.age(parked, 60)
     (left,) = reaper(tree).sweep()
     assert isinstance(left, Skipped)
     assert (left.note, left.failed) == ("dropped: removed", False)
     assert list(tree.sessions().iterdir()) == []
 
 
-def test_an_empty_lock_left_aside_that_is_open_is_somebodys_and_put_back(tree: Tree) -> None:
-    aside = tree.sessions() / names.private_name("sid")
-    with aside.open("wb"):
-        tree.age(aside, 60)
+def test_an_empty_parked_lock_that_is_open_is_put_back(tree: Tree) -> None:
+    parked = tree.sessions() / names.private_name("sid")
+    with parked.open("wb"):
+        tree.age(parked, 60)
         assert ends(reaper(tree).sweep())["sid"][0] == "held"
 
 
-def test_a_look_leaves_it_where_it_is(tree: Tree) -> None:
+def test_a_look_leaves_a_parked_lock_in_place(tree: Tree) -> None:
     path = tree.lock("dead", record(2**22 + 1))
-    aside = path.with_name(names.private_name("dead"))
-    path.rename(aside)
+    parked = path.with_name(names.private_name("dead"))
+    path.rename(parked)
     (left,) = reaper(tree).look()
     assert isinstance(left, Skipped)
-    assert (left.path, left.reason, left.failed) == (str(aside), "left-aside", True)
-    assert aside.exists()
+    assert (left.path, left.reason, left.failed) == (str(parked), "left-aside", True)
+    assert parked.exists()
 
 
-# Holders as they come
+# Kinds of holders
 
 
-def test_a_stopped_holder_is_held(tree: Tree, hold: HoldLock) -> None:
+def test_the_lock_of_a_stopped_holder_is_held(tree: Tree, hold: HoldLock) -> None:
     holder = hold("stopped")
     holder.process.send_signal(signal.SIGSTOP)
     assert ends(reaper(tree).sweep()) == {"stopped": ("held", (), "kept")}
 
 
 @pytest.mark.parametrize("off", ["1", "-1", "100000"])
-def test_another_start_time_is_recycled_only_when_the_file_is_not_open(
+def test_a_pid_with_another_start_time_is_recycled_only_if_the_file_is_not_open(
     tree: Tree, hold: HoldLock, off: str
 ) -> None:
     holder = hold("sid", starttime=off)
@@ -1006,7 +1000,7 @@ def test_another_start_time_is_recycled_only_when_the_file_is_not_open(
 
 @pytest.mark.root
 @pytest.mark.parametrize("proc", [("--mount-proc",), ()], ids=["own-proc", "outer-proc"])
-def test_a_lock_in_a_pid_namespace_of_its_own_is_freed_when_its_holder_dies(
+def test_the_lock_of_a_holder_in_its_own_pid_namespace_is_removed_when_it_dies(
     tree: Tree, hold: HoldLock, proc: tuple[str, ...], root_only: None
 ) -> None:
     holder = hold("inner", wrap=("unshare", "--pid", "--fork", *proc))
@@ -1018,7 +1012,7 @@ def test_a_lock_in_a_pid_namespace_of_its_own_is_freed_when_its_holder_dies(
     assert (verdict, outcome) == ("stale", "removed")
 
 
-def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphans_at_most(
+def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphaned_at_most(
     tree: Tree,
 ) -> None:
     pids = {"init": 1, "us": os.getpid(), "parent": os.getppid()}
@@ -1030,16 +1024,16 @@ def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphans_at_most(
     )
 
 
-def test_several_state_directories_are_swept_and_a_missing_one_is_told(
+def test_several_state_directories_are_swept_and_a_missing_one_is_reported(
     tree: Tree, tmp_path: Path
 ) -> None:
-    other = Tree(tmp_path / "other")
-    other.lock("dead", record(2**22 + 1))
+    second = Tree(tmp_path / "other")
+    second.lock("dead", record(2**22 + 1))
     tree.lock("dead", record(2**22 + 1))
     states = [
         StateDir("s", str(tree.root)),
         StateDir("gone", str(tmp_path / "gone")),
-        StateDir("o", str(other.root)),
+        StateDir("o", str(second.root)),
     ]
     reaper = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
     found = list(reaper.sweep())
@@ -1050,7 +1044,7 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_told(
 
 
 @pytest.mark.parametrize(("starttime", "expected"), [(None, "no-hold-proof"), (5, "dead-pid")])
-def test_without_proof_a_bare_pid_was_never_this_very_holder(
+def test_without_proof_a_pid_alone_does_not_identify_the_holder(
     tree: Tree, starttime: int | None, expected: str
 ) -> None:
     """A record without a start time names whatever process has that pid here."""
@@ -1064,7 +1058,7 @@ def test_without_proof_a_bare_pid_was_never_this_very_holder(
     assert second.judgement.reasons[0] == expected
 
 
-def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_too(
+def test_without_proof_the_holder_must_also_be_dead_by_its_pid_in_our_namespace(
     tree: Tree,
 ) -> None:
     tree.lock("sid", record(7, starttime=5))
@@ -1072,15 +1066,15 @@ def test_without_proof_the_process_that_was_seen_must_be_dead_by_its_pid_here_to
     table = FakeProcesses({7: nested, 9000: nested})
     the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)
     list(the_reaper.act())
-    del table.holders[7]  # its entry in the table of nested pids is not found this time
+    del table.holders[7]  # now its nested pid is not found
     (found,) = (finding for finding in the_reaper.act() if isinstance(finding, Finding))
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
-def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_look(
+def test_a_holder_that_a_nested_pass_saw_alive_is_not_dead_for_the_outer_pass(
     tree: Tree,
 ) -> None:
-    """A pid that was nobody's when the first pass began is a holder's before its end."""
+    """A pid that was free when the outer pass began can become a holder's before it ends."""
     for session in ("a", "b"):
         tree.lock(session, record(77, starttime=5))
     alive = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
@@ -1098,15 +1092,15 @@ def test_what_a_pass_in_the_midst_of_another_saw_alive_is_not_dead_by_an_older_l
     assert len(list(tree.sessions().iterdir())) == 2
 
 
-def test_a_transient_failure_to_read_forgets_nothing(tree: Tree, hold: HoldLock) -> None:
+def test_no_lock_is_forgotten_while_its_state_dir_is_missing(tree: Tree, hold: HoldLock) -> None:
     hold("sid")
     the_reaper = reaper(tree)
     list(the_reaper.act())
-    (place,) = the_reaper.memory.histories
+    (key,) = the_reaper.memory.histories
     moved = tree.root.with_name("moved")
     tree.root.rename(moved)
     assert [skip.failed for skip in the_reaper.act() if isinstance(skip, Skipped)] == [True]
-    assert list(the_reaper.memory.histories) == [place]
+    assert list(the_reaper.memory.histories) == [key]
     moved.rename(tree.root)
 
 
@@ -1114,14 +1108,14 @@ def test_a_polled_lock_that_was_replaced_is_not_probed(tree: Tree) -> None:
     path = tree.lock("sid", b"")
     probed: list[int] = []
     the_reaper = reaper(tree, probe=noting_probe(probed))
-    place = LockKey(the_reaper.states[0], "main", path.name)
-    found = path.stat()
-    assert not the_reaper.is_held(place, FileId(found.st_dev, found.st_ino + 1))
-    assert not the_reaper.is_held(place, FileId(found.st_dev, found.st_ino))
+    key = LockKey(the_reaper.states[0], "main", path.name)
+    status = path.stat()
+    assert not the_reaper.is_held(key, FileId(status.st_dev, status.st_ino + 1))
+    assert not the_reaper.is_held(key, FileId(status.st_dev, status.st_ino))
     assert probed == []
 
 
-def test_what_only_looks_like_a_private_name_is_left_alone(tree: Tree) -> None:
+def test_a_private_name_that_is_no_regular_file_is_left_alone(tree: Tree) -> None:
     folder = tree.sessions()
     (folder / ".rprabcde-dir~").mkdir()
     (folder / ".rprabcde-link~").symlink_to("/etc/passwd")
@@ -1134,13 +1128,11 @@ def test_what_only_looks_like_a_private_name_is_left_alone(tree: Tree) -> None:
 def test_only_wanted_locks_are_explained(tree: Tree) -> None:
     for name in ("one", "two"):
         tree.lock(name, record(2**22 + 1))
-    wanted = reaper(tree).explain(lambda place: place.name == "two.jsonl.lock")
+    wanted = reaper(tree).explain(lambda key: key.name == "two.jsonl.lock")
     assert set(findings(found for found in wanted)) == {"two"}
 
 
-def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_a_sweep_remembers_no_lock_when_it_ends(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     the_reaper = reaper(tree)
     list(the_reaper.sweep())
@@ -1149,9 +1141,9 @@ def test_nothing_is_remembered_of_locks_that_a_sweep_is_done_with(
 
 
 @pytest.mark.root
-def test_a_holder_behind_fuse_is_never_robbed(tree: Tree, tmp_path: Path, root_only: None) -> None:
-    """The holder is in another PID namespace as seen through its own /proc, and beyond a mount:
-    neither evidence sees it, and nothing is done.
+def test_a_lock_held_behind_fuse_is_kept(tree: Tree, tmp_path: Path, root_only: None) -> None:
+    """Neither the process table nor the probe sees a holder in another PID namespace and behind a
+    mount.
     """
     from tests.conftest import bindfs
 
@@ -1169,7 +1161,7 @@ def test_a_holder_behind_fuse_is_never_robbed(tree: Tree, tmp_path: Path, root_o
     assert not psutil.pid_exists(holder.pid)
 
 
-def test_a_stop_is_heeded_between_two_locks(tree: Tree) -> None:
+def test_a_sweep_stops_between_two_locks_when_asked(tree: Tree) -> None:
     for number in range(5):
         tree.lock(f"dead{number}", record(2**22 + 1))
     handled: list[str] = []
@@ -1179,7 +1171,7 @@ def test_a_stop_is_heeded_between_two_locks(tree: Tree) -> None:
     assert len(list(tree.sessions().iterdir())) == 4
 
 
-def test_any_number_of_locks_costs_no_descriptors(tree: Tree) -> None:
+def test_a_sweep_of_many_locks_leaves_no_descriptor_open(tree: Tree) -> None:
     for number in range(300):
         tree.lock(f"dead{number}", record(2**22 + 1))
     before = psutil.Process().num_fds()
@@ -1189,7 +1181,7 @@ def test_any_number_of_locks_costs_no_descriptors(tree: Tree) -> None:
     assert subprocess.run(["ls", tree.sessions()], capture_output=True).stdout == b""
 
 
-def test_a_stuck_lock_names_its_session_key_whatever_the_verdict_rests_on(
+def test_a_stuck_lock_has_its_session_key_even_if_the_verdict_does_not_need_the_store(
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("overdue", age=7200)
@@ -1207,7 +1199,7 @@ def test_a_stuck_lock_names_its_session_key_whatever_the_verdict_rests_on(
     }
 
 
-def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:
+def test_an_unlock_leaves_a_lock_that_changed_in_between(tree: Tree) -> None:
     path = tree.lock("sid", record(2**22 + 1))
     the_reaper = reaper(tree)
     (seen,) = the_reaper.explain(lambda _key: True)
@@ -1219,10 +1211,10 @@ def test_an_unlock_leaves_a_lock_that_came_in_between(tree: Tree) -> None:
     assert path.exists()
 
 
-def test_a_symlink_above_the_state_directory_makes_the_trajectory_no_witness(
+def test_a_symlink_in_the_path_of_the_state_directory_is_noticed(
     tree: Tree, tmp_path: Path
 ) -> None:
-    """2026.5.22 appends to no file that it reaches through a symlink, but one in the root."""
+    """2026.5.22 appends to no file behind a symlink, unless the symlink is in the root."""
     (tmp_path / "link").symlink_to(tree.root.parent)
     assert not _is_reached_through_symlink(str(tree.root))
     assert _is_reached_through_symlink(str(tmp_path / "link" / tree.root.name))
