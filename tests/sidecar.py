@@ -1,4 +1,4 @@
-"""A `reaper watch` process, and how tests wait for what it does."""
+"""A `reaper watch` process, and `until`, which waits for a condition."""
 
 import json
 import re
@@ -17,14 +17,14 @@ import psutil
 from tests.processes import PATIENCE, start_reaper
 
 
-def until(condition: Callable[[], Any], what: str = "") -> Any:
+def until(condition: Callable[[], Any], expected: str = "") -> Any:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
         time.sleep(0.01)
-    raise AssertionError(f"never came true: {what or condition}")
+    raise AssertionError(f"never came true: {expected or condition}")
 
 
 def gone(path: Path) -> Callable[[], bool]:
@@ -32,7 +32,7 @@ def gone(path: Path) -> Callable[[], bool]:
 
 
 def free_port() -> int:
-    """Return a port for a program that cannot choose one and say which; another may take it."""
+    """Return a free port, for a program that cannot choose one. Another process may take it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def port_of(pid: int) -> int | None:
-    """Return the port that a process listens on, where it can tell nobody itself."""
+    """Return the port that a process listens on, for one that cannot report it."""
     for connection in psutil.Process(pid).net_connections():
         if connection.status == psutil.CONN_LISTEN:
             return connection.laddr.port
@@ -50,8 +50,8 @@ def port_of(pid: int) -> int | None:
 class Sidecar:
     """A `reaper watch` process that serves HTTP; it ends with the test that starts it.
 
-    `limits` replace the default ones. `ports` are those of all addresses it listens on, the first
-    (`port`) its own, the others those of further `--listen` options.
+    `limits` replace the defaults. `ports` are the ports of all addresses; the first is `port`, the
+    others belong to further `--listen` options.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Sidecar:
         try:
             return self.journal("watching")
         except ValueError:
-            return []  # it says in words why it ends
+            return []  # it writes in words why it ends
 
     def get(self, path: str) -> str:
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -114,7 +114,7 @@ class Sidecar:
         return None
 
     def journal(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Return the journal's whole lines; its last one may be half written."""
+        """Return the complete lines of the log; its last line may be half written."""
         text = self.log.read_text()
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         return [line for line in lines if event in {None, line["event"]}]
@@ -125,6 +125,6 @@ class Sidecar:
 
 
 journals: list[Path] = []
-"""Of the sidecars of the test that runs; a test that fails shows them."""
+"""The logs of the current test's sidecars, shown if the test fails."""
 
 Watching = Callable[..., Sidecar]

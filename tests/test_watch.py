@@ -1,4 +1,4 @@
-"""The sidecar as a real process, with real holders, signals and events."""
+"""The sidecar as a real process, with real holders, signals and file events."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ from tests.watch_parts import metrics_of
 # Waking
 
 
-def test_a_killed_holders_lock_goes_and_a_live_ones_stays(
+def test_the_lock_of_a_killed_holder_is_removed_and_a_live_one_is_kept(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     early = hold("early")
@@ -78,16 +78,16 @@ def test_a_killed_holders_lock_goes_and_a_live_ones_stays(
 
 
 @pytest.mark.root
-def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
+def test_the_death_of_a_holder_in_another_pid_namespace_is_noticed(
     tree: Tree, hold: HoldLock, watching: Watching, root_only: None
 ) -> None:
     nested = hold("nested", wrap=("unshare", "--pid", "--fork", "--mount-proc"))
     sidecar = watching()
     outside = hold("outside")
-    blind = watching(wrap=("unshare", "--pid", "--fork", "--mount-proc"))
-    until(lambda: blind.metric("reaper_locks", verdict="held") == 2)
+    nested_sidecar = watching(wrap=("unshare", "--pid", "--fork", "--mount-proc"))
+    until(lambda: nested_sidecar.metric("reaper_locks", verdict="held") == 2)
     assert "same" not in {
-        lock["holder"] for lock in json.loads(blind.get("/api/v1/locks"))["locks"]
+        lock["holder"] for lock in json.loads(nested_sidecar.get("/api/v1/locks"))["locks"]
     }
     sidecar.stop()
     nested.kill()
@@ -96,7 +96,7 @@ def test_a_holder_in_another_pid_namespace_is_noticed_when_it_dies(
     until(gone(outside.path))
 
 
-def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
+def test_new_agents_are_watched_from_their_first_lock_on(tree: Tree, watching: Watching) -> None:
     sidecar = watching("--resync", "1h")
     holders = [Holder(tree.sessions(f"new{number}") / "first.jsonl.lock") for number in range(5)]
     try:
@@ -110,7 +110,7 @@ def test_new_agents_are_followed_from_their_first_lock_on(tree: Tree, watching: 
             holder.close()
 
 
-def test_the_state_directory_may_come_late_vanish_and_come_back(
+def test_the_state_directory_may_appear_late_disappear_and_appear_again(
     tree: Tree, watching: Watching, tmp_path: Path
 ) -> None:
     root = tmp_path / "later"
@@ -128,13 +128,13 @@ def test_the_state_directory_may_come_late_vanish_and_come_back(
         finally:
             holder.close()
     missing = [line for line in sidecar.journal("skipped") if line["reason"] == "missing"]
-    assert len(missing) >= 2  # said once for each time that it was gone, not at every sweep
+    assert len(missing) >= 2  # one line each time, not one per sweep
 
 
 def test_a_state_directory_without_agents_is_never_reported_as_fine(
     watching: Watching, tmp_path: Path
 ) -> None:
-    """Docker makes an empty folder of a mistyped path."""
+    """Docker creates an empty folder for a mistyped path."""
     void = tmp_path / "void"
     void.mkdir()
     sidecar = watching("--resync", "1s", root=void)
@@ -166,7 +166,7 @@ def test_the_revision_is_that_of_the_build(tree: Tree) -> None:
     assert Sidecar(tree.root).metric("reaper_build_info", revision="unknown") == 1
 
 
-def test_a_gateway_that_has_no_session_yet_is_ready_and_watched_in_no_folder(
+def test_a_sidecar_of_a_gateway_without_sessions_is_ready_and_watches_no_folder(
     watching: Watching, tmp_path: Path
 ) -> None:
     (tmp_path / "new" / "agents" / "main").mkdir(parents=True)
@@ -206,7 +206,7 @@ FOREVER = 1e12
 
 
 class CountingWatch(Watch):
-    """Counts its steps, and shows what it reports to."""
+    """A watch loop that counts its steps and shows its inventory and metrics."""
 
     steps = 0
     inventory: LockInventory
@@ -234,16 +234,16 @@ def watch_of(tree: Tree, **how: Any) -> CountingWatch:
     return watch
 
 
-def announce(watch: Watch, key: LockKey, what: str) -> Event:
-    """Announce a lock as watchdog does, to a worker that does not run."""
-    event = Event(key, what, time.monotonic())
+def announce(watch: Watch, key: LockKey, change: str) -> Event:
+    """Queue an event as watchdog does, for a worker that does not run."""
+    event = Event(key, change, time.monotonic())
     watch.inbox.put(event)
     return event
 
 
 @pytest.fixture
 def in_process(tree: Tree) -> Iterator[CountingWatch]:
-    """A watch loop in a thread of this process, whose wake-ups can be counted."""
+    """Return a watch loop in a thread of this process, so that its wake-ups can be counted."""
     watch = watch_of(tree)
     thread = threading.Thread(target=watch.run)
     thread.start()
@@ -258,7 +258,7 @@ def asleep(watch: Watch) -> bool:
     return watch.inbox.wakes_at > time.monotonic() + 60
 
 
-def test_appends_to_transcripts_wake_nobody(
+def test_appends_to_transcripts_do_not_wake_the_worker(
     tree: Tree, hold: HoldLock, in_process: CountingWatch
 ) -> None:
     transcript = tree.sessions() / "sid.jsonl"
@@ -272,7 +272,7 @@ def test_appends_to_transcripts_wake_nobody(
             file.write('{"type":"message"}\n')
     (tree.sessions() / "sessions.json").write_text("{}")
     time.sleep(0.5)
-    # sessions.json was created just now: one wake-up at most, and no more for 2,000 appends
+    # The creation of sessions.json may wake the worker once; the 2,000 appends must not.
     assert in_process.steps - before <= 1
 
 
@@ -293,31 +293,31 @@ def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     watch = watch_of(tree)
     watch.sweep()
     real = watch.reaper.act
-    met: list[str] = []
+    judged: list[str] = []
 
     def act(only: AbstractSet[LockKey] | None = None) -> Iterator[Any]:
         for found in real(only):
-            place = found.key
-            if only is None and place is not None:
-                if not met:
-                    for name in set(dying) - {place.name.removesuffix(".jsonl.lock")}:
+            key = found.key
+            if only is None and key is not None:
+                if not judged:
+                    for name in set(dying) - {key.name.removesuffix(".jsonl.lock")}:
                         dying[name].kill()
-                met.append(place.name)
+                judged.append(key.name)
             yield found
 
     monkeypatch.setattr(watch.reaper, "act", act)
     watch.sweep()
-    # What died at the first look was gone before the sweep came to it.
+    # The locks of the killed holders were removed before the sweep reached them.
     alive = [name for name in names if (tree.sessions() / f"{name}.jsonl.lock").exists()]
     assert len(alive) in {1, 2}
-    assert sorted(met) == [f"{name}.jsonl.lock" for name in alive]
+    assert sorted(judged) == [f"{name}.jsonl.lock" for name in alive]
     known = watch.inventory.all()
-    assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(met)
+    assert sorted(f"{seen.lock.session}.jsonl.lock" for seen in known) == sorted(judged)
     watch.close()
 
 
 def woken(watch: Watch) -> bool:
-    """Whether something woke the worker since the last time that this was asked."""
+    """Return whether something woke the worker since the last call."""
     poll = select.poll()
     poll.register(watch.inbox.fd, select.POLLIN)
     ready = bool(poll.poll(0))
@@ -325,20 +325,20 @@ def woken(watch: Watch) -> bool:
     return ready
 
 
-def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_noted(
+def test_short_lived_locks_do_not_wake_the_worker_and_their_hold_times_are_counted(
     tree: Tree,
 ) -> None:
     watch = watch_of(tree)
     state = watch.reaper.states[0]
-    one = LockKey(state, "main", "one.jsonl.lock")
+    key = LockKey(state, "main", "one.jsonl.lock")
     watch.inbox.sleep_until(math.inf)
-    event = announce(watch, one, CREATED)
+    event = announce(watch, key, CREATED)
     assert woken(watch)
     assert watch.inbox.wakes_at == event.at + SETTLE  # when it is judged
     for number in range(50):
         announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), CREATED)
         announce(watch, LockKey(state, "main", f"x{number}.jsonl.lock"), DELETED)
-    announce(watch, one, DELETED)
+    announce(watch, key, DELETED)
     assert not woken(watch)
     watch.handle_events()
     metrics = generate_latest(watch.metrics.registry).decode()
@@ -349,24 +349,24 @@ def test_locks_that_go_again_at_once_do_not_wake_the_worker_and_their_time_is_no
 
 
 @pytest.mark.parametrize("missed_by", ["look", "sweep"])
-def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_announced(
+def test_a_hold_time_is_counted_even_if_its_end_is_seen_before_the_event(
     tree: Tree, hold: HoldLock, missed_by: str
 ) -> None:
     watch = watch_of(tree)
-    place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
+    key = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     holder = hold("sid")
-    announce(watch, place, CREATED)
+    announce(watch, key, CREATED)
     watch.handle_events()
-    watch.judge({place: time.monotonic()})
+    watch.judge({key: time.monotonic()})
     assert len(watch.inventory.all()) == 1
     holder.path.unlink()
     if missed_by == "look":
-        watch.judge({place: time.monotonic()})
+        watch.judge({key: time.monotonic()})
     else:
         watch.sweep()
     assert watch.inventory.all() == []
-    assert watch.tracker.keys() == {place}  # its end is still to be announced
-    announce(watch, place, DELETED)
+    assert watch.tracker.keys() == {key}  # the event is still to come
+    announce(watch, key, DELETED)
     watch.handle_events()
     assert not watch.tracker.keys()
     metrics = generate_latest(watch.metrics.registry).decode()
@@ -375,23 +375,23 @@ def test_the_time_of_a_hold_is_noted_though_its_end_was_seen_before_it_was_annou
 
 
 @pytest.mark.parametrize("next_one", ["held", "closed"])
-def test_the_time_of_a_hold_is_noted_though_the_next_one_is_seen_before_its_end_is_announced(
+def test_a_hold_time_is_counted_even_if_the_next_lock_is_seen_before_the_event(
     tree: Tree, hold: HoldLock, next_one: str
 ) -> None:
-    """A gateway takes a lock again at once; in its release a lock is closed before it is gone."""
+    """A gateway locks again at once, and closes a lock before it deletes it."""
     watch = watch_of(tree)
-    place = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
+    key = LockKey(watch.reaper.states[0], "main", "sid.jsonl.lock")
     path = hold("sid").path
-    announce(watch, place, CREATED)
+    announce(watch, key, CREATED)
     watch.handle_events()
-    watch.judge({place: time.monotonic()})
+    watch.judge({key: time.monotonic()})
     path.unlink()
-    follower = hold("sid")
+    next_holder = hold("sid")
     if next_one == "closed":
-        follower.ask("close")
-    watch.judge({place: time.monotonic()})
-    for what in (DELETED, CREATED, DELETED):
-        announce(watch, place, what)
+        next_holder.ask("close")
+    watch.judge({key: time.monotonic()})
+    for change in (DELETED, CREATED, DELETED):
+        announce(watch, key, change)
     watch.handle_events()
     metrics = generate_latest(watch.metrics.registry).decode()
     assert "reaper_lock_hold_seconds_count 2.0" in metrics
@@ -403,20 +403,18 @@ def known_followed_and_due(watch: CountingWatch) -> tuple[list[Any], list[LockKe
     return watch.inventory.all(), [*watch.tracker.keys()], [*watch.deadlines.pop_due(FOREVER)]
 
 
-def test_what_is_known_of_a_lock_that_stays_is_kept_and_not_made_anew(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_the_objects_of_an_unchanged_lock_are_reused(tree: Tree, hold: HoldLock) -> None:
     holder = hold("sid")
     watch = watch_of(tree)
     watch.sweep()
-    (first,), (place,), (due,) = known_followed_and_due(watch)
+    (first,), (key,), (due,) = known_followed_and_due(watch)
     watch.sweep()
-    (again,), (same,), (due_again,) = known_followed_and_due(watch)
+    (again,), (key_again,), (due_again,) = known_followed_and_due(watch)
     assert again.at > first.at
     assert again.evidence.age > first.evidence.age
     assert again.lock is again.evidence.lock is first.lock
-    assert place is same is due is due_again
-    holder.path.chmod(0o600)  # the same file and record, but not all the same: another ctime
+    assert key is key_again is due is due_again
+    holder.path.chmod(0o600)  # the same file and record with another ctime
     watch.sweep()
     (changed,) = watch.inventory.all()
     assert changed.lock.ctime_ns > first.lock.ctime_ns
@@ -438,30 +436,29 @@ def test_the_end_of_a_known_lock_wakes_the_worker_at_once(tree: Tree, hold: Hold
     watch.close()
 
 
-def test_what_appears_while_the_worker_is_awake_is_looked_at_before_it_sleeps_long(
+def test_a_lock_that_appears_while_the_worker_is_awake_is_checked_before_a_long_sleep(
     tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, check = tree.sessions(), in_process.trust.check
-    made: list[Path] = []
+    created: list[Path] = []
 
-    def appear(now: float) -> None:
-        """Just before it goes to sleep, for an hour if nothing tells it otherwise."""
+    def appear(now: float) -> None:  # called just before the worker sleeps for an hour
         check(now)
-        if not made:
-            made.append(tree.lock("dead", record(2**22 + 1)))
+        if not created:
+            created.append(tree.lock("dead", record(2**22 + 1)))
             until(lambda: len(in_process.inbox))
 
     until(lambda: asleep(in_process), "asleep, and the folder followed")
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(in_process.trust, "check", appear)
     in_process.inbox.wake()
-    until(lambda: made and gone(made[0])())
+    until(lambda: created and gone(created[0])())
 
 
-def test_a_live_lock_that_a_killed_removal_left_aside_is_back_soon(
+def test_a_live_lock_that_a_killed_removal_parked_is_put_back_soon(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
-    """It was moved by mistake, and the placeholder has its name until that counts as junk."""
+    """A placeholder has its name until the placeholder counts as junk."""
     holder = hold("sid")
     holder.path.rename(holder.path.with_name(".rprabcde-sid~"))
     holder.path.touch()
@@ -476,7 +473,7 @@ SHORT = {"orphan_grace": 1.0, "abandoned_after": 2.0, "confirm": 0.5}
 
 def cut_short(tree: Tree, hold: HoldLock) -> Holder:
     """Hold a lock for a run that was cut short; it is abandoned once it is quiet."""
-    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+    # Its times lie a bit ahead, because the holder must be five seconds older than the run.
     stuck = hold("stuck", age=-8)
     created = created_ms(stuck.path)
     tree.store(
@@ -493,15 +490,15 @@ def cut_short(tree: Tree, hold: HoldLock) -> Holder:
     return stuck
 
 
-def test_due_locks_are_freed_without_any_event(
+def test_due_locks_are_removed_without_any_event(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
-    """An orphan's grace and an ended run's quiet pass by time alone."""
+    """The graces of an orphaned and an abandoned lock end without an event."""
     sidecar = watching("--resync", "1h", limits=SHORT)
     forgotten, stuck = hold("forgotten"), cut_short(tree, hold)
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 2)
     forgotten.ask("close")
-    os.kill(sidecar.process.pid, signal.SIGHUP)  # a close alone is no event; a sweep sees it
+    os.kill(sidecar.process.pid, signal.SIGHUP)  # a close makes no event; the sweep sees it
     until(gone(forgotten.path))
     until(gone(stuck.path))
     until(lambda: len(sidecar.journal("removed")) == 2)
@@ -510,7 +507,7 @@ def test_due_locks_are_freed_without_any_event(
     assert stuck.process.poll() is None
 
 
-def test_a_store_that_is_not_understood_is_shown_until_it_is(
+def test_a_store_is_reported_as_long_as_it_is_not_understood(
     tree: Tree, watching: Watching
 ) -> None:
     kept = tree.lock("cut", record(2**22 + 1, starttime=1))
@@ -525,7 +522,7 @@ def test_a_store_that_is_not_understood_is_shown_until_it_is(
     (line,) = sidecar.journal("skipped")
     assert (line["path"], line["reason"]) == (str(path), "session-store")
     assert "half written" in line["note"]
-    assert sidecar.status("/-/ready") == 200  # all locks were seen
+    assert sidecar.status("/-/ready") == 200  # all locks are seen
     assert kept.exists()
     path.write_text("{}")
     os.kill(sidecar.process.pid, signal.SIGHUP)
@@ -541,7 +538,7 @@ def test_a_store_that_is_not_understood_is_shown_until_it_is(
 def test_without_inotify_sweeps_go_on_with_one_warning_and_a_metric(
     tree: Tree, watching: Watching, limit: str, root_only: None
 ) -> None:
-    """The limits are those of a user namespace of its own."""
+    """Set the limits in a new user namespace."""
     number = 2 if limit == "max_inotify_watches" else 0
     script = f'echo {number} > /proc/sys/user/{limit} && exec "$@"'
     wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
@@ -562,10 +559,10 @@ def test_without_inotify_sweeps_go_on_with_one_warning_and_a_metric(
 
 
 @pytest.mark.root
-def test_a_file_system_without_events_is_found_out(
+def test_a_file_system_without_events_is_detected(
     tree: Tree, watching: Watching, tmp_path: Path, root_only: None
 ) -> None:
-    """What happens beneath a FUSE mount is no event on it."""
+    """A FUSE mount has no events for changes of the folder below it."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
         sidecar = watching("--resync", "1s", root=seen)
         time.sleep(2.5)
@@ -580,7 +577,7 @@ def test_a_file_system_without_events_is_found_out(
             sidecar.stop()
 
 
-def test_an_overflow_of_the_queue_makes_a_sweep(tree: Tree, watching: Watching) -> None:
+def test_an_overflow_of_the_event_queue_causes_a_sweep(tree: Tree, watching: Watching) -> None:
     sidecar = watching("--resync", "1h")
     until(lambda: sidecar.status("/-/ready") == 200, "its folders are followed")
     sweeps = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
@@ -599,13 +596,13 @@ def test_an_overflow_of_the_queue_makes_a_sweep(tree: Tree, watching: Watching) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_cleanly(tree: Tree, watching: Watching, number: int) -> None:
+def test_the_sidecar_stops_cleanly_at_a_signal(tree: Tree, watching: Watching, number: int) -> None:
     sidecar = watching()
     assert sidecar.stop(number) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
 
 
-_TOLD_TO_STOP_AT_ONCE = """
+_STOPPED_AT_ITS_START = """
 import os, signal
 from reaper.__main__ import main
 from reaper.web.app import WebServer
@@ -619,9 +616,9 @@ main()
 """
 
 
-def test_who_is_answered_at_its_very_start_can_already_stop_it(tree: Tree) -> None:
+def test_a_sidecar_can_be_stopped_as_soon_as_it_listens(tree: Tree) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _TOLD_TO_STOP_AT_ONCE, "watch", "--listen", "127.0.0.1:0",
+        [sys.executable, "-c", _STOPPED_AT_ITS_START, "watch", "--listen", "127.0.0.1:0",
          "--log-format", "json", "--state-dir", tree.root],
         capture_output=True,
         text=True,
@@ -632,7 +629,7 @@ def test_who_is_answered_at_its_very_start_can_already_stop_it(tree: Tree) -> No
 
 
 @pytest.mark.root
-def test_what_it_lacks_rights_for_is_said_once_and_counted(
+def test_a_folder_that_it_may_not_read_is_reported_once_and_counted(
     tree: Tree, watching: Watching, root_only: None
 ) -> None:
     folder = tree.sessions("foreign")
@@ -656,7 +653,7 @@ def test_what_it_lacks_rights_for_is_said_once_and_counted(
         holder.close()
 
 
-def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
+def test_the_lock_of_a_holder_without_a_pidfd_is_polled(
     tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_pid: int) -> int:
@@ -671,26 +668,26 @@ def test_without_a_descriptor_for_a_holder_its_lock_is_polled(
     until(gone(holder.path))
 
 
-def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_freed(
+def test_one_lock_of_a_holder_without_a_pidfd_is_polled_and_all_are_removed(
     tree: Tree, hold: HoldLock, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(in_process.holders, "most", 0)
     holder = hold("one")
     other = tree.sessions() / "other.jsonl.lock"
-    with other.open("xb", buffering=0) as file:  # held by us, in that holder's name
+    with other.open("xb", buffering=0) as file:  # held by this process, with the other's record
         file.write(holder.path.read_bytes())
         until(lambda: len(in_process.inventory.all()) == 2)
         assert len(in_process.unseen) == 1
-        asked: list[str] = []
+        polled: list[str] = []
         is_held = in_process.unseen.is_held
 
-        def counted(place: LockKey, file: FileId) -> bool:
-            asked.append(place.name)
-            return is_held(place, file)
+        def counted(key: LockKey, file: FileId) -> bool:
+            polled.append(key.name)
+            return is_held(key, file)
 
         monkeypatch.setattr(in_process.unseen, "is_held", counted)
-        until(lambda: len(asked) >= 3)
-        assert len(set(asked)) == 1
+        until(lambda: len(polled) >= 3)
+        assert len(set(polled)) == 1
     holder.kill()
     until(gone(holder.path))
     until(gone(other))
@@ -699,12 +696,12 @@ def test_one_lock_of_a_holder_that_cannot_be_waited_for_is_polled_and_all_are_fr
 def _pidfds(pid: int) -> int:
     count = 0
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of a request just served
+        with suppress(FileNotFoundError):  # the socket of a request that has just been served
             count += "pidfd" in os.readlink(path)
     return count
 
 
-def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
+def test_at_the_limit_of_descriptors_the_sidecar_goes_on_without_pidfds(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     sidecar = watching(wrap=("bash", "-c", 'ulimit -n 140; exec "$@"', "bash"))
@@ -719,7 +716,7 @@ def test_beyond_the_limit_of_descriptors_it_goes_on_without_pidfds(
 
 
 class HolderSeenAsAnother(ProcessTable):
-    """A process table that was looked at just before the holder died and its pid was reused."""
+    """A process table read just before the holder died and its pid was reused."""
 
     def holder(
         self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
@@ -727,8 +724,8 @@ class HolderSeenAsAnother(ProcessTable):
         return HolderSeen(state=HolderState.SAME, pid=pid, up_for=60)
 
 
-def test_a_holder_whose_pid_is_reused_before_it_is_waited_for_is_not_waited_for(tree: Tree) -> None:
-    """Its lock would stay until a stranger's death, or the next full sweep."""
+def test_a_process_that_reused_the_pid_of_a_holder_is_not_waited_for(tree: Tree) -> None:
+    """Otherwise the lock stays until that process ends, or until the next full sweep."""
     path = tree.lock("sid", record(os.getpid(), starttime=5))
     tables = iter([HolderSeenAsAnother(), ProcessTable()])
     watch = watch_of(tree, process_table=lambda: next(tables))
@@ -740,10 +737,10 @@ def test_a_holder_whose_pid_is_reused_before_it_is_waited_for_is_not_waited_for(
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EINVAL, errno.EPERM, errno.ENOSYS])
-def test_a_pid_that_has_no_pidfd_is_no_dead_one(
+def test_a_pid_without_a_pidfd_is_not_dead(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """ENOENT, before Linux 6.15 EINVAL: it is only a thread id now."""
+    """ENOENT (EINVAL before Linux 6.15): the pid is now only a thread id."""
     holder = hold("sid")
     watch = watch_of(tree)
 
@@ -755,7 +752,7 @@ def test_a_pid_that_has_no_pidfd_is_no_dead_one(
         watch.sweep()
     assert not len(watch.holders)
     assert len(watch.unseen) == 1
-    # Nothing to be done soon, nor again and again.
+    # The worker does not check it again and again.
     assert watch.deadlines.next() > time.monotonic() + 5
     holder.kill()
     watch.judge(watch.unseen.no_longer_held(watch.unseen.next()))
@@ -764,24 +761,24 @@ def test_a_pid_that_has_no_pidfd_is_no_dead_one(
 
 
 @pytest.mark.parametrize("look", ["sweep", "judge"])
-def test_what_cannot_be_read_for_a_while_is_not_forgotten(
+def test_a_lock_that_cannot_be_read_for_a_while_is_not_forgotten(
     tree: Tree, hold: HoldLock, look: str
 ) -> None:
     holder = hold("sid")
     watch = watch_of(tree)
     watch.sweep()
-    known, holders, (place,) = watch.inventory.all(), len(watch.holders), watch.tracker.keys()
+    known, holders, (key,) = watch.inventory.all(), len(watch.holders), watch.tracker.keys()
     away = tree.root.with_name("away")
     tree.root.rename(away)
     if look == "sweep":
         watch.sweep()
     else:
-        watch.judge({place: time.monotonic()})
-        assert place in watch.deadlines.pop_due(FOREVER)
+        watch.judge({key: time.monotonic()})
+        assert key in watch.deadlines.pop_due(FOREVER)
     assert watch.inventory.all() == known
     assert len(watch.holders) == holders
     away.rename(tree.root)
-    watch.judge({place: time.monotonic()})
+    watch.judge({key: time.monotonic()})
     assert holder.path.exists()
     assert len(watch.inventory.all()) == 1
     watch.close()
@@ -803,7 +800,7 @@ def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> Non
             path.unlink()
 
         def closed() -> bool:
-            watch.sweep()  # those whose event comes during a sweep are left to the next one
+            watch.sweep()  # an event during a sweep is handled by the next one
             return psutil.Process().num_fds() == before
 
         until(closed)
@@ -815,7 +812,7 @@ def test_the_descriptors_of_holders_without_a_lock_are_closed(tree: Tree) -> Non
         watch.close()
 
 
-def test_a_removal_that_fails_once_is_tried_again_long_before_the_next_sweep(
+def test_a_failed_removal_is_retried_long_before_the_next_sweep(
     tree: Tree, in_process: CountingWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = kernel.exchange
@@ -832,7 +829,7 @@ def test_a_removal_that_fails_once_is_tried_again_long_before_the_next_sweep(
     assert not failures
 
 
-def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_sweep_is(
+def test_locks_older_than_the_watch_need_no_event_even_if_the_first_sweep_is_slow(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold("one")
@@ -855,7 +852,7 @@ def test_locks_older_than_the_watch_need_no_announcement_however_slow_the_first_
 def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New agents come with locks that were made before their folder could be followed."""
+    """New agents have locks that are older than the watch of their folder."""
     monkeypatch.setattr(event_trust, "PATIENCE", 0.0)
     watch = watch_of(tree)
     watch.sweep()
@@ -870,7 +867,7 @@ def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     watch.close()
 
 
-def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
+def test_the_sidecar_stops_during_a_large_sweep_and_at_a_second_signal(
     tree: Tree, watching: Watching
 ) -> None:
     folder = tree.sessions()
@@ -882,7 +879,7 @@ def test_it_stops_in_the_midst_of_a_large_sweep_and_at_a_second_signal(
     time.sleep(0.02)
     assert sidecar.stop(signal.SIGTERM) == 0
     assert sidecar.journal()[-1]["event"] == "stopped"
-    assert list(folder.iterdir())  # it did stop in the middle
+    assert list(folder.iterdir())  # it stopped in the middle
 
 
 def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> None:
@@ -903,7 +900,7 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_watch(tree: Tree) -> 
     assert process.wait(timeout=PATIENCE) == 0
 
 
-def test_locks_behind_the_owners_symlink_are_freed(
+def test_locks_behind_the_owners_symlink_are_removed(
     tree: Tree, watching: Watching, tmp_path: Path
 ) -> None:
     shutil.rmtree(tree.root / "agents")
@@ -918,7 +915,7 @@ def test_locks_behind_the_owners_symlink_are_freed(
     until(gone(lock))
 
 
-def test_a_lock_that_is_a_symlink_is_counted_and_leaves_it_ready(
+def test_a_lock_that_is_a_symlink_is_counted_and_the_sidecar_stays_ready(
     tree: Tree, watching: Watching
 ) -> None:
     (tree.sessions() / "sid.jsonl.lock").symlink_to("/nowhere")
@@ -929,7 +926,7 @@ def test_a_lock_that_is_a_symlink_is_counted_and_leaves_it_ready(
     assert "remove it" in said["note"]
 
 
-def test_nothing_grows_with_locks_that_came_and_went(
+def test_memory_does_not_grow_with_deleted_locks(
     tree: Tree, hold: HoldLock, in_process: CountingWatch
 ) -> None:
     hold("held")
@@ -947,7 +944,7 @@ def test_nothing_grows_with_locks_that_came_and_went(
     assert len(in_process.holders) == 1
 
 
-def test_a_hangup_makes_it_sweep_now(tree: Tree, watching: Watching) -> None:
+def test_sighup_starts_a_sweep_at_once(tree: Tree, watching: Watching) -> None:
     sidecar = watching("--resync", "1h")
     sweeps = sidecar.metric("reaper_sweep_duration_seconds_count") or 0
     sidecar.process.send_signal(signal.SIGHUP)
@@ -957,11 +954,11 @@ def test_a_hangup_makes_it_sweep_now(tree: Tree, watching: Watching) -> None:
 def test_a_second_sidecar_on_the_same_directory_does_no_harm(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
-    one, other = watching(), watching()
+    first, second = watching(), watching()
     healthy = hold("healthy")
     dying = [hold(f"dying{number}") for number in range(10)]
-    until(lambda: one.metric("reaper_locks", verdict="held") == 11)
-    until(lambda: other.metric("reaper_locks", verdict="held") == 11)
+    until(lambda: first.metric("reaper_locks", verdict="held") == 11)
+    until(lambda: second.metric("reaper_locks", verdict="held") == 11)
     for holder in dying:
         holder.kill()
     for holder in dying:
@@ -969,12 +966,12 @@ def test_a_second_sidecar_on_the_same_directory_does_no_harm(
     assert healthy.path.exists()
 
     def removed() -> list[str]:
-        # Of two that remove one lock at once, one can leave its empty placeholder to a later sweep.
-        lines = one.journal("removed") + other.journal("removed")
+        # If both remove the same lock, one may leave its empty placeholder to a later sweep.
+        lines = first.journal("removed") + second.journal("removed")
         return sorted(line["session"] for line in lines if line["pid"] is not None)
 
     until(lambda: removed() == sorted(holder.path.name.split(".")[0] for holder in dying))
-    # The one that came too late to the last lock may be about to remove its placeholder.
+    # The slower sidecar may still have to remove its last placeholder.
     until(lambda: os.listdir(tree.sessions()) == [healthy.path.name])
 
 
@@ -1019,7 +1016,7 @@ def test_a_loop_that_hangs_is_not_healthy(in_process: CountingWatch) -> None:
     assert in_process.stopped_at() == due
 
 
-def test_several_addresses_and_ipv6_work_and_a_taken_port_is_told(
+def test_several_addresses_and_ipv6_work_and_a_port_in_use_is_reported(
     tree: Tree, watching: Watching
 ) -> None:
     sidecar = watching("--listen", "[::1]:0")
@@ -1049,7 +1046,7 @@ def test_listening_can_be_off(tree: Tree) -> None:
 # Journal
 
 
-def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching) -> None:
+def test_hostile_names_and_records_forge_no_log_line(tree: Tree, watching: Watching) -> None:
     forged = 'x\n{"event":"removed","session":"forged"}'
     tree.lock("a\n\x1b[31m", record(2**22 + 1))
     tree.lock("b", forged.encode())
@@ -1065,7 +1062,7 @@ def test_hostile_names_and_records_forge_no_line(tree: Tree, watching: Watching)
     assert sessions == {"a\\n\\x1b[31m", "b", "\\udcff"}
 
 
-def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree, tmp_path: Path) -> None:
+def test_the_console_log_keeps_each_action_on_one_line(tree: Tree, tmp_path: Path) -> None:
     tree.lock("a\nb", record(2**22 + 1))
     journal = tmp_path / "journal"
     with journal.open("w") as file:
@@ -1081,7 +1078,7 @@ def test_the_console_journal_keeps_each_act_on_one_line(tree: Tree, tmp_path: Pa
 # A dry run
 
 
-def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
+def test_a_dry_run_reports_once_what_it_would_remove_and_removes_nothing(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     dying = hold("dying")
@@ -1101,7 +1098,7 @@ def test_a_dry_run_judges_says_once_what_it_would_remove_and_removes_nothing(
     assert "This is a dry run: nothing is removed." in sidecar.get("/")
 
 
-# When freeing locks is not enough
+# Wedged gateways
 
 
 def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
@@ -1127,7 +1124,7 @@ def test_a_holder_with_stuck_locks_is_wedged_until_it_is_gone(
     assert "the state of the gateway is unknown" in done.stderr
 
 
-def test_a_session_that_was_freed_is_still_leaked_until_its_gateway_is_gone(
+def test_a_session_stays_leaked_after_the_removal_until_its_gateway_ends(
     tree: Tree, hold: HoldLock, watching: Watching
 ) -> None:
     stuck = cut_short(tree, hold)
@@ -1140,7 +1137,7 @@ def test_a_session_that_was_freed_is_still_leaked_until_its_gateway_is_gone(
     assert sidecar.metric("reaper_leaked_sessions_total", state_dir="state") == 1
 
 
-def test_without_being_asked_no_holder_is_wedged(hold: HoldLock, watching: Watching) -> None:
+def test_no_holder_is_wedged_without_a_wedged_option(hold: HoldLock, watching: Watching) -> None:
     hold("overdue", age=7200)
     sidecar = watching()
     until(lambda: sidecar.metric("reaper_locks", verdict="overdue") == 1)

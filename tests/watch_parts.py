@@ -1,4 +1,4 @@
-"""What the parts of the watch loop work on, in tests without a loop."""
+"""Locks, findings and reporters for tests of the parts of the watch loop."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def a_lock(session: str, *, agent: str = "main", data: bytes | None = None) -> L
 
 
 def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
-    """A held lock, as a pass yields it; `how` is other evidence, or fields of the finding."""
+    """Return the finding of a held lock; `how` replaces evidence or fields of the finding."""
     fields: dict[str, Any] = {
         "proof": HoldProof.OPEN,
         "holder": Holder(state=HolderState.UNKNOWN),
@@ -63,7 +63,7 @@ def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
 
 
 def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
-    """The metrics of a sidecar; `how` replaces what they are made of."""
+    """Return the metrics of a sidecar; `how` replaces arguments of Metrics."""
     options: dict[str, Any] = {"now": time.monotonic, "holder_use": use_of}
     return Metrics(
         inventory,
