@@ -1,4 +1,4 @@
-"""Calls that fail, as they do on file systems that lack or refuse something."""
+"""System calls that fail as they do on some file systems."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ FEWER_RENAMES: Final = pytest.mark.parametrize(
     [("exchange",), ("exchange", "rename_noreplace")],
     ids=["no-exchange", "no-flags"],
 )
-"""Many file systems below FUSE, and those of a network, have one of renameat2's flags or none."""
+"""Many network and FUSE file systems support one of renameat2's flags or none."""
 ALL_RENAMES: Final = pytest.mark.parametrize(
     "missing",
     [(), ("exchange",), ("exchange", "rename_noreplace")],
@@ -23,7 +23,7 @@ ALL_RENAMES: Final = pytest.mark.parametrize(
 
 
 def failing(code: int) -> Callable[..., Any]:
-    """Return a function that takes whatever a call takes, and raises OSError."""
+    """Return a function that takes any arguments and raises OSError."""
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -31,14 +31,14 @@ def failing(code: int) -> Callable[..., Any]:
     return fails
 
 
-def take_away(missing: tuple[str, ...], patch: pytest.MonkeyPatch) -> None:
-    """Have these renames fail as they do where the file system does not know their flag."""
+def refuse_renames(missing: tuple[str, ...], patch: pytest.MonkeyPatch) -> None:
+    """Make these renames fail as on a file system that does not support their flag."""
     for name in missing:
         patch.setattr(removal, name, failing(errno.EINVAL))
 
 
 def unlink_fails(patch: pytest.MonkeyPatch, condition: Callable[[int], bool]) -> None:
-    """Have `os.unlink` fail by EIO for files whose inode number meets the condition."""
+    """Make `os.unlink` fail with EIO for files whose inode number meets the condition."""
     unlink = os.unlink
 
     def called(name: Any, *, dir_fd: int | None = None) -> None:

@@ -1,21 +1,21 @@
-"""A real gateway on loopback, with a state directory and a model provider of its own.
+"""A real gateway on loopback, with its own state directory and model provider.
 
-How it behaves (2026.5.22), for who writes a test:
+How 2026.5.22 behaves:
 
 - A websocket client `gateway-client` in mode `backend` needs only the token. `agent` takes the
   run's timeout; `cron.add` and `cron.run` (mode force) start a job; `sessions.compact` compacts.
   A subagent spawned by `POST /tools/invoke` may not use `exec`; one that the model spawns may.
-- After its start the gateway looks for credentials of all plugins' providers, once per agent: 34
-  s of CPU time, while its event loop stands still; 12 s with `plugins.allow: ["speech-core"]`,
-  without which no run works.
+- After its start the gateway looks for credentials of all plugins' providers, once per agent. That
+  blocks its event loop for 34 s of CPU time, or 12 s with `plugins.allow: ["speech-core"]`, without
+  which no run works.
 - A model call without a token for two minutes is retried, unless the provider's `timeoutSeconds`
   is longer. After six minutes the gateway aborts the run, unless
   `diagnostics.stuckSessionAbortMs` says otherwise.
 - The lane of a run gives up 30 s after the run's timeout; the store then says `failed`, even if
   the run has not begun its tool.
-- During its first compaction the event loop stood still for 135 s (load 12; unexplained).
-- A prompt that is too long makes the run compact and go on. A subagent's end starts a run of its
-  parent, whose prompt quotes the task.
+- The first compaction blocked the event loop for 135 s (load 12; unexplained).
+- A prompt that is too long makes the run compact and go on. The end of a subagent starts a run of
+  its parent; the prompt quotes the task.
 - SIGKILL leaves the exec tool's commands running.
 """
 
@@ -40,25 +40,25 @@ from tests.sidecar import free_port
 
 _TOKEN = "loopback-only"
 PATIENCE = 240.0
-"""Seconds that anything of the gateway's may take before it counts as never. Less than the time
-that a test has (Makefile), so that a test which waits in vain says for what.
+"""Seconds to wait for anything of a gateway. Less than the time limit of a test (Makefile), so that
+a test which waits in vain says for what.
 """
 
 _QUIET = 3.0
-"""Seconds for which an idle gateway has written nothing."""
+"""Seconds without a write after which a gateway counts as idle."""
 
 
 def eventually(
-    condition: Any, what: str = "", *, patience: float = PATIENCE, every: float = 0.1
+    condition: Any, expected: str = "", *, patience: float = PATIENCE, every: float = 0.1
 ) -> Any:
-    """Return the condition's first true value; for a gateway, which takes its time."""
+    """Wait for a true value of the condition and return it."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
         time.sleep(every)
-    raise AssertionError(f"never came true: {what or condition}")
+    raise AssertionError(f"never came true: {expected or condition}")
 
 
 class Refused(Exception):  # noqa: N818  # the gateway's answer
@@ -66,7 +66,7 @@ class Refused(Exception):  # noqa: N818  # the gateway's answer
 
 
 class Gateway:
-    """A gateway process; close it in any case, also after it was killed."""
+    """A gateway process. Close it in any case, even after it was killed."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Gateway:
             "baseUrl": self.provider.url,
             "apiKey": "none",
             "api": "openai-completions",
-            "timeoutSeconds": 3600,  # else a call of two minutes without a token is tried again
+            "timeoutSeconds": 3600,  # else a call without a token for two minutes is retried
         }
         return {
             "gateway": {
@@ -164,7 +164,7 @@ class Gateway:
         }
 
     def start(self) -> None:
-        """Start it; return when it answers."""
+        """Start the gateway; return when it answers."""
         command = [*self.wrap, *self._program("gateway", "run", "--port", str(self.port))]
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
@@ -192,10 +192,10 @@ class Gateway:
     def log(self) -> str:
         return self.out.read_text(errors="replace")
 
-    # Asking
+    # Requests
 
     def call(self, method: str, **params: Any) -> Any:
-        """Ask over its websocket; return the last answer's payload. Raises Refused or OSError."""
+        """Call a method over the websocket; return the payload. Raises Refused or OSError."""
         # A busy gateway answers no ping for a minute.
         address = f"ws://127.0.0.1:{self.port}"
         with connect(
@@ -204,7 +204,7 @@ class Gateway:
             ask = {
                 "minProtocol": 3,
                 "maxProtocol": 4,
-                # What counts as a process of the gateway's own, and needs no paired device.
+                # Counts as a process of the gateway and needs no paired device.
                 "client": {
                     "id": "gateway-client",
                     "version": "1",
@@ -246,13 +246,13 @@ class Gateway:
         )
 
     def hello(self, session: str, *, agent: str = "main") -> None:
-        """Do a turn that goes well. Raises Refused."""
+        """Run a turn that succeeds. Raises Refused."""
         part = self.provider.part("hello", Step(text="hello"))
         answer = self.run(session, part.cue, agent=agent).result()
         assert answer["status"] == "ok", answer
 
     def submit(self, function: Any, *arguments: Any, **named: Any) -> "Future[Any]":
-        """Do something that waits for the gateway in a thread of its own."""
+        """Call a function that waits for the gateway, in another thread."""
         return self._calls.submit(function, *arguments, **named)
 
     def http(self, path: str, body: dict[str, Any], **headers: str) -> Any:
@@ -290,7 +290,7 @@ class Gateway:
             start_new_session=True,
         )  # fmt: skip
 
-    # Looking
+    # Files and processes
 
     def sessions(self, agent: str = "main") -> Path:
         return self.state / "agents" / agent / "sessions"
@@ -308,7 +308,7 @@ class Gateway:
         return {}
 
     def family(self) -> list[psutil.Process]:
-        """Return all processes that were started below this gateway's folder, its tools too."""
+        """Return all processes with this gateway's state directory, including its tools."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -318,21 +318,21 @@ class Gateway:
 
     @property
     def pid(self) -> int:
-        """The gateway's pid, as seen from here."""
+        """The gateway's pid in our PID namespace."""
         (gateway,) = [process for process in self.family() if _listens(process, self.port)]
         return int(gateway.pid)
 
     def trajectory(self, session: str, agent: str = "main") -> list[dict[str, Any]]:
-        """Return the records of a session's runs as far as they are written; [] without any."""
+        """Return the records of a session's runs that are written so far."""
         found: list[dict[str, Any]] = []
         with suppress(FileNotFoundError):
             text = (self.sessions(agent) / f"{session}.trajectory.jsonl").read_text()
-            with suppress(json.JSONDecodeError):  # a last line that is not whole yet
+            with suppress(json.JSONDecodeError):  # a last line that is half written
                 found.extend(json.loads(line) for line in text.splitlines())
         return found
 
     def mark_running(self, *sessions: str, agent: str = "main") -> None:
-        """Write into the session store that these sessions' runs go on."""
+        """Set these sessions to `running` in the session store."""
         path = self.sessions(agent) / "sessions.json"
         # Some releases write once more after the answer to a message.
         eventually(lambda: time.time() - path.stat().st_mtime > _QUIET, "a store at rest")
@@ -343,10 +343,10 @@ class Gateway:
                 entry.pop("endedAt", None)
         path.write_text(json.dumps(store))
 
-    # Ending
+    # End
 
     def stop(self) -> None:
-        """End the gateway as its service manager would."""
+        """End the gateway as a service manager does."""
         gateway = psutil.Process(self.pid)
         gateway.send_signal(signal.SIGTERM)
         psutil.wait_procs([gateway], timeout=PATIENCE)
@@ -354,7 +354,7 @@ class Gateway:
         self.process.wait(timeout=PATIENCE)
 
     def kill(self) -> None:
-        """SIGKILL the gateway itself, as the kernel would; what its tools started lives on."""
+        """SIGKILL the gateway itself; processes of its tools go on."""
         victim = psutil.Process(self.pid)
         victim.send_signal(signal.SIGKILL)
         psutil.wait_procs([victim], timeout=PATIENCE)
@@ -362,7 +362,7 @@ class Gateway:
         self.process.wait(timeout=PATIENCE)
 
     def close(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill all processes that are left."""
         for _ in range(50):
             family = self.family()
             if not family:

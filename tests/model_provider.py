@@ -1,8 +1,7 @@
-"""A model provider on loopback whose answers the tests write, one part at a time.
+"""A model provider on loopback with answers that a test defines.
 
-A part is played to the client that says its cue: the last user message with a cue picks the part,
-and the number of the model's turns since then picks the step. So answers are the same however often
-a request is repeated; and a step can be held back until the test lets it go.
+The last user message with a cue selects the part, and the number of the model's turns since then
+selects the step. So a repeated request gets the same answer. A test can hold a step back.
 """
 
 import json
@@ -22,8 +21,8 @@ _LOOK_EVERY = 0.1
 class Step:
     """One answer of the model: text, or a call of a tool (its name and arguments).
 
-    Nothing is sent before `until` is set; with `drip`, tokens are sent all the while. `tokens` is
-    what the prompt is said to have taken. With `overflow`, the prompt is refused as too long.
+    The answer is sent when `until` is set; with `drip`, tokens are sent until then. `tokens` is the
+    reported length of the prompt. With `overflow`, the prompt is refused as too long.
     """
 
     text: str = "so be it"
@@ -36,16 +35,16 @@ class Step:
 
 @dataclass(slots=True)
 class Part:
-    """What the model answers to one cue, step by step; after the last step it only says `done`."""
+    """The answers to one cue, step by step; after the last step the answer is `done`."""
 
     name: str
     steps: tuple[Step, ...]
     again: threading.Event | None = None
-    """While it is not set, the first step is played over and over."""
+    """Until it is set, the first step is repeated."""
     asked: int = 0
-    """Requests that came so far."""
+    """Number of requests so far."""
     open: int = 0
-    """Requests that wait for their answer now."""
+    """Number of requests that wait for their answer."""
 
     @property
     def cue(self) -> str:
@@ -59,13 +58,13 @@ class Part:
 
 @dataclass(slots=True)
 class Provider:
-    """The provider, served by threads of this process; use it as a context manager."""
+    """The provider, served by threads of this process; a context manager."""
 
     parts: dict[str, Part] = field(default_factory=dict)
     summary: Part = field(default_factory=lambda: Part("summary", (Step(text="In short: all."),)))
-    """Played to every request for a summary of a session, cue or not."""
+    """Answers each request for a summary of a session, with or without a cue."""
     down: set[str] = field(default_factory=set)
-    """Models that are refused as unknown."""
+    """Names of models that are refused as unknown."""
     _server: ThreadingHTTPServer | None = None
 
     def part(self, name: str, *steps: Step, again: threading.Event | None = None) -> Part:
@@ -104,7 +103,7 @@ class Provider:
         self._server.server_close()
 
     def choose(self, messages: list[dict[str, Any]]) -> tuple[Part, int]:
-        """Return the part that these messages ask for, and which of its steps is next."""
+        """Return the part that these messages select, and the number of the step."""
         if "summarization assistant" in _text(messages[0]):
             return self.summary, 0
         for at in range(len(messages) - 1, -1, -1):
@@ -131,7 +130,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """A gateway that hangs up, or is killed, is no error here."""
+        """Ignore gateways that hang up or are killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -141,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._reply(200, {"object": "list", "data": [{"id": "mock", "object": "model"}]})
@@ -181,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         yield _said(step)
 
     def _wait(self, until: threading.Event) -> None:
-        """Wait until told, or until the client has hung up; raises ConnectionError then."""
+        """Wait for the event. Raises ConnectionError if the client hangs up."""
         while not until.wait(_LOOK_EVERY):
             readable, _, _ = select.select([self.connection], [], [], 0)
             if readable and not self.connection.recv(1, socket.MSG_PEEK):

@@ -1,7 +1,7 @@
-"""The bug that this project exists for, end to end: a real gateway, and the reaper beside it.
+"""The upstream bug end to end, with a real gateway and the reaper beside it.
 
-How soon a gateway comes to a point depends on the machine, so nothing here is timed: what must
-last lasts until the test lets it go, and what must happen is waited for.
+The speed of a gateway depends on the machine, so no test asserts a time: each waits for what must
+happen, and holds back what must last.
 """
 
 import json
@@ -34,24 +34,24 @@ pytestmark = pytest.mark.gateway
 _ABANDONED_AFTER = 3.0
 SHORT = {"abandoned_after": _ABANDONED_AFTER, "confirm": 0.5}
 _EARLY = "sleep 400"
-"""A tool that dies of the first signal: the run's lock is taken again at once, and the run's end is
-recorded only when its clean-up has waited for that lock in vain.
+"""A tool that the first signal ends. The run's lock is created again at once, and the run's end is
+recorded only after its clean-up has waited for that lock in vain.
 """
 _LATE = "trap 'sleep 1; exit' TERM; sleep 400 & wait"
-"""A tool that dies a second later: the run's end is recorded at once, its clean-up gives up after
-two seconds and releases the lock, and then it is taken again.
+"""A tool that ends a second later. The run's end is recorded at once, its clean-up gives up after
+two seconds and releases the lock, and then the lock is created again.
 """
 RUN_TIMEOUT = 15
-"""Seconds; enough to reach the tool on most machines. Each new attempt gets twice as many."""
+"""Seconds; enough to reach the tool on most machines. Each further attempt doubles it."""
 _ATTEMPTS = 4
 _SETTLES = 20.0
-"""Seconds after a run's end for its lock to be left behind and to become old; else another try."""
+"""Seconds for the lock of an ended run to become old; then the next attempt begins."""
 _TOO_SLOW = {"created-after-run", "not-quiet", "run-just-ended"}
-"""Conditions that a gateway on a busy machine may not meet, because it writes its session store or
-its last records seconds later than its lock. Such a lock is kept, as it must be; another try then.
+"""Conditions that fail on a busy machine, where the gateway writes its session store or its last
+records seconds after its lock. Such a lock is rightly kept, and the next attempt begins.
 """
 _LEFT_BEHIND = 6.0
-"""Seconds. A run that is over keeps no lock for that long, unless it has left it behind."""
+"""Seconds. A lock that an ended run keeps for longer was left behind."""
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def watching(
     limits: Mapping[str, float] | None = None,
     wrap: tuple[str, ...] = (),
 ) -> Iterator[Sidecar]:
-    """Run the sidecar beside a gateway, with a sweep every two seconds; what it wraps ends too."""
+    """Run a sidecar beside a gateway, with a sweep every two seconds; end its children too."""
     sidecar = Sidecar(gateway.state, "--resync", "2s", *options, limits=limits, wrap=wrap)
     try:
         yield sidecar
@@ -74,7 +74,7 @@ def watching(
 
 
 def look(gateway: Gateway, *options: str, wrap: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Run `reaper list` for real; return its locks by session."""
+    """Run `reaper list` as a process; return its locks by session."""
     program = [*wrap, sys.executable, "-m", "reaper", "list", "--json"]
     done = subprocess.run(
         [*program, "--state-dir", str(gateway.state), *options],
@@ -83,8 +83,8 @@ def look(gateway: Gateway, *options: str, wrap: tuple[str, ...] = ()) -> dict[st
     return {load["session"]: load for load in json.loads(done.stdout)["locks"]}
 
 
-def put_down(process: "subprocess.Popen[str]") -> None:
-    """End a process of which no answer is wanted any more; more than once does no harm."""
+def end_process(process: "subprocess.Popen[str]") -> None:
+    """End a process and close its pipe; calling it twice does no harm."""
     process.kill()
     process.wait()
     if process.stdout is not None:
@@ -92,12 +92,12 @@ def put_down(process: "subprocess.Popen[str]") -> None:
 
 
 def transcript_is_intact(path: Path) -> bool:
-    """Whether each line is JSON, and there is one header and one root."""
+    """Return True if each line is JSON and there are one header and one root; else raise."""
     entries = [json.loads(line) for line in path.read_text().splitlines()]
-    header, *rest = entries
+    header, *others = entries
     assert header["type"] == "session"
-    assert not any(line["type"] == "session" for line in rest)
-    assert sum(line["parentId"] is None for line in rest) == 1
+    assert not any(line["type"] == "session" for line in others)
+    assert sum(line["parentId"] is None for line in others) == 1
     return True
 
 
@@ -106,11 +106,11 @@ def transcript_is_intact(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A session whose run was begun; `over` is its answer where there is one to wait for."""
+    """A session whose run has begun; `answer` is None if there is none to wait for."""
 
     session: str
     agent: str
-    over: "Future[Any] | None" = None
+    answer: "Future[Any] | None" = None
 
 
 Begin = Callable[[Gateway, Part, int], Begun]
@@ -119,14 +119,14 @@ Begin = Callable[[Gateway, Part, int], Begun]
 def begin_run(agent: str) -> Begin:
     def begin(gateway: Gateway, part: Part, timeout: int) -> Begun:
         session = f"run-{uuid.uuid4().hex[:8]}"
-        over = gateway.run(session, part.cue, agent=agent, timeout=timeout)
-        return Begun(session=session, agent=agent, over=over)
+        answer = gateway.run(session, part.cue, agent=agent, timeout=timeout)
+        return Begun(session=session, agent=agent, answer=answer)
 
     return begin
 
 
 def begin_subagent(gateway: Gateway, part: Part, timeout: int) -> Begun:
-    # The model asks for it: one that is spawned over HTTP inherits that no tool may be used there.
+    # Let the model spawn it: a subagent that is spawned over HTTP may not use tools.
     before = set(gateway.store())
     arguments = {"task": part.cue, "runTimeoutSeconds": timeout}
     parent = gateway.provider.part(f"{part.name}-parent", Step(call=("sessions_spawn", arguments)))
@@ -179,9 +179,9 @@ KINDS = {
 
 
 def ended(gateway: Gateway, begun: Begun) -> dict[str, Any] | None:
-    """Return the record by which a session's last run says that it has ended, if it has.
+    """Return the record of the end of a session's last run, None while the run goes on.
 
-    Behind it there may be what a fallback to another model has come to.
+    Records of a fallback to another model may follow it.
     """
     records = gateway.trajectory(begun.session, begun.agent)
     while records and records[-1]["type"] == "model.fallback_step":
@@ -198,11 +198,11 @@ def cut_short_in_a_tool(gateway: Gateway, session: str) -> dict[str, Any] | None
 
 
 def is_cut_short(end: dict[str, Any]) -> bool:
-    """Whether a run's end is one after which a lock can be abandoned: on a slow machine a run can
-    time out before it comes to its tool.
+    """Return whether a lock can be abandoned after this end of a run. On a slow machine a run can
+    time out before it reaches its tool.
     """
-    how = end["data"]
-    return bool(how["timedOutDuringToolExecution"] or (how["aborted"] and not how["timedOut"]))
+    data = end["data"]
+    return bool(data["timedOutDuringToolExecution"] or (data["aborted"] and not data["timedOut"]))
 
 
 def calls(command: str) -> Step:
@@ -210,7 +210,7 @@ def calls(command: str) -> Step:
 
 
 def stick(gateway: Gateway, kind: str, tool: str, timeout: int) -> Begun:
-    """Begin a run that is cut short while its tool runs; return once the model was asked."""
+    """Begin a run that is cut short while its tool runs; return after the model was asked."""
     part = gateway.provider.part(f"stick-{uuid.uuid4().hex[:8]}", calls(tool))
     begun = KINDS[kind](gateway, part, timeout)
     with suppress(AssertionError):
@@ -223,19 +223,18 @@ Wanted = tuple[str, str]
 
 
 def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
-    """Return a session of each kind whose lock stays behind: ended, and still held by the gateway.
+    """Return for each kind a session whose run ended and whose lock the gateway still holds.
 
-    Whether a run that is cut short leaves its lock is the gateway's own race, so there are several
-    attempts.
+    A race in the gateway decides whether a run leaves its lock, so there are several attempts.
     """
     found: dict[Wanted, Begun] = {}
     for attempt in range(_ATTEMPTS):
-        missing = [one for one in wanted if one not in found]
-        tried = [(one, stick(gateway, *one, RUN_TIMEOUT * 2**attempt)) for one in missing]
+        missing = [case for case in wanted if case not in found]
+        tried = [(case, stick(gateway, *case, RUN_TIMEOUT * 2**attempt)) for case in missing]
         for _, begun in tried:
             eventually(lambda run=begun: ended(gateway, run), f"the end of {begun}")
-            if begun.over is not None:
-                eventually(begun.over.done, f"the answer of {begun}")
+            if begun.answer is not None:
+                eventually(begun.answer.done, f"the answer of {begun}")
         with suppress(AssertionError):
             eventually(
                 lambda tried=tried: all(left_behind(gateway, begun) for _, begun in tried),
@@ -243,19 +242,19 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
                 every=1.0,
             )
         locks = look(gateway, "--abandoned-after", "2s")
-        for one, begun in tried:
+        for case, begun in tried:
             if left_behind(gateway, begun):
                 unmet = locks[begun.session]["not_freed_because"]
                 assert unmet in {"seen-once", *_TOO_SLOW}, (begun, unmet)
                 if unmet == "seen-once":
-                    found[one] = begun
+                    found[case] = begun
         if len(found) == len(wanted):
             return [found[name] for name in wanted]
     raise AssertionError(f"no lock stayed behind of {set(wanted) - set(found)}")
 
 
 def left_behind(gateway: Gateway, begun: Begun) -> bool:
-    """Whether the run was cut short, and a lock is there that is so old, and the run's end too."""
+    """Return whether the run was cut short and left a lock, both more than _LEFT_BEHIND ago."""
     end = ended(gateway, begun)
     if end is None or not is_cut_short(end):
         return False
@@ -277,11 +276,11 @@ def wait_until_freed(gateway: Gateway, begun: list[Begun]) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Healthy:
-    """A session of agent main that somebody really holds."""
+    """A session of agent main with a lock that is needed."""
 
-    what: str
+    kind: str
     session: str
-    over: "Future[Any] | subprocess.Popen[str]"
+    answer: "Future[Any] | subprocess.Popen[str]"
     identity: tuple[int, str] | None = None
 
     def lock(self, gateway: Gateway) -> Path:
@@ -295,31 +294,31 @@ def identity(lock: Path) -> tuple[int, str] | None:
 
 
 def begin_healthy(gateway: Gateway, go: threading.Event) -> list[Healthy]:
-    """Begin all that a reaper could take for stuck; each waits for `go`."""
+    """Begin each kind of run that could be mistaken for stuck; each waits for `go`."""
     provider = gateway.provider
     held = Step(until=go)
     slow = provider.part("slow", held)
-    found = [Healthy(what="a slow model", session="slow", over=gateway.run("slow", slow.cue))]
+    found = [Healthy(kind="a slow model", session="slow", answer=gateway.run("slow", slow.cue))]
 
-    # Somebody else takes over sessions whose last run, the gateway's, ended well or was cut short.
+    # Local agents take over sessions of the gateway that ended well or were cut short.
     gateway.hello("served")
     cut = provider.part("cut", Step(until=threading.Event()))
     assert gateway.run("cut", cut.cue, timeout=5).result()["status"] == "timeout"
     local = provider.part("local", Step(until=go, drip=True))
     for session in ("alone", "served", "cut"):
-        over = gateway.local(session, local.cue)
-        found.append(Healthy(what=f"--local on {session}", session=session, over=over))
+        answer = gateway.local(session, local.cue)
+        found.append(Healthy(kind=f"--local on {session}", session=session, answer=answer))
 
-    # Compactions: one by request, one that a run needs.
+    # Compactions: by request, and inside a run.
     gateway.hello("asked")
     gateway.hello("full")
     provider.summary = Part("summary", (held,))
     full = provider.part("full", Step(overflow=True))
     key = "agent:main:explicit:asked"
     asked = gateway.submit(gateway.call, "sessions.compact", key=key)
-    found.append(Healthy(what="a compaction by request", session="asked", over=asked))
+    found.append(Healthy(kind="a compaction by request", session="asked", answer=asked))
     needed = gateway.run("full", full.cue)
-    found.append(Healthy(what="a compaction inside a run", session="full", over=needed))
+    found.append(Healthy(kind="a compaction inside a run", session="full", answer=needed))
 
     for part, number in ((slow, 1), (local, 3), (provider.summary, 2)):
         eventually(
@@ -328,23 +327,24 @@ def begin_healthy(gateway: Gateway, go: threading.Event) -> list[Healthy]:
         )
     for healthy in found:
         healthy.identity = eventually(
-            lambda healthy=healthy: identity(healthy.lock(gateway)), f"a lock: {healthy.what}"
+            lambda healthy=healthy: identity(healthy.lock(gateway)), f"a lock: {healthy.kind}"
         )
     return found
 
 
 def all_go_on(healthy: list[Healthy]) -> bool:
-    """Raise AssertionError, with what it said, where a run that must wait has ended."""
-    for one in healthy:
-        if isinstance(one.over, Future):
-            assert not one.over.done(), f"{one.what}: {one.over.exception() or one.over.result()}"
+    """Raise AssertionError, with the answer, if a run that must wait has ended."""
+    for run in healthy:
+        answer = run.answer
+        if isinstance(answer, Future):
+            assert not answer.done(), f"{run.kind}: {answer.exception() or answer.result()}"
         else:
-            ended_with = one.over.poll()
-            assert ended_with is None, f"{one.what}: {one.over.communicate()[0][-2000:]}"
+            ended_with = answer.poll()
+            assert ended_with is None, f"{run.kind}: {answer.communicate()[0][-2000:]}"
     return True
 
 
-def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
+def test_stuck_locks_are_removed_and_healthy_ones_beside_them_are_kept(
     gateways: StartGateway, provider: Provider
 ) -> None:
     gateway = gateways()
@@ -357,34 +357,34 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
         eventually(lambda: busy_part.asked > 1)
         found = stuck(gateway, [(kind, _EARLY) for kind in FOUR_KINDS])
 
-        # Without the reaper: told, and in the way.
+        # Without the reaper, the locks are reported and block messages.
         locks = look(gateway, "--abandoned-after", "1h")
         assert {locks[entry.session]["verdict"] for entry in found} == {"held"}
-        found_to_be_stuck(gateway, found)
-        blocked = [begun for begun in found if begun.over is not None]
+        assert_found_stuck(gateway, found)
+        blocked = [begun for begun in found if begun.answer is not None]
         for begun in blocked:
             with pytest.raises(Refused, match="SessionWriteLockTimeoutError"):
                 gateway.hello(begun.session, agent=begun.agent)
 
-        # With it.
+        # With the reaper:
         with watching(gateway, limits=SHORT) as sidecar:
             wait_until_freed(gateway, found)
             for begun in blocked:
                 gateway.hello(begun.session, agent=begun.agent)
-            # The healthy ones are by now as old as any lock must be to be freed, several times.
+            # Wait until the healthy locks are much older than a stuck lock must be.
             eventually(
                 lambda: all_go_on(healthy) and all_older(gateway, healthy, 5 * _ABANDONED_AFTER),
                 "healthy runs that are old",
                 every=1.0,
             )
             for run in healthy:
-                assert identity(run.lock(gateway)) == run.identity, run.what
+                assert identity(run.lock(gateway)) == run.identity, run.kind
             freed = {line["session"] for line in sidecar.journal("removed")}
             assert not freed & {"busy", *(entry.session for entry in healthy)}
             go.set()
             assert busy.result()["status"] == "ok"
             for run in healthy:
-                succeeds(run.over)
+                succeeds(run.answer)
             freed = {line["session"] for line in sidecar.journal("removed")}
             assert not freed & {"busy", *(entry.session for entry in healthy)}
         for run in healthy:
@@ -393,28 +393,28 @@ def test_stuck_locks_are_freed_and_healthy_ones_beside_them_are_not(
     finally:
         go.set()
         for run in healthy:
-            if not isinstance(run.over, Future):
-                put_down(run.over)
+            if not isinstance(run.answer, Future):
+                end_process(run.answer)
 
 
-def found_to_be_stuck(gateway: Gateway, begun: list[Begun]) -> None:
+def assert_found_stuck(gateway: Gateway, begun: list[Begun]) -> None:
     locks = look(gateway, "--abandoned-after", "2s")
-    for one in begun:
-        lock = locks[one.session]
-        assert (lock["verdict"], lock["reasons"]) == ("abandoned", ["run-ended", "seen-once"]), one
+    for run in begun:
+        lock = locks[run.session]
+        assert (lock["verdict"], lock["reasons"]) == ("abandoned", ["run-ended", "seen-once"]), run
         assert (lock["hold_proof"], lock["holder_pid"]) == ("open", gateway.pid)
 
 
-def test_stuck_locks_of_the_late_shape_are_freed(gateways: StartGateway) -> None:
+def test_stuck_locks_of_a_tool_that_ends_late_are_removed(gateways: StartGateway) -> None:
     gateway = gateways()
     found = stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
-    found_to_be_stuck(gateway, found)
+    assert_found_stuck(gateway, found)
     with watching(gateway, limits=SHORT):
         wait_until_freed(gateway, found)
 
 
-@pytest.mark.torture  # four minutes; what it varies of the tests above is one record
-def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
+@pytest.mark.torture  # four minutes; it differs from the tests above by one record
+def test_stuck_locks_are_removed_where_fallback_models_are_configured(
     gateways: StartGateway, provider: Provider
 ) -> None:
     gateway = gateways(fallbacks=("second",))
@@ -426,7 +426,7 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
             line for begun in found for line in gateway.trajectory(begun.session, begun.agent)
         ]
         assert "model.fallback_step" in {record["type"] for record in records}
-        found_to_be_stuck(gateway, found)
+        assert_found_stuck(gateway, found)
         with watching(gateway, limits=SHORT):
             wait_until_freed(gateway, found)
     finally:
@@ -435,7 +435,7 @@ def test_stuck_locks_are_freed_where_models_to_fall_back_to_are_configured(
 
 def all_older(gateway: Gateway, healthy: list[Healthy], age: float) -> bool:
     locks = look(gateway)
-    missing = [run.what for run in healthy if run.session not in locks]
+    missing = [run.kind for run in healthy if run.session not in locks]
     assert not missing, f"the lock is gone of {missing}"
     return all(locks[run.session]["age_seconds"] > age for run in healthy)
 
@@ -445,12 +445,12 @@ def all_older(gateway: Gateway, healthy: list[Healthy], age: float) -> bool:
 
 @pytest.fixture(params=[VERSION, pytest.param(LATER, marks=pytest.mark.gateway611)])
 def release(request: pytest.FixtureRequest) -> OpenClaw:
-    """Return the release of the seed's report; with `-m gateway611`, the later one."""
+    """Return the release that the bug was reported for; with `-m gateway611`, the later one."""
     found: OpenClaw = request.getfixturevalue("openclaw" if request.param == VERSION else "later")
     return found
 
 
-def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
+def test_after_a_kill_the_next_gateway_finds_only_the_locks_of_running_sessions(
     gateways: StartGateway, provider: Provider, release: OpenClaw
 ) -> None:
     gateway = gateways(release)
@@ -460,8 +460,8 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
     local = gateway.local("served", alone.cue)
     try:
         eventually(lambda: alone.open)
-        other = eventually(lambda: identity(gateway.lock("served")) and gateway.lock("served"))
-        # A run is resumed where its transcript ends with what the model has not answered yet.
+        served = eventually(lambda: identity(gateway.lock("served")) and gateway.lock("served"))
+        # A run is resumed if its transcript ends with a message that the model has not answered.
         turns = provider.part("turns", calls("true"), Step(until=go))
         for key in ("agent:main:main", "agent:ops:main"):
             gateway.submit(gateway.chat, key, turns.cue)
@@ -470,15 +470,15 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             gateway.lock(gateway.store(agent)[f"agent:{agent}:main"]["sessionId"], agent)
             for agent in ("main", "ops")
         ]
-        noted = [eventually(lambda lock=lock: identity(lock)) for lock in resumable]
+        known = [eventually(lambda lock=lock: identity(lock)) for lock in resumable]
         with watching(gateway, limits={"orphan_grace": 2.0}) as sidecar:
             gateway.kill()
             for member in gateway.family():
                 member.kill()
-            put_down(local)
-            eventually(lambda: not other.exists(), "the lock of a session that is done is freed")
+            end_process(local)
+            eventually(lambda: not served.exists(), "the lock of a session that is done is freed")
             eventually(lambda: len(pending(sidecar)) == 2, "the others wait for the next gateway")
-            assert [identity(lock) for lock in resumable] == noted
+            assert [identity(lock) for lock in resumable] == known
             assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
             gateway.start()
             said = "marked 1 interrupted main session(s) from stale transcript locks"
@@ -486,24 +486,24 @@ def test_after_a_kill_the_next_gateway_finds_the_locks_of_running_sessions_only(
             eventually(lambda: turns.asked == 6, "both runs are resumed")
             go.set()
             eventually(
-                lambda: not any(identity(lock) in noted for lock in resumable),
+                lambda: not any(identity(lock) in known for lock in resumable),
                 "none of the dead gateway's locks is left",
             )
             assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
     finally:
         go.set()
-        put_down(local)
+        end_process(local)
 
 
 def pending(sidecar: Sidecar) -> set[str]:
-    """Sessions whose lock was last said to be evidence for the next gateway."""
+    """Return the sessions with a lock that was reported as kept for the next gateway."""
     return {line["session"] for line in sidecar.journal("kept")}
 
 
-def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_message(
+def test_a_running_gateway_itself_removes_the_lock_of_a_dead_holder_at_the_next_message(
     gateways: StartGateway, release: OpenClaw
 ) -> None:
-    # Its patience as in the product: for locks that name nobody it takes up to half a minute.
+    # The default timeout: locks without a pid take the gateway up to half a minute.
     gateway = gateways(release, acquire_timeout_ms=60_000)
     left = {
         "reused": record(os.getpid(), starttime=1),
@@ -533,13 +533,12 @@ def test_a_gateway_that_is_up_removes_a_dead_holders_lock_itself_at_the_next_mes
 
 
 def keeps(gateway: Gateway, session: str, sidecar: Sidecar) -> None:
-    """Return when a lock of a session has outlived all limits several times, after the end of a run
-    that timed out in its tool. The gateway itself may pass the lock on before; the reaper removes
-    none that is seen here.
+    """Wait until a lock of a session is several times older than all limits, after the end of a run
+    that timed out in its tool; fail if the reaper removes one. The gateway may replace the lock.
     """
     end = cut_short_in_a_tool(gateway, session)
     assert end is not None
-    met: set[str] = set()
+    seen: set[str] = set()
     held, since = None, 0.0
 
     def has_outlived() -> bool:
@@ -547,9 +546,9 @@ def keeps(gateway: Gateway, session: str, sidecar: Sidecar) -> None:
         now = identity(gateway.lock(session))
         if now is None or now != held:
             held, since = now, time.monotonic()
-        met.update(() if now is None else (now[1],))
+        seen.update(() if now is None else (now[1],))
         removed = [line for line in sidecar.journal("removed") if line["session"] == session]
-        assert not [line for line in removed if line["created_at"] in met], (removed, end)
+        assert not [line for line in removed if line["created_at"] in seen], (removed, end)
         return held is not None and time.monotonic() - since > 5 * _ABANDONED_AFTER
 
     eventually(has_outlived, f"a lock of {session} that stays", every=0.5)
@@ -559,9 +558,9 @@ def keeps(gateway: Gateway, session: str, sidecar: Sidecar) -> None:
 def begin_in_tool(gateway: Gateway, session: str, timeout: int) -> "Future[Any]":
     """Begin a run that times out in its tool; return when the tool has begun."""
     part = gateway.provider.part(f"cut-{session}", calls(_EARLY))
-    over = gateway.run(session, part.cue, timeout=timeout)
+    answer = gateway.run(session, part.cue, timeout=timeout)
     eventually(lambda: part.asked, f"the model is asked in {session}")
-    return over
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -571,7 +570,7 @@ def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
     gateways: StartGateway, openclaw: OpenClaw, title: tuple[str, ...]
 ) -> None:
     gateway = gateways()
-    # Up long before the run, so that its start time does not tell that the lock is another's.
+    # It starts long before the run, so that its start time proves nothing.
     with (
         closing(NodeHolder(openclaw, title=title)) as waiter,
         watching(gateway, limits=SHORT) as sidecar,
@@ -585,21 +584,21 @@ def test_the_lock_of_a_process_that_waited_for_a_run_to_time_out_is_kept(
 
 def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
     """Let a process wait for the lock of a run until the run times out in its tool. Return the
-    sessions where it has the lock: in the last one the run's end was recorded after that.
+    sessions where it has the lock; in the last one, the lock is older than the run's end.
 
-    Else the run's clean-up was first, and the lock is younger than the end, or is the gateway's
-    own again.
+    In the others the run's clean-up was first: the lock is younger than the end, or the gateway
+    has it again.
     """
     sessions: list[str] = []
     for attempt in range(_ATTEMPTS):
         session = f"shared-{attempt}"
-        over = begin_in_tool(gateway, session, RUN_TIMEOUT)
+        answer = begin_in_tool(gateway, session, RUN_TIMEOUT)
         waiter.tell("wait", gateway.sessions() / f"{session}.jsonl")
         assert waiter.answer() == "held"
         held = json.loads(gateway.lock(session).read_text())
         assert held["pid"] == waiter.process.pid
         with suppress(Refused):
-            over.result()
+            answer.result()
         end = eventually(lambda name=session: cut_short_in_a_tool(gateway, name), "the run's end")
         if holder_of(gateway, session) == waiter.process.pid:
             sessions.append(session)
@@ -609,14 +608,14 @@ def waited_for(gateway: Gateway, waiter: NodeHolder) -> list[str]:
 
 
 def holder_of(gateway: Gateway, session: str) -> int | None:
-    """Return the pid that a session's lock names, None while it cannot be read."""
+    """Return the pid in a session's lock, None while it cannot be read."""
     with suppress(OSError, ValueError):
         pid: int = json.loads(gateway.lock(session).read_text())["pid"]
         return pid
     return None
 
 
-@pytest.mark.torture  # whether it comes about is the gateway's own race, and takes minutes
+@pytest.mark.torture  # it depends on a race in the gateway and takes minutes
 def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
     gateways: StartGateway, provider: Provider
 ) -> None:
@@ -638,17 +637,17 @@ def test_the_lock_of_a_run_that_waited_in_the_same_gateway_is_kept(
 
 def overlapping(gateway: Gateway, waits: Part) -> str:
     """Return a session whose last record is the end of a run that timed out in its tool, while
-    another run holds the lock. Which of the two is first is the gateway's own race.
+    another run holds the lock. A race in the gateway decides which of the two is first.
     """
     for attempt in range(_ATTEMPTS):
         session = f"shared-{attempt}"
         before = waits.open
-        over = begin_in_tool(gateway, session, 2 * RUN_TIMEOUT)
-        # Several keys of one session: the gateway does not put their runs into one queue.
+        answer = begin_in_tool(gateway, session, 2 * RUN_TIMEOUT)
+        # The gateway does not queue runs of one session under different keys.
         for number in range(3):
             gateway.run(session, waits.cue, key=f"agent:main:explicit:{session}-{number}")
         with suppress(Refused):
-            over.result()
+            answer.result()
         eventually(lambda name=session: first_has_ended(gateway, name), "the first run's end")
         if waits.open > before and cut_short_in_a_tool(gateway, session):
             return session
@@ -670,31 +669,31 @@ def succeeds(run: "Future[Any] | subprocess.Popen[str]") -> None:
         assert run.returncode == 0, said[-2000:]
 
 
-# The seed's environment
+# PID namespaces
 
 
 @pytest.mark.root
-def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
+def test_reapers_inside_and_outside_the_gateways_pid_namespace_agree(
     gateways: StartGateway, provider: Provider, root_only: None
 ) -> None:
-    # The gateway as pid 7 or so of a namespace of its own, under a shell as pid 1.
+    # The gateway has about pid 7 in a new namespace; a shell is pid 1.
     script = 'for it in 1 2 3 4; do /bin/true; done; "$@" & wait'
     own = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh")
     gateway = gateways(wrap=own)
     go = threading.Event()
     try:
-        # The nearest: make, too, has a shell that is called so.
+        # The nearest one, because make may have a shell too.
         init = next(
             parent for parent in psutil.Process(gateway.pid).parents() if parent.name() == "sh"
         )
         inside = ("nsenter", "--target", str(init.pid), "--pid", "--mount")
         slow = provider.part("slow", Step(until=go))
-        over = gateway.run("slow", slow.cue)
+        answer = gateway.run("slow", slow.cue)
         eventually(lambda: slow.open)
         healthy = eventually(lambda: identity(gateway.lock("slow")))
 
         everywhere = [f"run of {agent}" for agent in ("main", "ops", "night")]
-        # A namespace that is neither the gateway's nor above it: there is no such process there.
+        # A namespace in which the gateway's process does not exist.
         elsewhere = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
         for wrap, wanted in (
             (inside, [(kind, _EARLY) for kind in (*everywhere, "subagent")]),
@@ -718,6 +717,6 @@ def test_a_reaper_in_the_gateways_pid_namespace_and_one_outside_agree(
                 assert "slow" not in {line["session"] for line in sidecar.journal("removed")}
             assert identity(gateway.lock("slow")) == healthy
         go.set()
-        assert over.result()["status"] == "ok"
+        assert answer.result()["status"] == "ok"
     finally:
         go.set()

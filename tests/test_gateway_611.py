@@ -1,5 +1,5 @@
-"""A real gateway of the release that buffers its trajectory: what the file says last is an earlier
-run's end while a healthy run goes on, so it proves nothing about the lock.
+"""A real gateway of the release that buffers its trajectory. During a healthy run the file ends
+with the end of an earlier run, so it proves nothing about the lock.
 """
 
 import threading
@@ -33,7 +33,7 @@ _ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 def is_kept(gateway: "Gateway", session: str, waiting: "Future[Any]", go: threading.Event) -> None:
-    """Let a reaper here and one in another PID namespace see a lock that a healthy run holds."""
+    """Run a sidecar here and one in another PID namespace beside a lock of a healthy run."""
     with (
         watching(gateway, limits=SHORT) as near,
         watching(gateway, limits=SHORT, wrap=_ELSEWHERE) as far,
@@ -49,7 +49,7 @@ def is_kept(gateway: "Gateway", session: str, waiting: "Future[Any]", go: thread
 
 
 @pytest.mark.root
-def test_a_run_that_was_queued_behind_one_that_timed_out_in_its_tool_keeps_its_lock(
+def test_a_run_that_was_queued_behind_a_run_that_timed_out_in_its_tool_keeps_its_lock(
     gateways: StartGateway, later: OpenClaw, provider: Provider, root_only: None
 ) -> None:
     gateway = gateways(later)
@@ -79,7 +79,7 @@ def test_the_first_run_after_an_upgrade_keeps_its_lock(
     try:
         waiting = gateway.run("sid", slow.cue)
         eventually(lambda: slow.open, "the run has the lock")
-        # The file is in every respect what the older gateway left.
+        # The older gateway wrote the whole file.
         assert cut_short_in_a_tool(gateway, "sid")
         versions = [
             record["data"]["harness"]["version"]

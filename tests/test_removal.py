@@ -1,4 +1,4 @@
-"""The removal, step by step: what it leaves in the folder whatever happens between two steps."""
+"""The steps of a removal, and what it leaves in the folder if something happens between them."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from reaper.adapters.locks.removal import drop_parked, put_back, remove
 from reaper.core.evidence import HoldProof
 from reaper.core.policy import Outcome
 from tests.conftest import Meanwhile, Tree, record
-from tests.failing import ALL_RENAMES, FEWER_RENAMES, failing, take_away, unlink_fails
+from tests.failing import ALL_RENAMES, FEWER_RENAMES, failing, refuse_renames, unlink_fails
 from tests.test_hold_proof import probe_fd
 from tests.test_lock_files import listing, opened, the_folder
 
@@ -28,7 +28,7 @@ def pid_of(path: Path) -> object:
 
 
 def replaced(path: Path) -> Callable[[], None]:
-    """Return what a gateway does: it unlinks the stale lock and creates its own."""
+    """Return a function that replaces the stale lock by a new one, as a gateway does."""
 
     def replace() -> None:
         path.unlink(missing_ok=True)
@@ -38,19 +38,19 @@ def replaced(path: Path) -> Callable[[], None]:
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """What changes when the file is moved, linked or written, and not when it is read."""
+    """Return values that change if the file is moved, linked or written, but not if it is read."""
     found = path.stat()
     return found.st_ino, found.st_nlink, found.st_ctime_ns
 
 
-# Where the file system lacks a rename
+# File systems without some renames
 
 
 @FEWER_RENAMES
-def test_a_lock_is_removed_by_whatever_rename_there_is(
+def test_a_lock_is_removed_with_each_rename_that_the_file_system_may_have(
     tree: Tree, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     tree.lock("sid", record(DEAD))
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock) == removal.Removal(outcome=Outcome.REMOVED)
@@ -59,11 +59,11 @@ def test_a_lock_is_removed_by_whatever_rename_there_is(
 
 
 @FEWER_RENAMES
-def test_without_the_exchange_a_successor_is_never_moved(
+def test_without_exchange_a_new_lock_under_the_name_is_never_moved(
     tree: Tree, meanwhile: Meanwhile, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name would be free for an instant; it came just before the exchange was refused."""
-    take_away(missing, monkeypatch)
+    """Its name would be free for a moment. It appears just before the exchange is refused."""
+    refuse_renames(missing, monkeypatch)
     path = tree.lock("sid", record(DEAD))
     meanwhile("exchange", replaced(path))
     moved: list[str] = []
@@ -75,10 +75,10 @@ def test_without_the_exchange_a_successor_is_never_moved(
 
 
 @FEWER_RENAMES
-def test_without_the_exchange_a_lock_that_was_moved_by_mistake_goes_back(
+def test_without_exchange_a_lock_that_was_moved_by_mistake_is_put_back(
     tree: Tree, meanwhile: Meanwhile, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     path = tree.lock("sid", record(DEAD))
     check = removal._check
     checks: list[str] = []
@@ -96,37 +96,37 @@ def test_without_the_exchange_a_lock_that_was_moved_by_mistake_goes_back(
 
 
 @ALL_RENAMES
-def test_what_is_aside_is_never_put_over_a_newer_lock(
+def test_a_parked_lock_is_never_put_over_a_newer_lock(
     tree: Tree, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     path = tree.lock("sid", record(LIVE))
-    aside = tree.sessions() / names.private_name("sid")
-    aside.write_bytes(record(DEAD))
+    parked = tree.sessions() / names.private_name("sid")
+    parked.write_bytes(record(DEAD))
     with the_folder(tree) as folder:
-        assert put_back(folder, aside.name).outcome is Outcome.FAILED
-    assert (pid_of(path), pid_of(aside)) == (LIVE, DEAD)
+        assert put_back(folder, parked.name).outcome is Outcome.FAILED
+    assert (pid_of(path), pid_of(parked)) == (LIVE, DEAD)
 
 
 @ALL_RENAMES
-def test_what_is_aside_is_put_back_and_leaves_no_other_name(
+def test_a_parked_lock_is_put_back_and_leaves_no_other_name(
     tree: Tree, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
-    aside = tree.sessions() / names.private_name("sid")
-    aside.write_bytes(record(LIVE))
+    refuse_renames(missing, monkeypatch)
+    parked = tree.sessions() / names.private_name("sid")
+    parked.write_bytes(record(LIVE))
     with the_folder(tree) as folder:
-        assert put_back(folder, aside.name).outcome is Outcome.RESTORED
+        assert put_back(folder, parked.name).outcome is Outcome.RESTORED
     assert listing(tree) == {NAME}
 
 
 @pytest.mark.parametrize("why", ["another uid", "no links"])
 @pytest.mark.parametrize("forced", [False, True])
-def test_without_a_way_back_only_a_person_removes_a_lock(
+def test_a_lock_that_could_not_be_put_back_is_removed_only_by_force(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, why: str, forced: bool
 ) -> None:
-    """Another uid's file may not be linked, and some file systems have no links."""
-    take_away(("exchange", "rename_noreplace"), monkeypatch)
+    """Files of other uids cannot be linked, and some file systems have no links."""
+    refuse_renames(("exchange", "rename_noreplace"), monkeypatch)
     if why == "another uid":
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     else:
@@ -146,10 +146,10 @@ def test_without_a_way_back_only_a_person_removes_a_lock(
         assert listing(tree) == {NAME}
 
 
-def test_not_even_a_person_removes_a_lock_that_came_meanwhile(
+def test_not_even_force_removes_a_lock_that_was_replaced_meanwhile(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(("exchange", "rename_noreplace"), monkeypatch)
+    refuse_renames(("exchange", "rename_noreplace"), monkeypatch)
     path = tree.lock("sid", record(DEAD))
     link = os.link
 
@@ -165,10 +165,10 @@ def test_not_even_a_person_removes_a_lock_that_came_meanwhile(
 
 
 @pytest.mark.parametrize("call", ["link", "rename"])
-def test_a_lock_that_goes_while_the_way_back_is_tried_has_vanished(
+def test_a_lock_that_is_deleted_while_the_way_back_is_tried_has_vanished(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    take_away(("exchange", "rename_noreplace"), monkeypatch)
+    refuse_renames(("exchange", "rename_noreplace"), monkeypatch)
     path = tree.lock("sid", record(DEAD))
     real = getattr(os, call)
 
@@ -185,7 +185,7 @@ def test_a_lock_that_goes_while_the_way_back_is_tried_has_vanished(
 def test_a_rename_that_fails_for_another_reason_moves_nothing(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(("exchange",), monkeypatch)
+    refuse_renames(("exchange",), monkeypatch)
     path = tree.lock("sid", record(DEAD))
     before = state_of(path)
 
@@ -201,7 +201,7 @@ def test_a_rename_that_fails_for_another_reason_moves_nothing(
 
 
 def test_the_placeholder_is_a_lock_that_nobody_holds(tree: Tree, meanwhile: Meanwhile) -> None:
-    """A removal may be stopped for long; another reaper then frees the name."""
+    """So another reaper can remove it if this removal is stopped for long."""
     path = tree.lock("sid", record(DEAD))
     proofs: list[HoldProof] = []
 
@@ -217,10 +217,10 @@ def test_the_placeholder_is_a_lock_that_nobody_holds(tree: Tree, meanwhile: Mean
 
 
 @pytest.mark.parametrize("name", ["x", "other.jsonl.lock", ".rpr-mine", "~"])
-def test_a_foreign_name_of_the_placeholder_is_not_touched(
+def test_another_link_to_the_placeholder_is_not_removed(
     tree: Tree, meanwhile: Meanwhile, name: str
 ) -> None:
-    """Somebody linked it while it had the lock's name."""
+    """Another process linked it while it had the name of the lock."""
     path = tree.lock("sid", record(DEAD))
     inodes: list[int] = []
 
@@ -235,7 +235,7 @@ def test_a_foreign_name_of_the_placeholder_is_not_touched(
     assert [(tree.sessions() / name).stat().st_ino] == inodes
 
 
-def test_another_removals_file_is_not_taken_for_the_placeholder(
+def test_another_removals_file_is_not_mistaken_for_the_placeholder(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
     path = tree.lock("sid", record(DEAD))
@@ -247,27 +247,27 @@ def test_another_removals_file_is_not_taken_for_the_placeholder(
     assert listing(tree) == {others.name}
 
 
-def test_a_lock_moved_in_the_placeholders_place_gets_its_name_back_from_it(
+def test_a_lock_that_is_moved_instead_of_the_placeholder_gets_its_name_back(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
-    """A rival has taken the placeholder for the lock, and gives it back just before we give back
-    what we moved in its place: our placeholder must not keep a live lock from its name.
+    """A rival moves the placeholder and puts it back just before we put back the lock that we moved
+    instead. The placeholder must not keep the live lock from its name.
     """
     path = tree.lock("sid", record(DEAD))
-    with_rival = tree.sessions() / names.private_name("sid")
+    rivals_name = tree.sessions() / names.private_name("sid")
 
-    def taken() -> None:
-        path.rename(with_rival)
+    def swap() -> None:
+        path.rename(rivals_name)
         path.write_bytes(record(LIVE))
-        meanwhile("_put_back", lambda: with_rival.rename(path))
+        meanwhile("_put_back", lambda: rivals_name.rename(path))
 
-    meanwhile("rename_noreplace", taken)
+    meanwhile("rename_noreplace", swap)
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.REMOVED
     assert (pid_of(path), listing(tree)) == (LIVE, {NAME})
 
 
-def test_a_lock_goes_back_though_its_placeholder_is_gone(tree: Tree, meanwhile: Meanwhile) -> None:
+def test_a_lock_is_put_back_if_its_placeholder_is_gone(tree: Tree, meanwhile: Meanwhile) -> None:
     path = tree.lock("sid", record(DEAD))
     meanwhile("exchange", replaced(path))
     meanwhile("_give_back", lambda: meanwhile("exchange", path.unlink))
@@ -292,27 +292,27 @@ def test_a_move_that_fails_leaves_the_lock_and_no_placeholder(
     assert listing(tree) == {NAME}
 
 
-def fails_once_aside(patch: pytest.MonkeyPatch, lock: OpenLock, *, after: int = 0) -> None:
-    """Let the unlinking of a judged lock fail once, after that file lost `after` other names."""
+def unlink_fails_once(patch: pytest.MonkeyPatch, lock: OpenLock, *, after: int = 0) -> None:
+    """Make unlinking the judged lock fail once, after `after` other links of it were unlinked."""
     tries: list[int] = []
 
-    def is_the_one(inode: int) -> bool:
+    def is_judged(inode: int) -> bool:
         if inode == lock.lock.file.inode:
             tries.append(inode)
         return inode == lock.lock.file.inode and len(tries) == after + 1
 
-    unlink_fails(patch, is_the_one)
+    unlink_fails(patch, is_judged)
 
 
 @ALL_RENAMES
-def test_a_lock_that_cannot_be_unlinked_has_its_name_back_and_leaves_no_other_file(
+def test_a_lock_that_cannot_be_unlinked_gets_its_name_back_and_leaves_no_other_file(
     tree: Tree, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     path = tree.lock("sid", record(DEAD))
     with the_folder(tree) as folder, opened(folder) as lock:
-        tried = "rename_noreplace" in missing  # by a link, which is unlinked first
-        fails_once_aside(monkeypatch, lock, after=int(tried))
+        links = "rename_noreplace" in missing  # a link, which is unlinked first
+        unlink_fails_once(monkeypatch, lock, after=int(links))
         done = remove(lock)
         assert done.outcome is Outcome.FAILED
         assert done.note.startswith("Input/output error")
@@ -326,26 +326,25 @@ def test_a_lock_that_cannot_be_unlinked_has_its_name_back_and_leaves_no_other_fi
 def test_a_placeholder_keeps_the_name_of_a_lock_that_could_not_be_put_back(
     tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock is aside: under a free name a gateway would create another one. The placeholder is
-    no litter either, because a process that looked at that name may have found a gateway's lock
-    there.
+    """If the name were free, a gateway would create another lock. The placeholder does not count as
+    litter, because a gateway's lock may have its name by now.
     """
     path = tree.lock("sid", record(DEAD))
 
     refused = failing(errno.EIO)
     with the_folder(tree) as folder, opened(folder) as lock:
-        fails_once_aside(monkeypatch, lock)
+        unlink_fails_once(monkeypatch, lock)
         meanwhile("_give_back", lambda: monkeypatch.setattr(removal, "exchange", refused))
         done = remove(lock)
         assert done.outcome is Outcome.FAILED
         assert "left at '.rpr" in done.note
         assert folder.litter is None
-    (aside,) = listing(tree) - {NAME}
+    (parked,) = listing(tree) - {NAME}
     assert path.read_bytes() == b""
-    assert pid_of(tree.sessions() / aside) == DEAD
+    assert pid_of(tree.sessions() / parked) == DEAD
 
 
-def test_what_is_left_and_cannot_be_removed_is_said_with_what_was_done(
+def test_a_placeholder_that_cannot_be_removed_is_reported_with_the_outcome(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("sid", record(DEAD))
@@ -366,13 +365,13 @@ def test_what_is_left_and_cannot_be_removed_is_said_with_what_was_done(
         assert listing(tree) == {NAME, left}
 
 
-def test_a_private_name_that_belongs_to_another_file_now_is_not_dropped(tree: Tree) -> None:
-    aside = tree.sessions() / names.private_name("sid")
-    aside.write_bytes(record(DEAD))
+def test_a_parked_file_that_was_replaced_is_not_deleted(tree: Tree) -> None:
+    parked = tree.sessions() / names.private_name("sid")
+    parked.write_bytes(record(DEAD))
     with the_folder(tree) as folder:
-        left = open_lock(folder, aside.name)
+        left = open_lock(folder, parked.name)
         assert isinstance(left, OpenLock)
         with left:
-            replaced(aside)()
+            replaced(parked)()
             assert drop_parked(left).outcome is Outcome.CHANGED
-    assert pid_of(aside) == LIVE
+    assert pid_of(parked) == LIVE

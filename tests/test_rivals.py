@@ -1,5 +1,5 @@
-"""Two removals of one lock, and a gateway, in all interleavings of their system calls: with each
-rename that a removal uses, and where the file system lacks one or both.
+"""Removals of one lock and a gateway, in all interleavings of their system calls, with and without
+the renames that a removal uses.
 """
 
 import functools
@@ -15,7 +15,7 @@ import pytest
 from reaper.adapters.locks.removal import Removal, remove
 from reaper.core.policy import Outcome
 from tests.conftest import Tree, record
-from tests.failing import ALL_RENAMES, take_away
+from tests.failing import ALL_RENAMES, refuse_renames
 from tests.test_lock_files import listing, opened, the_folder
 from tests.torture.interleave import SteppedOs, explore, stepped
 
@@ -23,12 +23,12 @@ DEAD, LIVE = 7, 8
 
 
 def switches(few: int, many: int) -> pytest.MarkDecorator:
-    """How often a task may be left that could go on: few in `make test`, many in `make torture`."""
+    """The number of switches away from a task that could go on; `many` for `make torture`."""
     return pytest.mark.parametrize("switches", [few, pytest.param(many, marks=pytest.mark.torture)])
 
 
 class Rivals:
-    """Removals that have all judged one lock, dead; made again for each interleaving."""
+    """Removals that have all judged the same dead lock; new ones for each interleaving."""
 
     def __init__(self, tree: Tree, count: int) -> None:
         self.tree = tree
@@ -46,13 +46,13 @@ class Rivals:
         locks = [self._open.enter_context(opened(folder)) for folder in folders]
         return [functools.partial(remove, lock) for lock in locks]
 
-    def note(self, results: list[object]) -> set[Outcome]:
+    def count(self, results: list[object]) -> set[Outcome]:
         found = [result.outcome for result in results if isinstance(result, Removal)]
         self.outcomes[tuple(sorted(outcome.value for outcome in found))] += 1
         return set(found)
 
 
-def told(orders: int) -> None:
+def assert_many(orders: int) -> None:
     print(orders, "orders")
     assert orders > 10
 
@@ -63,18 +63,18 @@ def told(orders: int) -> None:
 def test_two_removals_of_one_lock_leave_nothing_behind(
     tree: Tree, switches: int, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each may take the other's placeholder for the lock, and puts that back."""
-    take_away(missing, monkeypatch)
+    """Each may mistake the other's placeholder for the lock, and puts it back."""
+    refuse_renames(missing, monkeypatch)
     rivals = Rivals(tree, 2)
 
     def check(results: list[object]) -> None:
-        outcomes = rivals.note(results)
+        outcomes = rivals.count(results)
         assert listing(tree) == set()
         assert Outcome.REMOVED in outcomes
         assert Outcome.FAILED not in outcomes
 
     with stepped():
-        told(explore(rivals.removals, check, switches=switches))
+        assert_many(explore(rivals.removals, check, switches=switches))
 
 
 @ALL_RENAMES
@@ -82,19 +82,19 @@ def test_two_removals_of_one_lock_leave_nothing_behind(
 def test_three_removals_of_one_lock_leave_nothing_behind(
     tree: Tree, switches: int, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     rivals = Rivals(tree, 3)
 
     def check(results: list[object]) -> None:
-        assert Outcome.REMOVED in rivals.note(results)
+        assert Outcome.REMOVED in rivals.count(results)
         assert listing(tree) == set()
 
     with stepped():
-        told(explore(rivals.removals, check, switches=switches))
+        assert_many(explore(rivals.removals, check, switches=switches))
 
 
 class Gateway:
-    """Takes the lock as upstream does: exclusively; one whose holder is dead it unlinks before."""
+    """Creates the lock as upstream does: exclusively, after unlinking the lock of a dead holder."""
 
     def __init__(self, path: Path, os_: SteppedOs) -> None:
         self.path = path
@@ -129,16 +129,16 @@ class Gateway:
 @ALL_RENAMES
 @pytest.mark.parametrize("removals", [1, 2])
 @switches(2, 3)
-def test_a_lock_that_a_gateway_takes_meanwhile_keeps_its_name(
+def test_a_lock_that_a_gateway_creates_meanwhile_keeps_its_name(
     tree: Tree,
     removals: int,
     switches: int,
     missing: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    take_away(missing, monkeypatch)
+    refuse_renames(missing, monkeypatch)
     rivals = Rivals(tree, removals)
-    taken: Counter[bool] = Counter()
+    created: Counter[bool] = Counter()
 
     with stepped() as os_:
         gateways: list[Gateway] = []
@@ -150,13 +150,13 @@ def test_a_lock_that_a_gateway_takes_meanwhile_keeps_its_name(
 
         def check(results: list[object]) -> None:
             inode = gateways.pop().inode
-            taken[inode is not None] += 1
-            rivals.note(results)
+            created[inode is not None] += 1
+            rivals.count(results)
             if inode is None:
                 assert listing(tree) == set()
             else:
                 assert rivals.path.stat().st_ino == inode
                 assert listing(tree) == {rivals.path.name}
 
-        told(explore(make, check, switches=switches))
-    assert taken[True] > 50
+        assert_many(explore(make, check, switches=switches))
+    assert created[True] > 50

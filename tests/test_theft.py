@@ -1,4 +1,4 @@
-"""No live lock is stolen: theft.c takes stale locks over in the instant of their removal."""
+"""No live lock is stolen: theft.c replaces stale locks just when they are removed."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.torture import theft
 from tests.torture.figures import note_figures
 
-# Where it may, the harness runs at real-time priority: only one at a time.
+# The harness runs at real-time priority if permitted, so only one runs at a time.
 pytestmark = [pytest.mark.xdist_group("theft"), pytest.mark.long(seconds=8)]
 
 
@@ -19,7 +19,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _until_stolen(program: Path, how: str) -> Counter[str]:
-    """Race for as long as nothing is stolen, within patience."""
+    """Race until something is stolen, for two minutes at most."""
     counts: Counter[str] = Counter()
     for _ in range(120):
         counts += theft.race(program, how, seconds=1)
@@ -29,7 +29,7 @@ def _until_stolen(program: Path, how: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("how", ["plain", "checked"])
-def test_a_tool_that_unlinks_what_it_looked_at_is_caught_stealing(program: Path, how: str) -> None:
+def test_a_tool_that_unlinks_by_name_is_caught_stealing(program: Path, how: str) -> None:
     counts = _until_stolen(program, how)
     note_figures(f"theft beside {how} unlink", **counts)
     assert counts["stolen"] > 0, f"the check could not fail here: {counts}"
@@ -46,7 +46,7 @@ def _races() -> list[Any]:
 def test_the_reaper_steals_no_live_lock(
     program: Path, how: str, rival: bool, removals: int
 ) -> None:
-    """Nor does a rival that waits for the same name get it while the lock is held."""
+    """And a rival that waits for the same name does not get it while the lock is held."""
     counts = theft.race(
         program, how, seconds=max(120, removals / 20), removals=removals, rival=rival
     )

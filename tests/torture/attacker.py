@@ -1,11 +1,11 @@
-"""Swap what stands in the places of a state directory, as fast as it goes, until killed.
+"""Replace the entries of a state directory as fast as possible, until killed.
 
     python -m tests.torture.attacker STATE_DIR OUTSIDE
 
-Agent `evil` and its `sessions` are now a folder, now a symlink to one OUTSIDE; its locks are by
-turns a dead holder's, a symlink or a hard link to a victim OUTSIDE, a FIFO, a folder, a socket, a
-device where that may be made, or gone; so are its private names, its session store, its trajectory
-and its pointer.
+Agent `evil` and its `sessions` alternate between a folder and a symlink to a folder OUTSIDE. Its
+locks, private names, session store, trajectory and pointer alternate between a dead holder's lock,
+a symlink or a hard link to a victim OUTSIDE, a FIFO, a folder, a socket, a device where permitted,
+and nothing.
 """
 
 import os
@@ -83,15 +83,15 @@ def _clear(path: Path) -> None:
             shutil.rmtree(path)
 
 
-def _swap_folder(place: Path, target: Path) -> None:
-    """Put a symlink where a folder is, or the folder back where the symlink is."""
-    parked = place.with_name(f"{place.name}-parked")
-    if place.is_symlink():
-        place.unlink()
-        parked.rename(place)
+def _swap_folder(folder: Path, target: Path) -> None:
+    """Replace a folder by a symlink, or the symlink by the folder again."""
+    parked = folder.with_name(f"{folder.name}-parked")
+    if folder.is_symlink():
+        folder.unlink()
+        parked.rename(folder)
     else:
-        place.rename(parked)
-        place.symlink_to(target)
+        folder.rename(parked)
+        folder.symlink_to(target)
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
     (evil / "sessions").mkdir(parents=True, exist_ok=True)
     while True:
         if random.randrange(40) == 0:
-            time.sleep(0.4)  # the sidecar looks at nothing younger
+            time.sleep(0.4)  # the sidecar checks no younger lock
         with suppress(OSError):
             match random.randrange(12):
                 case 0:
@@ -110,7 +110,7 @@ def main() -> None:
                 case _:
                     sessions = evil / "sessions"
                     if evil.is_symlink() or sessions.is_symlink():
-                        continue  # it would be its own victim
+                        continue  # it would change the victim itself
                     path = sessions / random.choice(NAMES)
                     _clear(path)
                     random.choice(SHAPES)(path, outside)

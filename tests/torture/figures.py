@@ -4,9 +4,9 @@ import json
 import os
 
 
-def note_figures(what: str, **figures: object) -> None:
-    """Append a line to the file that $TORTURE_FIGURES names, as `make torture` sets it."""
+def note_figures(run: str, **figures: object) -> None:
+    """Append a line to the file $TORTURE_FIGURES, which `make torture` sets."""
     path = os.environ.get("TORTURE_FIGURES")
     if path:
         with open(path, "a") as file:
-            file.write(f"{what}: {json.dumps(figures)}\n")
+            file.write(f"{run}: {json.dumps(figures)}\n")

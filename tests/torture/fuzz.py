@@ -1,6 +1,6 @@
-"""Fuzz targets: whatever the bytes, nothing raises and no live lock goes.
+"""Fuzz targets: with any bytes, nothing raises and no live lock is removed.
 
-`make torture` runs them under atheris, guided by coverage (guided.py); `make test` gives each the
+`make torture` runs them under atheris, guided by coverage (guided.py); `make test` runs them on the
 corpus and a bounded number of mutations (test_fuzz.py).
 """
 
@@ -70,7 +70,7 @@ def reads(data: bytes) -> None:
 
 
 class _Clock:
-    """A clock that its own sleeping moves."""
+    """A clock that only sleep moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -86,7 +86,7 @@ class _Clock:
 
 
 class _Nobody:
-    """A process table in which everybody is dead: only the hold proof protects a lock."""
+    """A process table in which each process is dead, so only the hold proof protects a lock."""
 
     def holder(
         self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
@@ -114,9 +114,9 @@ def _plant(folder: Path, data: bytes) -> None:
             raw, _, content = entry.partition(b"\n")
             name = os.fsdecode(raw.replace(b"/", b"").replace(b"\0", b"")[:255])
         if name in {"", ".", ".."} or name.startswith("live.trajectory"):
-            continue  # forged witnesses free a held lock: test_lies.py
+            continue  # a forged trajectory can free a held lock: test_lies.py
         path = folder / name
-        path.write_bytes(content)  # in place, where it is there
+        path.write_bytes(content)  # in place, if it exists
         os.utime(path, (0, 0))
 
 
@@ -142,7 +142,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"reads": reads, "sweeps": 
 
 
 def mutated(cases: int) -> list[bytes]:
-    """Return that many mutations of the corpus, the same ones each time."""
+    """Return that many mutations of the corpus, the same in each call."""
     chance = random.Random(86014)
     found = []
     for _ in range(cases):

@@ -1,7 +1,7 @@
 """All interleavings of some tasks, each of which stops before each of its system calls.
 
-No clock and no chance: a schedule is a list of choices, and one after the other is tried. A real
-file system is under it, so that nothing of what the kernel does is modelled.
+It needs no clock and no random numbers: a schedule is a list of choices, and each is tried. The
+file system is real, so the kernel is not modelled.
 """
 
 import os
@@ -22,7 +22,7 @@ _here: Final = threading.local()
 
 
 class _Task:
-    """One function in a thread of its own, which runs only while it is this task's turn."""
+    """A function in its own thread, which runs only during this task's turn."""
 
     def __init__(self, run: Callable[[], object], play: "_Play") -> None:
         self._run = run
@@ -56,7 +56,7 @@ class _Task:
 
 
 def _stepping(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **keywords: Any) -> Any:  # whatever the call takes
+    def call(*arguments: Any, **keywords: Any) -> Any:  # as the real call
         task = getattr(_here, "task", None)
         if task is not None:
             task.before(f"{name}{arguments}")
@@ -66,7 +66,7 @@ def _stepping(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SteppedOs:
-    """`os`, of which the calls that look at files or change them are steps."""
+    """`os`, with a step before each call that reads or changes files."""
 
     def __init__(self) -> None:
         for name in _CALLS:
@@ -78,7 +78,7 @@ class SteppedOs:
 
 @contextmanager
 def stepped() -> Iterator[SteppedOs]:
-    """Make steps of the system calls of lock_files; give an `os` for other tasks."""
+    """Make the system calls of `removal` steps; yield an `os` for other tasks."""
     stepped = SteppedOs()
     with pytest.MonkeyPatch.context() as patch:
         for name in _KERNEL:
@@ -89,7 +89,7 @@ def stepped() -> Iterator[SteppedOs]:
 
 @dataclass(slots=True)
 class Schedule:
-    """Which task made each step, and what it was; to be read where a check fails."""
+    """The task and the call of each step, shown if a check fails."""
 
     choices: list[int] = field(default_factory=list)
     enabled: list[list[int]] = field(default_factory=list)
@@ -97,9 +97,9 @@ class Schedule:
 
 
 class _Play:
-    """One schedule: the choices of `prefix`, then each task for as long as it can go on.
+    """One schedule: the choices in `prefix`, then each task until it is done.
 
-    Whichever task runs makes the next choice itself, so threads change only where tasks do.
+    The running task makes the next choice, so threads switch only when tasks do.
     """
 
     def __init__(self, runs: list[Callable[[], object]], prefix: list[int]) -> None:
@@ -111,14 +111,14 @@ class _Play:
         self.tasks = [_Task(run, self) for run in runs]
 
     def run(self) -> list[object]:
-        """Play to the end; return what each task returned. Raises what a task raised."""
+        """Play to the end; return the result of each task. Raises the error of a task."""
         self.hand_over(None)
         self._over.acquire()
         assert len(self.schedule.choices) < _MOST_STEPS, "it never ends"
         return [task.outcome() for task in self.tasks]
 
     def hand_over(self, runs: _Task | None) -> None:
-        """Choose whose turn is next; return when it is the turn of the task that runs again."""
+        """Choose the next task; return at the next turn of the task that runs now."""
         chosen = self._choose()
         if chosen is runs:
             return
@@ -147,8 +147,8 @@ def explore(
     *,
     switches: int,
 ) -> int:
-    """Play every schedule in which a task that could go on is left at most `switches` times, each
-    on tasks made again, and check what they came to; return how many there were.
+    """Play every schedule with at most `switches` switches away from a task that could go on. Each
+    has new tasks, and `check` gets their results. Return the number of schedules.
     """
     count = 0
     left: list[tuple[list[int], int]] = [([], 0)]
@@ -164,8 +164,8 @@ def explore(
             raise
         for at in range(len(prefix), len(played.choices)):
             before = played.choices[at - 1] if at else None
-            for other in played.enabled[at]:
-                cost = spent + (before in played.enabled[at] and other != before)
-                if other != played.choices[at] and cost <= switches:
-                    left.append(([*played.choices[:at], other], cost))
+            for task in played.enabled[at]:
+                cost = spent + (before in played.enabled[at] and task != before)
+                if task != played.choices[at] and cost <= switches:
+                    left.append(([*played.choices[:at], task], cost))
     return count

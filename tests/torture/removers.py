@@ -1,9 +1,9 @@
-"""Sweep a state directory again and again, in one process, with a remover of choice.
+"""Sweep a state directory again and again in one process, with one of these removers.
 
     python -m tests.torture.removers HOW STATE_DIR
 
-HOW: `protocol` is the reaper's own; `plain` unlinks the name, `checked` unlinks it after a look
-that it is still the judged file, as simpler tools do. These two are there to be caught.
+HOW: `protocol` is the reaper's own. `plain` unlinks the name; `checked` first checks that it is
+still the judged file. These two stand for simpler tools, and the harness must catch them.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""A command stopped after each system call on some paths, by strace: a tracer, no product code.
+"""A command that strace stops after each system call on some paths.
 
-What the test does while it is stopped happens between two steps of the command, for sure.
+What the test does during a stop happens between two system calls of the command.
 """
 
 import re
@@ -21,19 +21,19 @@ _CALL: Final = re.compile(r"^(\w+)\(.*", re.MULTILINE)
 
 
 def strace() -> str:
-    """Return strace's path; skips the test where it is not available."""
+    """Return strace's path; skip the test if it is not installed."""
     return program("strace")
 
 
 class Stepped:
-    """Runs a command that stops after each call that names one of `paths`, or a descriptor of one.
+    """Run a command that stops after each call on one of `paths` or on a descriptor of one.
 
-    `next` lets it go on to the next such call and returns that call as strace writes it, "" once
-    the command has ended. Leaving the `with` ends the command.
+    `next` continues to the next such call and returns the call as strace writes it, "" after the
+    end of the command. Leaving the `with` block kills the command.
     """
 
     def __init__(self, command: Iterable[str], paths: Iterable[Path]) -> None:
-        tracer = strace()  # which may skip the test: nothing must be open by then
+        tracer = strace()  # may skip the test, so it comes before anything is opened
         self._log = tempfile.NamedTemporaryFile(mode="r", prefix="reaper-strace-")  # noqa: SIM115
         watched = [argument for path in paths for argument in ("-P", str(path))]
         options = ["-q", "-o", self._log.name, *watched, "-e", "inject=all:signal=SIGSTOP"]
@@ -75,20 +75,20 @@ class Stepped:
         raise AssertionError(f"stopped nowhere:\n{self._text()}")
 
     def go_to(self, *parts: str) -> str:
-        """Go on until a call with these parts has been made; return it. AssertionError if never."""
+        """Continue to a call with these parts and return it. Raises AssertionError if none."""
         while call := self.next():
             if all(part in call for part in parts):
                 return call
         raise AssertionError(f"no {parts} in:\n{self._text()}")
 
     def finish(self) -> int:
-        """Let the command go on to its end, without further stops; return its exit code."""
+        """Let the command run to its end; return its exit code."""
         while self.next():
             pass
         return self.process.wait()
 
     def kill(self) -> None:
-        """SIGKILL the command where it stands."""
+        """SIGKILL the command."""
         if self.process.poll() is None:
             tracee = self._tracee()
             if tracee is not None:

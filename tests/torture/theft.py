@@ -1,4 +1,4 @@
-"""The theft harness: theft.c beside a reaper, or beside a simpler tool that it must catch."""
+"""The theft harness: theft.c beside a reaper, or beside a simpler tool, which it must catch."""
 
 import json
 import os
@@ -21,12 +21,12 @@ _SWEEPS: Final = """
 while :; do "$0" -m reaper sweep --wait 0 --quiet --exit-zero --state-dir "$1" >/dev/null; done
 """
 REMOVERS: Final = ("watch", "sweep", "protocol", "plain", "checked")
-"""What may remove beside the harness: the sidecar; the command, again and again; and, in one
-process, the reaper's own removal, plain unlink, and unlink after a look (removers.py)."""
+"""What removes locks beside the harness: the sidecar; the command in a loop; and, in one process,
+the removers of removers.py."""
 
 
 def compiled(folder: Path, name: str = "theft") -> Path:
-    """Return a C program of this folder, built; skips the test where there is no C compiler."""
+    """Build a C program of this folder and return its path; skip the test without a compiler."""
     compiler = program("cc")
     built = folder / name
     flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
@@ -57,8 +57,8 @@ def _remover(how: str, state: Path) -> Iterator[None]:
 def race(
     harness: Path, how: str, *, seconds: float, removals: int = 10**9, rival: bool = False
 ) -> Counter[str]:
-    """Let the harness and a remover at one folder, until one of the bounds is reached; return
-    what theft.c counted, and how many private names were `left_aside`.
+    """Run the harness and a remover on one folder until a bound is reached. Return the counts of
+    theft.c, and the number of private names that were `left_aside`.
     """
     order = "sorted" if how == "watch" else "listed"
     with tempfile.TemporaryDirectory(prefix="reaper-theft-") as folder:
@@ -67,7 +67,7 @@ def race(
         sessions.mkdir(parents=True)
         with _remover(how, state):
             arguments = [str(seconds), str(removals), "500", order, str(int(rival))]
-            # Without a remover that lives the harness would wait for a removal for ever.
+            # If the remover dies, the harness waits for a removal until this timeout.
             done = subprocess.run(
                 [harness, sessions, *arguments],
                 stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What a command opened for writing, renamed, unlinked or changed otherwise, as strace saw it."""
+"""The paths that a command opened for writing, renamed, unlinked or changed, from strace."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _CHANGING: Final = (
     "truncate umount2 unlink unlinkat utime utimensat utimes write writev"
 )
 TRACE: Final = ",".join(f"?{name}" for name in _CHANGING.split(" "))
-"""For strace's `-e trace=`: each system call that could change a file."""
+"""For strace's `-e trace=`: each system call that can change a file."""
 
 _LINE: Final = re.compile(r"^(?:\d+ +)?(?P<call>\w+)\((?P<arguments>.*)", re.MULTILINE)
 _STRING: Final = re.compile(
@@ -25,8 +25,8 @@ _NO_CHANGE: Final = re.compile(r"TCGETS|FIONREAD|FIOCLEX|TIOCGWINSZ|FIONBIO")
 
 
 def touched(log: str) -> set[str]:
-    """Return the paths that were changed, or tried to be, by the log of `strace -y`; what has no
-    path (pipes, sockets, eventfds) is left out.
+    """Return the paths in a log of `strace -y` with a change or an attempt to change them. Pipes,
+    sockets and eventfds have no path and are left out.
     """
     paths: set[str] = set()
     for line in _LINE.finditer(log):
@@ -45,8 +45,8 @@ def touched(log: str) -> set[str]:
 
 
 def outside(paths: set[str], state: Path) -> set[str]:
-    """Return those that are neither a lock file of the state directory nor a removal's private
-    name. A folder that was moved away while it was open is still the one that was opened.
+    """Return the paths that are neither a lock file of the state directory nor a removal's private
+    name. A folder that was moved while it was open counts as the same folder.
     """
     own = re.compile(
         re.escape(str(state))
