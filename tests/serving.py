@@ -1,4 +1,4 @@
-"""A web server in the test's process, over what a test lets be known."""
+"""A web server in the test's process, with the locks that a test sets."""
 
 import http.client
 import re
@@ -22,12 +22,12 @@ from tests.processes import PATIENCE
 from tests.test_metrics import a_lock, made
 
 SECRET = "secret-session"
-"""A name that must not reach those who may not see it."""
+"""A name that must not reach clients that may not see it."""
 HOST = "gateway-1"
 
 
 class Served:
-    """A web server in this process, on a free port, over what a test knows."""
+    """A web server in this process, on a free port, with an inventory of the test."""
 
     def __init__(self, **how: Any) -> None:
         self.inventory: LockInventory = how.pop("inventory", None) or LockInventory()
@@ -66,7 +66,7 @@ class Served:
         self.errors += 1
 
     def ask(self, path: str = "/", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-        """Return the answer, all of it read (as `.text`)."""
+        """Return the answer, with the whole body as `.text`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, headers=named)
@@ -91,7 +91,7 @@ class Served:
 def put(
     inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any
 ) -> TrackedLock:
-    """Let a lock be known; as of now, so that its age is what is asked for."""
+    """Put a lock into the inventory, as of now, so that it has the given age."""
     tracked = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
     inventory.put(session, tracked)
     return tracked
@@ -114,16 +114,16 @@ def blind(inventory: LockInventory, **how: Any) -> TrackedLock:
 
 
 def remember_hour(inventory: LockInventory, *stuck: int) -> None:
-    """Let so many locks have been stuck in the last minutes, before this one."""
+    """Record that many stuck locks for each of the minutes before this one."""
     history, now = StuckHistory(), time.monotonic()
-    for place, count in enumerate(stuck):
-        history.record(count, now - 60.0 * (len(stuck) - place))
+    for index, count in enumerate(stuck):
+        history.record(count, now - 60.0 * (len(stuck) - index))
     history.record(inventory._tallies.stuck, now)
     inventory._history = history
 
 
 def full_of_names() -> LockInventory:
-    """Everything that the page and the JSON could tell, with the secret in every name."""
+    """Return all that the page and the JSON can show, with the secret in each name."""
     inventory = LockInventory()
     put(inventory)
     stuck = stale(inventory, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
@@ -137,7 +137,7 @@ def full_of_names() -> LockInventory:
 
 
 def first_line(served: Served) -> str:
-    """Return it as it reads."""
+    """Return the first line of the page as text."""
     (line,) = re.findall(r"<h1>(.*?)</h1>", served.text())
     return re.sub("<.*?>", "", str(line))
 

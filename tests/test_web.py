@@ -1,4 +1,4 @@
-"""The HTTP side: what it answers, to whom, and what it bears."""
+"""The web server: its answers, who may see names, its limits, TLS and the probe."""
 
 import asyncio
 import base64
@@ -38,19 +38,19 @@ from tests.sidecar import Sidecar, until
 ROUTES = ("/", "/metrics", "/api/v1/locks", "/-/healthy", "/-/ready", "/nowhere")
 
 
-# What is answered
+# Answers
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_get_and_head_tell_the_same_and_all_else_is_refused(serving: Serving, path: str) -> None:
+def test_get_and_head_agree_and_all_other_methods_are_refused(serving: Serving, path: str) -> None:
     served = serving()
     got, head = served.ask(path), served.ask(path, "HEAD")
     assert head.status == got.status == (404 if path == "/nowhere" else 200)
     assert head.text == ""  # type: ignore[attr-defined]
-    # What the process itself uses is another figure each time.
+    # The metrics of the process itself change each time.
     dated = {"Date", "Content-Length"} if path == "/metrics" else {"Date"}
-    assert {k: v for k, v in head.getheaders() if k not in dated} == {
-        k: v for k, v in got.getheaders() if k not in dated
+    assert {name: value for name, value in head.getheaders() if name not in dated} == {
+        name: value for name, value in got.getheaders() if name not in dated
     }
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"):
         refused = served.ask(path, method)
@@ -59,7 +59,7 @@ def test_get_and_head_tell_the_same_and_all_else_is_refused(serving: Serving, pa
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_every_answer_has_strict_headers_and_tells_no_version(serving: Serving, path: str) -> None:
+def test_every_answer_has_strict_headers_and_no_version(serving: Serving, path: str) -> None:
     served = serving()
     for answer in (served.ask(path), served.ask(path, "POST")):
         assert answer.getheader("X-Content-Type-Options") == "nosniff"
@@ -73,19 +73,19 @@ def test_every_answer_has_strict_headers_and_tells_no_version(serving: Serving, 
         assert answer.getheader("Server") == "reaper"
 
 
-def test_metrics_go_compressed_and_by_name_where_asked_for(serving: Serving) -> None:
+def test_metrics_are_compressed_and_selected_by_name_on_request(serving: Serving) -> None:
     served = serving()
     assert served.ask("/metrics").getheader("Content-Type", "").startswith("text/plain; version=")
-    one = served.text("/metrics?name[]=reaper_build_info")
-    (only,) = [line for line in one.splitlines() if not line.startswith("#")]
-    assert only.startswith("reaper_build_info{")
+    text = served.text("/metrics?name[]=reaper_build_info")
+    (line,) = [line for line in text.splitlines() if not line.startswith("#")]
+    assert line.startswith("reaper_build_info{")
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
     connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
     assert connection.getresponse().read()[:2] == b"\x1f\x8b"
     connection.close()
 
 
-def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
+def test_an_error_in_an_answer_is_500_and_counted_and_the_server_goes_on(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     served = serving()
@@ -102,7 +102,7 @@ def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
     assert capfd.readouterr().err == ""
 
 
-# What it bears
+# Limits
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
         (b"<script> HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/x\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
-        (b"GET / HTTP/1.1\r\n\r\n", 400),  # without a host
+        (b"GET / HTTP/1.1\r\n\r\n", 400),  # no host
         (b"GET /-/healthy\r\n\r\n", 400),  # HTTP 0.9
         (b"\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01", 400),  # as TLS begins
+        (b"\x16\x03\x01\x02\x00\x01", 400),  # the begin of a TLS handshake
         (b"GET /-/healthy HTTP/1.0\r\n\r\n", 200),
         (b"GET /-/healthy HTTP/1.1\nHost: x\n\n", 200),
         (
@@ -132,7 +132,7 @@ def test_an_answer_that_breaks_is_500_counted_and_ends_nothing(
         ),
     ],
 )
-def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
+def test_a_request_is_bounded_and_its_one_answer_repeats_nothing_of_it(
     serving: Serving, sent: bytes, status: int
 ) -> None:
     served = serving()
@@ -144,7 +144,7 @@ def test_a_request_is_bounded_and_one_line_of_answer_repeats_nothing_of_it(
     assert served.errors == 0
 
 
-def test_silence_gets_silence(serving: Serving) -> None:
+def test_a_client_that_sends_nothing_is_no_error(serving: Serving) -> None:
     served = serving()
     with socket.create_connection(("127.0.0.1", served.port)):
         until(lambda: served.listener.connections)
@@ -163,8 +163,8 @@ def test_a_server_that_stops_cuts_off_its_clients_and_frees_its_port(serving: Se
     assert served.errors == 0
 
 
-def test_one_byte_now_and_then_does_not_keep_a_request_alive(serving: Serving) -> None:
-    """The deadline is for the whole request, so patience with each byte is no way around it."""
+def test_single_bytes_do_not_extend_the_deadline_of_a_request(serving: Serving) -> None:
+    """The deadline is for the whole request."""
     served = serving(bounds=Bounds(head_seconds=0.5))
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n")
@@ -208,10 +208,10 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serving: Serving) -> 
     ],
     ids=["the eldest that still asks", "one that is answered", "the eldest"],
 )
-def test_a_full_house_makes_room_by_cutting_off(
+def test_at_the_limit_of_connections_one_is_cut_off_for_a_new_client(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, stages: list[Stage], cut: int
 ) -> None:
-    # Else the request is answered first, on a fast machine, and there is room without a cut.
+    # Otherwise a fast machine answers a request first, and nothing must be cut off.
     monkeypatch.setattr(server, "_MIN_REQUEST_SECONDS", 0.0)
     served = serving(bounds=Bounds(connections=3, head_seconds=3600))
     with contextlib.ExitStack() as stack:
@@ -232,7 +232,7 @@ def test_a_full_house_makes_room_by_cutting_off(
                 connection.recv(1)
 
 
-def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
+def test_a_client_that_has_just_connected_is_not_cut_off_for_the_next_one(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_MIN_REQUEST_SECONDS", 3600.0)
@@ -246,10 +246,10 @@ def test_a_client_that_has_just_come_is_not_cut_off_for_the_next_one(
 
 
 @pytest.mark.parametrize("limited", [False, True])
-def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
+def test_a_thousand_slow_clients_block_nobody_and_exhaust_nothing(
     tree: Tree, hold: HoldLock, limited: bool
 ) -> None:
-    """Also where the sidecar has few descriptors: 1,000 clients never need them all."""
+    """Even a sidecar with few descriptors serves 1,000 slow clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1500:
         not_tested(f"1,000 clients with {hard} descriptors", cure="ulimit -Hn 1500")
@@ -260,7 +260,7 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
     slow = []
     try:
         until(lambda: sidecar.status("/-/ready") == 200)
-        most = process.num_threads() + 1  # the one that renders starts with its first job
+        most = process.num_threads() + 1  # the rendering thread starts with its first job
         most_fds = process.num_fds() + 64
         for _ in range(1000):
             connection = socket.create_connection(("127.0.0.1", sidecar.port), timeout=PATIENCE)
@@ -279,7 +279,7 @@ def test_a_thousand_slow_clients_stop_nobody_and_exhaust_nothing(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_without_a_descriptor_the_server_waits_and_counts_and_goes_on(
+def test_without_a_free_descriptor_the_server_counts_an_error_and_goes_on(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept = socket.socket.accept
@@ -297,7 +297,7 @@ def test_without_a_descriptor_the_server_waits_and_counts_and_goes_on(
     assert served.errors == 1
 
 
-def test_a_connection_that_cannot_be_configured_is_lost_and_counted(serving: Serving) -> None:
+def test_a_connection_that_cannot_be_configured_is_closed_and_counted(serving: Serving) -> None:
     configs: list[WebConfig] = []
     served = serving(config=lambda: configs[0])
     assert served.raw(b"") == b""
@@ -334,7 +334,7 @@ def test_a_connection_that_cannot_be_configured_is_lost_and_counted(serving: Ser
         ("127.0.0.1", {"host": "localhost", "x_forwarded_for": "10.0.0.1"}, False),
     ],
 )
-def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local: bool) -> None:
+def test_only_loopback_peers_are_local(peer: str, headers: dict[str, str], local: bool) -> None:
     assert app._is_local(peer, headers) is local
 
 
@@ -349,7 +349,7 @@ def test_who_counts_as_on_this_machine(peer: str, headers: dict[str, str], local
         ("all", {"Host": "evil.example", "Via": "x"}, True),
     ],
 )
-def test_names_are_for_those_who_may_see_them(
+def test_session_names_are_shown_only_to_clients_that_may_see_them(
     serving: Serving, path: str, show_sessions: str, headers: dict[str, str], shown: bool
 ) -> None:
     served = serving(inventory=full_of_names(), show_sessions=show_sessions)
@@ -358,14 +358,14 @@ def test_names_are_for_those_who_may_see_them(
     assert ("REAPER_SHOW_SESSIONS=all" in text) is not shown
 
 
-def test_the_metrics_never_tell_a_session(serving: Serving) -> None:
+def test_the_metrics_never_name_a_session(serving: Serving) -> None:
     assert SECRET not in serving(inventory=full_of_names(), show_sessions="all").text("/metrics")
 
 
 # JSON
 
 
-def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
+def test_the_json_has_the_schema_of_the_list_command(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     tree.lock("pending", record(2**22 + 1))
     tree.store({"k": {"sessionId": "pending", "status": "running"}})
@@ -387,17 +387,17 @@ def test_the_json_has_the_schema_of_list(tree: Tree, hold: HoldLock) -> None:
         assert same["age_seconds"] == pytest.approx(lock["age_seconds"], abs=PATIENCE)
 
 
-def test_hidden_json_keeps_every_field_and_is_null_where_it_would_name_a_session(
+def test_json_without_names_keeps_every_field_and_is_null_where_a_name_would_be(
     serving: Serving,
 ) -> None:
     served = serving(inventory=full_of_names())
     shown = json.loads(served.text("/api/v1/locks"))
     hidden = json.loads(served.text("/api/v1/locks", Host="evil.example"))
-    for clear, dark in zip(shown["locks"], hidden["locks"], strict=True):
-        assert list(clear) == list(dark)
-        differing = {key for key in clear if clear[key] != dark[key]} - {"age_seconds"}
+    for lock, nameless in zip(shown["locks"], hidden["locks"], strict=True):
+        assert list(lock) == list(nameless)
+        differing = {key for key in lock if lock[key] != nameless[key]} - {"age_seconds"}
         assert differing <= {"path", "session", "session_key", "note"}
-        assert {dark[key] for key in ("path", "session", "session_key", "note")} == {None}
+        assert {nameless[key] for key in ("path", "session", "session_key", "note")} == {None}
     assert hidden["summary"]["stuck"] == 1
     assert hidden["summary"]["no_hold_proof"] == 1
     unnamed = {"path": None, "reason": "unreadable", "note": None}
@@ -406,7 +406,7 @@ def test_hidden_json_keeps_every_field_and_is_null_where_it_would_name_a_session
     assert shown["summary"].keys() == hidden["summary"].keys() - {"names_hidden"}
 
 
-def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> None:
+def test_many_locks_are_sent_in_pieces_that_form_one_object(serving: Serving) -> None:
     served = serving()
     assert json.loads(served.text("/api/v1/locks"))["locks"] == []
     for number in range(3000):
@@ -420,7 +420,7 @@ def test_many_locks_come_in_pieces_that_make_one_object(serving: Serving) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/locks"])
-def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
+def test_page_and_json_are_rendered_once_for_all_requests_within_a_second(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving()
@@ -437,7 +437,7 @@ def test_page_and_json_are_rendered_once_for_all_who_ask_within_a_second(
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/locks"])
-def test_what_was_rendered_for_those_who_may_see_names_is_for_nobody_else(
+def test_an_answer_with_names_is_never_sent_to_clients_that_may_not_see_them(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     served = serving(inventory=full_of_names())
@@ -472,7 +472,7 @@ def test_one_answer_is_rendered_at_a_time_and_health_does_not_wait_for_it(
         assert second.result() == 200
 
 
-def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(serving: Serving) -> None:
+def test_a_client_that_does_not_read_its_answer_blocks_no_other(serving: Serving) -> None:
     served = serving()
     for number in range(20_000):
         put(served.inventory, session=f"{number}{'x' * 200}")
@@ -516,7 +516,7 @@ def with_users(**users: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/api/v1/locks", "/nowhere"])
-def test_with_users_all_but_health_needs_a_password(serving: Serving, path: str) -> None:
+def test_with_users_all_paths_but_health_need_a_password(serving: Serving, path: str) -> None:
     served = serving(inventory=full_of_names(), **with_users())
     refused = served.ask(path)
     assert refused.status == 401
@@ -536,7 +536,7 @@ def test_with_users_all_but_health_needs_a_password(serving: Serving, path: str)
     assert served.status("/-/healthy") == served.status("/-/ready") == 200
 
 
-def test_what_asks_whether_the_gateway_is_wedged_needs_no_password_and_gets_one_word(
+def test_the_gateway_check_needs_no_password_but_names_no_holder_without_one(
     serving: Serving,
 ) -> None:
     alone, guarded = serving(), serving(**with_users())
@@ -548,12 +548,12 @@ def test_what_asks_whether_the_gateway_is_wedged_needs_no_password_and_gets_one_
     assert json.loads(guarded.text("/-/gateway")) == {"wedged": True}
 
 
-def test_who_has_the_password_sees_names_from_anywhere(serving: Serving) -> None:
+def test_a_client_with_the_password_sees_names_from_anywhere(serving: Serving) -> None:
     served = serving(inventory=full_of_names(), show_sessions="authenticated", **with_users())
     assert SECRET in served.text("/", Host="reaper.example", Authorization=basic())
 
 
-def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_as_for_wrong(
+def test_bcrypt_runs_once_for_a_right_password_and_each_time_for_a_wrong_one_or_an_unknown_user(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked: list[str] = []
@@ -575,9 +575,9 @@ def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_
     assert checked == [HASH]
     assert not any(right(users, "alice", b"wrong") for _ in range(3))
     assert checked == [HASH] * 4
-    assert not right(users, "nobody", b"x")  # right for bob, whose hash stands in
+    assert not right(users, "nobody", b"x")  # the right password of bob, whose hash is compared
     assert checked == [HASH] * 4 + [dearer]
-    assert right(users, "alice", b"right")  # what was wrong pushed nothing out
+    assert right(users, "alice", b"right")  # wrong passwords remove nothing from the cache
     assert len(checked) == 5
     changed = {"alice": bcrypt.hashpw(b"new", bcrypt.gensalt(4)).decode()}
     assert not right(changed, "alice", b"right")
@@ -585,7 +585,7 @@ def test_bcrypt_runs_once_for_the_right_password_and_as_often_for_unknown_users_
     assert passwords._remembered.keys() == {"alice"}
 
 
-def test_long_passwords_count_by_what_bcrypt_reads_of_them() -> None:
+def test_only_the_first_72_bytes_of_a_password_count() -> None:
     def right(hashed: str, password: bytes) -> bool:
         return asyncio.run(Passwords().verify({"alice": hashed}, "alice", password))
 
@@ -593,11 +593,11 @@ def test_long_passwords_count_by_what_bcrypt_reads_of_them() -> None:
     assert right(hashed, b"x" * 100)
     assert not right(hashed, b"x" * 71 + b"y" * 30)
     assert not right(hashed, b"\0")
-    older = hashed.replace("$2b$", "$2y$")  # as htpasswd writes it
+    older = hashed.replace("$2b$", "$2y$")  # as htpasswd writes
     assert right(older, b"x" * 72)
 
 
-def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
+def test_a_flood_of_passwords_is_refused_and_known_users_are_not(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serving(**with_users())
@@ -623,10 +623,10 @@ def test_a_flood_of_passwords_is_turned_away_and_who_is_known_is_not(
             thread.join()
 
 
-def test_a_client_that_goes_away_counts_until_its_password_is_checked(
+def test_a_client_that_disconnects_counts_until_its_password_is_checked(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else clients that come and go would queue any number of checks."""
+    """Otherwise clients that disconnect can queue any number of checks."""
     served = serving(**with_users(), bounds=Bounds(answer_seconds=0.5))
     go_on = threading.Event()
     monkeypatch.setattr(bcrypt, "checkpw", lambda *_: not go_on.wait(60))
@@ -714,16 +714,16 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
         ("#" * 1024 * 1024 + "##", "larger than"),
     ],
 )
-def test_what_is_not_supported_or_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_or_unsupported_web_config_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "web.yml"
     path.write_text(text)
     with pytest.raises(WebConfigError) as error:
         WebConfigFile(str(path), on_trouble=lambda _: None)
     assert said in str(error.value)
-    assert "secret" not in str(error.value)  # a password that was not hashed
+    assert "secret" not in str(error.value)  # a password that is not hashed
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_web_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WebConfigError, match="cannot read it: No such file"):
         WebConfigFile(str(tmp_path / "absent"), on_trouble=lambda _: None)
 
@@ -737,13 +737,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         "tls_server_config: {cert_file: , min_version: ''}\nhttp_server_config: {headers: }",
     ],
 )
-def test_an_empty_file_means_plain_http_for_everybody(tmp_path: Path, text: str) -> None:
+def test_an_empty_web_config_means_plain_http_for_everybody(tmp_path: Path, text: str) -> None:
     path = tmp_path / "web.yml"
     path.write_text(text)
     assert WebConfigFile(str(path), on_trouble=lambda _: None).current() == OPEN
 
 
-def test_headers_of_the_configuration_go_on_every_answer(serving: Serving, tmp_path: Path) -> None:
+def test_configured_headers_are_on_every_answer(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text(
         "http_server_config:\n  http2: false\n  headers:\n"
@@ -754,14 +754,14 @@ def test_headers_of_the_configuration_go_on_every_answer(serving: Serving, tmp_p
     for answer in (served.ask("/-/ready"), served.ask("/", "POST"), served.ask("/metrics")):
         assert answer.getheader("Strict-Transport-Security") == "max-age=60"
         assert answer.getheader("X-Frame-Options") == "sameorigin"
-        assert answer.getheader("Content-Security-Policy")  # blank is unset, so ours stays
+        assert answer.getheader("Content-Security-Policy")  # blank means unset: the default stays
 
 
 # TLS
 
 
 class Certificates:
-    """A CA, and certificates that it signed for the names of this machine, by openssl."""
+    """A CA, and certificates for this machine that it signed, made with openssl."""
 
     def __init__(self, folder: Path) -> None:
         program("openssl")
@@ -778,7 +778,7 @@ class Certificates:
         subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
 
     def make(self, name: str, sans: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
-        """Return certificate and key; over those of the same name, where there are."""
+        """Write and return certificate and key; replace those of the same name."""
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         (self.folder / "extensions").write_text(f"subjectAltName={sans}\n")
         self._openssl(
@@ -826,7 +826,7 @@ def tls_config(folder: Path, more: str = "") -> Path:
     return path
 
 
-def test_tls_serves_https_and_nothing_plain(serving: Serving, certificates: Certificates) -> None:
+def test_with_tls_only_https_is_served(serving: Serving, certificates: Certificates) -> None:
     certificates.make("web")
     path = tls_config(certificates.folder, "  min_version: TLS13\n")
     served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
@@ -853,10 +853,10 @@ def test_a_handshake_that_never_ends_is_cut_off(
     until(lambda: not served.listener.connections)
 
 
-def test_an_answer_over_tls_ends_with_a_goodbye(
+def test_an_answer_over_tls_ends_with_close_notify(
     serving: Serving, certificates: Certificates
 ) -> None:
-    """Without it a client cannot tell a whole answer from one that was cut short."""
+    """Without it a client cannot notice that an answer was cut short."""
     certificates.make("web")
     path = tls_config(certificates.folder)
     served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
@@ -871,7 +871,7 @@ def test_an_answer_over_tls_ends_with_a_goodbye(
     assert answer.rstrip().endswith(b"}")
 
 
-def test_client_certificates_are_wanted_verified_and_by_name(
+def test_client_certificates_are_required_verified_and_matched_by_name(
     serving: Serving, certificates: Certificates
 ) -> None:
     certificates.make("web")
@@ -893,7 +893,7 @@ def test_client_certificates_are_wanted_verified_and_by_name(
             https(served.port, stranger)
 
 
-def test_a_certificate_that_is_not_asked_for_but_given_shows_names(
+def test_an_optional_client_certificate_shows_names(
     serving: Serving, certificates: Certificates
 ) -> None:
     certificates.make("web")
@@ -911,7 +911,7 @@ def test_a_certificate_that_is_not_asked_for_but_given_shows_names(
     assert SECRET not in https(served.port, certificates.client(), "/")
 
 
-def test_changed_files_are_followed_and_broken_ones_keep_what_was(
+def test_changed_files_are_read_again_and_broken_ones_keep_the_old_settings(
     tree: Tree, certificates: Certificates
 ) -> None:
     certificates.make("web")
@@ -931,17 +931,17 @@ def test_changed_files_are_followed_and_broken_ones_keep_what_was(
     assert after != before
     assert after == ssl.PEM_cert_to_DER_cert((certificates.folder / "web.pem").read_text())
     assert len(journal("web-config-read")) == 1
-    # The file breaks: all stays, and is said and counted once.
+    # The file is broken: the settings stay, and the error is logged and counted once.
     path.write_text("tls_server_config: {cert: x}")
     assert [https(port, client) for _ in range(5)] == ["OK\n"] * 5
     (kept,) = journal("web-config-kept")
     assert "cert is not supported" in kept["why"]
     assert errors() == "1.0"
-    # It goes away, as in the middle of being replaced: another trouble.
+    # The file is missing, as while it is replaced: a second error.
     path.unlink()
     assert https(port, client) == "OK\n"
     assert len(journal("web-config-kept")) == 2
-    # Its key does not fit: the files that it names are followed too.
+    # The certificate is broken: files that the configuration names are read again too.
     tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
     certificate = (certificates.folder / "web.pem").read_text()
     (certificates.folder / "web.pem").write_text("")
@@ -955,7 +955,7 @@ def test_changed_files_are_followed_and_broken_ones_keep_what_was(
     assert sidecar.stop() == 0
 
 
-def test_a_wrong_configuration_is_exit_1_in_one_line(tree: Tree, tmp_path: Path) -> None:
+def test_a_wrong_web_config_exits_1_with_one_line(tree: Tree, tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text("rate_limit: {burst: 1}")
     listen = ("--listen", "127.0.0.1:0", "--web-config", path)
@@ -965,7 +965,7 @@ def test_a_wrong_configuration_is_exit_1_in_one_line(tree: Tree, tmp_path: Path)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_yaml_and_bcrypt_are_loaded_only_where_there_is_a_web_configuration() -> None:
+def test_yaml_and_bcrypt_are_imported_only_with_a_web_config() -> None:
     program = (
         "import sys, reaper.web.app, reaper.cli\nassert not {'yaml', 'bcrypt'} & sys.modules.keys()"
     )
@@ -979,7 +979,7 @@ def probe(*options: str, **environment: str) -> subprocess.CompletedProcess[str]
     return reap("probe", *options, env=environment)
 
 
-def test_probe_asks_over_tls(serving: Serving, certificates: Certificates) -> None:
+def test_probe_works_over_tls(serving: Serving, certificates: Certificates) -> None:
     certificates.make("web")
     path = tls_config(certificates.folder, f"basic_auth_users: {{alice: {HASH}}}\n")
     served = serving(config=WebConfigFile(str(path), on_trouble=lambda _: None).current)
@@ -991,7 +991,7 @@ def test_probe_asks_over_tls(serving: Serving, certificates: Certificates) -> No
     assert probe("--url", f"https://127.0.0.1:{served.port}/metrics", "--insecure").returncode == 1
 
 
-def test_probe_goes_by_no_proxy(serving: Serving) -> None:
+def test_probe_uses_no_proxy(serving: Serving) -> None:
     served = serving()
     nowhere = {"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
     assert probe("--url", f"http://127.0.0.1:{served.port}/-/healthy", **nowhere).returncode == 0
@@ -1016,9 +1016,7 @@ def test_probe_goes_by_no_proxy(serving: Serving) -> None:
         ("", None),
     ],
 )
-def test_a_url_to_probe_is_taken_apart_or_refused(
-    url: str, asked: tuple[str, int, str] | None
-) -> None:
+def test_a_url_to_probe_is_parsed_or_refused(url: str, asked: tuple[str, int, str] | None) -> None:
     if asked is None:
         with pytest.raises(ValueError, match="is not an http address"):
             client.Target(url)
@@ -1027,8 +1025,8 @@ def test_a_url_to_probe_is_taken_apart_or_refused(
         assert (target.host, target.port, target.path) == asked
 
 
-def test_the_plain_forms_of_probe_load_nothing_dear(serving: Serving) -> None:
-    """They run every 30 seconds in each container."""
+def test_a_plain_probe_imports_no_slow_module(serving: Serving) -> None:
+    """It runs every 30 seconds in each container."""
     served = serving()
     program = (
         "import sys; sys.argv[0] = 'reaper'\n"
@@ -1069,13 +1067,13 @@ def test_the_plain_forms_of_probe_load_nothing_dear(serving: Serving) -> None:
         ([], {"REAPER_PROBE_URL": "https://127.0.0.1/"}),
     ],
 )
-def test_any_other_use_of_probe_is_left_to_the_whole_command(
+def test_any_other_use_of_probe_is_left_to_the_full_command(
     options: list[str], environment: dict[str, str]
 ) -> None:
     assert client.plain_probe(options, environment) is None
 
 
-def test_a_probe_waits_for_no_more_than_its_timeout_in_all() -> None:
+def test_a_probe_never_waits_longer_than_its_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as threads:
 
         def trickle() -> None:
@@ -1091,7 +1089,7 @@ def test_a_probe_waits_for_no_more_than_its_timeout_in_all() -> None:
             client.ask_plainly(target, 0.5)
 
 
-def test_a_probe_of_something_else_fails_in_one_line() -> None:
+def test_a_probe_that_fails_says_why_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     done = probe("--url", f"http://127.0.0.1:{port}/")
@@ -1114,8 +1112,8 @@ def test_a_probe_of_something_else_fails_in_one_line() -> None:
     assert "more than 0s" in done.stderr
 
 
-def test_each_dependency_that_configures_the_web_is_imported_in_one_place() -> None:
-    """A guard of the guard: the module that imports it lazily is the only one that does."""
+def test_yaml_and_bcrypt_are_each_imported_in_one_module() -> None:
+    """Only the module that imports it lazily imports it."""
     importing = {
         (path.name, module)
         for path in Path(app.__file__).parents[1].rglob("*.py")

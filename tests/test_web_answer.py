@@ -1,4 +1,4 @@
-"""The first line of the page: it never soothes who cannot know."""
+"""The first line of the page: it says that all is well only if that is known."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ from tests.test_metrics import a_lock
 @pytest.mark.parametrize("alive_once", [False, True], ids=["", "seen alive"])
 @pytest.mark.parametrize("named", [None, 7], ids=["unnamed", "named"])
 @pytest.mark.parametrize(("proof", "state"), [*itertools.product(HoldProof, HolderState)])
-def test_the_first_line_says_of_the_holder_what_was_seen_and_no_more(
+def test_the_first_line_says_only_what_was_seen_of_the_holder(
     proof: HoldProof, state: HolderState, named: int | None, alive_once: bool
 ) -> None:
     lock = a_lock().lock
@@ -85,7 +85,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "worst", "line"), WRONG)
-def test_the_first_line_is_green_only_where_everything_is_known_and_fine(
+def test_the_first_line_is_green_only_if_everything_is_known_and_fine(
     wrong: dict[str, Any], worst: str, line: str
 ) -> None:
     assert answer(FINE).level is Level.GOOD
@@ -95,12 +95,12 @@ def test_the_first_line_is_green_only_where_everything_is_known_and_fine(
     assert found.line.startswith(line)
 
 
-def test_of_two_things_that_are_wrong_the_first_line_says_the_worse() -> None:
+def test_of_two_problems_the_first_line_reports_the_worse() -> None:
     order = [wrong for wrong, _, _ in WRONG]
-    for (place, worse), (later, less) in itertools.combinations(enumerate(order), 2):
+    for (index, worse), (later_index, less) in itertools.combinations(enumerate(order), 2):
         if worse.keys() != less.keys():
-            both = answer(FINE._replace(**{**less, **worse}))
-            assert both == answer(FINE._replace(**worse)), (place, later)
+            found = answer(FINE._replace(**{**less, **worse}))
+            assert found == answer(FINE._replace(**worse)), (index, later_index)
 
 
 def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: Serving) -> None:
@@ -113,9 +113,9 @@ def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: 
         "1 session is stuck: locked since 1970-01-01 00:00:09 UTC, left by pid 7, which has exited."
     )
     put(served.inventory, session="older", age=1900.0, proof=HoldProof.OPEN)
-    assert "1 session" in first_line(served)  # it is held, for less than 30 minutes and the grace
+    assert "1 session" in first_line(served)  # it is held for less than 30 minutes and the grace
     stale(served.inventory, session="eldest", age=99_999.0, holder=Holder(state=HolderState.SAME))
-    assert first_line(served).startswith("1 session")  # not seen so for its grace
+    assert first_line(served).startswith("1 session")  # not seen for its grace yet
     put(
         served.inventory,
         session="forgotten",
@@ -133,7 +133,7 @@ def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: 
 def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
     serving: Serving,
 ) -> None:
-    """A live holder whose lock cannot be probed, held for longer than it may be."""
+    """A live holder holds the lock for longer than it may, and the lock cannot be probed."""
     served = serving()
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     put(served.inventory, age=99_999.0, file_age=99_999.0, **unproven)
@@ -142,7 +142,7 @@ def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
         assert said not in served.text().lower()
 
 
-def test_locks_that_cannot_be_judged_are_a_doubt_with_a_way_out(serving: Serving) -> None:
+def test_locks_that_cannot_be_judged_are_a_doubt_with_advice(serving: Serving) -> None:
     served = serving()
     blind(served.inventory)
     assert first_line(served) == "Unknown: 1 lock cannot be judged."
@@ -152,10 +152,10 @@ def test_locks_that_cannot_be_judged_are_a_doubt_with_a_way_out(serving: Serving
     assert first_line(served) == "Unknown: a folder cannot be read (unreadable)."
 
 
-def test_a_state_directory_without_sessions_is_a_doubt_also_beside_one_with_locks(
+def test_a_state_directory_without_sessions_is_a_doubt_even_beside_one_with_locks(
     serving: Serving,
 ) -> None:
-    """It may be the wrong one: a mistyped mount is an empty directory."""
+    """It may be the wrong one, because a mistyped mount is an empty directory."""
     served = serving(states=[StateDir("s", "/state"), StateDir("void", "/void")])
     served.inventory.set_skipped([Skipped(path="/void", reason=NO_SESSIONS, note="set it")])
     put(served.inventory, session="healthy")
@@ -169,7 +169,7 @@ def test_a_state_directory_without_sessions_is_a_doubt_also_beside_one_with_lock
 
 
 def test_an_empty_directory_is_never_green(tmp_path: Path) -> None:
-    """What Docker makes of a mount whose path is mistyped."""
+    """Docker creates one for a mount with a mistyped path."""
     sidecar = Sidecar(tmp_path)
     try:
         until(lambda: "agents folder" in sidecar.get("/"))
@@ -190,7 +190,7 @@ def test_an_empty_directory_is_never_green(tmp_path: Path) -> None:
         (Skipped("/s", SESSIONS_ELSEWHERE, note="look"), "the gateway keeps sessions in a folder"),
     ],
 )
-def test_what_is_not_looked_at_is_a_doubt(serving: Serving, skipped: Skipped, line: str) -> None:
+def test_an_unchecked_file_is_a_doubt(serving: Serving, skipped: Skipped, line: str) -> None:
     served = serving(states=[StateDir("s", "/s")])
     served.inventory.set_skipped([skipped])
     assert first_line(served).startswith(f"Unknown: {line}")
@@ -204,7 +204,7 @@ def holder(*why: str) -> dict[str, Any]:
     return HolderHealth(name, load, why).as_record()
 
 
-def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -> None:
+def test_the_page_reports_a_wedged_holder_and_what_helps(serving: Serving) -> None:
     served = serving()
     served.wedged_holders = [holder("leaked-sessions")]
     assert first_line(served) == "No session is stuck, but pid 7 is wedged."
@@ -221,11 +221,11 @@ def test_the_page_tells_of_a_wedged_holder_and_what_cures_it(serving: Serving) -
 # A worker that stopped
 
 
-def test_no_age_goes_on_once_the_worker_has_stopped(serving: Serving) -> None:
+def test_no_age_grows_after_the_worker_has_stopped(serving: Serving) -> None:
     served = serving()
     stale(served.inventory, session="sid", age=500.0)
     served.inventory.remember(lock_record(a_lock()._replace(outcome=Outcome.REMOVED)), 1)
-    served.stopped_at = time.monotonic() + 100.0  # so that the ages are as of then
+    served.stopped_at = time.monotonic() + 100.0  # the ages count to this time
     before = served.text()
     assert ">10m 00s<" in before
     assert first_line(served) == "The reaper has stopped responding. This page is out of date."
@@ -238,7 +238,7 @@ def test_no_age_goes_on_once_the_worker_has_stopped(serving: Serving) -> None:
     )
 
 
-def test_a_stopped_worker_leaves_no_sentence_about_now(serving: Serving) -> None:
+def test_after_the_worker_has_stopped_no_sentence_is_about_now(serving: Serving) -> None:
     served = serving()
     served.stopped_at = time.monotonic() - 75.0
     page = served.text()

@@ -1,4 +1,4 @@
-"""The page below its first line: what it says about each lock, and to whom."""
+"""The page below its first line: what it shows of each lock, and to whom."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ def rows(page: str) -> list[str]:
 
 
 def titles(page: str) -> list[str]:
-    """Return the groups' titles as they read."""
+    """Return the titles of the groups as text."""
     return [
         re.sub("<.*?>", "", heading) for heading in re.findall(r"<summary><h2>(.*?)</h2>", page)
     ]
@@ -48,7 +48,7 @@ def titles(page: str) -> list[str]:
 KEY = "agent:main:telegram:direct:4711"
 
 
-def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving: Serving) -> None:
+def test_locks_are_grouped_by_holder_with_stuck_locks_first(serving: Serving) -> None:
     served = serving()
     put(served.inventory, session="healthy")
     put(served.inventory, session="healthy too")
@@ -65,7 +65,7 @@ def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving:
         "Held by pid 8: 1 lock",
     ]
     assert len(rows(page)) == 7
-    # Only a group where something is wrong is unfolded, and in it not what is fine.
+    # Only groups with a problem are unfolded; their healthy locks are not.
     assert re.findall(r'<details class="group" id="held-\w+"( open)?>', page) == [
         " open",
         " open",
@@ -75,7 +75,7 @@ def test_locks_are_grouped_by_who_holds_them_those_that_are_stuck_first(serving:
     assert "<summary>2 other locks, held</summary>" in page
 
 
-def test_holders_of_which_no_lock_is_stuck_are_one_group_where_there_are_several(
+def test_several_holders_without_stuck_locks_are_one_group(
     serving: Serving,
 ) -> None:
     served = serving()
@@ -87,7 +87,7 @@ def test_holders_of_which_no_lock_is_stuck_are_one_group_where_there_are_several
     assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
 
 
-def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
+def test_a_common_reason_is_shown_once_and_each_lock_has_its_command(
     serving: Serving,
 ) -> None:
     served = serving()
@@ -101,19 +101,19 @@ def test_what_is_the_same_for_some_locks_is_said_once_and_each_has_its_command(
         assert f'<code class="command">reaper explain late-{number}</code>' in plain
 
 
-def test_a_row_names_the_key_of_the_session_before_its_id(serving: Serving) -> None:
+def test_a_row_shows_the_session_key_or_else_the_id(serving: Serving) -> None:
     served = serving()
     overdue(served, "an-id", run=Run(session_key=KEY, last_write_ms=9_000))
     put(served.inventory, session="keyless")
     late, healthy = rows(served.text().replace("<wbr>", ""))
     assert re.search(rf'<a class="self" href="#lock-\w+">{KEY}</a>', late)
-    assert "agent main" not in late  # the key says so
+    assert "agent main" not in late  # the key names the agent
     assert "last write <time" in late
     assert re.search(r'<a class="self" href="#lock-\w+"><code class="word">keyless</code>', healthy)
     assert "agent main" in healthy
 
 
-def test_the_runbook_is_linked_where_the_project_has_an_address(
+def test_the_runbook_is_linked_if_the_project_has_an_address(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serving()
@@ -135,7 +135,7 @@ def next_step(served: Served) -> str:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said", "then"),
+    ("outcome", "said", "step"),
     [
         (Outcome.FAILED, "the removal failed: EPERM.", "Fix what made the removal fail"),
         (Outcome.CHANGED, "another lock has its name now.", "Look again: "),
@@ -143,18 +143,18 @@ def next_step(served: Served) -> str:
         (Outcome.WOULD_REMOVE, "this is a dry run.", "Nothing was removed, because"),
     ],
 )
-def test_a_stuck_lock_says_why_it_is_not_freed_and_what_to_do(
-    serving: Serving, outcome: Outcome, said: str, then: str
+def test_a_stuck_lock_shows_why_it_is_not_removed_and_what_to_do(
+    serving: Serving, outcome: Outcome, said: str, step: str
 ) -> None:
     served = serving()
     seen = stale(served.inventory, session="sid", note="EPERM")
     served.inventory.put("sid", seen._replace(outcome=outcome))
     assert why(served) == said
-    assert next_step(served).startswith(then)
+    assert next_step(served).startswith(step)
     assert "EPERM" not in served.text(Host="evil.example")
 
 
-def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
+def test_the_policy_and_a_grace_are_shown_as_reasons(serving: Serving) -> None:
     served = serving()
     seen = stale(served.inventory, session="sid")
     served.inventory.put("sid", seen._replace(action=Action.FLAG))
@@ -167,7 +167,7 @@ def test_the_policy_and_a_grace_are_reasons_too(serving: Serving) -> None:
     )
 
 
-def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> None:
+def test_a_row_shows_how_often_the_session_was_freed_before(serving: Serving) -> None:
     served = serving()
     seen = stale(served.inventory, session="sid")
     for _ in range(3):
@@ -179,8 +179,8 @@ def test_a_session_that_was_freed_before_says_how_often(serving: Serving) -> Non
     assert '<b class="">reported</b>' in served.text()
 
 
-def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) -> None:
-    """Those that are stuck before all others, no matter which process holds them."""
+def test_the_page_shows_200_locks_and_says_where_the_others_are(serving: Serving) -> None:
+    """Stuck locks come before all others, no matter which process holds them."""
     served = serving()
     for number in range(300):
         put(served.inventory, session=f"s{number}", age=float(number))
@@ -196,12 +196,15 @@ def test_the_page_shows_so_many_locks_and_where_the_rest_is(serving: Serving) ->
     ]
 
 
-def test_the_order_of_locks_is_that_of_the_times_they_show(serving: Serving) -> None:
-    """The ages of one sweep are taken at moments up to a second apart."""
+def test_locks_are_ordered_by_the_times_that_they_show(serving: Serving) -> None:
+    """The ages of one sweep may be measured up to a second apart."""
     served = serving()
-    for session, taken in (("later", "1970-01-01T00:00:10.000Z"), ("first", "1970-01-01T00:00:09")):
+    for session, since in (
+        ("later", "1970-01-01T00:00:10.000Z"),
+        ("first", "1970-01-01T00:00:09"),
+    ):
         seen = stale(served.inventory, session=session, age=700.0)
-        text = f'{{"pid": 7, "createdAt": "{taken}"}}'
+        text = f'{{"pid": 7, "createdAt": "{since}"}}'
         from reaper.core.record import parse
 
         lock = seen.lock._replace(record=parse(text.encode()))
@@ -215,7 +218,7 @@ def test_the_order_of_locks_is_that_of_the_times_they_show(serving: Serving) -> 
 # Names
 
 
-def test_who_may_not_see_names_gets_all_the_rest_and_the_way_to_the_names(serving: Serving) -> None:
+def test_the_page_without_names_shows_all_else_and_how_to_see_the_names(serving: Serving) -> None:
     served = serving(inventory=full_of_names(), show_sessions="authenticated")
     page = served.text()
     assert "1 session is stuck" in page
@@ -233,15 +236,15 @@ def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
     name = "<script>alert(1)</script>\x1b[31m\n$state ${x} {y}" + os.fsdecode(b"\xff")
     agent = "<b>&amp;'\" {z}"
     served = serving(states=[StateDir(name, f"/{name}"), StateDir("s", "/s")])
-    for number, make in enumerate((stale, blind, put)):
-        seen = make(served.inventory, session=f"{name}{number}", agent=agent)
+    for number, put_lock in enumerate((stale, blind, put)):
+        seen = put_lock(served.inventory, session=f"{name}{number}", agent=agent)
         key = seen.evidence.run._replace(session_key=f"agent:{name}")
-        for place, found in enumerate(
+        for index, found in enumerate(
             (seen, seen._replace(evidence=seen.evidence._replace(run=key)))
         ):
             failed = found._replace(outcome=Outcome.FAILED, note=name)
-            served.inventory.put(f"{number}-{place}", failed)
-            served.inventory.remember({**lock_record(failed), "path": f"{number}{place}"}, 1)
+            served.inventory.put(f"{number}-{index}", failed)
+            served.inventory.remember({**lock_record(failed), "path": f"{number}{index}"}, 1)
     served.inventory.set_skipped(
         [
             Skipped(path=f"/{name}", reason=name, failed=True, note=name),
@@ -260,10 +263,10 @@ def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
     json.loads(served.text("/api/v1/locks"))
 
 
-# What is around the table
+# Around the table
 
 
-def test_the_page_says_which_machine_it_is_of_and_what_is_removed(serving: Serving) -> None:
+def test_the_page_names_its_machine_and_says_what_is_removed(serving: Serving) -> None:
     page = serving().text()
     assert (
         f"<b>{HOST}</b> · uid 1000 · /secret-session/state · removes stale, orphaned and "
@@ -280,7 +283,7 @@ def test_the_page_of_a_dry_run_says_that_nothing_is_removed(serving: Serving) ->
     assert "dry run" not in serving().text()
 
 
-def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving) -> None:
+def test_recent_actions_are_bounded_and_repeated_ones_are_counted(serving: Serving) -> None:
     served = serving()
     assert "None since the reaper started" in served.text()
     record = lock_record(a_lock()._replace(outcome=Outcome.FAILED))
@@ -290,7 +293,7 @@ def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving
         served.inventory.remember({**record, "path": "/1", "session": "again"}, 1000)
     acts = served.inventory.acts()
     assert len(acts) == 50
-    # It is counted although it was among the latest no more.
+    # It is counted although it was no longer among the latest.
     assert (acts[0].record["session"], acts[0].times, acts[0].at_ms) == ("again", 201, 1000)
     assert acts[1].record["session"] == "n99"
     assert "failed 201 times" in served.text()
@@ -300,7 +303,7 @@ def test_recent_actions_are_bounded_and_what_repeats_is_counted(serving: Serving
     assert len(served.inventory._times) == 1000
 
 
-def test_an_act_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
+def test_an_action_of_the_sidecar_is_on_its_page(tree: Tree) -> None:
     tree.lock("dead", record(2**22 + 1))
     sidecar = Sidecar(tree.root)
     try:
@@ -328,14 +331,14 @@ def test_the_chart_of_the_last_hour_says_what_it_shows(most: list[int], caption:
     assert f"<figcaption>{caption}</figcaption>" in picture
     assert f'aria-label="{caption}"' in picture
     assert ("stuck" in re.findall('class="(.*?)"', picture)) is (max(most) > 0)
-    assert f"M{60 - len(most)} 24" in picture  # what is not known is left blank
+    assert f"M{60 - len(most)} 24" in picture  # minutes without data are blank
 
 
-def test_there_is_no_chart_before_anything_is_known() -> None:
+def test_without_data_there_is_no_chart() -> None:
     assert chart([]) == ""
 
 
-def test_times_are_for_the_browser_to_make_local_and_tell_utc_without_it(serving: Serving) -> None:
+def test_times_are_in_utc_until_the_browser_makes_them_local(serving: Serving) -> None:
     served = serving()
     page = served.text()
     assert re.search(r'<span id="now"><time datetime="[\d-]+T[\d:.]+Z">[\d:]+ UTC</time>', page)
@@ -346,7 +349,7 @@ def test_times_are_for_the_browser_to_make_local_and_tell_utc_without_it(serving
     assert "since -100000000000000000 ms after 1970" in served.text()
 
 
-def test_the_policy_of_the_page_allows_its_own_style_and_script_and_no_other(
+def test_the_content_security_policy_allows_only_the_pages_style_and_script(
     serving: Serving,
 ) -> None:
     answered = serving().ask("/")
