@@ -1,4 +1,4 @@
-"""The commands as people and scripts meet them."""
+"""The commands, as people and scripts use them."""
 
 import json
 import os
@@ -33,14 +33,14 @@ from tests.trajectories import attempt
 
 def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert "Traceback" not in done.stderr
-    value: dict[str, Any] = json.loads(done.stdout)
-    return value
+    parsed: dict[str, Any] = json.loads(done.stdout)
+    return parsed
 
 
 # Exit codes
 
 
-def test_nothing_stuck_left_is_0(tree: Tree, hold: HoldLock) -> None:
+def test_without_stuck_locks_the_exit_code_is_0(tree: Tree, hold: HoldLock) -> None:
     for command in ("list", "sweep"):
         done = reap(command, "--state-dir", tree.root)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "reaper: no locks\n")
@@ -51,7 +51,7 @@ def test_nothing_stuck_left_is_0(tree: Tree, hold: HoldLock) -> None:
     assert "1 removed" in done.stderr
 
 
-def test_stuck_locks_only_looked_at_or_flagged_are_3(tree: Tree) -> None:
+def test_with_stuck_locks_left_the_exit_code_is_3(tree: Tree) -> None:
     tree.lock("dead", record(DEAD))
     where = ("--state-dir", tree.root)
     assert reap("list", *where).returncode == 3
@@ -67,7 +67,7 @@ def test_a_lock_kept_for_the_next_gateway_does_not_count_as_stuck(tree: Tree) ->
         assert reap(command, "--state-dir", tree.root).returncode == 0
 
 
-def test_a_session_store_that_is_not_understood_is_1_in_each_command(tree: Tree) -> None:
+def test_with_a_session_store_that_is_not_understood_each_command_exits_1(tree: Tree) -> None:
     lock = tree.lock("cut", record(DEAD, starttime=5))
     (tree.sessions() / "sessions.json").write_text('{"half')
     for arguments in (("list",), ("explain", "cut"), ("sweep",), ("unlock", "cut")):
@@ -85,7 +85,7 @@ def test_a_session_store_that_is_not_understood_is_1_in_each_command(tree: Tree)
 
 
 @pytest.mark.root
-def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_only: None) -> None:
+def test_exit_code_4_precedes_3_and_follows_1(tree: Tree, tmp_path: Path, root_only: None) -> None:
     tree.lock("junk", b"{")
     with bindfs(tree.root, tmp_path / "seen") as seen:
         done = reap("sweep", "--state-dir", seen, "--json")
@@ -94,20 +94,20 @@ def test_blindness_is_4_before_3_and_after_1(tree: Tree, tmp_path: Path, root_on
         assert report(done)["summary"]["no_hold_proof"] == 1
         other = Tree(tmp_path / "other")
         other.lock("dead", record(DEAD))
-        both = ("--state-dir", seen, "--state-dir", other.root)
-        assert reap("list", *both).returncode == 4
-        assert reap("sweep", "--dry-run", *both, "--exit-zero").returncode == 0
-        assert reap("list", *both, "--state-dir", tmp_path / "gone").returncode == 1
+        two_directories = ("--state-dir", seen, "--state-dir", other.root)
+        assert reap("list", *two_directories).returncode == 4
+        assert reap("sweep", "--dry-run", *two_directories, "--exit-zero").returncode == 0
+        assert reap("list", *two_directories, "--state-dir", tmp_path / "gone").returncode == 1
         gone = ("--state-dir", tmp_path / "gone", "--exit-zero")
-        assert reap("sweep", "--dry-run", *both, *gone).returncode == 1
+        assert reap("sweep", "--dry-run", *two_directories, *gone).returncode == 1
 
 
 NO_CAPABILITIES = ("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
-"""Root without capabilities: a uid like any other."""
+"""Without capabilities root is like any other uid."""
 
 
 @pytest.mark.root
-def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
+def test_the_owners_uid_needs_no_capability_and_another_uid_gets_advice(
     tree: Tree, hold: HoldLock, root_only: None
 ) -> None:
 
@@ -145,7 +145,7 @@ def test_the_owners_uid_needs_no_capability_and_another_uid_is_told_what_to_do(
 
 
 @pytest.mark.root
-def test_a_read_only_mount_loses_nothing_and_is_told(tree: Tree, root_only: None) -> None:
+def test_a_read_only_mount_loses_no_lock_and_is_reported(tree: Tree, root_only: None) -> None:
     tree.lock("dead", record(DEAD))
     subprocess.run(["mount", "--bind", "-o", "ro", tree.root, tree.root], check=True)
     try:
@@ -159,7 +159,7 @@ def test_a_read_only_mount_loses_nothing_and_is_told(tree: Tree, root_only: None
     assert os.listdir(tree.sessions()) == ["dead.jsonl.lock"]
 
 
-def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_state_directory_exits_1_with_advice(tmp_path: Path) -> None:
     done = reap("sweep", "--state-dir", tmp_path / "gone")
     assert done.returncode == 1
     assert "no such directory" in done.stderr
@@ -188,16 +188,14 @@ def test_a_missing_state_directory_is_1_with_what_to_do(tmp_path: Path) -> None:
         ("nothing",),
     ],
 )
-def test_bad_usage_is_2_without_a_traceback(arguments: tuple[str, ...]) -> None:
+def test_bad_usage_exits_2_without_a_traceback(arguments: tuple[str, ...]) -> None:
     done = reap(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_one_directory_that_is_missing_does_not_keep_the_others_from_being_swept(
-    tree: Tree, tmp_path: Path
-) -> None:
+def test_the_other_directories_are_swept_if_one_is_missing(tree: Tree, tmp_path: Path) -> None:
     path = tree.lock("dead", record(DEAD))
     done = reap("sweep", "--state-dir", tmp_path / "gone", "--state-dir", tree.root)
     assert done.returncode == 1
@@ -214,17 +212,17 @@ FIELDS = {
 }  # fmt: skip
 
 
-def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
+def test_the_json_schema_is_as_documented(tree: Tree, hold: HoldLock) -> None:
     holder = hold("held")
     tree.lock("junk", b"{", agent="ops")
     tree.store({"agent:main:x": {"sessionId": "held", "status": "running"}})
     tree.trajectory("held", {"type": "prompt.submitted"})
     done = reap("list", "--json", "--state-dir", f"prod={tree.root}")
-    value = report(done)
-    assert set(value) == {"schema", "locks", "other_locks", "summary"}
-    assert value["other_locks"] == []
-    assert value["schema"] == 1
-    locks = {lock["session"]: lock for lock in value["locks"]}
+    printed = report(done)
+    assert set(printed) == {"schema", "locks", "other_locks", "summary"}
+    assert printed["other_locks"] == []
+    assert printed["schema"] == 1
+    locks = {lock["session"]: lock for lock in printed["locks"]}
     assert {key for lock in locks.values() for key in lock} == FIELDS
     held = locks["held"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", held.pop("created_at"))
@@ -255,7 +253,7 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
     }
     junk = locks["junk"]
     assert (junk["pid"], junk["created_at"], junk["holder"]) == (None, None, "unnamed")
-    assert value["summary"] == {
+    assert printed["summary"] == {
         "locks": 2,
         "stuck": 1,
         "failed": 0,
@@ -281,11 +279,11 @@ def test_the_schema_is_as_written_down(tree: Tree, hold: HoldLock) -> None:
         "skipped": [],
     }  # fmt: skip
     text = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
-    for name in FIELDS | set(value["summary"]):
+    for name in FIELDS | set(printed["summary"]):
         assert f"`{name}`" in text, f"docs/json.md does not tell of {name}"
 
 
-def test_json_of_all_commands_has_one_shape(tree: Tree) -> None:
+def test_the_json_of_all_commands_has_the_same_fields(tree: Tree) -> None:
     tree.lock("dead", record(DEAD))
     where = ("--json", "--state-dir", tree.root)
     for arguments in (("list",), ("explain", "dead"), ("sweep", "--dry-run")):
@@ -304,15 +302,15 @@ def fingerprint(tree: Tree, session: str) -> str:
     return found
 
 
-def test_unlock_frees_one_lock_and_writes_the_journal_line(tree: Tree) -> None:
+def test_unlock_removes_one_lock_and_writes_its_log_line(tree: Tree) -> None:
     path = tree.lock("dead", record(DEAD, max_hold_ms=77_777))
-    other = tree.lock("other", record(DEAD))
+    other_lock = tree.lock("other", record(DEAD))
     tree.store({"agent:main:cron:daily": {"sessionId": "dead", "status": "done"}})
     where = ("--state-dir", tree.root)
     done = reap("unlock", "dead", "--fingerprint", fingerprint(tree, "dead"), *where)
     assert done.returncode == 0, done.stderr
     assert not path.exists()
-    assert other.exists()
+    assert other_lock.exists()
     assert "pid 4194305 does not exist here" in done.stdout
     (line,) = done.stderr.splitlines()
     assert re.search(r"level=info event=removed .* by=unlock forced=false ", line)
@@ -320,7 +318,7 @@ def test_unlock_frees_one_lock_and_writes_the_journal_line(tree: Tree) -> None:
     assert json.loads(parse_logfmt(line)["record"])["maxHoldMs"] == 77_777
 
 
-def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -> None:
+def test_unlock_refuses_a_held_lock_unless_forced(tree: Tree, hold: HoldLock) -> None:
     holder = hold("held")
     where = ("held", "--state-dir", tree.root)
     done = reap("unlock", *where)
@@ -337,7 +335,7 @@ def test_unlock_refuses_what_is_held_unless_forced(tree: Tree, hold: HoldLock) -
     assert not holder.path.exists()
 
 
-def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_forced(
+def test_unlock_refuses_an_overdue_lock_and_one_kept_for_the_next_gateway_unless_forced(
     tree: Tree, hold: HoldLock
 ) -> None:
     hold("overdue", age=7200)
@@ -354,7 +352,7 @@ def test_unlock_refuses_an_overdue_lock_and_the_next_gateways_evidence_unless_fo
     assert not list(tree.sessions().glob("*.lock"))
 
 
-def test_unlock_refuses_when_the_lock_changed_since(tree: Tree, hold: HoldLock) -> None:
+def test_unlock_refuses_a_lock_that_changed_since(tree: Tree, hold: HoldLock) -> None:
     path = tree.lock("sid", record(DEAD))
     before = fingerprint(tree, "sid")
     path.unlink()
@@ -367,7 +365,7 @@ def test_unlock_refuses_when_the_lock_changed_since(tree: Tree, hold: HoldLock) 
     assert path.exists()
 
 
-def test_unlock_waits_for_what_must_be_seen_to_pass(tree: Tree, hold: HoldLock) -> None:
+def test_unlock_waits_for_the_grace(tree: Tree, hold: HoldLock) -> None:
     holder = hold("forgotten")
     holder.ask("close")
     where = ("--state-dir", tree.root)
@@ -377,7 +375,7 @@ def test_unlock_waits_for_what_must_be_seen_to_pass(tree: Tree, hold: HoldLock) 
     assert not holder.path.exists()
 
 
-def test_unlock_wants_one_lock(tree: Tree) -> None:
+def test_unlock_refuses_a_name_of_several_locks(tree: Tree) -> None:
     for agent in ("main", "ops"):
         tree.lock("sid", record(DEAD), agent=agent)
     where = ("--state-dir", tree.root)
@@ -390,7 +388,7 @@ def test_unlock_wants_one_lock(tree: Tree) -> None:
     assert (tree.sessions() / "sid.jsonl.lock").exists()
 
 
-def test_a_file_name_is_a_path_and_frees_no_other_agents_lock(
+def test_a_file_name_is_a_path_and_removes_no_other_agents_lock(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = hold("same", agent="other")
@@ -408,7 +406,7 @@ def test_a_file_name_is_a_path_and_frees_no_other_agents_lock(
     assert not other.path.exists()
 
 
-def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output(
+def test_unlock_writes_its_log_line_even_if_standard_output_fails(
     tree: Tree,
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -421,7 +419,7 @@ def test_what_was_unlocked_is_in_the_journal_whatever_becomes_of_standard_output
         assert " event=removed " in done.stderr
 
 
-def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -> None:
+def test_the_log_line_says_that_unlock_was_forced(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     done = reap("unlock", "held", "--force", "--state-dir", tree.root)
     assert re.search(r"warning.*removed.*by=unlock forced=true", " ".join(done.stderr.split()))
@@ -430,7 +428,7 @@ def test_the_console_tells_that_a_person_forced_it(tree: Tree, hold: HoldLock) -
 def waiting(
     *arguments: str, tree: Tree, limits: dict[str, float] | None = None
 ) -> "subprocess.Popen[str]":
-    """Start a command, and return once it waits for a lock to stay unchanged."""
+    """Start a command; return when it waits for a lock to stay unchanged."""
     command = command_of(*arguments, "--state-dir", tree.root, limits=limits)
     process = start(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -439,7 +437,7 @@ def waiting(
 
 
 @pytest.mark.long(seconds=5)
-def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold: HoldLock) -> None:
+def test_an_unlock_fails_if_the_folder_disappears_meanwhile(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
     process = waiting(
         "unlock", "forgotten", tree=tree, limits={"orphan_grace": 4.0, "confirm": 0.0}
@@ -452,9 +450,7 @@ def test_a_folder_that_goes_while_an_unlock_waits_is_no_success(tree: Tree, hold
     assert (tree.sessions() / "forgotten.jsonl.lock").exists()
 
 
-def test_an_unlock_that_is_interrupted_while_it_waits_leaves_the_lock(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_an_unlock_that_is_interrupted_leaves_the_lock(tree: Tree, hold: HoldLock) -> None:
     holder = hold("forgotten")
     holder.ask("close")
     process = waiting("unlock", "forgotten", tree=tree)
@@ -486,9 +482,9 @@ def test_hostile_names_forge_no_line_and_break_nothing(tree: Tree, command: str)
     odd = os.fsdecode(b"agent\xff\n")
     tree.lock("sid", record(DEAD), agent=odd)
     done = reap(command, "--state-dir", tree.root)
-    assert done.returncode == 1, done.stderr  # the pipe is not looked at
+    assert done.returncode == 1, done.stderr  # the pipe is not read
     lines = done.stdout.splitlines()
-    assert len(lines) == 1 + len(HOSTILE) + 1  # header, locks, the agent's
+    assert len(lines) == 1 + len(HOSTILE) + 1  # header, locks, the lock of the other agent
     assert (done.stdout + done.stderr).isascii()
     assert "\x1b" not in done.stdout + done.stderr
     assert "not-regular" in done.stderr
@@ -497,7 +493,7 @@ def test_hostile_names_forge_no_line_and_break_nothing(tree: Tree, command: str)
     assert len(found) == (len(HOSTILE) + 1 if command == "list" else 0)
 
 
-def test_payload_bombs_are_junk_like_any_other(tree: Tree) -> None:
+def test_payload_bombs_are_handled_like_other_junk(tree: Tree) -> None:
     bombs = [b"[" * 65_000, b"9" * 65_000, b'{"pid":' + b"9" * 60_000 + b"}", b'{"a":1e999}',
              b"\0" * 65_536, b'"\\ud800"', b"{" + b'"pid":1,' * 8000 + b'"pid":2}']  # fmt: skip
     for number, bomb in enumerate(bombs):
@@ -551,8 +547,8 @@ def test_on_a_terminal_there_is_a_table_in_colour(
     assert "\x1b" not in on_a_terminal("list", "--state-dir", tree.root)
 
 
-def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
-    # The holder must be older than the run, by five seconds: the story lies a bit ahead.
+def test_explain_shows_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> None:
+    # Its times lie a bit ahead, because the holder must be five seconds older than the run.
     holder = hold("stuck", age=-8)
     created = created_ms(holder.path)
     tree.store(
@@ -588,9 +584,7 @@ def test_explain_tells_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
     assert by_path.stdout.splitlines()[0] == done.stdout.splitlines()[0]
 
 
-def test_explain_names_the_condition_for_freeing_that_is_missing(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_explain_names_the_condition_that_is_not_met(tree: Tree, hold: HoldLock) -> None:
     hold("sid", age=600)
     said = {}
     for name, records in {
@@ -609,9 +603,7 @@ def test_explain_names_the_condition_for_freeing_that_is_missing(
     assert found["locks"][0]["not_freed_because"] == "version"
 
 
-def test_a_record_without_a_promise_is_overdue_and_explain_says_it_may_be_healthy(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_explain_says_that_an_overdue_lock_may_be_healthy(tree: Tree, hold: HoldLock) -> None:
     holder = hold("sid", age=28 * 3600)
     fields = json.loads(holder.path.read_text())
     del fields["maxHoldMs"]
@@ -623,15 +615,13 @@ def test_a_record_without_a_promise_is_overdue_and_explain_says_it_may_be_health
     assert "a long healthy run looks the same" in done.stdout
 
 
-def test_explaining_what_is_not_there_is_1_and_says_where_it_looked(tree: Tree) -> None:
+def test_explain_of_an_unknown_name_exits_1_and_says_where_it_looked(tree: Tree) -> None:
     done = reap("explain", "nobody", "--state-dir", tree.root)
     assert done.returncode == 1
     assert f"no lock for nobody in {tree.root}" in done.stderr
 
 
-def test_waiting_is_announced_on_standard_error_and_can_be_silenced(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_waiting_is_announced_on_standard_error_unless_quiet(tree: Tree, hold: HoldLock) -> None:
     hold("forgotten").ask("close")
     where = ("--state-dir", tree.root)
     limits = {"orphan_grace": 0.3, "confirm": 0.0}
@@ -640,9 +630,7 @@ def test_waiting_is_announced_on_standard_error_and_can_be_silenced(
     assert reap("sweep", "-q", *where, limits=limits).stderr == ""
 
 
-def test_held_locks_are_left_out_of_a_sweeps_table_unless_asked_for(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_the_table_of_a_sweep_has_held_locks_only_if_verbose(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     done = reap("sweep", "--state-dir", tree.root)
     assert (done.stdout, done.stderr) == ("", "reaper: 1 lock: 1 held; 1 kept\n")
@@ -658,7 +646,7 @@ def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) 
     assert process.returncode == 130
 
 
-def test_a_full_disk_is_told_in_one_line(tree: Tree) -> None:
+def test_a_full_disk_is_reported_in_one_line(tree: Tree) -> None:
     tree.lock("dead", record(DEAD))
     for command in ("list", "list --json", "sweep --dry-run"):
         line = f"{sys.executable} -m reaper {command} --state-dir {tree.root} > /dev/full"
@@ -674,7 +662,7 @@ def test_a_name_that_the_terminals_encoding_lacks_is_escaped(tree: Tree) -> None
     assert "z\\xe9" in done.stdout
 
 
-def test_a_state_directory_that_is_none_is_1_with_what_to_do(tmp_path: Path) -> None:
+def test_a_state_directory_that_is_a_file_exits_1_with_advice(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for path in (file, file / "sub"):
@@ -683,7 +671,7 @@ def test_a_state_directory_that_is_none_is_1_with_what_to_do(tmp_path: Path) -> 
         assert "name the gateway's state directory with --state-dir" in done.stderr
 
 
-def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
+def test_a_pipe_that_is_closed_early_makes_no_traceback(tree: Tree) -> None:
     for number in range(1500):  # more lines than a pipe holds
         tree.lock(f"dead{number}", record(DEAD))
     command = f"{sys.executable} -m reaper list --state-dir {tree.root} | head -1"
@@ -696,7 +684,7 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "explain", "sweep", "watch"])
-def test_each_option_has_its_variable_and_the_help_names_it(command: str) -> None:
+def test_the_help_names_the_variable_of_each_option(command: str) -> None:
     options = {flag for param in _build(command).params for flag in param.opts if flag[:2] == "--"}
     assert options >= {"--state-dir", "--abandoned-after"}
     named = reap(command, "--help", env={"COLUMNS": "300", "NO_COLOR": "1"}).stdout
@@ -704,7 +692,7 @@ def test_each_option_has_its_variable_and_the_help_names_it(command: str) -> Non
     assert variables <= set(re.findall(r"REAPER_[A-Z_]+", named))
 
 
-def test_variables_work_as_options_do(tree: Tree, tmp_path: Path) -> None:
+def test_variables_work_like_options(tree: Tree, tmp_path: Path) -> None:
     other = Tree(tmp_path / "with space")
     other.lock("dead", record(DEAD))
     tree.lock("dead", record(DEAD))
@@ -743,14 +731,14 @@ def test_each_command_has_these_options_and_no_others() -> None:
     assert options_of("demo") == set()
 
 
-def test_the_variables_that_are_known_are_those_of_the_options() -> None:
+def test_the_known_variables_are_those_of_the_options() -> None:
     options = [parameter for command in COMMANDS for parameter in _build(command).params]
     named = {parameter.envvar for parameter in options if parameter.envvar}
     assert named | {"REAPER_STATE_DIR", "REAPER_REVISION"} == VARIABLES
 
 
 @pytest.mark.parametrize("command", ["list", "explain", "unlock", "sweep", "watch"])
-def test_an_unknown_variable_is_named_with_the_nearest_known_one(command: str) -> None:
+def test_an_unknown_variable_is_reported_with_the_nearest_known_one(command: str) -> None:
     arguments = {"explain": ["no-such"], "unlock": ["no-such"], "watch": ["--listen", "nonsense"]}
     env = {"REAPER_ABANDONED_AFTR": "5m", "REAPER_ZZZ": "1", "HOME": "/nonexistent"}
     env["REAPER_PROBE_URL"] = "http://127.0.0.1:1/"
@@ -763,7 +751,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one(command: str) -
     assert "PROBE_URL" not in said
 
 
-def test_what_kubernetes_sets_for_a_service_called_reaper_is_no_mistake() -> None:
+def test_the_variables_of_a_kubernetes_service_called_reaper_are_ignored() -> None:
     port = "tcp://10.0.0.1:9789"
     links = {f"REAPER_{name}": port for name in ("PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP")}
     links |= {"REAPER_WEB_PORT_9789_TCP": port, "REAPER_PORT_9789_TCP_ADDR": "10.0.0.1"}
@@ -805,7 +793,7 @@ def test_the_version_comes_from_one_place() -> None:
     [("90", 90), ("90s", 90), ("2m", 120), ("1h30m", 5400), ("0", 0), ("1.5s", 1.5),
      ("500ms", 0.5), ("1d", 86_400), (" 2M ", 120)],
 )  # fmt: skip
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed_to_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -813,7 +801,7 @@ def test_durations(text: str, seconds: float) -> None:
     "text",
     ["", "s", "5x", "-1", "1 m", "1m 5", "inf", "nan", "1e3", "5s5", "9" * 400, "11000000000"],
 )
-def test_what_is_no_duration_is_refused_with_advice(text: str) -> None:
+def test_a_wrong_duration_is_refused_with_advice(text: str) -> None:
     with pytest.raises(SettingsError, match="write it like"):
         parse_duration(text)
 
@@ -831,17 +819,17 @@ def test_what_is_no_duration_is_refused_with_advice(text: str) -> None:
         ("7b", 7),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed_to_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "4g", "6 G", "1e9", "4 GiB or so", "nan"])
-def test_what_is_no_size_is_said_so(text: str) -> None:
+def test_a_wrong_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="is not a size"):
         parse_size(text)
 
 
-def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
+def test_each_state_directory_gets_its_own_short_name(tmp_path: Path) -> None:
     for name in ("a/state", "b/state", "c"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "c")
@@ -859,10 +847,10 @@ def test_state_directories_get_short_names_of_their_own(tmp_path: Path) -> None:
         state_dirs([f"x={tmp_path}/c", f"x={tmp_path}/a"], {})
 
 
-def run_and_tell(expression: str, *arguments: object) -> tuple[str, list[str]]:
-    """Run the program; return its standard output, and words of `expression` as it is at the end.
+def run_and_evaluate(expression: str, *arguments: object) -> tuple[str, list[str]]:
+    """Run the program; return its standard output, and the words of an expression.
 
-    The expression is evaluated in that process, with `gc` and `sys` to look at.
+    That process evaluates the expression at its end; it can use `gc` and `sys`.
     """
     script = (
         "import atexit, gc, sys; sys.argv[0] = 'reaper'; from reaper.__main__ import main; "
@@ -877,8 +865,8 @@ def run_and_tell(expression: str, *arguments: object) -> tuple[str, list[str]]:
     return done.stdout, done.stderr.splitlines()[-1].split()
 
 
-def test_a_look_at_an_empty_state_directory_imports_only_what_it_needs(tmp_path: Path) -> None:
-    _, imported = run_and_tell("sys.modules", "list", "--state-dir", tmp_path)
+def test_list_imports_only_what_it_needs(tmp_path: Path) -> None:
+    _, imported = run_and_evaluate("sys.modules", "list", "--state-dir", tmp_path)
     unneeded = {"ctypes", "prometheus_client", "psutil", "rich", "secrets", "watchdog"}
     unneeded |= {"json", "reaper.core.wedged", "reaper.demo", "reaper.gateway_health"}
     assert "reaper.sweep" in imported
@@ -890,7 +878,7 @@ COMMANDS = {"list", "explain", "unlock", "sweep", "watch", "demo", "probe"}
 
 @pytest.mark.parametrize("asked", sorted(COMMANDS))
 def test_no_command_imports_another_one(asked: str) -> None:
-    said, imported = run_and_tell("sys.modules", asked, "--help")
+    said, imported = run_and_evaluate("sys.modules", asked, "--help")
     assert f"reaper {asked}" in said
     found = {name for name in COMMANDS if f"reaper.commands.{name}" in imported}
     assert found == ({"unlock", "explain"} if asked == "unlock" else {asked})
@@ -899,32 +887,32 @@ def test_no_command_imports_another_one(asked: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
-def test_help_fits_80_columns_and_uses_no_word_of_the_programs_insides(command: str) -> None:
+def test_the_help_fits_80_columns_and_shows_no_internal_type(command: str) -> None:
     said = reap(*filter(None, [command]), "--help", env={"COLUMNS": "80"}).stdout
     assert max(map(len, said.splitlines())) <= 80
     assert not re.findall(r"<(?:str|int)|x>=|\(\d+s\)\]|\w\.\.\.$", said, re.MULTILINE)
 
 
-def test_the_version_is_told_without_any_command() -> None:
-    said, imported = run_and_tell("sys.modules", "--version")
+def test_the_version_is_shown_without_importing_a_command() -> None:
+    said, imported = run_and_evaluate("sys.modules", "--version")
     assert said == f"reaper {__version__}\n"
     assert "reaper.commands" not in imported
 
 
-def test_the_help_shows_each_command_and_a_mistyped_one_is_told_the_right_one() -> None:
+def test_the_help_lists_each_command_and_a_mistyped_command_gets_a_suggestion() -> None:
     said = reap("--help").stdout
     assert all(re.search(rf"^\W+{name} +\w", said, re.MULTILINE) for name in COMMANDS)
     assert "Did you mean 'sweep'?" in reap("swep").stderr
 
 
-def test_garbage_is_collected_once_the_program_runs(tmp_path: Path) -> None:
-    """Not before: imports leave none, and what they bring stays."""
-    found = "(gc.isenabled(), gc.get_freeze_count() > 0)"
-    _, told = run_and_tell(found, "list", "--state-dir", tmp_path)
-    assert told == ["True", "True"]
+def test_garbage_is_collected_when_the_program_runs(tmp_path: Path) -> None:
+    """It is not collected before, because imports leave no garbage and their objects stay."""
+    expression = "(gc.isenabled(), gc.get_freeze_count() > 0)"
+    _, shown = run_and_evaluate(expression, "list", "--state-dir", tmp_path)
+    assert shown == ["True", "True"]
 
 
-def test_a_directory_that_is_no_state_directory_is_told(tmp_path: Path) -> None:
+def test_a_directory_without_agents_folder_is_reported(tmp_path: Path) -> None:
     done = reap("list", "--state-dir", str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no agents folder" in done.stderr

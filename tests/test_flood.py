@@ -1,4 +1,4 @@
-"""One agent among others: attempts become rare, and lines, files and memory are bounded."""
+"""Bounds of attempts, log lines, files and memory, so that no agent harms the others."""
 
 import errno
 import io
@@ -47,7 +47,7 @@ def files_in(tree: Tree) -> set[str]:
 
 
 class Sweeps:
-    """A reaper with a clock of its own, and the attempts that it makes."""
+    """A reaper with its own clock, and the times of its attempts to remove."""
 
     def __init__(self, tree: Tree, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
         self.clock = FakeClock()
@@ -71,7 +71,7 @@ class Sweeps:
         return [found for found in self.reaper.act() if isinstance(found, Finding)]
 
     def act_for(self, seconds: int) -> list[Finding]:
-        """Sweep each second; return the last sweep's findings."""
+        """Sweep each second; return the findings of the last sweep."""
         found: list[Finding] = []
         for _ in range(seconds):
             found = self.act()
@@ -89,7 +89,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("step", ["_create_placeholder", "exchange"])
 @pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
-def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
+def test_a_failed_removal_is_retried_with_growing_delays_by_all_sweeps(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, code: int, step: str
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -109,7 +109,7 @@ def test_a_removal_that_fails_is_tried_again_more_and_more_rarely_by_all_sweeps(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", record(DEAD)], ids=["empty", "broken", "record"])
-def test_an_attempt_that_gives_the_lock_back_does_not_end_its_delay(
+def test_an_attempt_that_puts_the_lock_back_does_not_end_its_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     tree.lock("s", data)
@@ -128,7 +128,7 @@ def test_an_attempt_that_gives_the_lock_back_does_not_end_its_delay(
     assert sweeps.delays() == [1, 2, 4, 8, 16]
 
 
-def test_a_new_empty_lock_in_the_same_inode_does_not_inherit_a_delay(
+def test_a_new_empty_lock_with_the_same_inode_does_not_inherit_a_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("s", b"")
@@ -136,7 +136,7 @@ def test_a_new_empty_lock_in_the_same_inode_does_not_inherit_a_delay(
     monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
     sweeps.act_for(60)
     before = path.stat()
-    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    os.chmod(path, 0o600)  # only the ctime differs, as if the inode number were reused
     assert path.stat().st_ctime_ns != before.st_ctime_ns
     (found,) = sweeps.act()
     assert found.attempted
@@ -144,17 +144,15 @@ def test_a_new_empty_lock_in_the_same_inode_does_not_inherit_a_delay(
     assert found.retry.attempts == 1
 
 
-def test_a_resync_that_is_shorter_or_longer_bounds_the_delay(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_longest_retry_bounds_the_delay(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.lock("dead", record(DEAD))
     monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
-    often = Sweeps(tree, monkeypatch, longest_retry=5.0)
-    often.act_for(30)
-    assert often.delays() == [1, 2, 4, 5, 5, 5, 5]
+    sweeps = Sweeps(tree, monkeypatch, longest_retry=5.0)
+    sweeps.act_for(30)
+    assert sweeps.delays() == [1, 2, 4, 5, 5, 5, 5]
 
 
-def test_another_cause_is_news_and_leaves_the_delay_as_long_as_it_is(
+def test_another_cause_is_news_and_does_not_reset_the_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
@@ -172,7 +170,7 @@ def test_another_cause_is_news_and_leaves_the_delay_as_long_as_it_is(
     assert sweeps.delays() == [1, 2, 4]
 
 
-def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_attempts_of_its_own(
+def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_its_own_attempts(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -185,14 +183,14 @@ def test_a_lock_with_other_bytes_or_another_inode_is_another_lock_with_attempts_
     ):
         make_another()
         assert [found.attempted for found in sweeps.act()] == [True]
-        os.chmod(path, 0o600)  # another ctime alone is no other lock
+        os.chmod(path, 0o600)  # another ctime alone means the same lock
         assert [found.attempted for found in sweeps.act()] == [False]
 
 
-def test_a_removal_that_fails_midway_does_not_start_over_because_of_the_events_that_it_causes(
+def test_the_events_of_a_failed_removal_do_not_reset_its_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It exchanges the lock and gives it back: the name goes and returns, and so does its ctime."""
+    """It swaps the lock and puts it back, which changes its ctime and makes events of its name."""
     path = tree.lock("dead", record(DEAD))
     inode = path.stat().st_ino
     sweeps = Sweeps(tree, monkeypatch)
@@ -204,17 +202,17 @@ def test_a_removal_that_fails_midway_does_not_start_over_because_of_the_events_t
         unlink(name, **how)
 
     monkeypatch.setattr(os, "unlink", may_not)
-    place = LockKey(sweeps.reaper.states[0], "main", path.name)
+    key = LockKey(sweeps.reaper.states[0], "main", path.name)
     for _ in range(200):
         sweeps.act()
-        sweeps.reaper.forget(place)  # as the sidecar does when the name is announced to be gone
+        sweeps.reaper.forget(key)  # as the sidecar does when an event reports the deletion
         sweeps.clock.pass_by(1)
     assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
     assert path.stat().st_ino == inode
     assert files_in(tree) == {path.name}
 
 
-def test_a_lock_that_always_turns_out_to_be_another_one_is_not_grabbed_at_full_speed(
+def test_a_lock_that_is_replaced_during_each_removal_is_retried_with_growing_delays(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -233,7 +231,7 @@ def test_a_lock_that_always_turns_out_to_be_another_one_is_not_grabbed_at_full_s
     assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_a_lock_that_is_held_again_has_no_attempts_behind_it(
+def test_a_lock_that_is_held_again_starts_without_a_delay(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("sid", record(DEAD))
@@ -247,7 +245,7 @@ def test_a_lock_that_is_held_again_has_no_attempts_behind_it(
     assert len(sweeps.attempts) == before + 2
 
 
-def test_a_lock_that_is_gone_has_no_attempts_behind_it(
+def test_the_failed_attempts_of_a_deleted_lock_are_forgotten(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("sid", record(DEAD))
@@ -260,7 +258,7 @@ def test_a_lock_that_is_gone_has_no_attempts_behind_it(
     assert not list(sweeps.reaper.memory.histories)
 
 
-def test_a_person_who_sweeps_always_tries(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_command_ignores_the_delay(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.lock("dead", record(DEAD))
     sweeps = Sweeps(tree, monkeypatch)
     monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
@@ -271,7 +269,7 @@ def test_a_person_who_sweeps_always_tries(tree: Tree, monkeypatch: pytest.Monkey
     assert len(sweeps.attempts) == before + 3
 
 
-# Nothing is created where it cannot be removed again
+# No file is created where none can be removed
 
 
 @contextmanager
@@ -286,7 +284,7 @@ def attribute(path: Path, letter: str) -> Iterator[None]:
         subprocess.run(["chattr", f"-{letter}", path], check=True)
 
 
-def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
+def test_in_an_append_only_folder_all_attempts_create_one_file_at_most(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(20):
@@ -298,7 +296,7 @@ def test_in_an_append_only_folder_one_file_is_created_at_most_by_all_attempts(
         assert len(sweeps.attempts) >= 100
         assert len(files_in(tree) - locks) == 1
         assert {finding.outcome for finding in found} == {FAILED}
-        # Another process, or a person's: what is left tells it.
+        # Another process notices the file that was left.
         for name in files_in(tree) - locks:
             tree.age(tree.sessions() / name, 60)
         again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
@@ -323,7 +321,7 @@ def test_in_an_append_only_folder_one_sweep_leaves_one_file_and_says_so(tree: Tr
     assert sum(repr(left) in finding.note for finding in found) >= 19
 
 
-def test_an_immutable_lock_fails_and_leaves_nothing(
+def test_the_removal_of_an_immutable_lock_fails_and_leaves_no_file(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -335,10 +333,10 @@ def test_an_immutable_lock_fails_and_leaves_nothing(
         assert files_in(tree) == {path.name}
 
 
-def test_what_is_left_is_removed_first_and_then_removals_go_on(
+def test_a_file_that_was_left_is_removed_first_and_then_removals_go_on(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever refuses to unlink: an ACL, a security module, a server."""
+    """An ACL, a security module or a server may refuse to unlink."""
     tree.lock("one", b"x")
     tree.lock("two", b"x")
     sweeps = Sweeps(tree, monkeypatch)
@@ -352,7 +350,7 @@ def test_what_is_left_is_removed_first_and_then_removals_go_on(
     assert sweeps.reaper.memory.litter == {}
 
 
-def test_what_somebody_else_removed_hinders_nothing(
+def test_a_left_file_that_another_process_removed_blocks_nothing(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("one", b"x")
@@ -366,7 +364,7 @@ def test_what_somebody_else_removed_hinders_nothing(
     assert files_in(tree) == set()
 
 
-def test_a_file_that_got_the_name_of_what_was_left_is_not_unlinked(
+def test_a_new_file_under_the_name_of_a_left_file_is_not_unlinked(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("sid", b"x")
@@ -385,7 +383,7 @@ def test_a_file_that_got_the_name_of_what_was_left_is_not_unlinked(
 def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without renameat2 the way back is tried by a hard link, before anything is moved."""
+    """Without renameat2 a trial hard link shows whether a moved lock could be put back."""
     for number in range(5):
         tree.lock(f"x{number}", b"x")
     locks = files_in(tree)
@@ -394,16 +392,16 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
     placeholders: set[str] = set()
     placeholder = removal._create_placeholder
 
-    def noted(aside: str, opened: reading.OpenLock) -> int | None:
-        placeholders.add(aside)
-        return placeholder(aside, opened)
+    def recorded(parked: str, opened: reading.OpenLock) -> int | None:
+        placeholders.add(parked)
+        return placeholder(parked, opened)
 
     def only_placeholders(name: str, **how: Any) -> None:
         if name not in placeholders:
             raise PermissionError(errno.EPERM, "Operation not permitted")
         unlink(name, **how)
 
-    monkeypatch.setattr(removal, "_create_placeholder", noted)
+    monkeypatch.setattr(removal, "_create_placeholder", recorded)
     monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
     monkeypatch.setattr(removal, "rename_noreplace", failing(errno.EINVAL))
     with monkeypatch.context() as context:
@@ -426,10 +424,10 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
         (errno.EDQUOT, "another", FAILED),
     ],
 )
-def test_without_space_the_lock_is_moved_where_nobody_else_has_space_either(
+def test_without_space_a_lock_is_moved_unless_only_the_reapers_quota_is_full(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, code: int, owner: str, outcome: Outcome
 ) -> None:
-    """A quota that only the reaper has used up hinders no gateway to take the free name."""
+    """Otherwise a gateway, with space left, could create a lock under the free name."""
     tree.lock("dead", record(DEAD))
     if owner == "another":
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
@@ -444,11 +442,11 @@ def test_without_space_the_lock_is_moved_where_nobody_else_has_space_either(
     moved = []
     rename = kernel.rename_noreplace
 
-    def noted(*names: str, dir_fd: int) -> None:
+    def recorded(*names: str, dir_fd: int) -> None:
         moved.append(names)
         rename(*names, dir_fd=dir_fd)
 
-    monkeypatch.setattr(removal, "rename_noreplace", noted)
+    monkeypatch.setattr(removal, "rename_noreplace", recorded)
     (found,) = Sweeps(tree, monkeypatch).act()
     assert found.outcome is outcome
     assert len(moved) == (outcome is Outcome.REMOVED)
@@ -457,15 +455,15 @@ def test_without_space_the_lock_is_moved_where_nobody_else_has_space_either(
         assert "run it as the locks' owner" in found.note
 
 
-# The bound of what is remembered
+# The bound of memory
 
 
-def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
+def test_locks_beyond_an_agents_share_are_judged_by_one_look_and_counted(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(9):
         with (tree.sessions("hostile") / f"x{number}.jsonl.lock").open("wb") as file:
-            file.write(record(os.getpid()))  # not open and not dead: must be seen for a while
+            file.write(record(os.getpid()))  # neither open nor dead, so it must be seen for a while
     holders = [tree.lock(f"dead{number}", record(DEAD), agent="hostile") for number in range(3)]
     tree.lock("young", record(os.getpid()))
     sweeps = Sweeps(tree, monkeypatch, most_remembered=5)
@@ -474,33 +472,31 @@ def test_beyond_its_share_an_agents_locks_are_judged_by_one_look_and_counted(
     assert {(skip.reason, skip.failed, Path(skip.path)) for skip in skipped} == {
         (TOO_MANY_LOCKS, True, tree.sessions("hostile"))
     }
-    assert not any(path.exists() for path in holders)  # one look proves it
-    remembered = [place for place in sweeps.reaper.memory.histories if place.agent == "hostile"]
+    assert not any(path.exists() for path in holders)  # one look is enough for them
+    remembered = [key for key in sweeps.reaper.memory.histories if key.agent == "hostile"]
     assert len(remembered) == 5
     assert sum(skip.files for skip in skipped) == 9 - 5 + sum(
-        place.name.startswith("dead") for place in remembered
+        key.name.startswith("dead") for key in remembered
     )
     sweeps.clock.pass_by(60)
-    (other,) = (found for found in sweeps.act() if found.lock.agent == "main")
-    assert other.outcome is Outcome.REMOVED  # the other agent's lock was seen for long enough
+    (of_main,) = (found for found in sweeps.act() if found.lock.agent == "main")
+    assert of_main.outcome is Outcome.REMOVED  # it was seen for the grace
 
 
-def test_a_lock_that_goes_makes_room_for_another(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_lock_makes_room_for_another(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tree.lock(f"x{number}", record(os.getpid())) for number in range(4)]
     sweeps = Sweeps(tree, monkeypatch, most_remembered=3)
     assert len(sweeps.act()) == 3
     histories = sweeps.reaper.memory.histories
-    (left,) = {path.name for path in paths} - {place.name for place in histories}
+    (left,) = {path.name for path in paths} - {key.name for key in histories}
     next(path for path in paths if path.name != left).unlink()
     sweeps.act()
     assert len(sweeps.act()) == 3
-    assert left in {place.name for place in histories}
+    assert left in {key.name for key in histories}
 
 
-def test_locks_with_large_files_count_as_many(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sidecar keeps their bytes, so that it notices other ones."""
+def test_large_lock_files_count_as_many_locks(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar keeps the bytes of each lock, to notice changes."""
     for number in range(4):
         tree.lock(f"x{number}", b"x" * 60_000)
     monkeypatch.setattr(removal, "exchange", failing(errno.EIO))
@@ -508,7 +504,7 @@ def test_locks_with_large_files_count_as_many(tree: Tree, monkeypatch: pytest.Mo
     assert len(sweeps.act()) == 2
 
 
-def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not_forgotten(
+def test_names_beyond_the_limit_of_a_pass_are_counted_and_known_locks_are_not_forgotten(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("known", record(os.getpid()))
@@ -518,16 +514,14 @@ def test_names_beyond_what_one_pass_looks_at_are_counted_and_known_locks_are_not
         tree.lock(f"x{number}", record(os.getpid()))
     monkeypatch.setattr(scanner, "MOST_NAMES", 10)
     passed = list(sweeps.reaper.act())
-    met = [skip.key.name for skip in passed if skip.key is not None]
+    judged = [skip.key.name for skip in passed if skip.key is not None]
     (skipped,) = (skip for skip in passed if isinstance(skip, Skipped))
-    assert len(met) + skipped.files == 51
-    assert len(met) in {10, 11}
-    assert "known.jsonl.lock" in {place.name for place in sweeps.reaper.memory.histories}
+    assert len(judged) + skipped.files == 51
+    assert len(judged) in {10, 11}
+    assert "known.jsonl.lock" in {key.name for key in sweeps.reaper.memory.histories}
 
 
-def test_of_too_many_checkpoints_none_is_called_the_last(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_checkpoints_are_an_error(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         (tree.sessions() / f"sid.checkpoint.{number}.jsonl").touch()
     monkeypatch.setattr(reading, "_MOST_CHECKPOINTS", 3)
@@ -543,7 +537,7 @@ def test_of_too_many_checkpoints_none_is_called_the_last(
 
 
 class Sidecar:
-    """A Watch whose steps the test makes, with what it writes and counts."""
+    """A Watch that the test steps, with its log, inventory and metrics."""
 
     def __init__(self, tree: Tree, **how: Any) -> None:
         self.log = io.StringIO()
@@ -564,14 +558,14 @@ class Sidecar:
         self.watch.sweep()
 
     def sweep_when_due(self) -> None:
-        """Sweep as if the delay before the next attempt were over."""
+        """Sweep as if each delay were over."""
         failures = self.watch.reaper.memory.failures
-        for place, failure in failures.items():
-            failures[place] = failure._replace(retry=failure.retry._replace(at=0.0))
+        for key, failure in failures.items():
+            failures[key] = failure._replace(retry=failure.retry._replace(at=0.0))
         self.sweep()
 
-    def announce(self, session: str, what: str, agent: str = "main") -> None:
-        self.watch.inbox.put(Event(self.place(session, agent), what, time.monotonic()))
+    def announce(self, session: str, change: str, agent: str = "main") -> None:
+        self.watch.inbox.put(Event(self.key(session, agent), change, time.monotonic()))
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.getvalue().splitlines()]
@@ -580,23 +574,23 @@ class Sidecar:
     def scrape(self) -> str:
         return generate_latest(self.metrics.registry).decode()
 
-    def place(self, session: str, agent: str = "main") -> LockKey:
+    def key(self, session: str, agent: str = "main") -> LockKey:
         return LockKey(self.state, agent, f"{session}.jsonl.lock")
 
 
 @pytest.fixture
 def sidecar(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sidecar]]:
-    """Make sidecars that get no events but those that the test announces."""
+    """Return a function that makes sidecars, which get only the events that the test announces."""
     monkeypatch.setattr(EventSource, "follow", lambda *_: True)
-    made: list[Sidecar] = []
+    sidecars: list[Sidecar] = []
 
     def make(**how: Any) -> Sidecar:
-        made.append(Sidecar(tree, **how))
-        return made[-1]
+        sidecars.append(Sidecar(tree, **how))
+        return sidecars[-1]
 
     yield make
-    for source in made:
-        source.watch.close()
+    for each in sidecars:
+        each.watch.close()
 
 
 MakeSidecar = Callable[..., Sidecar]
@@ -620,7 +614,7 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     assert [line["session"] for line in the_sidecar.lines("removed")] == ["dead"]
 
 
-def test_a_cause_that_holds_a_random_name_is_the_same_cause(
+def test_a_cause_with_another_random_name_is_the_same_cause(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("dead", record(DEAD))
@@ -629,14 +623,14 @@ def test_a_cause_that_holds_a_random_name_is_the_same_cause(
     for _ in range(3):
         the_sidecar.sweep_when_due()
         for left in tree.sessions().glob(".rpr*"):
-            left.rename(tree.root / left.name)  # each attempt leaves another one
+            left.rename(tree.root / left.name)  # each attempt leaves another file
     assert path.exists()
     assert len(list(tree.root.glob(".rpr*"))) == 3
     (line,) = the_sidecar.lines("failed")
     assert "left at" in line["note"]
 
 
-def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as_stuck(
+def test_a_delayed_removal_is_not_logged_or_counted_and_its_lock_counts_as_stuck(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
@@ -650,12 +644,12 @@ def test_a_lock_whose_removal_waits_is_not_counted_or_logged_and_still_counts_as
     (seen,) = the_sidecar.inventory.all()
     assert (seen.outcome, "EIO" in seen.note) == (FAILED, True)
     assert (
-        the_sidecar.watch.deadlines.pop_due(FOREVER)[the_sidecar.place("dead")]
+        the_sidecar.watch.deadlines.pop_due(FOREVER)[the_sidecar.key("dead")]
         > time.monotonic() + 0.1
     )
 
 
-def test_a_lock_that_no_removal_is_safe_for_is_logged_once(
+def test_a_lock_that_cannot_be_removed_safely_is_logged_once(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("dead", record(DEAD))
@@ -676,7 +670,7 @@ def test_flagged_locks_are_logged_once(tree: Tree, hold: HoldLock, sidecar: Make
     assert (line["verdict"], line["level"]) == ("overdue", "warning")
 
 
-def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
+def test_many_locks_of_one_agent_make_few_lines_and_the_log_says_how_many_are_left_out(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(200):
@@ -695,7 +689,7 @@ def test_many_locks_of_one_agent_make_few_lines_and_say_how_many_were_left_out(
     the_sidecar.sweep_when_due()
     assert (
         len(the_sidecar.lines("removed")) - before == 201
-    )  # each holds a record that is nowhere else
+    )  # a removal is always logged, because its line is the only copy of the record
 
 
 def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
@@ -714,7 +708,7 @@ def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
         raise OSError(code, os.strerror(code))
 
     def no_wait(_seconds: float) -> list[tuple[int, int]]:
-        assert not watch.inbox.has(Notice.SWEEP)  # or the next one would be made at once
+        assert not watch.inbox.has(Notice.SWEEP)  # otherwise the next sweep would begin at once
         delays.append(round(watch.sweeps.next() - time.monotonic()))
         return []
 
@@ -728,24 +722,24 @@ def test_a_sweep_that_the_system_refuses_is_logged_when_the_cause_changes(
     assert delays == [1, 2, 4, 8]
 
 
-def test_what_cannot_be_looked_at_is_looked_at_more_and_more_rarely(
+def test_a_lock_that_cannot_be_read_is_checked_with_growing_delays(
     tree: Tree, sidecar: MakeSidecar
 ) -> None:
     (tree.sessions() / "sid.jsonl.lock").symlink_to("nowhere")
     the_sidecar = sidecar()
-    place = the_sidecar.place("sid")
+    key = the_sidecar.key("sid")
     delays = []
     for _ in range(9):
         started = time.monotonic()
-        the_sidecar.watch.judge({place: started})
-        delays.append(round(the_sidecar.watch.deadlines.pop_due(FOREVER)[place] - started))
+        the_sidecar.watch.judge({key: started})
+        delays.append(round(the_sidecar.watch.deadlines.pop_due(FOREVER)[key] - started))
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     (tree.sessions() / "sid.jsonl.lock").unlink()
-    the_sidecar.watch.judge({place: time.monotonic()})
+    the_sidecar.watch.judge({key: time.monotonic()})
     assert not the_sidecar.watch.tracker.keys()
 
 
-def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_full(
+def test_a_hundred_skipped_files_of_a_folder_are_logged_and_all_are_counted(
     tree: Tree, sidecar: MakeSidecar
 ) -> None:
     for number in range(250):
@@ -756,13 +750,13 @@ def test_what_is_skipped_is_named_a_hundred_times_in_a_folder_and_counted_in_ful
         the_sidecar.sweep()
     lines = the_sidecar.lines("skipped")
     assert len(lines) == 102
-    (rest,) = (line for line in lines if line["note"] == "further files in this folder")
-    assert rest["path"] == str(tree.sessions("hostile"))
+    (summary,) = (line for line in lines if line["note"] == "further files in this folder")
+    assert summary["path"] == str(tree.sessions("hostile"))
     assert 'reaper_skipped_files{reason="not-regular"} 251.0' in the_sidecar.scrape()
     assert len(the_sidecar.inventory.skipped()) == 102
 
 
-def test_new_files_and_folders_to_skip_make_few_lines_however_often_it_sweeps(
+def test_new_skipped_files_and_folders_make_few_lines_in_any_number_of_sweeps(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     the_sidecar = sidecar()
@@ -832,7 +826,7 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     assert not dying.path.exists()
 
 
-def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_as_missed(
+def test_events_beyond_an_agents_share_are_dropped_and_none_counts_as_missed(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     the_sidecar = sidecar(most_remembered=10)
@@ -847,7 +841,7 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
     the_sidecar.watch.handle_events()
     due = the_sidecar.watch.deadlines.pop_due(FOREVER)
     assert len(the_sidecar.watch.tracker.keys()) == len(due) == 11
-    assert the_sidecar.place("other") in due
+    assert the_sidecar.key("other") in due
     the_sidecar.sweep()
     assert the_sidecar.watch.trust.next() == math.inf
     for number in range(100):
@@ -855,11 +849,11 @@ def test_events_of_more_locks_than_an_agents_share_are_dropped_and_none_counts_a
         (tree.sessions("hostile") / f"x{number}.jsonl.lock").unlink()
         the_sidecar.watch.handle_events()
     the_sidecar.sweep()
-    assert list(the_sidecar.watch.tracker.keys()) == [the_sidecar.place("other")]
-    assert list(the_sidecar.watch.reaper.memory.histories) == [the_sidecar.place("other")]
+    assert list(the_sidecar.watch.tracker.keys()) == [the_sidecar.key("other")]
+    assert list(the_sidecar.watch.reaper.memory.histories) == [the_sidecar.key("other")]
 
 
-def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSidecar) -> None:
+def test_short_lived_locks_leave_nothing_in_memory(tree: Tree, sidecar: MakeSidecar) -> None:
     the_sidecar = sidecar()
     the_sidecar.sweep()
     for number in range(300):
@@ -870,15 +864,15 @@ def test_names_that_come_and_go_leave_nothing_behind(tree: Tree, sidecar: MakeSi
     the_sidecar.watch.handle_events()
     assert not the_sidecar.watch.tracker.keys()
     assert the_sidecar.watch.deadlines.next() == math.inf
-    # Nor the names of agents.
+    # The names of agents are forgotten too.
     assert not the_sidecar.watch.tracker._number_of
     assert not the_sidecar.watch.inbox._number_of
 
 
-def test_events_are_taken_in_the_midst_of_a_long_sweep(
+def test_events_are_handled_during_a_long_sweep(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent with very many locks must not keep a new lock of another one waiting."""
+    """An agent with many locks must not delay a new lock of another agent."""
     for number in range(3):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
     the_sidecar = sidecar()
@@ -889,13 +883,13 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
 
     def during(only: Any = None) -> Iterator[Any]:
         for found in act(only):
-            place = found.key
-            if only is None and place is not None:
-                if place.name == "x0.jsonl.lock":
+            key = found.key
+            if only is None and key is not None:
+                if key.name == "x0.jsonl.lock":
                     path = tree.lock("dead", record(DEAD), agent="a-new-one")
                     the_sidecar.announce("dead", CREATED, "a-new-one")
                 yield found
-                if place.name == "x0.jsonl.lock":
+                if key.name == "x0.jsonl.lock":
                     freed.append(not path.exists())
             else:
                 yield found
@@ -903,13 +897,13 @@ def test_events_are_taken_in_the_midst_of_a_long_sweep(
     monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
     the_sidecar.sweep()
     assert freed == [True]
-    assert the_sidecar.place("dead", "a-new-one") not in the_sidecar.watch.tracker
+    assert the_sidecar.key("dead", "a-new-one") not in the_sidecar.watch.tracker
     the_sidecar.announce("dead", DELETED, "a-new-one")
     the_sidecar.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 0.0" in the_sidecar.scrape()
 
 
-def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgotten(
+def test_a_lock_that_is_announced_during_a_sweep_is_not_forgotten_by_it(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("x", record(os.getpid()), agent="z")
@@ -924,8 +918,8 @@ def test_what_is_announced_in_the_midst_of_a_sweep_that_is_past_it_is_not_forgot
 
     monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
     the_sidecar.sweep()
-    assert the_sidecar.place("late", "a") in the_sidecar.watch.deadlines.pop_due(FOREVER)
-    assert the_sidecar.place("late", "a") in the_sidecar.watch.tracker
+    assert the_sidecar.key("late", "a") in the_sidecar.watch.deadlines.pop_due(FOREVER)
+    assert the_sidecar.key("late", "a") in the_sidecar.watch.tracker
     the_sidecar.announce("late", DELETED, "a")
     the_sidecar.watch.handle_events()
     assert "reaper_lock_hold_seconds_count 1.0" in the_sidecar.scrape()
@@ -935,7 +929,7 @@ def test_a_long_hold_whose_end_is_announced_during_a_sweep_is_counted(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     the_sidecar = sidecar()
-    the_sidecar.watch.inbox.put(Event(the_sidecar.place("sid"), CREATED, time.monotonic() - 3600))
+    the_sidecar.watch.inbox.put(Event(the_sidecar.key("sid"), CREATED, time.monotonic() - 3600))
     the_sidecar.watch.handle_events()
     act = the_sidecar.watch.reaper.act
 
@@ -949,23 +943,23 @@ def test_a_long_hold_whose_end_is_announced_during_a_sweep_is_counted(
 
 
 @pytest.mark.parametrize("successor", [b"", record(os.getpid())], ids=["empty", "closed"])
-def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_events(
+def test_each_hold_is_counted_even_if_the_next_lock_is_seen_before_the_events(
     tree: Tree, sidecar: MakeSidecar, successor: bytes
 ) -> None:
-    """A gateway takes the same lock again and again. Two looks without events between them meet
-    one lock and then the next, which is just being created, or just being released.
+    """A gateway locks a session again and again. Two looks without events between them see one lock
+    and then the next one, which is just being created or released.
     """
     path = tree.sessions() / "sid.jsonl.lock"
     the_sidecar = sidecar()
     path.write_bytes(record(os.getpid()))
     the_sidecar.announce("sid", CREATED)
     the_sidecar.watch.handle_events()
-    the_sidecar.watch.judge({the_sidecar.place("sid"): time.monotonic()})
+    the_sidecar.watch.judge({the_sidecar.key("sid"): time.monotonic()})
     path.unlink()
     the_sidecar.announce("sid", DELETED)
     path.write_bytes(successor)
     the_sidecar.announce("sid", CREATED)
-    the_sidecar.watch.judge({the_sidecar.place("sid"): time.monotonic()})
+    the_sidecar.watch.judge({the_sidecar.key("sid"): time.monotonic()})
     path.unlink()
     the_sidecar.announce("sid", DELETED)
     the_sidecar.watch.handle_events()
@@ -973,12 +967,12 @@ def test_each_hold_is_counted_though_a_look_meets_the_next_lock_before_the_event
     assert not the_sidecar.watch.tracker.keys()
 
 
-def test_a_lock_that_is_left_aside_does_not_make_sweeps_frequent_for_ever(
+def test_a_parked_lock_does_not_make_sweeps_frequent_for_ever(
     tree: Tree, hold: HoldLock, sidecar: MakeSidecar
 ) -> None:
-    aside = tree.sessions() / names.private_name("sid")
+    parked = tree.sessions() / names.private_name("sid")
     hold("sid")
-    with aside.open("wb") as file:
+    with parked.open("wb") as file:
         file.write(record(os.getpid()))
         file.flush()
         the_sidecar = sidecar()

@@ -1,4 +1,4 @@
-"""What is remembered about one lock, and what it adds to the facts of one look."""
+"""The history of a lock, and how it turns the facts of a look into evidence."""
 
 from typing import Any
 
@@ -28,17 +28,17 @@ START = 100.0
 
 
 def start(after: float, step: float = 0.0) -> PassStart:
-    """Return the clocks at the start of a pass, seconds after the first one; meanwhile somebody
-    moves the wall clock by `step`.
+    """Return the clocks at the start of a pass, `after` seconds after the first one; the wall clock
+    was moved by `step`.
     """
     return PassStart(NOW + round((after + step) * 1000), START + after)
 
 
 class Looks:
-    """A lock that is looked at several times.
+    """Several looks at a lock.
 
-    Each look is made in a pass that begins `after` seconds after the first one began, and needs
-    `slow` seconds until it comes to the lock.
+    Each look belongs to a pass that begins `after` seconds after the first pass and reaches the
+    lock `slow` seconds later.
     """
 
     def __init__(self, lock: Lock | None = None, *, slow: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class Looks:
         return self.history.evidence(seen, ages, start(after, step), START + after + slow)
 
 
-# Whose history it is
+# The lock of a history
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_another_file_or_other_bytes_have_another_history(other: dict[str, Any])
 # Ages
 
 
-def test_at_the_first_look_ages_are_those_of_the_wall_clock() -> None:
+def test_at_the_first_look_ages_come_from_the_wall_clock() -> None:
     lock = a_lock(age=600.0)._replace(mtime_ms=NOW - 500_000)
     assert Looks(lock).ages()[:2] == (600.0, 500.0)
 
@@ -90,22 +90,22 @@ def test_a_step_of_the_wall_clock_ages_nothing_that_was_seen_before(
         assert grown == pytest.approx(seconds, abs=1e-6)
 
 
-def test_a_pass_that_began_before_the_first_look_makes_nothing_younger() -> None:
-    """Passes can nest: the inner one may look at a lock first."""
+def test_a_pass_that_began_before_the_first_look_makes_no_lock_younger() -> None:
+    """Passes can nest, so the inner pass may look at a lock first."""
     looks = Looks()
     first = looks.look(10)
     outer = looks.look(0)
     assert (outer.age, outer.file_age) == (first.age, first.file_age)
 
 
-def test_a_lock_is_known_for_as_long_as_it_was_seen_unchanged_in_a_slow_pass_too() -> None:
+def test_the_time_that_a_lock_is_known_includes_the_time_of_a_slow_pass() -> None:
     looks = Looks(a_lock(age=0.0))
     looks.look()
     assert looks.ages(3, slow=4) == (3.0, 3.0, 7.0)
     assert Looks(a_lock(age=50.0)).ages().known_for == 50.0
 
 
-def test_a_runs_end_is_as_old_as_the_later_of_its_witnesses_says() -> None:
+def test_the_age_of_a_runs_end_counts_from_its_later_witness() -> None:
     run = Run(end=RunEnd(NOW - 300_000, cut_short=True), last_write_ms=NOW - 200_000)
     by_trajectory = Looks().look(run=run)
     assert (by_trajectory.run_end_age, by_trajectory.quiet_for) == (300.0, 200.0)
@@ -115,19 +115,19 @@ def test_a_runs_end_is_as_old_as_the_later_of_its_witnesses_says() -> None:
     assert Looks().look(run=by_store).run_end_age == 250.0
 
 
-def test_what_is_not_known_of_a_run_has_no_age() -> None:
+def test_an_unknown_time_of_a_run_has_no_age() -> None:
     evidence = Looks().look(run=Run())
     assert (evidence.run_end_age, evidence.quiet_for) == (None, None)
 
 
-def test_another_end_of_a_run_has_the_age_that_the_wall_clock_gives_it() -> None:
+def test_the_age_of_another_run_end_comes_from_the_wall_clock() -> None:
     looks = Looks()
     looks.look(run=Run(end=RunEnd(NOW - 300_000, cut_short=True)))
     later = looks.look(60, run=Run(end=RunEnd(NOW + 20_000, cut_short=True)))
     assert later.run_end_age == 40.0
 
 
-def test_what_the_wall_clock_puts_into_the_future_is_not_younger_than_nothing() -> None:
+def test_a_time_in_the_future_has_age_0() -> None:
     run = Run(end=RunEnd(NOW + 5000, cut_short=True), last_write_ms=NOW + 5000)
     evidence = Looks().look(run=run)
     assert (evidence.run_end_age, evidence.quiet_for) == (0.0, 0.0)
@@ -136,13 +136,13 @@ def test_what_the_wall_clock_puts_into_the_future_is_not_younger_than_nothing() 
 # Unchanged since
 
 
-def test_what_is_seen_unchanged_is_seen_for_longer_and_longer() -> None:
+def test_seen_for_grows_while_nothing_changes() -> None:
     looks = Looks()
     seen_for = [looks.look(seconds).seen_for for seconds in (0, 4, 9)]
     assert seen_for == [0.0, 4.0, 9.0]
 
 
-def test_how_long_something_is_seen_counts_from_the_look_at_this_very_lock() -> None:
+def test_seen_for_counts_from_the_first_look_at_this_lock() -> None:
     looks = Looks(slow=5)
     assert looks.look(0, slow=5).seen_for == 0.0
     assert looks.look(10, slow=1).seen_for == 6.0
@@ -158,50 +158,50 @@ def test_how_long_something_is_seen_counts_from_the_look_at_this_very_lock() -> 
     ],
     ids=["proof", "holder", "program", "run"],
 )
-def test_a_change_of_what_is_seen_starts_the_time_again(change: dict[str, Any]) -> None:
+def test_a_change_of_the_evidence_resets_seen_for(change: dict[str, Any]) -> None:
     looks = Looks()
     looks.look()
     assert looks.look(5).seen_for == 5.0
     assert looks.look(6, **change).seen_for == 0.0
     assert looks.look(8, **change).seen_for == 2.0
-    assert looks.look(9).seen_for == 0.0  # what was there before is another change
+    assert looks.look(9).seen_for == 0.0  # the change back counts too
 
 
-def test_that_a_holder_grows_older_is_no_change() -> None:
+def test_the_growing_uptime_of_a_holder_is_no_change() -> None:
     looks = Looks()
     looks.look()
     assert looks.look(5, holder=ALIVE._replace(up_for=905.0)).seen_for == 5.0
 
 
-# Who was seen alive
+# Seen alive
 
 
-def test_a_holder_that_was_seen_alive_was_so_once_it_is_dead_too() -> None:
+def test_a_holder_that_was_seen_alive_stays_so_after_its_death() -> None:
     looks = Looks()
     assert looks.look().holder_seen_alive
     assert looks.history.seen_alive_as == ALIVE.pid
     assert looks.look(1, holder=GONE, proof=HoldProof.NOT_OPEN).holder_seen_alive
 
 
-def test_a_holder_that_was_never_seen_alive_was_not() -> None:
+def test_a_dead_holder_at_the_first_look_was_not_seen_alive() -> None:
     assert not Looks().look(holder=GONE).holder_seen_alive
 
 
-def test_a_bare_pid_that_is_alive_is_nobody_who_was_seen_alive() -> None:
+def test_a_live_pid_without_a_start_time_does_not_count_as_seen_alive() -> None:
     looks = Looks(a_lock(starttime=None))
     assert not looks.look().holder_seen_alive
 
 
 @pytest.mark.parametrize("state", [HolderState.GONE, HolderState.ZOMBIE, HolderState.REUSED])
 @pytest.mark.parametrize("died_here", [True, False])
-def test_without_proof_a_holder_was_seen_alive_only_while_it_is_dead_by_that_pid_too(
+def test_without_proof_a_dead_holder_counts_as_seen_alive_only_if_it_died_here(
     state: HolderState, died_here: bool
 ) -> None:
     looks = Looks()
     looks.look(proof=HoldProof.UNAVAILABLE)
     dead: dict[str, Any] = {"holder": Holder(state=state), "proof": HoldProof.UNAVAILABLE}
     assert looks.look(1, **dead, died_here=died_here).holder_seen_alive is died_here
-    # What was forgotten does not return by itself.
+    # It stays forgotten.
     assert looks.look(2, **dead, died_here=True).holder_seen_alive is died_here
 
 
@@ -215,7 +215,7 @@ def test_without_proof_a_holder_that_is_not_dead_is_not_forgotten(state: HolderS
 
 @pytest.mark.parametrize("program", [Program.AGENT, Program.OTHER])
 @pytest.mark.parametrize("starttime", [4711, None])
-def test_a_holder_that_was_once_another_program_stays_so(
+def test_a_holder_that_was_once_seen_as_another_program_stays_so(
     program: Program, starttime: int | None
 ) -> None:
     looks = Looks(a_lock(starttime=starttime))
@@ -224,15 +224,15 @@ def test_a_holder_that_was_once_another_program_stays_so(
     assert looks.look().seen_as_other_program
 
 
-def test_another_process_with_the_pid_says_nothing_of_the_holders_program() -> None:
+def test_the_program_of_a_process_that_reuses_the_pid_does_not_count() -> None:
     other = Holder(state=HolderState.REUSED, program=Program.OTHER)
     assert not Looks().look(holder=other).seen_as_other_program
 
 
-# What is only handed on
+# Facts without history
 
 
-def test_facts_that_need_no_history_are_evidence_as_they_are() -> None:
+def test_facts_that_need_no_history_become_evidence_unchanged() -> None:
     earlier = (EarlierLock(1, 2, 3),)
     evidence = Looks().look(
         proof=HoldProof.UNAVAILABLE,
@@ -251,22 +251,22 @@ def test_facts_that_need_no_history_are_evidence_as_they_are() -> None:
 # Earlier locks of a session
 
 
-def taken(created_at_ms: int, pid: int = 7, session: str = "sid") -> Lock:
+def earlier_lock(created_at_ms: int, pid: int = 7, session: str = "sid") -> Lock:
     return a_lock(created_at_ms=created_at_ms, pid=pid)._replace(session=session)
 
 
 def test_the_latest_eight_locks_of_a_session_are_remembered_with_their_holders() -> None:
     earlier = EarlierLocks()
     for number in range(10):
-        known = earlier.with_this(taken(number, pid=number))
+        known = earlier.with_this(earlier_lock(number, pid=number))
     assert known == tuple(EarlierLock(number, number, 4711) for number in range(2, 10))
-    assert earlier.with_this(taken(9, pid=9)) == known
-    assert earlier.with_this(taken(9, pid=9)._replace(session="other")) == known[-1:]
+    assert earlier.with_this(earlier_lock(9, pid=9)) == known
+    assert earlier.with_this(earlier_lock(9, pid=9)._replace(session="other")) == known[-1:]
 
 
-def test_a_lock_that_does_not_say_who_took_it_is_no_earlier_lock() -> None:
+def test_a_lock_without_pid_start_time_or_date_is_no_earlier_lock() -> None:
     earlier = EarlierLocks()
-    known = earlier.with_this(taken(1))
+    known = earlier.with_this(earlier_lock(1))
     assert earlier.with_this(a_lock(created_at_ms=2, pid=None)) == known
     assert earlier.with_this(a_lock(created_at_ms=2, starttime=None)) == known
     assert earlier.with_this(a_lock(created_at_ms=None)) == known
@@ -274,14 +274,14 @@ def test_a_lock_that_does_not_say_who_took_it_is_no_earlier_lock() -> None:
 
 def test_of_too_many_sessions_those_that_were_locked_last_are_remembered() -> None:
     earlier = EarlierLocks()
-    earlier.with_this(taken(1, session="first"))
+    earlier.with_this(earlier_lock(1, session="first"))
     for number in range(1000):
-        earlier.with_this(taken(1, session=f"x{number}"))
-    assert len(earlier.with_this(taken(2, session="first"))) == 1
-    assert len(earlier.with_this(taken(2, session="x999"))) == 2
+        earlier.with_this(earlier_lock(1, session=f"x{number}"))
+    assert len(earlier.with_this(earlier_lock(2, session="first"))) == 1
+    assert len(earlier.with_this(earlier_lock(2, session="x999"))) == 2
 
 
-def test_of_many_sessions_one_that_is_locked_again_stays_remembered() -> None:
+def test_a_session_that_is_locked_again_stays_remembered() -> None:
     earlier = EarlierLocks()
 
     def locked(session: int, pid: int) -> int:

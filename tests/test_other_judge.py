@@ -1,4 +1,4 @@
-"""The judge of the other locks: each condition, and what happens without it."""
+"""The judge of the other locks: each condition, met and not met."""
 
 from typing import Any
 
@@ -61,15 +61,15 @@ UNNAMED = HolderState.UNNAMED
 @pytest.mark.parametrize(
     ("place", "how", "suspects", "expected"),
     [
-        # Open is held, whatever else there is.
+        # An open lock is held, no matter what else is known.
         (KEPT_OPEN, {"record": BARE, "proof": OPEN}, NOBODY, ("held", "")),
         (CLOSED, {"record": BARE, "proof": OPEN, "holder": GONE}, NOBODY, ("held", "")),
-        # Not open counts only where holders keep the file open.
+        # "Not open" counts only if holders keep the file open.
         (KEPT_OPEN, {"record": BARE}, OLDER, ("orphaned", "orphan-self-pid")),
         (CLOSED, {"record": BARE}, OLDER, ("uncertain", "no-descriptor")),
         (KEPT_OPEN, {"record": BARE, "proof": NONE}, OLDER, ("uncertain", "no-hold-proof")),
         (KEPT_OPEN, {"record": BARE, "seen_for": 9.9}, OLDER, ("uncertain", "too-early")),
-        # A dead pid: only where all that can have it are seen, whatever PID namespace they are in.
+        # A dead pid counts only if all processes that can have it are seen, in each PID namespace.
         (CLOSED, {"record": BARE, "holder": GONE}, NOBODY, ("stale", "dead-pid")),
         (CLOSED, {"record": BARE, "holder": GONE}, NOT_ALL_SEEN, ("uncertain", "no-descriptor")),
         (CLOSED, {"record": BARE, "holder": GONE}, OLDER, ("uncertain", "no-descriptor")),
@@ -82,7 +82,7 @@ UNNAMED = HolderState.UNNAMED
             ("uncertain", "no-descriptor"),
         ),
         (KEPT_OPEN, {"record": BARE, "holder": GONE, "age": 0}, NOBODY, ("stale", "dead-pid")),
-        # A recycled pid: by the start time in the record, else only by the kernel's times.
+        # A recycled pid shows by the start time in the record, else by the kernel's times.
         (CLOSED, {"record": BARE}, YOUNGER, ("stale", "recycled-pid")),
         (CLOSED, {"record": BARE, "proof": NONE}, YOUNGER, ("stale", "recycled-pid")),
         (
@@ -104,7 +104,7 @@ UNNAMED = HolderState.UNNAMED
             YOUNGER,
             ("uncertain", "no-descriptor"),
         ),
-        # An empty one: old, not open, and of a kind that holders keep open.
+        # An empty lock is stale if it is old, not open, and of a kind that holders keep open.
         (KEPT_OPEN, {"record": EMPTY, "holder": UNNAMED}, NOBODY, ("stale", "missing-pid")),
         (
             KEPT_OPEN,
@@ -124,7 +124,7 @@ UNNAMED = HolderState.UNNAMED
             NOBODY,
             ("uncertain", "no-descriptor"),
         ),
-        # A guard: empty, old, and older than all who can have made it.
+        # A guard is stale if it is empty, old, and older than all processes that can have made it.
         (KEPT_OPEN, {"record": DIRECTORY, "proof": NONE}, YOUNGER, ("stale", GUARD)),
         (KEPT_OPEN, {"record": DIRECTORY, "proof": NONE}, NOBODY, ("stale", GUARD)),
         (
@@ -153,13 +153,13 @@ UNNAMED = HolderState.UNNAMED
         ),
     ],
 )
-def test_a_lock_is_stuck_only_by_proof(
+def test_an_other_lock_is_stuck_only_with_proof(
     place: Place, how: dict[str, Any], suspects: Suspects, expected: tuple[str, str]
 ) -> None:
     assert verdict(found(**how), place, suspects) == expected
 
 
-def test_a_look_says_what_a_second_one_would_confirm() -> None:
+def test_a_look_reports_what_a_second_look_would_confirm() -> None:
     limits = Limits(seen_once_suffices=True)
     judgement = judge_other(found(BARE, seen_for=0), KEPT_OPEN, OLDER, limits)
     assert (judgement.verdict, judgement.confirmed) == (Verdict.ORPHANED, False)
@@ -168,13 +168,13 @@ def test_a_look_says_what_a_second_one_would_confirm() -> None:
 
 
 @pytest.mark.parametrize("evidence", [found(BARE, holder=GONE), found(BARE, seen_for=60)])
-def test_a_stuck_one_is_removed_only_where_the_policy_says_so(evidence: Evidence) -> None:
+def test_a_stuck_other_lock_is_removed_only_by_policy(evidence: Evidence) -> None:
     judgement = judge_other(evidence, KEPT_OPEN, NOBODY, Limits())
     assert decide(judgement, Policy(), is_other=True) is Action.FLAG
     assert decide(judgement, Policy(on_other=Action.REMOVE), is_other=True) is Action.REMOVE
 
 
-def test_names_are_found_by_the_table_alone() -> None:
+def test_the_kind_of_a_lock_depends_on_the_table_of_names_alone() -> None:
     oauth = tuple(place for place in PLACES if place.kind == "oauth-refresh")
     places = {name: place_of(name, oauth) for name in _NAMES}
     assert {name: place and place[1] for name, place in places.items()} == _NAMES

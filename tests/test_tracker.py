@@ -1,4 +1,4 @@
-"""What findings and events change, and what is waited for because of that."""
+"""How findings and events change the inventory and what the loop waits for."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from tests.watch_parts import Reports, a_finding, key
 
 
 class Tracked:
-    """A tracker with all that it waits by."""
+    """A tracker with its deadlines, holders and probes."""
 
     def __init__(self, wake_fd: int) -> None:
         self.reports = Reports()
@@ -52,25 +52,25 @@ class Tracked:
 
 @pytest.fixture
 def tracked() -> Iterator[Tracked]:
-    wake, other = os.pipe()
+    wake, other_end = os.pipe()
     tracked = Tracked(wake)
     yield tracked
     tracked.holders.close()
     os.close(wake)
-    os.close(other)
+    os.close(other_end)
 
 
 def sees_all(_key: LockKey) -> bool:
     return False
 
 
-def test_a_new_lock_is_due_once_it_has_settled(tracked: Tracked) -> None:
+def test_a_new_lock_is_due_after_the_settle_time(tracked: Tracked) -> None:
     assert tracked.appear("sid", 10.0)
     assert tracked.deadlines.next() == 10.0 + SETTLE
     assert key("sid") in tracked.tracker
 
 
-def test_an_agent_has_a_share_of_locks_that_are_followed_because_of_events(
+def test_an_agent_has_a_share_of_the_locks_that_events_announce(
     tracked: Tracked,
 ) -> None:
     assert tracked.appear("one", 10.0)
@@ -86,7 +86,7 @@ def test_an_agent_has_a_share_of_locks_that_are_followed_because_of_events(
     assert not tracked.tracker._number_of
 
 
-def test_a_held_lock_is_waited_for_by_its_holder_or_by_probes_and_by_its_deadline(
+def test_a_held_lock_waits_for_its_holder_or_a_probe_and_for_its_deadline(
     tracked: Tracked,
 ) -> None:
     tracked.tracker.update(a_finding("hidden"), 100.0)
@@ -111,7 +111,7 @@ def test_a_lock_that_is_no_longer_held_is_not_probed(tracked: Tracked) -> None:
     assert len(tracked.unseen) == 0
 
 
-def test_a_removal_that_failed_is_tried_again_when_its_retry_says_so(tracked: Tracked) -> None:
+def test_a_failed_removal_is_retried_at_the_time_of_its_retry(tracked: Tracked) -> None:
     retry = Retry.after(None, "EIO", now=100.0, longest=60.0)
     stale = a_finding(
         "sid",
@@ -125,7 +125,7 @@ def test_a_removal_that_failed_is_tried_again_when_its_retry_says_so(tracked: Tr
     assert tracked.reports.events() == ["failed"]
 
 
-def test_a_removed_lock_is_forgotten_and_is_no_hold_that_was_completed(tracked: Tracked) -> None:
+def test_a_removed_lock_is_forgotten_and_is_no_completed_hold(tracked: Tracked) -> None:
     tracked.appear("sid", 10.0)
     removed = a_finding(
         "sid",
@@ -140,7 +140,7 @@ def test_a_removed_lock_is_forgotten_and_is_no_hold_that_was_completed(tracked: 
     assert tracked.holds() == 0
 
 
-def test_what_cannot_be_looked_at_is_due_later_and_later_until_it_is_looked_at(
+def test_the_delay_for_a_lock_that_cannot_be_read_grows_until_it_is_read(
     tracked: Tracked,
 ) -> None:
     for delay in (1, 2, 4):
@@ -155,7 +155,7 @@ def test_what_cannot_be_looked_at_is_due_later_and_later_until_it_is_looked_at(
     assert tracked.deadlines.next() == 101.0
 
 
-def test_a_sweep_forgets_what_it_did_not_meet_but_what_was_announced_since_it_began(
+def test_a_sweep_forgets_locks_that_are_gone_and_were_not_announced_since_its_start(
     tracked: Tracked,
 ) -> None:
     for session in ("gone", "met", "hidden"):
@@ -165,7 +165,7 @@ def test_a_sweep_forgets_what_it_did_not_meet_but_what_was_announced_since_it_be
     assert tracked.tracker.keys() == {key("met"), key("hidden"), key("late", "other")}
 
 
-def test_an_end_that_is_announced_late_ends_the_hold_and_one_that_never_is_does_not(
+def test_a_late_event_of_the_end_ends_the_hold_and_a_missing_one_does_not(
     tracked: Tracked,
 ) -> None:
     tracked.appear("late", 95.0)

@@ -1,4 +1,4 @@
-"""What the end of a trajectory proves: the shapes of real files, and what each condition is for."""
+"""What the end of a trajectory proves: the shapes of real files, and each condition."""
 
 import json
 from typing import Any
@@ -27,12 +27,12 @@ def read_bytes(data: bytes) -> Trajectory:
 
 
 def stuck(run: str = "A", **how: Any) -> list[dict[str, Any]]:
-    """Return the records of the seed's run: cut short while it was in its tool."""
+    """Return the records of the reported run: cut short while it was in its tool."""
     return attempt(run, BEGAN, ENDED, **how)
 
 
 def test_the_whole_attempt_of_a_gateway_that_appends_live_is_a_live_witness() -> None:
-    for late in (False, True):  # the late shape has records of the model's answer too
+    for late in (False, True):  # the late shape also has records of the model's answer
         found = read(*attempt("earlier", BEGAN - 9000, BEGAN - 1000), *stuck(late=late))
         assert found.state is RunState.ENDED
         assert found.end is not None
@@ -53,12 +53,12 @@ def test_releases_from_4_22_to_5_27_append_live(version: str) -> None:
     ["2026.4.21", "2026.5.28", "2026.6.11", "2026.7.1-2", "2026.5.22-beta.1", "2026.5", "5.22", "",
      "2026.5.22+dev", "2025.5.22", "2026.5.220", 7, None],
 )  # fmt: skip
-def test_no_other_version_does(version: object) -> None:
+def test_no_other_version_appends_live(version: object) -> None:
     assert read(*stuck(version=version)).unmet is Unmet.VERSION
 
 
 def test_without_the_metadata_there_is_no_version() -> None:
-    """A run of the Codex runtime has none; a record above 256 KiB is cut down to a note."""
+    """A run of the Codex runtime has none, and a record above 256 KiB is replaced by a note."""
     records = stuck()
     records[1]["data"] = {"truncated": True}
     assert read(*records).unmet is Unmet.VERSION
@@ -67,9 +67,9 @@ def test_without_the_metadata_there_is_no_version() -> None:
     assert read(*records).unmet is Unmet.VERSION
 
 
-def test_a_file_that_is_replaced_at_the_end_of_each_run_counts_on_over_the_whole_file() -> None:
-    """2026.5.28 to 7.35. After an upgrade the first such run still has the old release's records
-    before it.
+def test_a_file_that_numbers_its_records_across_runs_is_buffered() -> None:
+    """2026.5.28 to 7.35 replace the file at the end of each run. After an upgrade the first run
+    still follows the records of the old release.
     """
     after = stuck()
     for number, record in enumerate(after, start=8):
@@ -77,12 +77,12 @@ def test_a_file_that_is_replaced_at_the_end_of_each_run_counts_on_over_the_whole
     assert read(*attempt("old", BEGAN - 9000, BEGAN - 1000), *after).unmet is Unmet.BUFFERED
 
 
-def test_another_runs_record_after_the_start_means_that_a_run_goes_on() -> None:
-    """Seen: a whole run of another process between the records of the one that was cut short."""
+def test_another_runs_record_after_the_start_means_another_run() -> None:
+    """Seen: a whole run of another process between the records of a run that was cut short."""
     cut = stuck()
-    for other in (attempt("B", BEGAN, ENDED), attempt("B", BEGAN, ENDED)[:1]):
-        assert read(*cut[:-1], *other, cut[-1]).unmet is Unmet.ANOTHER_RUN
-        assert read(*cut[:1], *other, *cut[1:]).unmet is Unmet.ANOTHER_RUN
+    for other_run in (attempt("B", BEGAN, ENDED), attempt("B", BEGAN, ENDED)[:1]):
+        assert read(*cut[:-1], *other_run, cut[-1]).unmet is Unmet.ANOTHER_RUN
+        assert read(*cut[:1], *other_run, *cut[1:]).unmet is Unmet.ANOTHER_RUN
     nameless = stuck()
     for record in nameless:
         record["runId"] = ""
@@ -106,34 +106,34 @@ def test_an_attempt_says_when_its_prompt_was_submitted() -> None:
 
 
 def test_a_run_that_began_before_and_has_no_end_may_go_on() -> None:
-    """It took the lock again after the other one had been cut short, and waits for its model."""
-    other = attempt("L", BEGAN - 500, ENDED, invocation=["node", "openclaw.mjs", "agent"])
-    found = read(*other[:-1], *stuck())
+    """It locked the session again after the other run was cut short, and waits for its model."""
+    earlier = attempt("L", BEGAN - 500, ENDED, invocation=["node", "openclaw.mjs", "agent"])
+    found = read(*earlier[:-1], *stuck())
     assert (found.unmet, found.other_run_ms) == (None, BEGAN - 500)
-    assert read(*other, *stuck()).other_run_ms is None
-    # The youngest of several counts; a retry has begun again.
+    assert read(*earlier, *stuck()).other_run_ms is None
+    # The youngest of several counts; a retry counts from its start.
     older = attempt("K", BEGAN - 900, ENDED)[:2]
-    assert read(*older, *other[:-1], *stuck()).other_run_ms == BEGAN - 500
+    assert read(*older, *earlier[:-1], *stuck()).other_run_ms == BEGAN - 500
     retried = attempt("L", BEGAN - 100, ENDED)[:3]
-    assert read(*other, *retried, *stuck()).other_run_ms == BEGAN - 100
+    assert read(*earlier, *retried, *stuck()).other_run_ms == BEGAN - 100
 
 
 @pytest.mark.parametrize("how", ["no start", "no date", "next attempt", "no record"])
-def test_a_run_whose_beginning_is_not_known_counts_as_young(how: str) -> None:
-    other = attempt("L", BEGAN - 500, BEGAN - 100)
+def test_a_run_with_an_unknown_start_counts_as_young(how: str) -> None:
+    earlier = attempt("L", BEGAN - 500, BEGAN - 100)
     before = {
-        "no start": lines(*other[1:-1]),
-        "no date": lines({**other[0], "ts": "never"}),
-        "next attempt": lines(*other, step("L", 1, "next_fallback")),
+        "no start": lines(*earlier[1:-1]),
+        "no date": lines({**earlier[0], "ts": "never"}),
+        "next attempt": lines(*earlier, step("L", 1, "next_fallback")),
         "no record": b"torn\n",
     }
     assert read_bytes(before[how] + lines(*stuck())).other_run_ms == ENDED
-    assert read(*other, step("L", 1, "chain_exhausted"), *stuck()).other_run_ms is None
+    assert read(*earlier, step("L", 1, "chain_exhausted"), *stuck()).other_run_ms is None
 
 
 @given(st.data())
-def test_no_byte_anywhere_raises(data: st.DataObject) -> None:
-    """An agent can write its own trajectory, and one bad byte must not end the sidecar."""
+def test_no_changed_byte_raises(data: st.DataObject) -> None:
+    """An agent can write its trajectory, and a bad byte must not end the sidecar."""
     whole = bytearray(lines(*attempt("L", BEGAN - 500, ENDED), *stuck(), step("A", 1, "succeeded")))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -142,8 +142,8 @@ def test_no_byte_anywhere_raises(data: st.DataObject) -> None:
     last_attempt(found, bytes(whole))
 
 
-def test_any_other_file_than_the_one_whose_last_record_was_read_is_no_live_witness() -> None:
-    """A writer can put other content there between the two reads."""
+def test_a_file_that_changes_after_its_last_record_was_read_is_no_live_witness() -> None:
+    """A writer can change the file between the two reads."""
     found = last_record(lines(*stuck()), whole=True)
     assert found is not None
     for data in (b"", b"\n", lines(step("A", 1, "succeeded")), lines(*stuck()[-1:]), b"torn"):
@@ -164,7 +164,7 @@ def test_invalid_utf_8_within_a_record_is_no_live_witness(text: bytes) -> None:
     assert read_bytes(whole.replace(text, b'"\xff"')).unmet is not None
 
 
-def test_an_attempt_that_begins_with_anything_but_its_start_is_not_whole() -> None:
+def test_an_attempt_that_does_not_begin_with_its_start_is_not_whole() -> None:
     records = stuck()
     records[0]["type"] = "context.compiled"
     assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
@@ -176,21 +176,21 @@ def test_an_attempt_whose_start_has_no_date_is_not_whole() -> None:
     assert read(*records).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
-def test_an_attempt_of_which_only_the_start_is_there_is_not_whole() -> None:
-    """The file was replaced between the two looks at it."""
+def test_an_attempt_that_has_only_its_start_is_not_whole() -> None:
+    """The file was replaced between the two reads."""
     found = last_record(lines(*stuck()), whole=True)
     assert found is not None
     assert last_attempt(found, lines(stuck()[0])).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
 def test_a_line_that_is_no_record_breaks_the_attempt() -> None:
-    first, *rest = stuck()
+    first, *others = stuck()
     for junk in (b"{}\n", b"junk\n", b"\n", b"[" * 100_000 + b"\n", b'{"type":7}\n', b"\xff\n"):
-        assert read_bytes(lines(first) + junk + lines(*rest)).unmet is Unmet.ATTEMPT_NOT_WHOLE
+        assert read_bytes(lines(first) + junk + lines(*others)).unmet is Unmet.ATTEMPT_NOT_WHOLE
 
 
 def test_the_last_of_several_attempts_of_one_run_counts() -> None:
-    """A retry writes a new `session.started` with the same runId, and counts from 1 again."""
+    """A retry writes a new `session.started` with the same runId and numbers from 1 again."""
     first = attempt("A", BEGAN - 9000, BEGAN - 1000)
     found = read(*first, *stuck())
     assert found.unmet is None
@@ -211,16 +211,16 @@ def test_the_last_of_several_attempts_of_one_run_counts() -> None:
         ([], "no"),
     ],
 )
-def test_the_run_must_be_a_gateways(invocation: list[str], unmet: str | None) -> None:
+def test_the_run_must_be_one_of_a_gateway(invocation: list[str], unmet: str | None) -> None:
     found = read(*stuck(invocation=invocation))
     assert found.unmet is (Unmet.NOT_A_GATEWAYS_RUN if unmet else None)
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "chain_exhausted"])
-def test_the_note_that_a_fallback_model_took_over_may_follow_the_end_of_the_same_run(
+def test_a_record_of_the_fallback_may_follow_the_end_of_the_same_run(
     outcome: str,
 ) -> None:
-    """Seen: the primary model fails, the fallback's attempt times out in its tool (late shape)."""
+    """Seen: the primary model fails; the attempt of the fallback times out in its tool."""
     first = attempt("A", BEGAN - 9000, BEGAN - 1000, cut_short=False)
     tail = [step("A", 1, "next_fallback"), *stuck()]
     found = read(*first, *tail, step("A", 2, outcome))
@@ -230,7 +230,7 @@ def test_the_note_that_a_fallback_model_took_over_may_follow_the_end_of_the_same
     assert read(*first, *tail, step("B", 2, outcome)).end is None
 
 
-def test_a_note_of_a_gateway_that_does_not_append_live_is_a_run_that_goes_on() -> None:
+def test_a_fallback_record_that_was_not_appended_live_means_that_the_run_goes_on() -> None:
     note = step("A", 1, "succeeded") | {"sourceSeq": 9}
     assert read(*stuck(), note).unmet is Unmet.RUN_GOES_ON
 
@@ -264,7 +264,7 @@ def test_a_time_out_at_the_model_ends_an_attempt_and_not_the_run(
     assert (found.unmet is Unmet.NOT_CUT_SHORT) is not cut_short
 
 
-def test_any_other_last_record_is_a_run_that_goes_on() -> None:
+def test_any_other_last_record_means_that_the_run_goes_on() -> None:
     for count in range(1, 5):
         assert read(*stuck()[:count]).unmet is Unmet.RUN_GOES_ON
 
@@ -278,18 +278,18 @@ def test_any_other_last_record_is_a_run_that_goes_on() -> None:
      b'{"type":"session.ended","ts":"2026-05-24T10:29:15.171Z","data":{"aborted":true}}', b"[]\n"],
     ids=range(9),
 )  # fmt: skip
-def test_what_is_unfinished_or_malformed_shows_nothing(tail: bytes) -> None:
+def test_an_unfinished_or_malformed_record_shows_nothing(tail: bytes) -> None:
     assert read_bytes(tail) == Trajectory()
 
 
-def test_a_last_record_that_does_not_fit_asks_for_more() -> None:
+def test_a_last_record_that_was_read_in_part_asks_for_more() -> None:
     data = lines(*stuck())
     assert last_record(data[-20:], whole=False) is None
     assert last_record(data[-20:], whole=True) == Trajectory()
 
 
 @given(st.binary(max_size=400), st.booleans())
-def test_any_bytes_are_taken(data: bytes, whole: bool) -> None:
+def test_no_bytes_raise(data: bytes, whole: bool) -> None:
     found = last_record(data, whole=whole)
     if found is not None:
         last_attempt(found, data)
@@ -297,7 +297,7 @@ def test_any_bytes_are_taken(data: bytes, whole: bool) -> None:
 
 @given(st.data())
 def test_no_damaged_attempt_is_a_live_witness(data: st.DataObject) -> None:
-    """Swap, drop, repeat or rename: what is left is never taken for the whole attempt."""
+    """A dropped, repeated or renamed record is always noticed."""
     records = stuck()
     at = data.draw(st.integers(0, len(records) - 1))
     match data.draw(st.sampled_from(["drop", "repeat", "run", "seq", "source"])):
@@ -314,8 +314,8 @@ def test_no_damaged_attempt_is_a_live_witness(data: st.DataObject) -> None:
     assert read(*records).unmet is not None
 
 
-def test_the_records_are_those_of_a_real_gateway() -> None:
-    """Key by key as in facts/trajectory.md, so that the other tests speak of real files."""
+def test_the_records_of_these_tests_are_like_those_of_a_real_gateway() -> None:
+    """Their keys are those in facts/trajectory.md."""
     started, metadata, *_, ended = stuck()
     assert started["type"] == "session.started"
     assert metadata["data"]["harness"]["invocation"] == GATEWAY

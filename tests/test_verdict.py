@@ -1,4 +1,4 @@
-"""The table from evidence to verdict, row by row, and what becomes of it."""
+"""The table from evidence to verdict, row by row, and the action that follows."""
 
 from typing import Any
 
@@ -37,9 +37,9 @@ from reaper.core.verdict import FIRST_REASONS, STUCK, Judgement, Limits, Verdict
 LIMITS = Limits()
 NOW = 1_800_000_000_000
 STARTED = NOW - 10_000_000
-"""When the run of `stuck` began."""
+"""The start of the run of `stuck`."""
 STUCK_END = NOW - 600_000 + 300
-"""When it ended, where nothing else is said."""
+"""The end of that run by default."""
 
 
 def a_lock(data: bytes | None = None, *, age: float = 600.0, **record: Any) -> Lock:
@@ -83,9 +83,9 @@ def evidence(
     return Evidence(**{**fields, **more})
 
 
-def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> dict[str, Any]:
-    """Evidence of the seed's bug: created just before the end that the store records."""
-    end = NOW - int(age * 1000) + int(end_after_birth * 1000)
+def stuck(*, age: float = 600.0, end_after: float = 0.3, **run: Any) -> dict[str, Any]:
+    """Return evidence of the upstream bug: a lock created just before the end in the store."""
+    end = NOW - int(age * 1000) + int(end_after * 1000)
     fields: dict[str, Any] = {
         "trajectory": RunState.ENDED,
         "end": RunEnd(at_ms=end, cut_short=True, started_ms=STARTED),
@@ -96,7 +96,7 @@ def stuck(*, age: float = 600.0, end_after_birth: float = 0.3, **run: Any) -> di
         "last_write_ms": end,
         "transcript_bytes": 140_000,
     }
-    quiet = age - end_after_birth
+    quiet = age - end_after
     return {
         "run": Run(**{**fields, **run}),
         "age": age,
@@ -125,7 +125,7 @@ def test_a_lock_held_for_a_run_that_was_cut_short_is_abandoned() -> None:
 
 
 @pytest.mark.parametrize("state", [HolderState.GONE, HolderState.REUSED])
-def test_so_is_one_whose_holder_is_not_visible_from_here(state: HolderState) -> None:
+def test_a_lock_of_a_holder_that_is_not_visible_can_be_abandoned(state: HolderState) -> None:
     seen = evidence(OPEN, state, program=Program.UNKNOWN, **stuck())
     assert verdict(seen) == (Verdict.ABANDONED, ("run-ended",), 1)
 
@@ -151,22 +151,22 @@ def test_a_lock_of_a_visible_process_that_is_no_gateway_is_never_abandoned(
     held_because(Unmet.OTHER_PROGRAM, evidence(program=program, **stuck()))
 
 
-def test_nor_is_one_whose_holder_was_once_seen_as_another_program() -> None:
+def test_a_lock_of_a_holder_once_seen_as_another_program_is_never_abandoned() -> None:
     held_because(Unmet.OTHER_PROGRAM, evidence(seen_as_other_program=True, **stuck()))
 
 
 @pytest.mark.parametrize("state", [HolderState.GONE, HolderState.REUSED, HolderState.ZOMBIE])
-def test_nor_is_one_whose_holder_died_before_our_eyes(state: HolderState) -> None:
-    """It is not in another PID namespace: a child of it has the lock open."""
+def test_a_lock_of_a_holder_that_was_seen_to_die_is_never_abandoned(state: HolderState) -> None:
+    """It is not in another PID namespace, so one of its children has the lock open."""
     seen = evidence(holder=state, **stuck(), holder_seen_alive=True)
     held_because(Unmet.HOLDER_UNCLEAR, seen)
 
 
-def test_a_lock_that_names_nobody_is_never_abandoned() -> None:
+def test_a_lock_without_a_pid_is_never_abandoned() -> None:
     held_because(Unmet.NO_HOLDER, evidence(OPEN, HolderState.UNNAMED, **stuck()))
 
 
-def test_a_lock_without_a_birth_date_is_never_abandoned() -> None:
+def test_a_lock_without_a_creation_date_is_never_abandoned() -> None:
     held_because(Unmet.NO_CREATED_AT, evidence(lock=a_lock(created_at_ms=None), **stuck()))
 
 
@@ -186,12 +186,12 @@ def test_a_lock_without_a_start_time_is_never_abandoned() -> None:
         Unmet.NOT_A_GATEWAYS_RUN,
     ],
 )
-def test_a_trajectory_that_is_no_live_witness_frees_nothing(unmet: Unmet) -> None:
+def test_without_a_live_witness_a_lock_is_never_abandoned(unmet: Unmet) -> None:
     held_because(unmet, evidence(**stuck(unmet=unmet)))
 
 
 def test_the_holder_must_be_older_than_the_run_by_a_margin() -> None:
-    """After an upgrade the last record is the old gateway's, while the new one holds the lock."""
+    """After an upgrade the new gateway holds the lock; the old one wrote the last record."""
     began = STARTED - HOLDER_MARGIN_MS
     assert verdict(evidence(**(stuck() | {"holder_began_ms": began})))[0] is Verdict.ABANDONED
     for younger in (began + 1, STARTED, NOW, None):
@@ -199,9 +199,9 @@ def test_the_holder_must_be_older_than_the_run_by_a_margin() -> None:
         held_because(Unmet.HOLDER_YOUNGER, seen)
 
 
-def test_another_run_that_has_no_end_may_be_the_holders() -> None:
-    """Seen: two lanes of one gateway on one session. One that is older than the holder is a dead
-    gateway's, which was killed during it.
+def test_another_run_without_an_end_keeps_the_lock() -> None:
+    """Seen: two lanes of one gateway on one session. A run that is older than the holder belongs to
+    a gateway that was killed during the run.
     """
     began = STARTED - HOLDER_MARGIN_MS
     for other, expected in (
@@ -218,7 +218,7 @@ def test_a_holder_that_may_be_a_newer_gateway_is_not_judged_by_the_trajectory() 
 
 
 def test_an_earlier_lock_of_the_same_run_must_name_the_same_holder() -> None:
-    """Runs can overlap: another process takes the lock between two records of one run."""
+    """Runs can overlap: another process can hold the lock between two records of a run."""
     end = NOW - 599_700
     for at, pid, ticks, expected in (
         (STARTED, 8, 4711, Unmet.ANOTHER_HOLDER),
@@ -234,26 +234,26 @@ def test_an_earlier_lock_of_the_same_run_must_name_the_same_holder() -> None:
         assert judgement.verdict is (Verdict.ABANDONED if expected is None else Verdict.HELD)
 
 
-def test_a_lock_may_be_born_as_long_after_the_stores_end_as_no_next_run_can_have_one() -> None:
-    assert verdict(evidence(**stuck(end_after_birth=-0.2)))[0] is Verdict.ABANDONED
-    assert verdict(evidence(**stuck(end_after_birth=-0.201))) == HELD
+def test_a_lock_may_be_created_so_soon_after_the_stores_end_that_no_next_run_can_have_it() -> None:
+    assert verdict(evidence(**stuck(end_after=-0.2)))[0] is Verdict.ABANDONED
+    assert verdict(evidence(**stuck(end_after=-0.201))) == HELD
 
 
 @pytest.mark.parametrize("store", [StoreStatus.NONE, StoreStatus.RUNNING])
-def test_without_an_end_in_the_store_the_run_end_window_bounds_the_birth(
+def test_without_an_end_in_the_store_the_run_end_window_bounds_the_creation(
     store: StoreStatus,
 ) -> None:
-    def born_after(seconds: float) -> Verdict:
-        how = stuck(end_after_birth=-seconds, store=store, store_ended_ms=None)
+    def created_after(seconds: float) -> Verdict:
+        how = stuck(end_after=-seconds, store=store, store_ended_ms=None)
         return verdict(evidence(**how))[0]
 
-    assert born_after(5.0) is Verdict.ABANDONED
-    assert born_after(5.001) is Verdict.HELD
+    assert created_after(5.0) is Verdict.ABANDONED
+    assert created_after(5.001) is Verdict.HELD
 
 
 @pytest.mark.parametrize("store", [StoreStatus.ENDED, StoreStatus.NONE, StoreStatus.RUNNING])
-def test_a_lock_older_than_the_run_that_ended_is_somebody_elses(store: StoreStatus) -> None:
-    """The process that held it made that run wait, and its abort frees nothing."""
+def test_a_lock_older_than_the_run_that_ended_belongs_to_another(store: StoreStatus) -> None:
+    """Its holder made that run wait, and the end of that run proves nothing about the lock."""
     created = NOW - 600_000
 
     def begun(at: int | None) -> Evidence:
@@ -266,12 +266,12 @@ def test_a_lock_older_than_the_run_that_ended_is_somebody_elses(store: StoreStat
     held_because(Unmet.ATTEMPT_NOT_WHOLE, begun(None))
 
 
-def test_a_store_that_is_not_understood_bounds_nothing() -> None:
+def test_a_store_that_is_not_understood_keeps_the_lock() -> None:
     held_because(Unmet.STORE_UNCLEAR, evidence(**stuck(store=StoreStatus.UNKNOWN)))
 
 
 @pytest.mark.parametrize("missing", ["store_started_ms", "store_ended_ms"])
-def test_an_ended_status_without_its_times_bounds_nothing(missing: str) -> None:
+def test_an_ended_status_without_its_times_keeps_the_lock(missing: str) -> None:
     run: dict[str, Any] = {missing: None}
     held_because(Unmet.STORE_UNCLEAR, evidence(**stuck(**run)))
 
@@ -284,13 +284,13 @@ def test_the_store_alone_proves_nothing(state: RunState, unmet: Unmet) -> None:
     held_because(unmet, evidence(**stuck(trajectory=state, end=None, unmet=unmet)))
 
 
-def test_a_run_that_completed_abandons_nothing() -> None:
+def test_the_lock_of_a_completed_run_is_not_abandoned() -> None:
     done = RunEnd(at_ms=NOW - 599_700, cut_short=False)
     held_because(Unmet.NOT_CUT_SHORT, evidence(**stuck(end=done, unmet=Unmet.NOT_CUT_SHORT)))
 
 
 @pytest.mark.parametrize(
-    ("what", "unmet"),
+    ("age_name", "unmet"),
     [
         ("run_end_age", Unmet.RUN_JUST_ENDED),
         ("quiet_for", Unmet.NOT_QUIET),
@@ -298,18 +298,18 @@ def test_a_run_that_completed_abandons_nothing() -> None:
         ("age", Unmet.TOO_YOUNG),
     ],
 )
-def test_all_of_it_must_be_older_than_abandoned_after(what: str, unmet: Unmet) -> None:
+def test_each_age_must_reach_abandoned_after(age_name: str, unmet: Unmet) -> None:
     old: dict[str, Any] = {"lock": a_lock(), "file_age": 600.0, **stuck()}
-    how = old | {what: LIMITS.abandoned_after - 0.001}
+    how = old | {age_name: LIMITS.abandoned_after - 0.001}
     judgement = judge(evidence(**how), LIMITS)
     assert judgement.verdict is Verdict.HELD
     assert judgement.due_in == pytest.approx(0.001)
     assert judgement.unmet is unmet
-    assert verdict(evidence(**(how | {what: LIMITS.abandoned_after})))[0] is Verdict.ABANDONED
+    assert verdict(evidence(**(how | {age_name: LIMITS.abandoned_after})))[0] is Verdict.ABANDONED
 
 
-def test_of_several_ages_the_one_that_is_old_enough_last_is_named() -> None:
-    """A run's end is written a moment after it: that is not another write."""
+def test_of_several_ages_that_are_too_low_the_last_to_be_high_enough_is_named() -> None:
+    """The end of a run is written a moment later, which is not another write."""
     for end, quiet, expected in (
         (90.0, 20.0, Unmet.NOT_QUIET),
         (60.7, 60.2, Unmet.RUN_JUST_ENDED),
@@ -318,19 +318,19 @@ def test_of_several_ages_the_one_that_is_old_enough_last_is_named() -> None:
         held_because(expected, evidence(**stuck() | {"run_end_age": end, "quiet_for": quiet}))
 
 
-@pytest.mark.parametrize("what", ["run_end_age", "quiet_for"])
-def test_what_is_not_known_is_not_quiet(what: str) -> None:
-    seen = evidence(**(stuck() | {what: None}))
+@pytest.mark.parametrize("age_name", ["run_end_age", "quiet_for"])
+def test_an_unknown_last_write_keeps_the_lock(age_name: str) -> None:
+    seen = evidence(**(stuck() | {age_name: None}))
     held_because(Unmet.LAST_WRITE_UNKNOWN, seen)
-    assert judge(seen, LIMITS).due_in == _until_overdue(seen)  # time alone will not show that
+    assert judge(seen, LIMITS).due_in == _until_overdue(seen)  # time alone does not show it
 
 
 @pytest.mark.parametrize("mtime_later_ms", [-500, 0, 500])
 def test_a_checkpoint_that_may_be_of_the_same_compaction_keeps_the_lock(
     mtime_later_ms: int,
 ) -> None:
-    """A lock whose file has another time than its record, after a step of the clock or a `touch`,
-    counts from the earlier one.
+    """After a step of the clock or a `touch`, the times of the file and of its record differ; the
+    earlier one counts.
     """
     created = NOW - 600_000
     lock = a_lock()._replace(mtime_ms=created + mtime_later_ms)
@@ -345,8 +345,8 @@ def test_a_checkpoint_that_may_be_of_the_same_compaction_keeps_the_lock(
 
 
 def test_without_a_checkpoint_a_large_transcript_may_be_in_compaction() -> None:
-    """Seen: a run that timed out compacts before its retry; its lock is older than the end that
-    the store records, and nothing else tells it from one that was left behind.
+    """Seen: a run that timed out compacts before its retry. Its lock is older than the end in the
+    store, and nothing else distinguishes it from an abandoned lock.
     """
     at_most = stuck(transcript_bytes=CHECKPOINT_LIMIT)
     assert verdict(evidence(**at_most))[0] is Verdict.ABANDONED
@@ -355,9 +355,9 @@ def test_without_a_checkpoint_a_large_transcript_may_be_in_compaction() -> None:
 
 
 @pytest.mark.parametrize("other", ["later", "earlier"])
-def test_a_store_that_speaks_of_another_run_does_not_date_the_one_that_ended(other: str) -> None:
-    """Seen: the next message to a stuck session finds it locked, and the store has its times. A
-    `--local` run leaves the store as it was before.
+def test_the_store_times_of_another_run_do_not_date_the_run_that_ended(other: str) -> None:
+    """Seen: after the next message to a stuck session the store has the times of that message. A
+    `--local` run does not change the store.
     """
     created = NOW - 600_000
     for at, started, expected in (
@@ -379,8 +379,8 @@ def test_a_store_that_speaks_of_another_run_does_not_date_the_one_that_ended(oth
         )
 
 
-def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet() -> None:
-    """A gateway's event loop was seen to stand still for 135 s before a run's first record."""
+def test_a_later_run_may_have_the_lock_before_it_writes_its_first_record() -> None:
+    """The event loop of a gateway was blocked for 135 s before a run's first record."""
     created = NOW - 600_000
     end = RunEnd(at_ms=created - 2000, cut_short=True, started_ms=STARTED)
     running: dict[str, Any] = {
@@ -397,16 +397,16 @@ def test_a_later_run_that_is_going_on_may_have_the_lock_and_not_have_said_so_yet
             held_because(Unmet.LATER_RUN, evidence(**stuck(**running, store_started_ms=began)))
 
 
-def test_the_times_of_a_run_that_began_during_the_one_that_ended_do_not_date_it() -> None:
+def test_the_store_times_of_a_run_that_began_during_the_run_that_ended_do_not_date_it() -> None:
     began = STARTED + STORE_START_MARGIN_MS + 1
     until = STUCK_END
-    for ended, born_after_end, expected in (
+    for ended, created_after_end, expected in (
         (until, -0.3, Unmet.ANOTHER_RUN),
-        # A message that waited for the run, and then failed on its lock.
+        # A message that waited for the run and then failed at its lock.
         (until + 60_000, -0.3, None),
         (until + 60_000, CREATION_MARGIN_MS / 1000 + 0.001, Unmet.CREATED_AFTER_RUN),
     ):
-        created = until + int(born_after_end * 1000)
+        created = until + int(created_after_end * 1000)
         seen = stuck(store_started_ms=began, store_ended_ms=ended)
         end = RunEnd(at_ms=until, cut_short=True, started_ms=STARTED)
         run = seen["run"]._replace(end=end)
@@ -419,7 +419,7 @@ def test_an_abandoned_lock_is_held_until_it_has_been_seen_twice() -> None:
     assert (once.verdict, once.pending, once.due_in) == (Verdict.HELD, True, 1)
 
 
-def test_a_mere_look_tells_it_after_one_sight_and_says_so() -> None:
+def test_a_look_reports_an_abandoned_lock_that_was_seen_once_and_says_so() -> None:
     look = LIMITS._replace(seen_once_suffices=True)
     judgement = judge(evidence(**(stuck() | {"seen_for": 0.0})), look)
     assert judgement.verdict is Verdict.ABANDONED
@@ -431,12 +431,12 @@ def _until_overdue(seen: Evidence) -> float:
     return 1020 + LIMITS.grace - seen.age
 
 
-def test_a_young_lock_of_a_gateway_is_looked_at_when_it_is_old_enough_to_be_abandoned() -> None:
+def test_a_young_lock_of_a_gateway_is_due_when_it_can_be_abandoned() -> None:
     young = judge(evidence(age=20.0), LIMITS)
     assert (young.verdict, young.due_in) == (Verdict.HELD, LIMITS.abandoned_after - 20)
 
 
-def test_one_that_can_never_be_abandoned_is_not() -> None:
+def test_a_lock_that_can_never_be_abandoned_is_due_when_it_is_overdue() -> None:
     for never in (
         evidence(age=20.0, program=Program.AGENT),
         evidence(OPEN, HolderState.UNKNOWN, age=20.0),
@@ -445,26 +445,26 @@ def test_one_that_can_never_be_abandoned_is_not() -> None:
         assert judge(never, LIMITS).due_in == _until_overdue(never)
 
 
-def test_an_overdue_lock_whose_run_just_ended_is_looked_at_when_that_is_long_enough_ago() -> None:
+def test_an_overdue_lock_of_a_run_that_just_ended_is_due_when_it_can_be_abandoned() -> None:
     lock = a_lock(age=200.0, max_hold_ms=1000)
-    overdue = judge(evidence(lock=lock, **stuck(age=200.0, end_after_birth=130.0)), LIMITS)
+    overdue = judge(evidence(lock=lock, **stuck(age=200.0, end_after=130.0)), LIMITS)
     assert overdue.verdict is Verdict.OVERDUE
     assert overdue.due_in == pytest.approx(LIMITS.abandoned_after - 70)
 
 
-# The table "how the end of a run shows" of the facts, line by line: which are stuck, which not.
+# The table "how the end of a run shows" of the facts, line by line
 
 STUCK_CASES = {
-    "main run, early shape": stuck(end_after_birth=0.04),
-    "main run, late shape, 640 ms": stuck(end_after_birth=0.64),
-    "main run, 5 ms": stuck(end_after_birth=0.005),
-    "isolated cron job": stuck(end_after_birth=-2.0, store=StoreStatus.NONE, store_ended_ms=None),
+    "main run, early shape": stuck(end_after=0.04),
+    "main run, late shape, 640 ms": stuck(end_after=0.64),
+    "main run, 5 ms": stuck(end_after=0.005),
+    "isolated cron job": stuck(end_after=-2.0, store=StoreStatus.NONE, store_ended_ms=None),
     "cron job with a session of its own": stuck(
-        end_after_birth=-1.0, store=StoreStatus.RUNNING, store_ended_ms=None
+        end_after=-1.0, store=StoreStatus.RUNNING, store_ended_ms=None
     ),
 }
-# A lock that an MCP tool's late answer left behind looks like a compaction's: so it is never
-# abandoned. Seconds from the end that the store records to its birth, as measured.
+# The lock that a late answer of an MCP tool leaves looks like the lock of a compaction, so it is
+# never abandoned. Measured seconds from the end in the store to the creation of the lock.
 LATE_SHAPES = [10.908, 11.224, 14.484, 17.154, 20.606, 22.538]
 GOING: dict[str, Any] = {
     "trajectory": RunState.RUNNING,
@@ -477,12 +477,12 @@ HEALTHY_CASES = {
         **GOING, store_ended_ms=NOW - 4_000_000, last_write_ms=NOW - 300_000
     ),
     "compaction inside a run": stuck(**GOING, store_ended_ms=NOW - 600_026),
-    "compaction by request": stuck(end_after_birth=-9.0, checkpoint_ms=NOW - 600_000 + 4),
-    "compaction by request above 64 MiB": stuck(end_after_birth=-9.0, transcript_bytes=69_358_858),
+    "compaction by request": stuck(end_after=-9.0, checkpoint_ms=NOW - 600_000 + 4),
+    "compaction by request above 64 MiB": stuck(end_after=-9.0, transcript_bytes=69_358_858),
     "compaction before the retry of a run that timed out, given up by its caller": stuck(
-        end_after_birth=9.965, checkpoint_ms=NOW - 600_000 + 4
+        end_after=9.965, checkpoint_ms=NOW - 600_000 + 4
     ),
-    "the same above 64 MiB": stuck(end_after_birth=9.076, transcript_bytes=69_359_661),
+    "the same above 64 MiB": stuck(end_after=9.076, transcript_bytes=69_359_661),
     "retry after an idle timeout": stuck(**GOING, store_ended_ms=NOW - 700_000),
 }
 
@@ -493,7 +493,7 @@ def test_every_stuck_case_of_the_facts_is_abandoned(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", HEALTHY_CASES)
-def test_no_healthy_case_of_the_facts_is(case: str) -> None:
+def test_no_healthy_case_of_the_facts_is_abandoned(case: str) -> None:
     assert verdict(evidence(**HEALTHY_CASES[case])) == HELD
 
 
@@ -502,8 +502,8 @@ def test_a_lock_left_by_a_tools_late_answer_is_held_then_overdue_never_abandoned
     late: float,
 ) -> None:
     for age in (LIMITS.abandoned_after + late, 600.0, 1020.0 + LIMITS.grace):
-        assert verdict(evidence(**stuck(age=age, end_after_birth=-late))) == HELD
-    overdue = evidence(**stuck(age=1020.0 + LIMITS.grace + 0.001, end_after_birth=-late))
+        assert verdict(evidence(**stuck(age=age, end_after=-late))) == HELD
+    overdue = evidence(**stuck(age=1020.0 + LIMITS.grace + 0.001, end_after=-late))
     assert verdict(overdue) == (Verdict.OVERDUE, ("hold-exceeded",), 2)
     assert decide(judge(overdue, LIMITS), Policy()) is Action.FLAG
 
@@ -511,12 +511,12 @@ def test_a_lock_left_by_a_tools_late_answer_is_held_then_overdue_never_abandoned
 # Rows 2 and 3
 
 
-def test_a_lock_held_past_its_own_promise_and_the_grace_is_overdue() -> None:
+def test_a_lock_that_is_held_beyond_its_max_hold_and_the_grace_is_overdue() -> None:
     assert verdict(evidence(age=1020 + 120)) == HELD
     assert verdict(evidence(age=1020 + 120.001)) == (Verdict.OVERDUE, ("hold-exceeded",), 2)
 
 
-def test_a_lock_that_promises_nothing_is_overdue_by_upstreams_own_limit() -> None:
+def test_a_lock_without_a_max_hold_is_overdue_by_upstreams_limit() -> None:
     """Gateways up to 2026.5.20 write no maxHoldMs."""
     limit = TOO_OLD + LIMITS.grace
     lock = a_lock(max_hold_ms=None)
@@ -530,14 +530,14 @@ def test_any_other_open_lock_is_held() -> None:
 
 
 @pytest.mark.parametrize("state", HolderState)
-def test_only_a_holder_that_is_elsewhere_is_said_to_be_in_another_pid_namespace(
+def test_only_a_gone_or_reused_pid_is_reported_as_in_another_pid_namespace(
     state: HolderState,
 ) -> None:
-    """A live process whose start time was not recorded may be the holder."""
+    """A live process without a recorded start time may be the holder."""
     elsewhere = state in {HolderState.GONE, HolderState.REUSED}
     noted = (Verdict.HELD, ("other-pid-namespace",) if elsewhere else (), 3)
     assert verdict(evidence(OPEN, state, program=Program.OTHER)) == noted
-    # Who was seen alive here, and is dead now, is not elsewhere.
+    # A holder that was seen alive here and is dead now is not in another namespace.
     seen = evidence(OPEN, state, program=Program.OTHER, holder_seen_alive=True)
     assert verdict(seen) == (Verdict.HELD, (), 3)
 
@@ -563,8 +563,8 @@ def test_the_lock_of_an_interrupted_run_is_always_kept_for_the_next_gateway(
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{}"])
 @MAY_RUN
-def test_so_is_one_that_names_nobody(data: bytes, store: StoreStatus) -> None:
-    """After a power loss a lock is empty; a starting gateway marks every lock that it cleans."""
+def test_an_interrupted_runs_lock_without_pid_is_kept_too(data: bytes, store: StoreStatus) -> None:
+    """After a power loss locks are empty; a starting gateway marks every lock that it cleans."""
     seen = evidence(NOT_OPEN, HolderState.UNNAMED, lock=a_lock(data), run=Run(store=store))
     assert verdict(seen)[0] is Verdict.STALE
     assert verdict(seen)[1][:2] == ("recovery-pending", "missing-pid")
@@ -577,7 +577,7 @@ def test_so_is_one_that_names_nobody(data: bytes, store: StoreStatus) -> None:
 def test_a_dead_holders_lock_without_a_start_time_is_not_kept(
     state: HolderState, store: StoreStatus
 ) -> None:
-    """From 2026.5.28 on a gateway may never take such a lock back."""
+    """Gateways from 2026.5.28 on may never remove such a lock."""
     lock = a_lock(starttime=None)
     seen = evidence(NOT_OPEN, state, lock=lock, run=Run(store=store))
     assert verdict(seen) == (Verdict.STALE, ("dead-pid",), 5)
@@ -597,7 +597,7 @@ def test_a_dead_holders_lock_is_stale(state: HolderState, reason: str) -> None:
         assert verdict(seen) == (Verdict.STALE, (reason,), 5)
 
 
-def test_an_invalid_date_is_named_beside_the_reason() -> None:
+def test_an_invalid_date_is_reported_with_the_reason() -> None:
     the_evidence = evidence(
         NOT_OPEN,
         HolderState.GONE,
@@ -619,7 +619,7 @@ def test_an_invalid_date_is_named_beside_the_reason() -> None:
         (b'{"createdAt":"2026-01-01T00:00:00Z"}', ("missing-pid",)),
     ],
 )
-def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
+def test_a_lock_without_a_pid_is_stale_when_it_is_old(
     data: bytes, reasons: tuple[str, ...]
 ) -> None:
     run = Run(store=StoreStatus.NONE)
@@ -630,7 +630,7 @@ def test_a_lock_that_names_nobody_is_stale_once_it_is_old(
     assert (young.pending, young.due_in) == (True, 1.0)
 
 
-def test_a_file_whose_time_is_in_the_future_is_old_once_it_was_seen_for_the_grace() -> None:
+def test_a_file_with_a_future_time_is_old_after_it_was_seen_for_the_grace() -> None:
     run = Run(store=StoreStatus.NONE)
     for proof, expected in ((NOT_OPEN, Verdict.STALE), (NO_PROOF, Verdict.UNCERTAIN)):
         seen = evidence(proof, HolderState.UNNAMED, lock=a_lock(b""), age=0.0, run=run)
@@ -662,7 +662,7 @@ def test_a_lock_seen_not_open_for_the_grace_is_orphaned(state: HolderState, reas
 
 
 @pytest.mark.parametrize("state", sorted(DEAD, key=str))
-def test_without_proof_a_death_counts_only_where_that_holder_was_seen_alive(
+def test_without_proof_a_death_counts_only_if_the_holder_was_seen_alive(
     state: HolderState,
 ) -> None:
     reason = "recycled-pid" if state is HolderState.REUSED else "dead-pid"
@@ -675,7 +675,7 @@ def test_without_proof_a_death_counts_only_where_that_holder_was_seen_alive(
     assert verdict(unseen) == (Verdict.UNCERTAIN, ("no-hold-proof",), 10)
 
 
-def test_without_proof_a_live_holder_holds_or_is_overdue_never_abandoned() -> None:
+def test_without_proof_the_lock_of_a_live_holder_is_held_or_overdue_never_abandoned() -> None:
     assert verdict(evidence(NO_PROOF, **stuck())) == (Verdict.HELD, (), 9)
     overdue = (Verdict.OVERDUE, ("hold-exceeded",), 9)
     assert verdict(evidence(NO_PROOF, **stuck(age=2000.0))) == overdue
@@ -684,7 +684,7 @@ def test_without_proof_a_live_holder_holds_or_is_overdue_never_abandoned() -> No
 @pytest.mark.parametrize(
     "state", [HolderState.FOREIGN_PROGRAM, HolderState.UNKNOWN, HolderState.UNNAMED]
 )
-def test_without_proof_all_else_is_uncertain(state: HolderState) -> None:
+def test_without_proof_any_other_lock_is_uncertain(state: HolderState) -> None:
     the_evidence = evidence(NO_PROOF, state, proof_note="file-system", seen_for=10**6)
     assert verdict(the_evidence) == (Verdict.UNCERTAIN, ("no-hold-proof", "file-system"), 10)
 
@@ -699,7 +699,7 @@ def test_a_young_empty_file_is_too_early_without_proof() -> None:
     )
 
 
-# Which locks need their run, and what becomes of a verdict
+# Which locks need their run, and the action of a verdict
 
 
 def wanted(seen: Evidence) -> bool:
@@ -713,7 +713,7 @@ def wanted(seen: Evidence) -> bool:
     )
 
 
-def test_the_run_of_a_held_lock_is_read_from_the_look_on_that_is_due_because_of_it() -> None:
+def test_the_run_of_a_held_lock_is_read_when_the_lock_can_be_abandoned() -> None:
     due_in = judge(evidence(age=0.0), LIMITS).due_in
     assert due_in == LIMITS.abandoned_after
     assert wanted(evidence(age=due_in))
@@ -727,7 +727,7 @@ def test_the_run_of_a_lock_that_can_never_be_abandoned_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("state", HolderState)
-def test_where_nobody_has_it_open_the_run_counts_for_dead_and_unnamed_holders(
+def test_the_run_of_a_lock_that_is_not_open_is_read_if_the_holder_is_dead_or_unnamed(
     state: HolderState,
 ) -> None:
     assert wanted(evidence(NOT_OPEN, state)) is (state in {*DEAD, HolderState.UNNAMED})
@@ -745,7 +745,7 @@ _WITHOUT_A_CHOICE = {
 
 
 @pytest.mark.parametrize("found", Verdict)
-def test_each_verdict_gets_what_the_policy_says_of_it(found: Verdict) -> None:
+def test_each_verdict_gets_the_action_of_the_policy(found: Verdict) -> None:
     judgement = Judgement(verdict=found, reasons=(), row=0)
     flagged = dict.fromkeys(_CHOICES.values(), Action.FLAG)
     removed = dict.fromkeys(_CHOICES.values(), Action.REMOVE)
@@ -758,7 +758,7 @@ def test_each_verdict_gets_what_the_policy_says_of_it(found: Verdict) -> None:
     assert decide(judgement, Policy(**(removed | {choice: Action.FLAG}))) is Action.FLAG
 
 
-def test_where_nothing_is_said_abandoned_locks_are_removed_and_overdue_ones_flagged() -> None:
+def test_by_default_abandoned_locks_are_removed_and_overdue_ones_flagged() -> None:
     actions = {
         found: decide(Judgement(verdict=found, reasons=(), row=0), Policy()) for found in _CHOICES
     }
@@ -836,15 +836,15 @@ _DISTURBED = {
 
 @st.composite
 def _nearly_stuck(draw: st.DrawFn) -> Evidence:
-    """Draw evidence of an abandoned lock in which at most two things are otherwise.
+    """Draw evidence of an abandoned lock with at most two changes.
 
-    Drawn at random, the five moments that must be in order practically never are.
+    Five random times are almost never in the order that is needed.
     """
     some = st.sampled_from([*_DISTURBED_RUN, *_DISTURBED])
     names = draw(st.lists(some, max_size=2, unique=True))
     run = {name: draw(_DISTURBED_RUN[name]) for name in names if name in _DISTURBED_RUN}
-    rest = {name: draw(_DISTURBED[name]) for name in names if name in _DISTURBED}
-    fields: dict[str, Any] = {"proof": OPEN, "lock": a_lock()} | stuck(**run) | rest
+    others = {name: draw(_DISTURBED[name]) for name in names if name in _DISTURBED}
+    fields: dict[str, Any] = {"proof": OPEN, "lock": a_lock()} | stuck(**run) | others
     return evidence(**fields)
 
 
@@ -862,8 +862,8 @@ _LIMITS = st.builds(Limits, **{
 }, seen_once_suffices=st.booleans()) | st.just(LIMITS)  # fmt: skip
 
 
-def test_what_is_drawn_meets_every_row_of_the_table() -> None:
-    """Row 8 gives the verdicts, and the numbers, of rows 4 and 5."""
+def test_the_drawn_evidence_covers_every_row_of_the_table() -> None:
+    """Row 8 gives the verdicts and the row numbers of rows 4 and 5."""
     rows = set()
 
     @settings(derandomize=True, max_examples=1500, database=None, deadline=None)
@@ -899,7 +899,7 @@ def test_nothing_is_removed_without_a_proof(
 
 
 def _is_run_over(evidence: Evidence) -> bool:
-    """Row 1's conditions, written a second time and in another way."""
+    """Return whether row 1 applies; this implements its conditions a second time."""
     record, end = evidence.lock.record, evidence.run.end
     if evidence.proof is not OPEN or record.created_at_ms is None or end is None:
         return False
@@ -941,12 +941,12 @@ def test_each_row_that_removes_nothing_names_its_condition(seen: Evidence, unmet
 
 
 @pytest.mark.parametrize("seen", [evidence(**stuck() | {"seen_for": 0.0}), evidence(NOT_OPEN)])
-def test_a_look_says_that_one_sight_is_not_enough(seen: Evidence) -> None:
+def test_a_look_says_that_seen_once_is_not_enough(seen: Evidence) -> None:
     assert judge(seen, LIMITS._replace(seen_once_suffices=True)).unmet is Unmet.SEEN_ONCE
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
+def test_a_lock_that_no_policy_removes_has_an_unmet_condition(
     evidence: Evidence, limits: Limits
 ) -> None:
     judgement = judge(evidence, limits)
@@ -958,7 +958,7 @@ def test_what_is_not_removed_whatever_the_policy_lacks_a_condition(
 
 
 @given(_EVIDENCE, _LIMITS, _POLICIES)
-def test_held_uncertain_and_pending_locks_are_kept_whatever_the_policy(
+def test_held_uncertain_and_pending_locks_are_kept_by_every_policy(
     evidence: Evidence, limits: Limits, policy: Policy
 ) -> None:
     judgement = judge(evidence, limits)
@@ -988,7 +988,7 @@ def test_growing_older_never_makes_a_stuck_lock_held(
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_run_that_is_not_wanted_would_change_nothing(evidence: Evidence, limits: Limits) -> None:
+def test_a_run_that_is_not_read_would_change_nothing(evidence: Evidence, limits: Limits) -> None:
     needed = wants_run(
         evidence.lock,
         evidence.proof,
@@ -1009,7 +1009,7 @@ def test_a_run_that_is_not_wanted_would_change_nothing(evidence: Evidence, limit
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_where_nobody_has_it_open_the_store_alone_counts(
+def test_for_a_lock_that_is_not_open_only_the_store_counts(
     evidence: Evidence, limits: Limits
 ) -> None:
     if evidence.proof is not HoldProof.OPEN:
@@ -1021,28 +1021,24 @@ def test_where_nobody_has_it_open_the_store_alone_counts(
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_pending_lock_is_pending_no_longer_after_its_dues(
-    replace: Evidence, limits: Limits
-) -> None:
-    """The first due may be that of the lock's own promise, which ends no grace."""
+def test_a_pending_lock_is_decided_after_its_due_times(seen: Evidence, limits: Limits) -> None:
+    """The first due time may be the max hold of the lock, which ends no grace."""
     for _ in range(3):
-        judgement = judge(replace, limits)
+        judgement = judge(seen, limits)
         if not judgement.pending:
             return
         assert judgement.due_in is not None
         later = judgement.due_in + 1
-        replace = replace._replace(
-            seen_for=replace.seen_for + later,
-            file_age=replace.file_age + later,
-            age=replace.age + later,
+        seen = seen._replace(
+            seen_for=seen.seen_for + later,
+            file_age=seen.file_age + later,
+            age=seen.age + later,
         )
     raise AssertionError(judgement)
 
 
 @given(_EVIDENCE, _LIMITS)
-def test_a_due_of_a_lock_that_is_held_is_not_in_the_past(
-    evidence: Evidence, limits: Limits
-) -> None:
-    """A sidecar would look at each such lock again and again, without a pause."""
+def test_the_next_check_of_a_lock_is_never_in_the_past(evidence: Evidence, limits: Limits) -> None:
+    """Otherwise a sidecar checks such a lock again and again without a pause."""
     due_in = judge(evidence, limits).due_in
     assert due_in is None or due_in >= 0

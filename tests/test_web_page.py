@@ -199,10 +199,7 @@ def test_the_page_shows_200_locks_and_says_where_the_others_are(serving: Serving
 def test_locks_are_ordered_by_the_times_that_they_show(serving: Serving) -> None:
     """The ages of one sweep may be measured up to a second apart."""
     served = serving()
-    for session, since in (
-        ("later", "1970-01-01T00:00:10.000Z"),
-        ("first", "1970-01-01T00:00:09"),
-    ):
+    for session, since in (("later", "1970-01-01T00:00:10.000Z"), ("first", "1970-01-01T00:00:09")):
         seen = stale(served.inventory, session=session, age=700.0)
         text = f'{{"pid": 7, "createdAt": "{since}"}}'
         from reaper.core.record import parse

@@ -18,8 +18,8 @@ def attempt(
     version: object = "2026.5.22",
     invocation: list[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the records of one attempt: by default of a gateway's run that timed out in its tool;
-    `late` with those of the model's answer, as where the tool has outlived the time-out.
+    """Return the records of one attempt, by default of a gateway's run that timed out in its tool;
+    with `late` also those of the model's answer, as if the tool outlived the time-out.
     """
     harness = {
         "type": "openclaw",
@@ -50,7 +50,7 @@ def session_ended(run: str, number: int, at_ms: int, flags: dict[str, bool]) -> 
 
 
 def step(run: str, number: int, outcome: str) -> dict[str, Any]:
-    """Return the note of a run's outer loop about its models."""
+    """Return the record of a run's outer loop about its fallback models."""
     data = {"fallbackStepType": "fallback_step", "fallbackStepFinalOutcome": outcome}
     return _record("model.fallback_step", run, number, 1_779_758_460_000, data)
 
