@@ -1,4 +1,4 @@
-"""What is looked at below a state directory, and what is said about the rest; on real files."""
+"""Which files below a state directory are read, and how others are reported; with real files."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def state_of(tree: Tree) -> StateDir:
 
 
 def discover(tree: Tree) -> tuple[dict[str, bool], list[Skipped]]:
-    """Return the locks found, each with whether a symlink led to it, and what was skipped."""
+    """Return the locks, each with whether it is behind a symlink, and the skipped files."""
     skipped: list[Skipped] = []
     found: dict[str, bool] = {}
     for folder in folders(state_of(tree), skipped, None):
@@ -48,7 +48,7 @@ def reaper(*trees: Tree) -> Reaper:
 
 
 def moved_behind_a_link(tree: Tree, position: str, target: Path) -> Path:
-    """Move a folder of the tree to `target`, and leave a symlink to it; return the link."""
+    """Move a folder of the tree to `target` and leave a symlink; return the link."""
     link = tree.root / position
     link.rename(target)
     link.symlink_to(target)
@@ -56,7 +56,7 @@ def moved_behind_a_link(tree: Tree, position: str, target: Path) -> Path:
 
 
 def free_for_something_else(tree: Tree, position: str) -> Path:
-    """Return a path in the tree at which there is nothing, in a folder that is there."""
+    """Return a free path in the tree, in a folder that exists."""
     path = tree.root / position
     if path.exists():
         shutil.rmtree(path)
@@ -66,7 +66,7 @@ def free_for_something_else(tree: Tree, position: str) -> Path:
 
 @pytest.fixture
 def public_tree() -> Iterator[Tree]:
-    """Yield a state directory that other uids can reach, as those of pytest cannot be."""
+    """Yield a state directory that other uids can reach, unlike the folders of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         tree = Tree(Path(folder) / "state")
@@ -87,7 +87,7 @@ def acting_as(uid: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("position", ["agents", "agents/main/sessions"])
-def test_the_owners_link_to_the_owners_folder_is_followed(
+def test_a_link_of_the_owner_to_a_folder_of_the_owner_is_followed(
     tree: Tree, tmp_path: Path, position: str
 ) -> None:
     tree.lock("one", b"")
@@ -95,7 +95,7 @@ def test_the_owners_link_to_the_owners_folder_is_followed(
     assert discover(tree) == ({"main/one.jsonl.lock": True}, [])
 
 
-def test_a_chain_of_the_owners_relative_links_is_followed(tree: Tree, tmp_path: Path) -> None:
+def test_a_chain_of_relative_links_of_the_owner_is_followed(tree: Tree, tmp_path: Path) -> None:
     tree.lock("one", b"")
     (tmp_path / "mnt").mkdir()
     (tree.root / "agents").rename(tmp_path / "mnt" / "agents")
@@ -105,7 +105,7 @@ def test_a_chain_of_the_owners_relative_links_is_followed(tree: Tree, tmp_path: 
     assert discover(tree) == ({"main/one.jsonl.lock": True}, [])
 
 
-def test_an_agents_own_folder_is_not_followed_and_says_what_to_do(
+def test_a_link_in_place_of_an_agents_folder_is_not_followed_and_says_what_to_do(
     tree: Tree, tmp_path: Path
 ) -> None:
     tree.lock("one", b"")
@@ -179,7 +179,7 @@ def test_a_link_that_leads_to_no_folder_is_a_failure_with_its_cause(
 @pytest.mark.root
 @pytest.mark.parametrize("position", ["agents", "agents/main/sessions"])
 @pytest.mark.parametrize("foreign", ["link", "target", "a link in between"])
-def test_nothing_of_another_uid_is_reached_through_a_link(
+def test_a_link_is_not_followed_to_anything_of_another_uid(
     tree: Tree, tmp_path: Path, root_only: None, position: str, foreign: str
 ) -> None:
     tree.lock("one", b"")
@@ -217,7 +217,7 @@ def test_another_uids_link_above_the_target_does_not_matter(
 
 
 @pytest.mark.root
-def test_the_owner_is_the_state_directorys_and_not_the_reapers(
+def test_the_owner_of_the_state_directory_counts_and_not_the_reapers_uid(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
     tree.lock("one", b"")
@@ -227,7 +227,7 @@ def test_the_owner_is_the_state_directorys_and_not_the_reapers(
     assert discover(tree) == ({"main/one.jsonl.lock": True}, [])
 
 
-def test_a_link_that_is_replaced_while_it_is_followed_leads_nowhere_else(
+def test_a_link_that_is_replaced_while_it_is_followed_leads_to_the_old_target(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("one", b"")
@@ -238,7 +238,7 @@ def test_a_link_that_is_replaced_while_it_is_followed_leads_nowhere_else(
     look_inside = os.fstat
 
     def replace(fd: int) -> os.stat_result:
-        # Just after the link was opened, before what it says is read.
+        # After the link was opened and before its target is read.
         if link.is_symlink() and os.readlink(link) != str(elsewhere):
             link.unlink()
             link.symlink_to(elsewhere)
@@ -274,7 +274,7 @@ def test_a_target_that_becomes_a_link_at_the_last_moment_is_not_followed(
     assert (found, skipped.reason, skipped.failed) == ({}, "symlink", True)
 
 
-def test_no_descriptor_is_left_open_whatever_a_link_leads_to(tree: Tree, tmp_path: Path) -> None:
+def test_no_descriptor_is_left_open_for_any_kind_of_link(tree: Tree, tmp_path: Path) -> None:
     tree.lock("one", b"")
     moved_behind_a_link(tree, "agents/main/sessions", tmp_path / "data")
     for name, make in (("a", _dangling), ("b", _to_itself), ("c", _to_a_fifo)):
@@ -286,7 +286,7 @@ def test_no_descriptor_is_left_open_whatever_a_link_leads_to(tree: Tree, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [_to_a_fifo, _dangling, _to_itself])
-def test_a_regular_file_is_reached_through_the_owners_link_only_where_there_is_one(
+def test_a_regular_file_is_opened_only_directly_or_through_a_link_of_the_owner(
     tmp_path: Path, kind: Callable[[Path], None]
 ) -> None:
     (tmp_path / "store").write_text("{}")
@@ -308,7 +308,7 @@ def test_a_regular_file_is_reached_through_the_owners_link_only_where_there_is_o
         os.close(dir_fd)
 
 
-# Other things that are not looked at
+# Other files that are skipped
 
 
 def _fifo(path: Path) -> None:
@@ -346,7 +346,7 @@ def _file(path: Path) -> None:
         ("agents/main/sessions", _fifo, "a FIFO"),
     ],
 )
-def test_what_is_no_folder_where_one_belongs_is_a_failure(
+def test_a_file_in_place_of_a_folder_is_a_failure(
     tree: Tree, position: str, make: Callable[[Path], None], kind: str
 ) -> None:
     path = free_for_something_else(tree, position)
@@ -372,7 +372,7 @@ def test_a_lock_that_is_no_regular_file_is_a_failure_and_stays(
     assert path.lstat()
 
 
-def test_what_no_agent_can_be_is_nothing(tree: Tree) -> None:
+def test_an_entry_that_cannot_be_an_agent_is_ignored(tree: Tree) -> None:
     tree.lock("one", b"")
     agents = tree.root / "agents"
     (agents / "README").write_text("")
@@ -383,16 +383,14 @@ def test_what_no_agent_can_be_is_nothing(tree: Tree) -> None:
 
 
 @pytest.mark.root
-def test_lost_and_found_is_no_failure_for_who_may_not_read_it(
-    public_tree: Tree, root_only: None
-) -> None:
+def test_an_unreadable_lost_and_found_is_no_failure(public_tree: Tree, root_only: None) -> None:
     public_tree.lock("one", b"")
     (public_tree.root / "agents" / "lost+found").mkdir(mode=0o700)
     with acting_as(OTHER):
         assert discover(public_tree) == ({"main/one.jsonl.lock": False}, [])
 
 
-def test_names_that_are_no_utf_8_are_names(tree: Tree) -> None:
+def test_names_that_are_not_utf_8_are_handled(tree: Tree) -> None:
     agent, session = os.fsdecode(b"ag\xff"), os.fsdecode(b"s\xfe")
     tree.lock(session, record(DEAD), agent=agent)
     (found,) = reaper(tree).sweep()
@@ -401,7 +399,7 @@ def test_names_that_are_no_utf_8_are_names(tree: Tree) -> None:
     assert os.listdir(tree.sessions(agent)) == []
 
 
-def test_the_longest_names_are_looked_at(tree: Tree) -> None:
+def test_the_longest_names_are_handled(tree: Tree) -> None:
     session = "s" * (255 - len(".jsonl.lock"))
     tree.lock(session, record(DEAD), agent="a" * 255)
     (found,) = reaper(tree).sweep()
@@ -409,7 +407,7 @@ def test_the_longest_names_are_looked_at(tree: Tree) -> None:
     assert os.listdir(tree.sessions("a" * 255)) == []
 
 
-def test_a_folder_that_vanishes_in_between_is_nothing(tree: Tree) -> None:
+def test_a_folder_that_is_deleted_in_between_is_ignored(tree: Tree) -> None:
     tree.lock("one", b"")
     tree.sessions("ops")
     skipped: list[Skipped] = []
@@ -423,7 +421,7 @@ def test_a_folder_that_vanishes_in_between_is_nothing(tree: Tree) -> None:
 
 
 @pytest.mark.root
-def test_a_mount_point_inside_is_looked_at(tree: Tree, root_only: None) -> None:
+def test_a_mount_point_inside_is_read(tree: Tree, root_only: None) -> None:
     sessions = tree.sessions()
     subprocess.run(["mount", "-t", "tmpfs", "none", sessions], check=True)
     try:
@@ -447,7 +445,7 @@ def test_a_mount_point_inside_is_looked_at(tree: Tree, root_only: None) -> None:
         ("agents/main/sessions/one.jsonl.lock", 0o600, "agents/main/sessions/one.jsonl.lock"),
     ],
 )
-def test_whose_it_is_that_cannot_be_read_is_said(
+def test_the_owner_of_an_unreadable_path_is_reported(
     public_tree: Tree, root_only: None, position: str, mode: int, named: str
 ) -> None:
     public_tree.lock("one", b"").chmod(0o644)
@@ -464,7 +462,7 @@ def test_whose_it_is_that_cannot_be_read_is_said(
 
 
 @pytest.mark.root
-def test_a_folder_that_refuses_its_owner_says_so(public_tree: Tree, root_only: None) -> None:
+def test_a_folder_unreadable_to_its_owner_is_reported(public_tree: Tree, root_only: None) -> None:
     folder = public_tree.sessions()
     os.chown(folder, OTHER, OTHER)
     folder.chmod(0o000)
@@ -475,7 +473,7 @@ def test_a_folder_that_refuses_its_owner_says_so(public_tree: Tree, root_only: N
 
 
 @pytest.mark.root
-def test_a_link_to_what_cannot_be_read_names_the_owner_of_that(
+def test_a_link_to_an_unreadable_folder_is_reported_with_the_folders_owner(
     public_tree: Tree, root_only: None
 ) -> None:
     data = public_tree.root.parent / "data"
@@ -490,28 +488,28 @@ def test_a_link_to_what_cannot_be_read_names_the_owner_of_that(
 def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
     tree.lock("one", record(DEAD))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
+    opened: list[int] = []
     the_reaper = reaper(tree)
-    list(the_reaper.look())  # what it loads, it loads now
+    list(the_reaper.look())  # do all imports now
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
         with suppress(OSError):
             while True:
-                taken.append(os.open("/", os.O_RDONLY))
+                opened.append(os.open("/", os.O_RDONLY))
         said = []
-        while taken:
+        while opened:
             said += [skip for skip in the_reaper.look() if isinstance(skip, Skipped)]
             if any(isinstance(finding, Finding) for finding in the_reaper.look()):
                 break
-            os.close(taken.pop())
+            os.close(opened.pop())
     finally:
-        for fd in taken:
+        for fd in opened:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert taken, "the lock was never seen"
+    assert opened, "the lock was never seen"
     assert {(skip.reason, skip.failed) for skip in said} == {("error-EMFILE", True)}
-    assert all("raise the reaper's limit" in one.note for one in said)
-    refused = {os.path.relpath(one.path, tree.root) for one in said}
+    assert all("raise the reaper's limit" in skip.note for skip in said)
+    refused = {os.path.relpath(skip.path, tree.root) for skip in said}
     assert refused >= {".", "agents", "agents/main/sessions"}
 
 
@@ -549,7 +547,7 @@ def test_a_folder_of_two_state_directories_is_judged_once(tree: Tree, tmp_path: 
         assert len(list(reaper(*pair).look())) == 1
 
 
-def test_a_shared_folder_counts_as_reached_through_a_symlink(
+def test_a_shared_folder_counts_as_behind_a_symlink(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("one", record(DEAD))
@@ -558,21 +556,21 @@ def test_a_shared_folder_counts_as_reached_through_a_symlink(
     seen: list[bool] = []
     opening = reading.open_lock
 
-    def note(folder: Folder, name: str) -> OpenLock | Skipped | None:
+    def recorded(folder: Folder, name: str) -> OpenLock | Skipped | None:
         seen.append(folder.through_symlink)
         return opening(folder, name)
 
-    monkeypatch.setattr(reading, "open_lock", note)
+    monkeypatch.setattr(reading, "open_lock", recorded)
     the_reaper = reaper(tree)
     list(the_reaper.look())
     first, *_ = the_reaper.explain(lambda _: True)
-    place = first.key
-    assert place is not None
-    list(the_reaper.act({place}))
+    key = first.key
+    assert key is not None
+    list(the_reaper.act({key}))
     assert seen == [False, True, True]
 
 
-def test_an_event_by_another_name_has_the_lock_judged_under_the_first_one(tree: Tree) -> None:
+def test_an_event_under_another_name_judges_the_lock_under_the_first_name(tree: Tree) -> None:
     tree.lock("one", record(DEAD))
     (tree.root / "agents" / "zz").mkdir()
     (tree.root / "agents" / "zz" / "sessions").symlink_to("../main/sessions")
@@ -585,7 +583,7 @@ def test_an_event_by_another_name_has_the_lock_judged_under_the_first_one(tree: 
     assert os.listdir(tree.sessions()) == []
 
 
-def test_what_cannot_be_seen_hides_the_locks_below_it_and_no_others(tree: Tree) -> None:
+def test_an_unreadable_path_hides_the_locks_below_it_and_no_others(tree: Tree) -> None:
     tree.lock("one", record(os.getpid()))
     tree.lock("two", record(os.getpid()), agent="ops")
     the_reaper = reaper(tree)
@@ -611,7 +609,7 @@ def test_what_cannot_be_seen_hides_the_locks_below_it_and_no_others(tree: Tree) 
     assert not harmless.hides(one)
 
 
-def test_a_link_that_nobody_follows_does_not_keep_what_is_gone(tree: Tree) -> None:
+def test_a_link_that_is_not_followed_keeps_no_deleted_lock_in_memory(tree: Tree) -> None:
     path = tree.lock("one", record(os.getpid()), mtime_age=0)
     (tree.root / "agents" / "hostile").symlink_to("/")
     the_reaper = reaper(tree)
@@ -622,18 +620,18 @@ def test_a_link_that_nobody_follows_does_not_keep_what_is_gone(tree: Tree) -> No
     assert len(the_reaper.memory.histories) == 0
 
 
-def test_what_a_link_hid_is_remembered_until_it_is_seen_again(tree: Tree, tmp_path: Path) -> None:
+def test_a_lock_behind_a_broken_link_is_remembered(tree: Tree, tmp_path: Path) -> None:
     tree.lock("one", record(os.getpid()), mtime_age=0)
     link = moved_behind_a_link(tree, "agents", tmp_path / "data")
     the_reaper = reaper(tree)
     list(the_reaper.act())
-    (place,) = the_reaper.memory.histories
+    (key,) = the_reaper.memory.histories
     (tmp_path / "data").rename(tmp_path / "away")
-    (skipped,) = the_reaper.act({place})
+    (skipped,) = the_reaper.act({key})
     assert isinstance(skipped, Skipped)
-    assert list(the_reaper.memory.histories) == [place]
+    assert list(the_reaper.memory.histories) == [key]
     link.unlink()
     link.symlink_to(tmp_path / "away")
-    (found,) = the_reaper.act({place})
-    assert found.key == place
+    (found,) = the_reaper.act({key})
+    assert found.key == key
     assert isinstance(found, Finding)

@@ -28,14 +28,14 @@ _CHANGE = ("change",)
 
 
 class Recorder:
-    """Follows one or more state directories, and records the callbacks in their order."""
+    """Follows state directories and records the callbacks in order."""
 
     def __init__(self, *roots: Path) -> None:
         self.states = [StateDir(root.name, str(root)) for root in roots]
         self._calls: queue.Queue[tuple[str, ...]] = queue.Queue()
         self._marks = 0
         self.hold = threading.Event()
-        """While it is clear, watchdog's thread waits in the callback."""
+        """While clear, watchdog's thread waits in the callback."""
         self.hold.set()
         self.events = EventSource(
             on_lock=self._on_lock,
@@ -45,8 +45,8 @@ class Recorder:
         )
         self.events.start()
 
-    def _on_lock(self, _state: StateDir, agent: str, name: str, what: str) -> None:
-        self._calls.put((agent, name, what))
+    def _on_lock(self, _state: StateDir, agent: str, name: str, change: str) -> None:
+        self._calls.put((agent, name, change))
         self.hold.wait(_PATIENCE)
 
     def follow(self) -> bool:
@@ -63,21 +63,21 @@ class Recorder:
         return before
 
     def calls(self, folder: Path, agent: str = "main") -> list[tuple[str, ...]]:
-        """Return all calls so far: events come in order, so those before that of a new lock."""
+        """Return all calls so far. Events arrive in order, so a new lock marks the end."""
         self._marks += 1
         mark = folder / f"mark{self._marks}.jsonl.lock"
         mark.touch()
         return self.until((agent, mark.name, CREATED))
 
     def expect_announced(self, folder: Path, agent: str = "main") -> None:
-        """Fail unless a lock made there is announced as this agent's."""
+        """Fail unless a new lock in this folder is announced as this agent's."""
         self.calls(folder, agent)
 
     def since(self, agent: str = "main") -> float | None:
         return self.events.followed_since(self.states[0], agent)
 
     def until_followed(self, agent: str = "main", *, before: float | None = None) -> None:
-        """Wait for the changes after which the agent is followed; `before`: since when it was."""
+        """Wait until the agent is followed, since another time than `before`."""
         while self.since(agent) in {None, before}:
             self.until(_CHANGE)
 
@@ -91,7 +91,7 @@ def _inotify_descriptors() -> list[Path]:
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
-            continue  # that of the listing itself
+            continue  # the descriptor of the listing itself
         if target == "anon_inode:inotify":
             found.append(Path(f"/proc/self/fdinfo/{name}"))
     return found
@@ -102,7 +102,7 @@ Following = Callable[..., Recorder]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Return a state directory that is not there yet."""
+    """Return a state directory that does not exist yet."""
     return Tree(tmp_path / "state")
 
 
@@ -121,7 +121,7 @@ def following(tree: Tree) -> Iterator[Following]:
     assert _inotify_descriptors() == []
 
 
-# How much it takes
+# Resources
 
 
 def _deep_tree(top: Path) -> None:
@@ -129,7 +129,7 @@ def _deep_tree(top: Path) -> None:
         (top / f"d{number // 10}/e{number}/f").mkdir(parents=True)
 
 
-def test_each_agent_takes_two_watches_and_agents_one_whatever_lies_below(
+def test_each_agent_needs_two_watches_and_agents_one_with_any_folders_below(
     tree: Tree, following: Following, tmp_path: Path
 ) -> None:
     folders = [tree.sessions(f"agent{number}") for number in range(50)]
@@ -175,7 +175,7 @@ def test_appends_and_reads_are_no_events(tree: Tree, following: Following) -> No
     assert recorder.follow()
     (descriptor,) = _inotify_descriptors()
     asked = {line.split()[4] for line in descriptor.read_text().splitlines() if "wd:" in line}
-    assert asked == {"mask:bc0"}  # creations, deletions and moves in it, and its own move
+    assert asked == {"mask:bc0"}  # creations, deletions and moves in it, and moves of it
     for path in (transcript, lock):
         with path.open("a") as file:
             file.write("more")
@@ -195,10 +195,10 @@ def _rename_two(folder: Path) -> None:
     _rename(folder, "../in", "in.jsonl.lock")
 
 
-def _exchange(folder: Path, one: str, other: str) -> None:
+def _exchange(folder: Path, name: str, other_name: str) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
-        kernel.exchange(one, other, dir_fd=fd)
+        kernel.exchange(name, other_name, dir_fd=fd)
     finally:
         os.close(fd)
 
@@ -242,7 +242,7 @@ def _exchange(folder: Path, one: str, other: str) -> None:
         "no lock", "too deep", "in the agent's folder", "in agents",
     ],
 )  # fmt: skip
-def test_what_happens_to_a_lock_is_reported_in_its_order(
+def test_changes_of_a_lock_are_reported_in_order(
     tree: Tree,
     following: Following,
     act: Callable[[Path], Any],
@@ -255,14 +255,14 @@ def test_what_happens_to_a_lock_is_reported_in_its_order(
     recorder = following()
     assert recorder.follow()
     act(folder)
-    expected_calls = [("main", f"{name}.jsonl.lock", what) for name, what in expected]
+    expected_calls = [("main", f"{name}.jsonl.lock", change) for name, change in expected]
     assert recorder.calls(folder) == expected_calls
 
 
-# Folders that come and go; none of these tests follows again, unless it says so
+# Folders that are created and deleted; `follow` is not called again unless the test shows it
 
 
-def test_a_new_agent_is_followed_at_once_and_a_sweep_is_asked_for(
+def test_a_new_agent_is_followed_at_once_and_a_sweep_is_requested(
     tree: Tree, following: Following
 ) -> None:
     (tree.root / "agents").mkdir(parents=True)
@@ -282,17 +282,15 @@ def test_an_agent_that_is_moved_in_is_followed(
     tree.sessions()
     recorder = following()
     assert recorder.follow()
-    other = Tree(tmp_path / "other")
-    other.sessions("guest")
-    (other.root / "agents/guest").rename(tree.root / "agents/guest")
+    outside = Tree(tmp_path / "other")
+    outside.sessions("guest")
+    (outside.root / "agents/guest").rename(tree.root / "agents/guest")
     recorder.until_followed("guest")
     recorder.expect_announced(tree.sessions("guest"), "guest")
     assert recorder.watches() == 5
 
 
-def test_the_locks_of_a_renamed_agent_are_those_of_its_new_name(
-    tree: Tree, following: Following
-) -> None:
+def test_the_locks_of_a_renamed_agent_have_its_new_name(tree: Tree, following: Following) -> None:
     tree.sessions("old")
     recorder = following()
     assert recorder.follow()
@@ -305,18 +303,18 @@ def test_the_locks_of_a_renamed_agent_are_those_of_its_new_name(
 def test_two_agents_that_swap_their_names_are_both_followed(
     tree: Tree, following: Following
 ) -> None:
-    one, other = tree.sessions("one"), tree.sessions("other")
+    folder, other_folder = tree.sessions("one"), tree.sessions("other")
     recorder = following()
     assert recorder.follow()
     _exchange(tree.root / "agents", "one", "other")
-    tree.sessions("last")  # followed once all earlier events were handled
+    tree.sessions("last")  # it is followed after all earlier events were handled
     recorder.until_followed("last")
-    recorder.expect_announced(one, "one")
-    recorder.expect_announced(other, "other")
+    recorder.expect_announced(folder, "one")
+    recorder.expect_announced(other_folder, "other")
     assert recorder.watches() == 7
 
 
-def test_agents_that_went_leave_no_watch(tree: Tree, following: Following, tmp_path: Path) -> None:
+def test_removed_agents_leave_no_watch(tree: Tree, following: Following, tmp_path: Path) -> None:
     folder = tree.sessions("stays")
     for name in ("deleted", "moved"):
         tree.sessions(name)
@@ -347,10 +345,10 @@ def test_sessions_folders_that_are_replaced_by_a_rename_stay_followed(
     assert recorder.watches() == 3
 
 
-def test_folders_that_are_deleted_and_made_again_over_and_over_stay_followed(
+def test_folders_that_are_deleted_and_created_repeatedly_stay_followed(
     tree: Tree, following: Following
 ) -> None:
-    """Their inode numbers are used again, so the end of the old watch can look like the new's."""
+    """Inode numbers are reused, so the end of an old watch can look like the end of a new one."""
     folder = tree.sessions()
     recorder = following()
     assert recorder.follow()
@@ -363,7 +361,7 @@ def test_folders_that_are_deleted_and_made_again_over_and_over_stay_followed(
     assert recorder.watches() == 5
 
 
-def test_a_state_directory_that_was_deleted_and_made_again_is_followed_again(
+def test_a_state_directory_that_was_deleted_and_created_is_followed_again(
     tree: Tree, following: Following
 ) -> None:
     recorder = following()
@@ -405,9 +403,7 @@ def test_following_again_changes_nothing_that_is_followed(tree: Tree, following:
     assert recorder.watches() == 3
 
 
-def test_it_is_known_since_when_an_agents_locks_are_announced(
-    tree: Tree, following: Following
-) -> None:
+def test_the_time_since_an_agent_is_followed_is_known(tree: Tree, following: Following) -> None:
     (tree.root / "agents/late").mkdir(parents=True)
     recorder = following()
     assert recorder.follow()
@@ -469,7 +465,7 @@ def test_a_symlink_to_a_folder_of_the_same_owner_is_followed(
 @pytest.mark.root
 @pytest.mark.parametrize("foreign", ["link", "target"])
 @pytest.mark.parametrize("linked", ["agents", "agents/main/sessions"])
-def test_a_symlink_is_not_followed_if_it_or_its_target_belongs_to_another(
+def test_a_symlink_is_not_followed_if_it_or_its_target_belongs_to_another_uid(
     tree: Tree, following: Following, tmp_path: Path, linked: str, foreign: str, root_only: None
 ) -> None:
     tree.sessions()
@@ -498,12 +494,12 @@ def test_an_agents_folder_that_is_a_symlink_is_not_followed(
 
 
 def _point(link: Path, target: Path) -> None:
-    """Have the link lead elsewhere, in one step."""
+    """Replace the target of the link atomically."""
     link.with_name("new-link").symlink_to(target)
     link.with_name("new-link").rename(link)
 
 
-def test_a_sessions_link_that_leads_elsewhere_is_noticed_at_once(
+def test_a_sessions_link_with_a_new_target_is_noticed_at_once(
     tree: Tree, following: Following, tmp_path: Path
 ) -> None:
     targets = [tmp_path / "one", tmp_path / "two"]
@@ -521,7 +517,7 @@ def test_a_sessions_link_that_leads_elsewhere_is_noticed_at_once(
     assert recorder.watches() == 3
 
 
-def test_an_agents_link_that_leads_elsewhere_is_found_by_following_again(
+def test_an_agents_link_with_a_new_target_is_found_by_following_again(
     tree: Tree, following: Following, tmp_path: Path
 ) -> None:
     targets = [Tree(tmp_path / "one"), Tree(tmp_path / "two")]
@@ -553,7 +549,7 @@ def test_a_sessions_folder_with_two_names_is_reported_under_both(
     assert recorder.watches() == 3
 
 
-# What fails
+# Failures
 
 
 def _refusing(number: int) -> Callable[..., int]:
@@ -575,7 +571,7 @@ def _after(count: int, refuse: Callable[..., int]) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2, 4])
-def test_where_the_watches_are_used_up_that_is_an_error_until_there_are_more(
+def test_a_lack_of_watches_is_an_error_until_there_are_more(
     tree: Tree, following: Following, monkeypatch: pytest.MonkeyPatch, allowed: int
 ) -> None:
     for agent in ("a", "b"):
@@ -587,14 +583,14 @@ def test_where_the_watches_are_used_up_that_is_an_error_until_there_are_more(
         assert not recorder.follow()
         (why,) = recorder.events.errors.values()
         assert "sysctl fs.inotify.max_user_watches" in why
-        assert "device" not in why  # which is what ENOSPC means elsewhere
+        assert "device" not in why  # the usual meaning of ENOSPC
     monkeypatch.undo()
     assert recorder.follow()
     assert recorder.events.errors == {}
     assert recorder.watches() == 5
 
 
-def test_a_new_agent_for_which_there_is_no_watch_asks_for_a_sweep_that_reports_it(
+def test_a_new_agent_without_a_watch_requests_a_sweep_that_reports_it(
     tree: Tree, following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.sessions()
@@ -607,10 +603,10 @@ def test_a_new_agent_for_which_there_is_no_watch_asks_for_a_sweep_that_reports_i
     assert list(recorder.events.errors) == recorder.states
 
 
-def test_a_folder_that_may_not_be_read_is_left_to_the_sweep_and_tried_again(
+def test_a_folder_that_may_not_be_read_is_left_to_the_sweep_and_retried(
     tree: Tree, following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is raised then: watchdog returns -1, and keeps a watch of that number."""
+    """Then watchdog raises nothing; it returns -1 and keeps a watch with that number."""
     folder = tree.sessions()
     recorder = following()
     with monkeypatch.context() as patch:
@@ -632,7 +628,7 @@ def test_agents_that_may_not_be_read_are_an_error(
     assert list(recorder.events.errors.values()) == ["Permission denied"]
 
 
-def test_where_there_is_no_inotify_instance_that_is_an_error(
+def test_a_lack_of_inotify_instances_is_an_error(
     tree: Tree, following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> int:
@@ -649,7 +645,7 @@ def test_where_there_is_no_inotify_instance_that_is_an_error(
     assert recorder.follow()
 
 
-def test_where_no_thread_can_be_started_that_is_an_error_and_costs_no_descriptors(
+def test_a_thread_that_cannot_start_is_an_error_and_costs_no_descriptors(
     tree: Tree, following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_thread: threading.Thread) -> None:
@@ -670,9 +666,7 @@ def test_where_no_thread_can_be_started_that_is_an_error_and_costs_no_descriptor
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_has_ended_is_an_error_and_not_silence(
-    tree: Tree, following: Following
-) -> None:
+def test_a_thread_that_has_ended_is_an_error(tree: Tree, following: Following) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a fault that ends the thread")
 
@@ -698,17 +692,17 @@ def test_an_overflow_of_the_kernels_queue_is_reported_once(
     assert recorder.follow()
     recorder.hold.clear()
     (folder / "x.jsonl.lock").touch()
-    assert recorder.next() == ("main", "x.jsonl.lock", CREATED)  # watchdog's thread waits now
+    assert recorder.next() == ("main", "x.jsonl.lock", CREATED)  # now watchdog's thread waits
     overflow_the_queue(folder)
     recorder.hold.set()
     assert recorder.until(("overflow",)) == [_CHANGE]
     assert recorder.calls(folder) == []
 
 
-def test_a_folder_that_was_made_again_during_an_overflow_is_followed(
+def test_a_folder_that_was_created_again_during_an_overflow_is_followed(
     tree: Tree, following: Following
 ) -> None:
-    """The end of its watch is lost; only the inode, whose number may be used again, was known."""
+    """The event of the watch's end is lost, and the inode number may be reused."""
     folder = tree.sessions()
     recorder = following()
     assert recorder.follow()
@@ -726,7 +720,7 @@ def test_a_folder_that_was_made_again_during_an_overflow_is_followed(
 
 
 def overflow_the_queue(folder: Path) -> None:
-    """Make more events than the kernel keeps for one reader; one that waits is not merged."""
+    """Make more events than the kernel queues for a reader; they are not merged."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -737,12 +731,10 @@ def overflow_the_queue(folder: Path) -> None:
         os.close(fd)
 
 
-# The end, and what watchdog says
+# Stopping, and messages of watchdog
 
 
-def test_stopping_gives_everything_back_and_reports_nothing(
-    tree: Tree, following: Following
-) -> None:
+def test_stopping_frees_all_resources_and_reports_nothing(tree: Tree, following: Following) -> None:
     tree.sessions()
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     recorder = following()
@@ -753,7 +745,7 @@ def test_stopping_gives_everything_back_and_reports_nothing(
     assert recorder._calls.empty()
 
 
-def test_what_watchdog_logs_is_passed_on_and_an_overflow_is_not_reported_twice(
+def test_logs_of_watchdog_are_passed_on_and_an_overflow_is_reported_once(
     tree: Tree, following: Following, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recorder = following()
@@ -765,8 +757,8 @@ def test_what_watchdog_logs_is_passed_on_and_an_overflow_is_not_reported_twice(
     assert capfd.readouterr().err == ""
 
 
-def test_a_warning_of_a_librarys_is_passed_on_too() -> None:
-    """Python would write it to standard error, raw, between the lines of the journal."""
+def test_a_python_warning_is_passed_on_too() -> None:
+    """Otherwise Python writes it to standard error between the lines of the log."""
     script = """
 import warnings
 from reaper.adapters.file_events import EventSource

@@ -1,4 +1,4 @@
-"""What a session store says, whatever is in it, and in how much memory it is read."""
+"""What is read from a session store with any content, and how much memory that takes."""
 
 import json
 import mmap
@@ -32,7 +32,7 @@ def asking(
     agent: str = "main",
     locks: Sequence[str] = (),
 ) -> tuple[Run, str]:
-    """Return what the store says about a session, and why that is UNKNOWN where it is."""
+    """Return what the store says about a session, and if that is UNKNOWN the reason."""
     stores = stores or SessionStores()
     fd = os.open(tree.sessions(agent), os.O_RDONLY)
     try:
@@ -55,7 +55,7 @@ def write(tree: Tree, data: bytes) -> Path:
 
 @pytest.fixture(scope="module", autouse=True, params=["at once", "one by one"])
 def decoding(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Decode small stores in both ways, which must say the same."""
+    """Decode small stores in both ways; the result must be the same."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "one by one":
             patch.setattr(session_store, "_MOST_AT_ONCE", 0)
@@ -64,17 +64,17 @@ def decoding(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a store count as written long enough ago for its next write to leave another time."""
+    """Let a store count as written so long ago that its next write changes its time."""
     monkeypatch.setattr(session_store, "_TICK_NS", 0)
 
 
 RUNNING = b'"r":{"sessionId":"sid","status":"running"}'
 
 
-# What it says
+# Content
 
 
-def test_the_store_tells_status_and_times_by_session_id(tree: Tree) -> None:
+def test_the_store_has_status_and_times_by_session_id(tree: Tree) -> None:
     fields = {"sessionId": "sid", "status": "timeout", "startedAt": 5, "endedAt": 9}
     tree.store({"agent:main:x": fields, "other": {"sessionId": "sid2", "status": "running"}})
     run = read(tree)
@@ -84,7 +84,7 @@ def test_the_store_tells_status_and_times_by_session_id(tree: Tree) -> None:
     assert read(tree, "sid3").store is StoreStatus.NONE
 
 
-def test_a_topics_lock_is_found_by_its_transcripts_name(tree: Tree) -> None:
+def test_the_lock_of_a_topic_is_found_by_the_name_of_its_transcript(tree: Tree) -> None:
     file = "/elsewhere/agents/main/sessions/sid-topic-5.jsonl"
     tree.store({"k": {"sessionId": "sid", "sessionFile": file, "status": "running"}})
     assert read(tree, "sid-topic-5").store is StoreStatus.RUNNING
@@ -105,7 +105,7 @@ def test_a_topics_lock_is_found_by_its_transcripts_name(tree: Tree) -> None:
         ("x" * 100_000, StoreStatus.UNKNOWN),
     ],
 )
-def test_each_status_is_one_of_four(tree: Tree, status: object, expected: StoreStatus) -> None:
+def test_each_status_means_one_of_four(tree: Tree, status: object, expected: StoreStatus) -> None:
     tree.store({"k": {"sessionId": "sid", "status": status, "endedAt": True}})
     run = read(tree)
     assert run.store is expected
@@ -116,7 +116,7 @@ def test_each_status_is_one_of_four(tree: Tree, status: object, expected: StoreS
     ("written", "expected"),
     [(b"7", 7), (b"7.0", 7), (b"1e400", None), (b"9" * 5000, None), (b"-1", None), (b'"7"', None)],
 )
-def test_a_time_is_what_javascript_takes_for_a_whole_number(
+def test_a_time_is_a_whole_number_in_javascript(
     tree: Tree, written: bytes, expected: int | None
 ) -> None:
     write(tree, b'{"k":{"sessionId":"sid","status":"done","endedAt":' + written + b"}}")
@@ -133,7 +133,7 @@ def test_both_names_are_trimmed_as_upstream_does(tree: Tree, entry: dict[str, st
     assert read(tree).store is StoreStatus.RUNNING
 
 
-def test_a_store_that_is_gone_may_come_back(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_store_is_unknown_at_first(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = SessionStores()
     tree.store({"agent:main:main": {"sessionId": "sid", "status": "running"}})
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
@@ -149,7 +149,7 @@ def test_a_store_that_is_gone_may_come_back(tree: Tree, monkeypatch: pytest.Monk
     assert read(tree, stores=stores).store is StoreStatus.NONE
 
 
-def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tree) -> None:
+def test_of_two_entries_for_one_session_the_stricter_counts(tree: Tree) -> None:
     done = {"sessionId": "sid", "status": "done", "endedAt": 9}
     for entries in (
         [done, {"sessionId": "sid", "status": "running"}],
@@ -162,30 +162,30 @@ def test_of_two_entries_for_one_session_the_one_that_frees_less_counts(tree: Tre
 
 
 @pytest.mark.parametrize("status", ["done", "running"])
-@pytest.mark.parametrize("other", ["done", "running"])
-def test_of_two_entries_that_differ_no_time_bounds_what_the_others_run_did(
-    tree: Tree, status: str, other: str
+@pytest.mark.parametrize("other_status", ["done", "running"])
+def test_two_different_entries_of_a_session_have_no_times(
+    tree: Tree, status: str, other_status: str
 ) -> None:
-    """Seen: two lanes of one gateway, with two keys, run on one session id at the same time."""
-    one = {"sessionId": "sid", "status": status, "startedAt": 5, "endedAt": 9}
-    two = {"sessionId": "sid", "status": other, "startedAt": 6}
-    for entries in ({"a": one, "b": two}, {"a": two, "b": one}):
+    """Seen: two lanes of a gateway, with two keys, run on one session id at the same time."""
+    entry = {"sessionId": "sid", "status": status, "startedAt": 5, "endedAt": 9}
+    other_entry = {"sessionId": "sid", "status": other_status, "startedAt": 6}
+    for entries in ({"a": entry, "b": other_entry}, {"a": other_entry, "b": entry}):
         tree.store(entries)
         run = read(tree)
-        running = "running" in {status, other}
+        running = "running" in {status, other_status}
         assert run.store is (StoreStatus.RUNNING if running else StoreStatus.ENDED)
         assert (run.store_started_ms, run.store_ended_ms) == (None, None)
 
 
-def test_of_two_entries_under_one_key_too_the_one_that_frees_less_counts(tree: Tree) -> None:
-    """A gateway reads the last; which one it writes next is not known."""
+def test_of_two_entries_under_one_key_the_stricter_counts_too(tree: Tree) -> None:
+    """A gateway reads the last one, but it is not known which one it writes next."""
     done = b'"r":{"sessionId":"sid","status":"done"}'
     for first, second in ((RUNNING, done), (done, RUNNING)):
         write(tree, b"{" + first + b"," + second + b"}")
         assert read(tree).store is StoreStatus.RUNNING
 
 
-def test_white_space_and_an_empty_store_are_read_as_json_has_them(tree: Tree) -> None:
+def test_white_space_and_an_empty_store_are_read_as_in_json(tree: Tree) -> None:
     write(tree, b' \r\n{ \t"k" :\n{"sessionId" : "sid" ,"status":\t"running" } \n} \n')
     assert read(tree).store is StoreStatus.RUNNING
     for empty in (b"{}", b" { \n} "):
@@ -197,7 +197,7 @@ def test_without_a_store_there_is_no_status(tree: Tree) -> None:
     assert read(tree).store is StoreStatus.NONE
 
 
-# What is odd in it
+# Odd content
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_store_that_is_malformed_is_unknown(tree: Tree, data: bytes) -> None:
     ],
     ids=range(12),
 )  # fmt: skip
-def test_an_entry_of_no_session_is_nobodys(tree: Tree, odd: bytes) -> None:
+def test_an_entry_without_a_session_counts_for_no_session(tree: Tree, odd: bytes) -> None:
     write(tree, b'{"a":' + odd + b"," + RUNNING + b',"b":' + odd + b"}")
     assert read(tree).store is StoreStatus.RUNNING
     assert read(tree, "another").store is StoreStatus.NONE
@@ -242,7 +242,7 @@ def test_an_entry_of_no_session_is_nobodys(tree: Tree, odd: bytes) -> None:
     ],
     ids=range(11),
 )  # fmt: skip
-def test_what_is_odd_beside_the_fields_that_count_changes_nothing(tree: Tree, odd: bytes) -> None:
+def test_odd_values_beside_the_fields_that_count_change_nothing(tree: Tree, odd: bytes) -> None:
     entry = b'"k":{"x":' + odd + b',"sessionId":"odd","y":' + odd + b',"status":"done"}'
     write(tree, b"{" + entry + b"," + RUNNING + b"}")
     assert read(tree, "odd").store is StoreStatus.ENDED
@@ -258,7 +258,7 @@ def test_what_is_odd_beside_the_fields_that_count_changes_nothing(tree: Tree, od
     ],
     ids=range(11),
 )  # fmt: skip
-def test_an_entry_that_cannot_be_read_may_be_any_sessions_that_has_no_other(
+def test_an_unreadable_entry_may_belong_to_any_session_that_has_no_other(
     tree: Tree, odd: bytes
 ) -> None:
     entry = b'"odd key":{"sessionId":"odd","status":"done","x":' + odd + b"}"
@@ -271,13 +271,13 @@ def test_an_entry_that_cannot_be_read_may_be_any_sessions_that_has_no_other(
         assert "odd key" in problem
 
 
-def test_invalid_utf_8_in_a_name_is_what_node_makes_of_it(tree: Tree) -> None:
+def test_invalid_utf_8_in_a_name_is_replaced_as_node_does(tree: Tree) -> None:
     write(tree, b'{"\xff":{"sessionId":"a\xffb","status":"running"}}')
     run = read(tree, "a\ufffdb")
     assert (run.store, run.session_key) == (StoreStatus.RUNNING, "\ufffd")
 
 
-def test_a_note_quotes_only_the_beginning_of_a_key_of_an_odd_entry(tree: Tree) -> None:
+def test_a_note_quotes_only_the_beginning_of_the_key_of_an_odd_entry(tree: Tree) -> None:
     for key in ("K" * 500, "\N{CRAB}" * 120, "\\ud83e" * 80):
         write(tree, f'{{"{key}":{{"x":nope}}}}'.encode())
         _, problem = asking(tree)
@@ -286,12 +286,12 @@ def test_a_note_quotes_only_the_beginning_of_a_key_of_an_odd_entry(tree: Tree) -
         assert key[:10] in problem
 
 
-def test_of_a_session_with_many_keys_few_are_kept(tree: Tree) -> None:
+def test_a_session_keeps_16_keys_at_most(tree: Tree) -> None:
     tree.store({f"k{number}": {"sessionId": "sid"} for number in range(1000)})
     assert read(tree).session_keys == tuple(f"k{number}" for number in range(16))
 
 
-def test_a_key_too_long_to_show_does_not_hide_its_entry(tree: Tree) -> None:
+def test_a_key_that_is_too_long_to_show_does_not_hide_its_entry(tree: Tree) -> None:
     tree.store({"k" * 1000: {"sessionId": "sid", "status": "running"}})
     run = read(tree)
     assert (run.store, run.session_key) == (StoreStatus.RUNNING, None)
@@ -323,10 +323,10 @@ MEANINGS: dict[str | None, StoreStatus] = {
 
 
 @given(stores, st.booleans(), st.sampled_from([None, 1]))
-def test_every_store_that_json_can_read_says_what_json_reads(
+def test_every_store_is_read_as_json_reads_it(
     entries: dict[str, Any], ascii_only: bool, indent: int | None
 ) -> None:
-    """Lone surrogates, escapes, brackets in texts and empty containers included."""
+    """It may have lone surrogates, escapes, brackets in texts and empty containers."""
     text = json.dumps(entries, ensure_ascii=ascii_only, indent=indent)
     expected = set()
     for entry in entries.values():
@@ -347,10 +347,10 @@ def test_every_store_that_json_can_read_says_what_json_reads(
 
 
 @given(st.binary(max_size=60), st.data())
-def test_no_bytes_are_more_than_not_understood(put: bytes, data: st.DataObject) -> None:
-    whole = b'{"a":{"sessionId":"sid","x":[1,{"y":"\\n"}]},"b":null}'
-    cut = data.draw(st.integers(0, len(whole)))
-    store = understood(whole[:cut] + put + whole[cut:])
+def test_inserted_bytes_make_a_store_unknown_at_worst(put: bytes, data: st.DataObject) -> None:
+    store_bytes = b'{"a":{"sessionId":"sid","x":[1,{"y":"\\n"}]},"b":null}'
+    cut = data.draw(st.integers(0, len(store_bytes)))
+    store = understood(store_bytes[:cut] + put + store_bytes[cut:])
     assert (store.otherwise.store is StoreStatus.UNKNOWN) is bool(store.problem)
 
 
@@ -402,7 +402,7 @@ UNREAD, FOUND = StoreStatus.UNKNOWN, StoreStatus.RUNNING
     ],
     ids=range(18),
 )
-def test_whatever_is_in_it_reading_takes_little_more_memory_than_the_file(
+def test_reading_any_store_takes_little_more_memory_than_the_file(
     tree: Tree, make: Callable[[], bytes], expected: StoreStatus
 ) -> None:
     path = write(tree, make())
@@ -410,7 +410,7 @@ def test_whatever_is_in_it_reading_takes_little_more_memory_than_the_file(
 import os, sys
 from reaper.adapters.runs.session_store import Session, SessionStores, _decoder
 def peak():
-    return int(next(it for it in open("/proc/self/status") if it.startswith("VmHWM")).split()[1])
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 _decoder(raw=True), _decoder(raw=False)
 fd = os.open(sys.argv[2], os.O_RDONLY)
 before = peak()
@@ -430,7 +430,7 @@ print(run.store.value, peak() - before)
 
 
 @pytest.mark.parametrize("entry", [b'"%x":{},', b'"%x":{"sessionId":[{},{},{},{}]},'])
-def test_decoding_a_store_at_once_takes_25_times_its_memory_at_most(entry: bytes) -> None:
+def test_decoding_a_store_at_once_takes_at_most_25_times_its_size(entry: bytes) -> None:
     size = session_store._MOST_AT_ONCE or MIB // 4
     count = size // (len(entry) + 3)
     data = b"{" + b"".join(entry % number for number in range(count)) + RUNNING + b"}"
@@ -443,7 +443,7 @@ def test_decoding_a_store_at_once_takes_25_times_its_memory_at_most(entry: bytes
         tracemalloc.stop()
 
 
-def test_a_store_too_large_to_read_is_unknown_and_says_what_helps(tree: Tree) -> None:
+def test_a_store_that_is_too_large_is_unknown_and_says_what_helps(tree: Tree) -> None:
     tree.store({"k": {"sessionId": "sid", "status": "running"}}, agent="$(rm -r x)")
     path = tree.sessions("$(rm -r x)") / "sessions.json"
     with path.open("ab") as file:
@@ -454,7 +454,7 @@ def test_a_store_too_large_to_read_is_unknown_and_says_what_helps(tree: Tree) ->
     assert shlex.split(problem.split("`")[1])[-1] == "$(rm -r x)"
 
 
-def test_entries_beyond_the_bound_make_it_unknown_and_the_last_one_below_does_not(
+def test_a_store_is_unknown_only_with_more_entries_than_the_bound(
     tree: Tree,
 ) -> None:
     for count, expected in (
@@ -467,7 +467,7 @@ def test_entries_beyond_the_bound_make_it_unknown_and_the_last_one_below_does_no
         assert ("too many entries" in problem) is (expected is StoreStatus.UNKNOWN)
 
 
-def test_only_what_is_said_of_sessions_with_a_lock_is_kept(tree: Tree) -> None:
+def test_only_the_entries_of_sessions_with_a_lock_are_kept(tree: Tree) -> None:
     write(tree, entries(1000, 0))
     stores = SessionStores()
     asking(tree, "s1", stores, locks=["s1.jsonl.lock", "s2.jsonl.lock", "none.jsonl.lock"])
@@ -475,18 +475,18 @@ def test_only_what_is_said_of_sessions_with_a_lock_is_kept(tree: Tree) -> None:
     assert store.entries.keys() == {"s1", "s2"}
 
 
-# When it changes
+# Changes
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_store_is_read_again_when_it_changed_and_not_before(
+def test_a_store_is_read_again_only_after_it_changed(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = SessionStores()
     tree.store({"k": {"sessionId": "sid", "status": "running"}})
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
     with monkeypatch.context() as patch:
-        patch.setattr(session_store, "open_own_regular", None)  # reading would fail
+        patch.setattr(session_store, "open_own_regular", None)  # reading fails
         assert read(tree, stores=stores).store is StoreStatus.RUNNING
     tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": 5}})
     assert read(tree, stores=stores).store is StoreStatus.ENDED
@@ -495,7 +495,7 @@ def test_a_store_is_read_again_when_it_changed_and_not_before(
 
 
 @pytest.mark.usefixtures("settled")
-def test_locks_that_came_since_are_looked_up_and_all_others_are_remembered(
+def test_new_locks_are_looked_up_and_all_others_are_remembered(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tree, entries(9, 0))
@@ -508,7 +508,7 @@ def test_locks_that_came_since_are_looked_up_and_all_others_are_remembered(
 
 
 @pytest.mark.usefixtures("settled")
-def test_of_an_unchanged_store_no_more_is_remembered_however_many_locks_come_and_go(
+def test_the_memory_for_an_unchanged_store_is_bounded_for_any_number_of_locks(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_store, "_MOST_REMEMBERED", 10)
@@ -520,8 +520,8 @@ def test_of_an_unchanged_store_no_more_is_remembered_however_many_locks_come_and
         assert len(store.entries) <= 11
 
 
-def test_a_write_that_leaves_size_and_time_as_they_were_is_noticed(tree: Tree) -> None:
-    """As one does within the same tick of the file system's clock."""
+def test_a_write_that_keeps_size_and_time_is_noticed(tree: Tree) -> None:
+    """A write in the same tick of the file system's clock does that."""
     path = write(tree, b'{"k":{"sessionId":"sid","status":"running"}}')
     found = path.stat()
     stores = SessionStores()
@@ -564,7 +564,7 @@ def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
     other = path.with_name("other")
     other.write_bytes(b"{}")
-    for _ in range(2):  # what was read before is not trusted when it comes back, either
+    for _ in range(2):  # the first content is not trusted when it returns
         os.rename(path, path.with_name("spare"))
         os.rename(other, path)
         os.rename(path.with_name("spare"), other)
@@ -575,11 +575,11 @@ def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
 
 
-# Where it is
+# Location
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_regular_file_is_unknown(tree: Tree, make: Callable[[Path], None]) -> None:
+def test_a_store_of_another_file_type_is_unknown(tree: Tree, make: Callable[[Path], None]) -> None:
     make(tree.sessions() / "sessions.json")
     run, problem = asking(tree)
     assert run.store is StoreStatus.UNKNOWN
@@ -588,7 +588,7 @@ def test_what_is_no_regular_file_is_unknown(tree: Tree, make: Callable[[Path], N
 
 @pytest.fixture
 def linked(tree: Tree, tmp_path: Path) -> tuple[Path, Path]:
-    """Return a symlink in the place of the store, and its target elsewhere."""
+    """Return a symlink in place of the store, and its target elsewhere."""
     target = tmp_path / "elsewhere.json"
     target.write_bytes(b"{" + RUNNING + b"}")
     link = tree.sessions() / "sessions.json"
@@ -596,7 +596,7 @@ def linked(tree: Tree, tmp_path: Path) -> tuple[Path, Path]:
     return link, target
 
 
-def test_a_symlink_is_followed_where_link_and_target_are_the_state_directorys_owners(
+def test_a_symlink_is_followed_if_it_and_its_target_belong_to_the_owner_of_the_state_directory(
     tree: Tree, linked: tuple[Path, Path]
 ) -> None:
     _, target = linked
@@ -608,7 +608,7 @@ def test_a_symlink_is_followed_where_link_and_target_are_the_state_directorys_ow
 
 @pytest.mark.root
 @pytest.mark.parametrize("whose", ["link", "target", "state"])
-def test_a_symlink_of_somebody_else_or_to_what_is_theirs_is_not_followed(
+def test_a_symlink_is_not_followed_if_another_uid_owns_it_or_its_target(
     tree: Tree, linked: tuple[Path, Path], whose: str, root_only: None
 ) -> None:
     link, target = linked
@@ -633,7 +633,7 @@ def test_a_symlink_to_no_regular_file_is_unknown(
 
 
 @pytest.mark.root
-def test_without_the_right_to_read_it_says_who_has_it(public_tree: Tree, root_only: None) -> None:
+def test_a_store_that_may_not_be_read_says_who_may(public_tree: Tree, root_only: None) -> None:
     path = public_tree.store({"k": {"sessionId": "sid", "status": "done"}})
     path.chmod(0o600)
     program = """

@@ -297,7 +297,7 @@ def test_no_bytes_raise(data: bytes, whole: bool) -> None:
 
 @given(st.data())
 def test_no_damaged_attempt_is_a_live_witness(data: st.DataObject) -> None:
-    """A dropped, repeated or renamed record is always noticed."""
+    """A dropped, repeated or changed record is always noticed."""
     records = stuck()
     at = data.draw(st.integers(0, len(records) - 1))
     match data.draw(st.sampled_from(["drop", "repeat", "run", "seq", "source"])):
