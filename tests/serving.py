@@ -19,7 +19,7 @@ from reaper.web.page import View
 from reaper.web.server import Address
 from reaper.web.state import Host
 from tests.processes import PATIENCE
-from tests.test_metrics import a_lock, made
+from tests.test_metrics import a_lock, metrics_of
 
 SECRET = "secret-session"
 """A name that must not reach clients that may not see it."""
@@ -38,7 +38,7 @@ class Served:
         self.wedged_holders: list[dict[str, Any]] = []
         self.errors = 0
         dry_run = how.pop("dry_run", False)
-        metrics = self.metrics = made(self.inventory)
+        metrics = self.metrics = metrics_of(self.inventory)
         self.view = View(
             self.inventory,
             metrics,

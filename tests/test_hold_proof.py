@@ -1,4 +1,4 @@
-"""The lease probe against real holders, through real layers."""
+"""The lease probe with real holders and real file system layers."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ OPEN, NOT_OPEN, NONE = HoldProof.OPEN, HoldProof.NOT_OPEN, HoldProof.UNAVAILABLE
 
 
 def probe_fd(fd: int, *, same_mount: bool = False, layered: bool = False) -> tuple[HoldProof, str]:
-    """Probe a file of a folder of which nothing is known yet."""
+    """Probe a file in a folder without cached mounts."""
     mounts = FolderMounts(layered, {})
     return probe(fd, device=os.fstat(fd).st_dev, mounts=mounts, same_mount=lambda: same_mount)
 
@@ -39,7 +39,7 @@ def proof(path: Path, *, same_mount: bool = False) -> tuple[HoldProof, str]:
 
 
 def naive(path: Path) -> HoldProof:
-    """A probe that asks for no file system."""
+    """Probe without regard to the file system."""
     fd = os.open(path, os.O_RDONLY)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -58,7 +58,7 @@ def test_a_lock_is_open_as_long_as_its_holder_has_it_open(tree: Tree, hold: Hold
     assert proof(holder.path) == (NOT_OPEN, "")
 
 
-def test_a_stopped_holder_holds_and_a_killed_one_does_not(tree: Tree, hold: HoldLock) -> None:
+def test_a_lock_is_open_if_its_holder_is_stopped_but_not_killed(tree: Tree, hold: HoldLock) -> None:
     holder = hold("sid")
     holder.process.send_signal(signal.SIGSTOP)
     assert proof(holder.path) == (OPEN, "")
@@ -66,14 +66,14 @@ def test_a_stopped_holder_holds_and_a_killed_one_does_not(tree: Tree, hold: Hold
     assert proof(holder.path) == (NOT_OPEN, "")
 
 
-def test_a_hard_link_shows_the_same(tree: Tree, hold: HoldLock) -> None:
+def test_a_hard_link_to_an_open_lock_is_open(tree: Tree, hold: HoldLock) -> None:
     holder = hold("sid")
     link = tree.root / "link"
     os.link(holder.path, link)
     assert proof(link) == (OPEN, "")
 
 
-def test_a_child_that_inherited_the_descriptor_holds_too(tree: Tree) -> None:
+def test_a_lock_is_open_while_a_child_has_the_inherited_descriptor(tree: Tree) -> None:
     path = tree.sessions() / "sid.jsonl.lock"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
     child = start(["sleep", "600"], pass_fds=[fd])
@@ -84,8 +84,8 @@ def test_a_child_that_inherited_the_descriptor_holds_too(tree: Tree) -> None:
     assert proof(path) == (NOT_OPEN, "")
 
 
-def test_a_holder_that_opens_under_our_lease_kills_nobody(tree: Tree) -> None:
-    """The lease break's SIGIO is ignored by `prepare`; its default action ends a process."""
+def test_a_holder_that_opens_during_our_lease_does_not_kill_us(tree: Tree) -> None:
+    """`prepare` ignores the SIGIO of a broken lease; by default it ends the process."""
     path = tree.lock("sid", record(7))
     script = f"""
 import fcntl, os, signal, subprocess, sys
@@ -111,7 +111,7 @@ writer.wait()
 
 
 @pytest.mark.root
-def test_another_uid_without_cap_lease_has_no_proof_and_is_told_why(
+def test_another_uid_without_cap_lease_has_no_proof_and_gets_the_reason(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -133,7 +133,7 @@ def test_another_uid_without_cap_lease_has_no_proof_and_is_told_why(
 
 
 @pytest.mark.root
-def test_behind_fuse_not_open_is_no_proof_where_a_naive_probe_takes_a_live_lock(
+def test_behind_fuse_not_open_is_no_proof_although_a_naive_probe_says_so(
     tree: Tree, tmp_path: Path, hold: HoldLock, root_only: None
 ) -> None:
     holder = hold("sid")
@@ -161,7 +161,7 @@ def overlay(lower: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_seen_from_above_an_overlay_not_open_is_no_proof(
+def test_not_open_on_an_overlay_is_no_proof(
     tree: Tree, tmp_path: Path, hold: HoldLock, root_only: None
 ) -> None:
     holder = hold("sid")
@@ -172,11 +172,11 @@ def test_seen_from_above_an_overlay_not_open_is_no_proof(
 
 
 @pytest.mark.root
-def test_seen_from_below_an_overlay_not_open_is_no_proof(
+def test_not_open_on_a_layer_of_an_overlay_is_no_proof(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
-    """The holder writes through the overlay; the reaper looks at its upper or lower layer, which
-    says ext4 or tmpfs, not overlay.
+    """The holder writes through the overlay. The reaper reads its upper or lower layer, which has
+    the type ext4 or tmpfs.
     """
     with overlay(tree.root, tmp_path) as merged:
         relative = (tree.sessions() / "sid.jsonl.lock").relative_to(tree.root)
@@ -210,7 +210,7 @@ def test_an_overlay_that_is_mounted_later_is_noticed_without_reading_all_mounts(
 
 
 @pytest.mark.root
-def test_an_overlay_counts_where_a_gateway_uses_the_same_mount(
+def test_not_open_on_an_overlay_counts_if_a_gateway_uses_the_same_mount(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
     tree.lock("sid", record(7))
@@ -223,7 +223,7 @@ def test_an_overlay_counts_where_a_gateway_uses_the_same_mount(
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("1\n", "no-leases:0x50495045"),  # of a pipe: refused by what the file is on
+        ("1\n", "no-leases:0x50495045"),  # of a pipe, whose file system refuses leases
         ("0\n", "no-leases:sysctl"),
         (None, "no-leases:system"),  # as in gVisor
     ],
@@ -288,10 +288,10 @@ def test_the_advice_on_files_of_the_wrong_user_says_how_to_get_rid_of_them() -> 
 
 def test_two_probes_at_once_do_not_disturb_each_other(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    one, other = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
+    first, second = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
     try:
-        fcntl.fcntl(one, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        assert probe_fd(other) == (NOT_OPEN, "")
+        fcntl.fcntl(first, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        assert probe_fd(second) == (NOT_OPEN, "")
     finally:
-        os.close(one)
-        os.close(other)
+        os.close(first)
+        os.close(second)

@@ -1,4 +1,4 @@
-"""Finding, reading and removing lock files, on real file systems and against real adversaries."""
+"""Finding, reading and removing lock files, on real file systems and beside real processes."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_a_state_directory_without_agents_has_no_locks(tmp_path: Path) -> None:
     assert discover(Tree(tmp_path)) == (set(), [])
 
 
-def test_a_missing_state_directory_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_state_directory_is_reported_with_advice(tmp_path: Path) -> None:
     found, (skipped,) = discover(Tree(tmp_path / "nowhere"))
     assert found == set()
     assert (skipped.reason, skipped.failed) == ("missing", True)
@@ -88,20 +88,20 @@ def test_the_state_directory_itself_may_be_a_symlink(tree: Tree, tmp_path: Path)
 
 def test_a_lock_is_read_with_its_identity(tree: Tree) -> None:
     path = tree.lock("sid", record(7, starttime=5))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert the_opened.lock.record.pid == 7
-        assert (the_opened.lock.file.device, the_opened.lock.file.inode) == (
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert opened_lock.lock.record.pid == 7
+        assert (opened_lock.lock.file.device, opened_lock.lock.file.inode) == (
             path.stat().st_dev,
             path.stat().st_ino,
         )
-        assert (the_opened.lock.agent, the_opened.lock.session, the_opened.lock.path) == (
+        assert (opened_lock.lock.agent, opened_lock.lock.session, opened_lock.lock.path) == (
             "main",
             "sid",
             str(path),
         )
 
 
-def test_a_lock_that_is_gone_is_nothing(tree: Tree) -> None:
+def test_a_deleted_lock_is_not_opened(tree: Tree) -> None:
     with the_folder(tree) as folder:
         assert open_lock(folder, "gone.jsonl.lock") is None
 
@@ -110,53 +110,53 @@ def test_no_more_than_the_limit_is_read(tree: Tree) -> None:
     path = tree.lock("sid", b"")
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a sparse terabyte
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert len(the_opened.lock.data) == READ_LIMIT + 1
-        assert the_opened.lock.record.shape is Shape.OVERSIZED
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert len(opened_lock.lock.data) == READ_LIMIT + 1
+        assert opened_lock.lock.record.shape is Shape.OVERSIZED
 
 
 # Removal
 
 
-def test_exactly_the_lock_that_was_judged_is_removed(tree: Tree) -> None:
+def test_only_the_lock_that_was_judged_is_removed(tree: Tree) -> None:
     tree.lock("sid", record(7))
     tree.lock("other", record(7))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert remove(the_opened) == removal.Removal(outcome=Outcome.REMOVED)
-        assert os.fstat(the_opened.fd).st_nlink == 0
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert remove(opened_lock) == removal.Removal(outcome=Outcome.REMOVED)
+        assert os.fstat(opened_lock.fd).st_nlink == 0
     assert listing(tree) == {"other.jsonl.lock"}
 
 
-def test_a_lock_that_vanished_is_no_error(tree: Tree) -> None:
+def test_a_lock_that_was_deleted_meanwhile_is_no_error(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
         path.unlink()
-        assert remove(the_opened).outcome is Outcome.VANISHED
+        assert remove(opened_lock).outcome is Outcome.VANISHED
     assert listing(tree) == set()
 
 
-def test_a_successor_under_the_same_name_is_left_alone(tree: Tree) -> None:
+def test_a_new_lock_under_the_same_name_is_left_alone(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
         path.unlink()
         path.write_bytes(record(8))
         successor = path.stat().st_ino
-        assert successor != the_opened.lock.file.inode  # the descriptor keeps the number from reuse
-        assert remove(the_opened).outcome is Outcome.CHANGED
+        assert successor != opened_lock.lock.file.inode  # an open descriptor prevents reuse
+        assert remove(opened_lock).outcome is Outcome.CHANGED
     assert path.stat().st_ino == successor
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-def test_a_hard_link_elsewhere_survives_and_is_told(tree: Tree) -> None:
+def test_a_hard_link_elsewhere_is_kept_and_reported(tree: Tree) -> None:
     data = record(7)
     path = tree.lock("sid", data)
-    other = tree.root / "kept"
-    os.link(path, other)
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        removal = remove(the_opened)
+    link = tree.root / "kept"
+    os.link(path, link)
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        removal = remove(opened_lock)
     assert removal.outcome is Outcome.REMOVED
     assert "1 other name" in removal.note
-    assert other.read_bytes() == data
+    assert link.read_bytes() == data
     assert listing(tree) == set()
 
 
@@ -167,20 +167,20 @@ LONGEST = "x" * (255 - len(LOCK_SUFFIX))
     "session",
     ["sid", LONGEST, "a\nb", "\x1b[31mred", os.fsdecode(b"\xff\xfe"), "é" * 100, " ", "a~", "-rf"],
 )
-def test_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
+def test_a_lock_with_any_name_can_be_removed_and_put_back(tree: Tree, session: str) -> None:
     path = tree.lock(session, record(7))
-    aside = tree.sessions() / names.private_name(session)
-    path.rename(aside)
+    parked = tree.sessions() / names.private_name(session)
+    path.rename(parked)
     with the_folder(tree) as folder:
-        assert folder.parked == [aside.name]
-        assert original_name(aside.name) == path.name
-        assert put_back(folder, aside.name).outcome is Outcome.RESTORED
-        with opened(folder, session) as the_opened:
-            assert remove(the_opened).outcome is Outcome.REMOVED
+        assert folder.parked == [parked.name]
+        assert original_name(parked.name) == path.name
+        assert put_back(folder, parked.name).outcome is Outcome.RESTORED
+        with opened(folder, session) as opened_lock:
+            assert remove(opened_lock).outcome is Outcome.REMOVED
     assert listing(tree) == set()
 
 
-def test_a_private_name_is_none_that_a_gateway_looks_for() -> None:
+def test_a_gateway_does_not_look_for_private_names() -> None:
     for session in ("sid", "x.jsonl", "sessions.json", "a.jsonl.lock", "a.trajectory.jsonl"):
         name = names.private_name(session)
         assert name.startswith(".")
@@ -188,17 +188,17 @@ def test_a_private_name_is_none_that_a_gateway_looks_for() -> None:
         assert len(name.encode()) == len((session + LOCK_SUFFIX).encode())
 
 
-def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
+def test_a_parked_lock_does_not_replace_a_newer_one(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    aside = tree.sessions() / names.private_name("sid")
-    path.rename(aside)
+    parked = tree.sessions() / names.private_name("sid")
+    path.rename(parked)
     path.write_bytes(record(8))
     with the_folder(tree) as folder:
-        removal = put_back(folder, aside.name)
+        removal = put_back(folder, parked.name)
         assert removal.outcome is Outcome.FAILED
         assert "a newer lock has its name" in removal.note
-        assert listing(tree) == {"sid.jsonl.lock", aside.name}
-        left = open_lock(folder, aside.name)
+        assert listing(tree) == {"sid.jsonl.lock", parked.name}
+        left = open_lock(folder, parked.name)
         assert isinstance(left, OpenLock)
         with left:
             assert drop_parked(left).outcome is Outcome.REMOVED
@@ -206,11 +206,11 @@ def test_a_lock_left_aside_is_never_put_over_a_newer_one(tree: Tree) -> None:
     assert json.loads(path.read_bytes())["pid"] == 8
 
 
-def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
+def test_a_lock_moved_by_mistake_never_leaves_its_name_free(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
-    """A gateway puts a live lock of its own in place just before ours is moved; a second gateway
-    must not get its name in the instant until it is back.
+    """A gateway replaces the stale lock by a live one just before it is moved. No other gateway may
+    get the name until the live lock is back.
     """
     path = tree.lock("sid", record(7))
     seen: list[bytes] = []
@@ -221,8 +221,8 @@ def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
 
     meanwhile("exchange", reclaim)
     meanwhile("_give_back", lambda: seen.append(path.read_bytes()))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert remove(the_opened).outcome is Outcome.RESTORED
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert remove(opened_lock).outcome is Outcome.RESTORED
     assert seen == [b""]
     assert json.loads(path.read_bytes())["pid"] == 8
     assert listing(tree) == {"sid.jsonl.lock"}
@@ -232,7 +232,7 @@ def test_a_lock_taken_by_mistake_never_leaves_its_name_free(
 def test_a_lock_that_replaced_the_placeholder_is_left_to_its_holder(
     tree: Tree, meanwhile: Meanwhile, step: str
 ) -> None:
-    """Stopped for long in the middle, a removal finds that its placeholder was taken for stale."""
+    """A gateway removes the placeholder as stale if the removal is stopped for long."""
     path = tree.lock("sid", record(7))
 
     def reclaim() -> None:
@@ -240,13 +240,13 @@ def test_a_lock_that_replaced_the_placeholder_is_left_to_its_holder(
         path.write_bytes(record(8))
 
     meanwhile(step, reclaim)
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert remove(the_opened).outcome is Outcome.REMOVED
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert remove(opened_lock).outcome is Outcome.REMOVED
     assert json.loads(path.read_bytes())["pid"] == 8
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-def test_one_that_replaced_the_placeholder_of_a_wrong_grab_keeps_the_name(
+def test_a_lock_that_replaced_the_placeholder_of_a_lock_moved_by_mistake_keeps_the_name(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -260,17 +260,17 @@ def test_one_that_replaced_the_placeholder_of_a_wrong_grab_keeps_the_name(
 
     meanwhile("exchange", reclaim(8))
     meanwhile("_give_back", lambda: meanwhile("exchange", reclaim(9)))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        removal = remove(the_opened)
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        removal = remove(opened_lock)
         folder.read_names()
     assert removal.outcome is Outcome.FAILED
     assert "a newer lock has its name" in removal.note
     assert json.loads(path.read_bytes())["pid"] == 9
-    (aside,) = listing(tree) - {path.name}
-    assert json.loads((tree.sessions() / aside).read_bytes())["pid"] == 8
+    (parked,) = listing(tree) - {path.name}
+    assert json.loads((tree.sessions() / parked).read_bytes())["pid"] == 8
 
 
-def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_placeholder(
+def test_a_gateway_of_another_uid_can_read_the_placeholder_with_any_umask(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -278,14 +278,14 @@ def test_whatever_the_umask_a_gateway_of_another_uid_can_read_the_placeholder(
     meanwhile("_remove_placeholder", lambda: modes.append(path.stat().st_mode & 0o777))
     before = os.umask(0o077)
     try:
-        with the_folder(tree) as folder, opened(folder) as the_opened:
-            assert remove(the_opened).outcome is Outcome.REMOVED
+        with the_folder(tree) as folder, opened(folder) as opened_lock:
+            assert remove(opened_lock).outcome is Outcome.REMOVED
     finally:
         os.umask(before)
     assert modes == [0o644]
 
 
-def test_a_placeholder_that_somebody_gave_a_further_name_is_not_looked_for_for_long(
+def test_a_placeholder_with_another_link_is_not_searched_for_long(
     tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("sid", record(7))
@@ -298,80 +298,80 @@ def test_a_placeholder_that_somebody_gave_a_further_name_is_not_looked_for_for_l
         return real(where)
 
     meanwhile("_remove_placeholder", lambda: os.link(path, tree.root / "elsewhere"))
-    with the_folder(tree) as folder, opened(folder) as the_opened:
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
         monkeypatch.setattr(os, "scandir", scandir)
-        assert remove(the_opened).outcome is Outcome.REMOVED
+        assert remove(opened_lock).outcome is Outcome.REMOVED
     assert listing(tree) == set()
     assert 1 <= scans <= 5
 
 
-def test_a_full_disk_keeps_no_lock_from_being_removed(
+def test_a_lock_is_removed_even_if_the_disk_is_full(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.lock("sid", record(7))
     monkeypatch.setattr(removal, "_create_placeholder", lambda *_, **__: None)
-    with the_folder(tree) as folder, opened(folder) as the_opened:
-        assert remove(the_opened).outcome is Outcome.REMOVED
+    with the_folder(tree) as folder, opened(folder) as opened_lock:
+        assert remove(opened_lock).outcome is Outcome.REMOVED
     assert listing(tree) == set()
 
 
-def test_two_names_of_one_lock_become_one(tree: Tree) -> None:
+def test_a_lock_with_a_private_name_too_keeps_only_its_own_name(tree: Tree) -> None:
     path = tree.lock("sid", record(7))
-    aside = tree.sessions() / names.private_name("sid")
-    os.link(path, aside)
+    parked = tree.sessions() / names.private_name("sid")
+    os.link(path, parked)
     with the_folder(tree) as folder:
-        assert put_back(folder, aside.name).outcome is Outcome.RESTORED
+        assert put_back(folder, parked.name).outcome is Outcome.RESTORED
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-def test_only_private_names_can_be_dropped(tree: Tree) -> None:
+def test_only_files_with_private_names_can_be_dropped(tree: Tree) -> None:
     tree.lock("sid", record(7))
     with (
         the_folder(tree) as folder,
-        opened(folder) as the_opened,
+        opened(folder) as opened_lock,
         pytest.raises(ValueError, match="priv"),
     ):
-        drop_parked(the_opened)
+        drop_parked(opened_lock)
     with the_folder(tree) as folder, pytest.raises(ValueError, match="private"):
         put_back(folder, "sid.jsonl.lock")
 
 
 @pytest.mark.root
-def test_where_rename_can_replace_a_hard_link_is_the_way_back(
+def test_without_rename_flags_a_lock_is_put_back_by_a_hard_link(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
-    """Bindfs passes no rename flags on, as many FUSE and network file systems do not."""
+    """Bindfs supports no rename flags, like many FUSE and network file systems."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
         the_tree = Tree(seen)
         tree.lock("sid", record(7))
         with the_folder(the_tree) as folder:
             with pytest.raises(OSError, match=r"Invalid|implemented"):
                 kernel.rename_noreplace("sid.jsonl.lock", "x", dir_fd=folder.fd)
-            with opened(folder) as the_opened:
-                assert remove(the_opened).outcome is Outcome.REMOVED
+            with opened(folder) as opened_lock:
+                assert remove(opened_lock).outcome is Outcome.REMOVED
             assert listing(the_tree) == set()
             path = tree.lock("sid", record(7))
-            aside = names.private_name("sid")
-            path.rename(path.with_name(aside))
-            assert put_back(folder, aside).outcome is Outcome.RESTORED
+            parked = names.private_name("sid")
+            path.rename(path.with_name(parked))
+            assert put_back(folder, parked).outcome is Outcome.RESTORED
             assert listing(the_tree) == {"sid.jsonl.lock"}
 
 
 @pytest.mark.root
-def test_a_foreign_lock_is_left_where_no_way_back_is_assured(
+def test_a_foreign_lock_that_could_not_be_put_back_is_not_removed(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
-    """Without that rename only a hard link leads back, which another uid's file may refuse."""
+    """Without rename flags only a hard link can put a lock back; another uid's file may refuse it."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
         os.chown(tree.lock("sid", record(7)), 1234, 1234)
-        with the_folder(Tree(seen)) as folder, opened(folder) as the_opened:
-            removal = remove(the_opened)
+        with the_folder(Tree(seen)) as folder, opened(folder) as opened_lock:
+            removal = remove(opened_lock)
     assert removal.outcome is Outcome.FLAGGED
     assert "no safe way to put a lock back" in removal.note
     assert listing(tree) == {"sid.jsonl.lock"}
 
 
-# The race that the protocol is for
+# The race that the removal prevents
 
 _GATEWAY = """
 import json, os, random, sys, time
@@ -385,7 +385,7 @@ while time.monotonic() < end:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         try:
-            if os.path.getsize(path):  # an empty one is being made, or a placeholder
+            if os.path.getsize(path):  # an empty file is a new lock or a placeholder
                 os.unlink(path)
         except FileNotFoundError:
             pass
@@ -436,8 +436,8 @@ print(json.dumps({"cycles": cycles, "stolen": stolen, "away": away}))
 
 
 def _race(tree: Tree, remover: Callable[[OpenLock], Outcome], *, patience: float) -> Counter[str]:
-    """Let a process reclaim dead locks as a gateway does, while `remover` removes them here, for a
-    second. A live lock that is away for longer than `patience`, in seconds, is stolen.
+    """For a second, let a process reclaim dead locks as a gateway does, while `remover` removes
+    them. A live lock that is away for longer than `patience` seconds counts as stolen.
     """
     path = tree.sessions() / "sid.jsonl.lock"
     gateway = start(
@@ -468,7 +468,7 @@ def _unlink_plainly(lock: OpenLock) -> Outcome:
 
 
 @pytest.mark.long(seconds=3)
-def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree) -> None:
+def test_plain_unlink_steals_live_locks_and_our_removal_steals_none(tree: Tree) -> None:
     plain: Counter[str] = Counter()
     for _ in range(_MOST_RACES):
         plain += _race(tree, _unlink_plainly, patience=0.5)
@@ -483,7 +483,7 @@ def test_beside_plain_unlink_which_steals_live_locks_ours_steals_none(tree: Tree
             break
     assert ours["stolen"] == 0, ours
     assert ours["removed"] > 100, ours
-    # A lock taken by mistake stays aside only where its holder released it meanwhile and another
-    # has its name; each was told, and the next pass drops it once it is proven not open.
+    # A lock that was moved by mistake stays parked only if another lock has its name meanwhile.
+    # Each was reported, and the next pass deletes it when it is proven not open.
     left_aside = [name for name in os.listdir(tree.sessions()) if name.startswith(".rpr")]
     assert len(left_aside) == ours["failed"], ours

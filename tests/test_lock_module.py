@@ -1,4 +1,4 @@
-"""The command `reaper` against locks that the real gateway's own lock module takes."""
+"""The command `reaper` with locks that the real gateway's lock module creates."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _HOLDER = Path(__file__).with_name("lock_module.mjs")
 
 
 class NodeHolder:
-    """A Node process that takes locks through the gateway's lock module."""
+    """A Node process that creates locks with the gateway's lock module."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ def node(openclaw: OpenClaw) -> Iterator[StartHolder]:
 def reap(
     tree: Tree, *arguments: str, wrap: tuple[str, ...] = (), limits: dict[str, float] | None = None
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Run `reaper ... --json` for real; return its exit code and its locks by session."""
+    """Run `reaper ... --json`; return its exit code and its locks by session."""
     done = processes.reap(
         *(*arguments, "--json", "--state-dir", tree.root), wrap=wrap, limits=limits
     )
@@ -105,7 +105,7 @@ def transcript(tree: Tree, session: str) -> Path:
     return tree.sessions() / f"{session}.jsonl"
 
 
-def test_a_held_lock_survives_and_after_kill_9_it_is_gone(tree: Tree, node: StartHolder) -> None:
+def test_a_held_lock_is_kept_and_removed_after_kill_9(tree: Tree, node: StartHolder) -> None:
     holder = node()
     assert holder.ask("acquire", transcript(tree, "sid")) == "held"
     code, locks = reap(tree, "sweep")
@@ -144,21 +144,21 @@ def test_a_zombie_holder_is_dead(tree: Tree, node: StartHolder) -> None:
     assert (code, ends(locks)) == (0, {"sid": ("stale", ["dead-pid"], "removed")})
 
 
-def test_a_lock_whose_start_time_differs_is_recycled_only_when_not_open(
+def test_a_lock_with_another_start_time_is_recycled_only_if_it_is_not_open(
     tree: Tree, node: StartHolder
 ) -> None:
     holder = node()
     holder.ask("acquire", transcript(tree, "sid"))
     path = tree.sessions() / "sid.jsonl.lock"
     fields = json.loads(path.read_text())
-    with path.open("r+") as file:  # in place: the holder keeps this very file open
+    with path.open("r+") as file:  # in place, because the holder has this file open
         fields["starttime"] += 1
         file.write(json.dumps(fields))
         file.truncate()
     locks = reap(tree, "sweep")[1]
     assert ends(locks) == {"sid": ("held", ["other-pid-namespace"], "kept")}
     assert locks["sid"]["holder"] == "reused"
-    # Its release compares bytes and leaves a lock that was rewritten: it stays, not open.
+    # Its release compares bytes, so it closes the rewritten lock but does not delete it.
     holder.ask("release", transcript(tree, "sid"))
     assert ends(reap(tree, "sweep")[1]) == {"sid": ("stale", ["recycled-pid"], "removed")}
 
@@ -176,7 +176,7 @@ def test_a_forgotten_lock_is_orphaned_after_the_grace(tree: Tree, node: StartHol
 
 
 @pytest.mark.root
-def test_a_lock_in_a_pid_namespace_of_its_own_is_never_touched_while_held(
+def test_a_held_lock_of_another_pid_namespace_is_kept(
     tree: Tree, node: StartHolder, root_only: None
 ) -> None:
     holder = node(wrap=("unshare", "--pid", "--fork", "--mount-proc"))
@@ -188,7 +188,7 @@ def test_a_lock_in_a_pid_namespace_of_its_own_is_never_touched_while_held(
         assert locks["sid"]["holder_pid"] != 1
     tree.store({"k": {"sessionId": "sid", "status": "done", "endedAt": now_ms()}})
     holder.kill()
-    # What is killed lives on for a moment inside its namespace, and has the lock open.
+    # For a moment the killed process lives on in its namespace with the lock open.
     until(lambda: not Path(f"/proc/{locks['sid']['holder_pid']}").exists())
     code, locks = reap(tree, "sweep")
     assert code == 0
@@ -196,7 +196,7 @@ def test_a_lock_in_a_pid_namespace_of_its_own_is_never_touched_while_held(
 
 
 @pytest.mark.root
-def test_the_reaper_itself_in_another_pid_namespace_touches_no_held_lock(
+def test_a_reaper_in_another_pid_namespace_keeps_held_locks(
     tree: Tree, node: StartHolder, root_only: None
 ) -> None:
     holder = node()
@@ -211,7 +211,7 @@ def test_the_reaper_itself_in_another_pid_namespace_touches_no_held_lock(
 
 
 @pytest.mark.parametrize("left", ["dead", "empty"])
-def test_the_lock_of_a_running_session_is_left_to_the_next_gateway_which_takes_it_over(
+def test_the_lock_of_a_running_session_is_left_to_the_next_gateway(
     tree: Tree, node: StartHolder, left: str
 ) -> None:
     holder = node()
@@ -227,12 +227,12 @@ def test_the_lock_of_a_running_session_is_left_to_the_next_gateway_which_takes_i
         code, locks = reap(tree, "sweep")
         (found,) = ends(locks).values()
         assert (code, found[0], found[1][0], found[2]) == (0, "stale", "recovery-pending", "kept")
-    taker = node()
-    assert taker.ask("acquire", path) == "held"
-    assert json.loads(lock.read_text())["pid"] == taker.process.pid
+    next_gateway = node()
+    assert next_gateway.ask("acquire", path) == "held"
+    assert json.loads(lock.read_text())["pid"] == next_gateway.process.pid
 
 
-def test_many_locks_of_one_gateway_are_told_apart(tree: Tree, node: StartHolder) -> None:
+def test_many_locks_of_two_gateways_are_distinguished(tree: Tree, node: StartHolder) -> None:
     living, dying = node(), node()
     for number in range(20):
         living.ask("acquire", transcript(tree, f"live{number}"))
@@ -256,11 +256,11 @@ def test_dates_are_read_as_node_reads_them(node: StartHolder) -> None:
             assert json.loads(holder.ask("date", text)) == expected, text
 
 
-def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sidecar(
+def test_thousands_of_locks_are_held_undisturbed_beside_the_sidecar(
     tree: Tree, node: StartHolder
 ) -> None:
-    """The gateway's own lock module churns while the sidecar watches; a dead holder's locks go in
-    the meantime, and each hold is in the histogram.
+    """The sidecar removes the lock of a dead holder meanwhile, and counts each hold in the
+    histogram.
     """
     churning, dying = node(), node()
     dying.ask("acquire", transcript(tree, "dying"))
@@ -277,7 +277,7 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
         try:
             until(lambda: sidecar.metric(count) == 3000, "all 3,000 holds are counted")
         except AssertionError as error:
-            # Were their events lost, or their times?
+            # Show whether events or times were lost.
             lines = sidecar.get("/metrics").splitlines()
             error.add_note("\n".join(line for line in lines if "event" in line or count in line))
             raise
@@ -293,26 +293,26 @@ def test_thousands_of_locks_are_taken_and_released_undisturbed_beside_the_sideca
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.torture)])
-def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_the_sidecar(
+def test_live_gateways_keep_their_locks_while_others_are_killed_at_random(
     tree: Tree, node: StartHolder, kills: int
 ) -> None:
-    """Two agents, each with a gateway that takes locks as fast as it can, is killed with -9 while
-    it holds some, and is followed at once by one that takes the stale locks over.
+    """Each of two agents has a gateway that locks as fast as possible. It is killed with -9 and
+    replaced at once by one that reclaims its stale locks.
     """
     lanes = [str(tree.sessions(agent)) for agent in ("one", "two")]
     at_work = [node() for _ in lanes]
-    for lane, holder in zip(lanes, at_work, strict=True):
-        holder.tell("churn", f"{lane} 1000000")
+    for folder, holder in zip(lanes, at_work, strict=True):
+        holder.tell("churn", f"{folder} 1000000")
     sidecar = Sidecar(tree.root)
     try:
         for number in range(kills):
-            which = number % 2
+            lane_number = number % 2
             standby = node()
             time.sleep(random.random() * 0.2)
-            at_work[which].process.kill()
-            standby.tell("churn", f"{lanes[which]} 1000000")
-            at_work[which].close()
-            at_work[which] = standby
+            at_work[lane_number].process.kill()
+            standby.tell("churn", f"{lanes[lane_number]} 1000000")
+            at_work[lane_number].close()
+            at_work[lane_number] = standby
         for holder in at_work:
             holder.kill()
         until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are freed")
@@ -324,11 +324,11 @@ def test_gateways_killed_at_random_and_their_successors_keep_their_locks_beside_
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
-def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_removal(
+def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_during_a_removal(
     tree: Tree, node: StartHolder, exchanged: bool
 ) -> None:
-    """Before the exchange at once; after it once the placeholder is 5 s old. What the reaper does
-    when it goes on removes neither.
+    """Before the exchange it gets the lock at once, after it when the placeholder is 5 s old. The
+    reaper does not remove the lock when it goes on.
     """
     path = tree.lock("sid", record(2**22 + 1))
     holder = node()
@@ -339,8 +339,8 @@ def test_a_gateway_gets_its_lock_while_a_reaper_is_stopped_in_the_midst_of_a_rem
             stepped.go_to("RENAME_EXCHANGE")
         asked = time.monotonic()
         assert holder.ask("acquire", transcript(tree, "sid")) == "held"
-        took = round(time.monotonic() - asked, 1)
-        note_figures("acquiring beside a stopped reaper", exchanged=exchanged, seconds=took)
+        seconds = round(time.monotonic() - asked, 1)
+        note_figures("acquiring beside a stopped reaper", exchanged=exchanged, seconds=seconds)
         stepped.finish()
     lock = reap(tree, "sweep")[1]["sid"]
     assert (lock["verdict"], lock["pid"]) == ("held", holder.process.pid)

@@ -1,4 +1,4 @@
-"""What Prometheus sees."""
+"""The metrics."""
 
 import os
 import platform
@@ -37,7 +37,7 @@ def inventory() -> LockInventory:
     return LockInventory()
 
 
-def made(inventory: LockInventory, **how: Any) -> Metrics:
+def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
     options: dict[str, Any] = {
         "version": "1",
         "states": ["s"],
@@ -82,10 +82,10 @@ def series(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, value in parted}
 
 
-def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
+def test_a_dead_holder_has_no_series_and_an_agent_without_locks_has_0(
     inventory: LockInventory,
 ) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
     inventory.put("place", a_lock())
     assert series(metrics)['reaper_locks{state_dir="s",verdict="held"}'] == 1
     assert series(metrics)['reaper_holder_resident_memory_bytes{pid="7",state_dir="s"}'] == 1000
@@ -98,8 +98,8 @@ def test_a_holder_that_is_gone_has_no_series_and_an_agent_without_locks_has_0(
     assert left == {}
 
 
-def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+def test_the_last_state_of_the_hold_proof_stays_known(inventory: LockInventory) -> None:
+    metrics = metrics_of(inventory)
     name = 'reaper_hold_proof_available{state_dir="s"}'
     for proof, value in ((HoldProof.UNAVAILABLE, 0), (HoldProof.OPEN, 1)):
         inventory.put("place", a_lock(proof=proof))
@@ -108,10 +108,10 @@ def test_what_the_last_locks_showed_of_the_hold_proof_stays_known(inventory: Loc
         assert series(metrics)[name] == value
 
 
-def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
+def test_each_reason_for_a_skipped_file_is_counted_and_never_absent(
     inventory: LockInventory,
 ) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
 
     def skipped() -> dict[str, float]:
         found = series(metrics).items()
@@ -119,7 +119,7 @@ def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
             name.split('"')[1]: value for name, value in found if "reaper_skipped_files{" in name
         }
 
-    assert skipped() == {}  # nobody has looked yet
+    assert skipped() == {}  # before the first sweep
     inventory.set_skipped([])
     known = skipped()
     assert set(known.values()) == {0}
@@ -135,14 +135,14 @@ def test_every_reason_for_what_was_not_looked_at_is_counted_and_never_absent(
 
 def test_an_alert_is_tested_for_every_reason(inventory: LockInventory) -> None:
     inventory.set_skipped([])
-    known = re.findall(r'reaper_skipped_files{reason="([^"]+)"}', exposed(made(inventory)))
+    known = re.findall(r'reaper_skipped_files{reason="([^"]+)"}', exposed(metrics_of(inventory)))
     tests = (Path(__file__).parents[1] / "deploy" / "prometheus" / "tests.yml").read_text()
     tested = re.findall(r'reaper_skipped_files{[^}]*reason="([^"]+)"}', tests)
     assert set(tested) == set(known)
 
 
-def test_agents_beyond_the_cap_are_other_and_keep_no_series(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+def test_agents_beyond_the_cap_are_counted_as_other(inventory: LockInventory) -> None:
+    metrics = metrics_of(inventory)
     for number in range(5):
         inventory.put(number, a_lock(f"agent{number}", age=99.0))
     found = series(metrics)
@@ -157,7 +157,7 @@ def test_agents_beyond_the_cap_are_other_and_keep_no_series(inventory: LockInven
 
 
 def test_no_label_carries_a_session_or_a_hostile_name(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
     inventory.put(1, a_lock('a"\n\x00' + os.fsdecode(b"\xff") + "x" * 500, session="secret"))
     text = generate_latest(metrics.registry).decode()
     assert "secret" not in text
@@ -165,20 +165,20 @@ def test_no_label_carries_a_session_or_a_hostile_name(inventory: LockInventory) 
     assert max(len(label) for label in re.findall('agent="([^ ]*)"', text)) < 100
 
 
-def test_a_lock_blocks_once_it_is_held_past_the_acquire_timeout(inventory: LockInventory) -> None:
+def test_a_lock_blocks_after_the_acquire_timeout(inventory: LockInventory) -> None:
     now = [100.0]
-    metrics = made(inventory, now=lambda: now[0])
+    metrics = metrics_of(inventory, now=lambda: now[0])
     inventory.put(1, a_lock(age=10.0))
     name = 'reaper_blocking_locks{agent="main",state_dir="s"}'
     assert series(metrics)[name] == 0
-    now[0] += 50.1  # no look in between: a scrape tells by itself
+    now[0] += 50.1  # the age of a lock grows without another look
     assert series(metrics)[name] == 1
     oldest = 'reaper_oldest_lock_created_timestamp_seconds{agent="main",state_dir="s"}'
     assert series(metrics)[oldest] == 9.0
 
 
 def test_the_oldest_stuck_lock_is_not_the_oldest_lock(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
     name = 'reaper_oldest_stuck_lock_created_timestamp_seconds{agent="main",state_dir="s"}'
     inventory.put("held", a_lock())
     assert name not in series(metrics)
@@ -193,11 +193,11 @@ def test_the_oldest_stuck_lock_is_not_the_oldest_lock(inventory: LockInventory) 
 
 
 def test_the_build_and_the_policy_are_labels(inventory: LockInventory) -> None:
-    text = exposed(made(inventory, version="1.2", revision="abc"))
+    text = exposed(metrics_of(inventory, version="1.2", revision="abc"))
     python = platform.python_version()
     assert f'reaper_build_info{{python="{python}",revision="abc",version="1.2"}} 1.0' in text
     how = {"policy": Policy(on_overdue=Action.REMOVE, on_abandoned=Action.FLAG), "dry_run": True}
-    text = exposed(made(inventory, **how))
+    text = exposed(metrics_of(inventory, **how))
     policy = re.findall(r'reaper_policy_info{action="(.*)",verdict="(.*)"}', text)
     assert {verdict: action for action, verdict in policy} == {
         "held": "keep",
@@ -210,24 +210,24 @@ def test_the_build_and_the_policy_are_labels(inventory: LockInventory) -> None:
 
 
 def test_a_sweep_of_five_minutes_has_a_bucket(inventory: LockInventory) -> None:
-    assert 'reaper_sweep_duration_seconds_bucket{le="300.0"}' in series(made(inventory))
+    assert 'reaper_sweep_duration_seconds_bucket{le="300.0"}' in series(metrics_of(inventory))
 
 
-def test_a_blind_reaper_does_not_count_live_locks_as_stuck(inventory: LockInventory) -> None:
-    metrics = made(inventory)
-    blind = a_lock(
+def test_a_lock_that_cannot_be_probed_does_not_count_as_stuck(inventory: LockInventory) -> None:
+    metrics = metrics_of(inventory)
+    unprobed = a_lock(
         proof=HoldProof.UNAVAILABLE,
         proof_note="file-system",
         holder=Holder(state=HolderState.GONE),
     )
-    inventory.put(1, blind)
+    inventory.put(1, unprobed)
     found = series(metrics)
     assert found['reaper_stuck_locks{agent="main",state_dir="s"}'] == 0
     assert found['reaper_hold_proof_available{state_dir="s"}'] == 0
 
 
-def test_what_is_not_known_is_absent(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+def test_an_unknown_hold_proof_has_no_series(inventory: LockInventory) -> None:
+    metrics = metrics_of(inventory)
     young = a_lock(
         proof=HoldProof.UNAVAILABLE,
         proof_note="too-early",
@@ -240,10 +240,10 @@ def test_what_is_not_known_is_absent(inventory: LockInventory) -> None:
         assert not [name for name in found if "hold_proof_available" in name]
 
 
-def test_locks_by_verdict_are_there_from_the_first_sweep_on_and_not_before(
+def test_locks_by_verdict_have_series_after_the_first_sweep(
     inventory: LockInventory,
 ) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
     assert "reaper_locks{" not in exposed(metrics)
     inventory.set_skipped([])
     found = series(metrics)
@@ -251,8 +251,8 @@ def test_locks_by_verdict_are_there_from_the_first_sweep_on_and_not_before(
         assert found[f'reaper_locks{{state_dir="s",verdict="{verdict.value}"}}'] == 0
 
 
-def acts(metrics: Metrics) -> set[tuple[str, ...]]:
-    """Return action, outcome and reason of each series that counts acts; all are 0."""
+def action_series(metrics: Metrics) -> set[tuple[str, ...]]:
+    """Return action, outcome and reason of each series that counts actions; all are 0."""
     found = {name: value for name, value in series(metrics).items() if "actions_total" in name}
     assert set(found.values()) == {0}
     return {tuple(re.findall('"([^"]*)"', name)) for name in found}
@@ -270,13 +270,13 @@ REMOVALS = ("removed", "vanished", "changed", "restored", "failed")
         ({"policy": Policy(on_abandoned=Action.FLAG)}, REMOVALS, {"hold-exceeded", "run-ended"}),
     ],
 )
-def test_what_the_policy_can_do_is_counted_from_0_and_nothing_else_has_a_series(
+def test_actions_that_the_policy_allows_are_counted_from_0_and_no_others(
     inventory: LockInventory,
     how: dict[str, Any],
     outcomes_of_stale: tuple[str, ...],
     flagged: set[str],
 ) -> None:
-    found = acts(made(inventory, **how))
+    found = action_series(metrics_of(inventory, **how))
     assert {outcome for _, outcome, reason in found if reason == "dead-pid"} == set(
         outcomes_of_stale
     )
@@ -286,12 +286,12 @@ def test_what_the_policy_can_do_is_counted_from_0_and_nothing_else_has_a_series(
 
 
 def test_counters_that_alerts_read_start_at_0(inventory: LockInventory) -> None:
-    found = series(made(inventory))
+    found = series(metrics_of(inventory))
     assert found['reaper_errors_total{kind="removal"}'] == 0
 
 
-def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+def test_an_abandoned_lock_that_was_removed_is_a_leaked_session(inventory: LockInventory) -> None:
+    metrics = metrics_of(inventory)
     leaked = 'reaper_leaked_sessions_total{state_dir="s"}'
     assert series(metrics)[leaked] == 0
     abandoned = Judgement(verdict=Verdict.ABANDONED, reasons=("run-ended",), row=1)
@@ -302,23 +302,23 @@ def test_an_abandoned_lock_that_was_freed_is_a_leaked_session(inventory: LockInv
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.GONE))
     metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.REMOVED))
     assert series(metrics)[leaked] == 1
-    assert leaked in series(made(inventory, watching=False))
+    assert leaked in series(metrics_of(inventory, watching=False))
 
 
-def test_the_process_itself_is_measured_and_a_textfile_leaves_that_to_node_exporter(
+def test_the_sidecar_has_process_metrics_and_a_textfile_has_none(
     inventory: LockInventory,
 ) -> None:
-    assert series(made(inventory))["process_resident_memory_bytes"] > 0
-    assert "process_" not in exposed(made(inventory, watching=False))
+    assert series(metrics_of(inventory))["process_resident_memory_bytes"] > 0
+    assert "process_" not in exposed(metrics_of(inventory, watching=False))
 
 
-def test_a_one_shot_has_no_series_of_what_it_cannot_see(inventory: LockInventory) -> None:
-    text = exposed(made(inventory, watching=False))
+def test_a_sweep_has_no_metrics_that_need_a_sidecar(inventory: LockInventory) -> None:
+    text = exposed(metrics_of(inventory, watching=False))
     assert not re.findall("reaper_(?:lock_hold|reap_delay|events|observer)", text)
 
 
 def test_a_failed_removal_is_an_error_too(inventory: LockInventory) -> None:
-    metrics = made(inventory)
+    metrics = metrics_of(inventory)
     stale = a_lock(proof=HoldProof.NOT_OPEN, holder=Holder(state=HolderState.UNNAMED), file_age=99)
     metrics.count_action(stale._replace(action=Action.REMOVE, outcome=Outcome.FAILED))
     metrics.count_action(stale._replace(action=Action.KEEP, outcome=Outcome.KEPT))
@@ -327,16 +327,16 @@ def test_a_failed_removal_is_an_error_too(inventory: LockInventory) -> None:
     assert sum(value for name, value in found.items() if "actions" in name) == 1
 
 
-def test_every_metric_is_documented_and_every_documented_metric_is_there(
+def test_each_metric_is_documented_and_each_documented_metric_exists(
     inventory: LockInventory,
 ) -> None:
     inventory.put(1, a_lock())
     Use.open_fds = 5
     inventory.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
-    text = generate_latest(made(inventory).registry).decode()
-    there = set(re.findall(r"^# TYPE (reaper_\S+)", text, re.MULTILINE))
+    text = generate_latest(metrics_of(inventory).registry).decode()
+    exposed_names = set(re.findall(r"^# TYPE (reaper_\S+)", text, re.MULTILINE))
     document = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
-    assert there == set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
+    assert exposed_names == set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
 
 
 def promtool(text: str) -> str:
@@ -346,10 +346,10 @@ def promtool(text: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_promtool_finds_nothing_to_say(inventory: LockInventory) -> None:
+def test_promtool_accepts_the_metrics(inventory: LockInventory) -> None:
     inventory.put(1, a_lock())
     inventory.set_skipped([Skipped(path="/x", reason="symlink", failed=True)])
-    assert promtool(generate_latest(made(inventory).registry).decode()) == ""
+    assert promtool(generate_latest(metrics_of(inventory).registry).decode()) == ""
 
 
 def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Path) -> None:
@@ -384,12 +384,12 @@ def test_a_sweep_writes_the_same_metrics_to_a_text_file(tree: Tree, tmp_path: Pa
         ("localhost:80", Address("localhost", 80)),
     ],
 )
-def test_addresses(text: str, address: Address) -> None:
+def test_addresses_are_parsed_to_host_and_port(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "9789", "::1:9789", "h:x", "h:", "h:65536", "h:-1", "h:²"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_a_wrong_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write"):
         parse_address(text)
 
@@ -399,7 +399,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Any:
-    """A Prometheus on loopback that scrapes one target each second."""
+    """Return a function that starts a Prometheus, which scrapes one target each second."""
     command = program("prometheus")
 
     def scraping(target: str) -> Any:
@@ -442,7 +442,7 @@ def prometheus(tmp_path: Path) -> Any:
 
 
 @pytest.mark.long(seconds=6)
-def test_a_real_prometheus_scrapes_it(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
+def test_a_real_prometheus_scrapes_the_sidecar(tree: Tree, hold: HoldLock, prometheus: Any) -> None:
     tree.lock("cut", record(2**22 + 1, starttime=5))
     tree.store({"k": {"sessionId": "cut", "status": "running"}})
     hold("healthy")

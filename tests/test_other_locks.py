@@ -1,4 +1,4 @@
-"""The locks that are not session locks: found in their places alone, reported, removed by proof."""
+"""The locks that are not session locks: finding, reporting and removing them."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SHORT = {"other_grace": 0.2, "orphan_grace": 0.2}
 
 
 def plant(tree: Tree, below: str, pid: object = None) -> Path:
-    """Plant a lock without a start time, as 2026.5.22 writes it; an empty one without a pid."""
+    """Plant a lock without a start time, as 2026.5.22 does; without a pid, an empty one."""
     path = tree.root / below
     path.parent.mkdir(parents=True, exist_ok=True)
     created = "2026-05-24T10:29:15.171Z"
@@ -35,7 +35,7 @@ def plant(tree: Tree, below: str, pid: object = None) -> Path:
 def reap(
     tree: Tree, *arguments: object, wrap: tuple[str, ...] = (), **limits: float
 ) -> tuple[int, dict[str, tuple[str, str, str]]]:
-    """Run `reaper`; return its exit code, and of each other lock verdict, reason and outcome."""
+    """Run `reaper`; return its exit code, and verdict, reason and outcome of each other lock."""
     where = ("--json", "--state-dir", tree.root)
     done = processes.reap(*arguments, *where, wrap=wrap, limits={**SHORT, **limits})
     assert done.stdout, done.stderr
@@ -59,7 +59,7 @@ def of_place(folder: tuple[str, ...], name: str) -> str:
     return "/".join([*folder, name]).replace("*", "x")
 
 
-def test_each_place_is_looked_at_and_nothing_else(tree: Tree) -> None:
+def test_only_the_known_places_are_searched(tree: Tree) -> None:
     expected = {of_place(place.folder, place.name) for place in PLACES}
     for below in expected:
         plant(tree, below)
@@ -70,7 +70,7 @@ def test_each_place_is_looked_at_and_nothing_else(tree: Tree) -> None:
     assert set(found) == expected | {f"{below}.reclaim" for below in expected}
 
 
-def test_what_is_stuck_is_reported_and_never_removed_by_default(tree: Tree) -> None:
+def test_by_default_a_stuck_other_lock_is_reported_and_not_removed(tree: Tree) -> None:
     stuck, empty = plant(tree, OAUTH, DEAD), plant(tree, "openclaw.json.lock")
     time.sleep(0.3)
     code, found = reap(tree, "sweep")
@@ -84,7 +84,7 @@ def test_what_is_stuck_is_reported_and_never_removed_by_default(tree: Tree) -> N
     assert empty.exists()
 
 
-def test_a_sweep_that_may_remove_none_waits_for_none(tree: Tree) -> None:
+def test_a_sweep_that_may_not_remove_other_locks_does_not_wait(tree: Tree) -> None:
     plant(tree, OAUTH, os.getpid())
     started = time.monotonic()
     code, found = reap(tree, "sweep", orphan_grace=60.0)
@@ -92,7 +92,7 @@ def test_a_sweep_that_may_remove_none_waits_for_none(tree: Tree) -> None:
     assert (code, found[OAUTH][0], found[OAUTH][2]) == (3, "orphaned", "flagged")
 
 
-def test_not_open_frees_what_holders_keep_open_and_nothing_else(tree: Tree) -> None:
+def test_not_open_counts_only_for_locks_that_holders_keep_open(tree: Tree) -> None:
     mine = os.getpid()
     left, held = plant(tree, OAUTH, mine), plant(tree, "openclaw.json.lock", mine)
     closed, empty = plant(tree, AUTH, mine), plant(tree, "agents/a/agent/auth-profiles.json.lock")
@@ -117,20 +117,20 @@ def test_a_dry_run_says_what_would_be_removed(tree: Tree) -> None:
     assert (code, path.exists()) == (3, True)
 
 
-def test_an_empty_one_that_is_young_is_left_alone(tree: Tree) -> None:
+def test_a_young_empty_other_lock_is_kept(tree: Tree) -> None:
     plant(tree, "openclaw.json.lock")
     code, found = reap(tree, "sweep", "--on-other", "remove", other_grace=60.0)
     assert (code, found) == (0, {"openclaw.json.lock": ("uncertain", "too-early", "kept")})
 
 
-# Pids, in a PID namespace of its own: no process of the machine is seen there by accident.
+# Pids, in a new PID namespace, where no other process of the machine is visible
 
 _INSIDE = ("unshare", "--pid", "--fork", "--mount-proc")
 _GATEWAY = "import time; time.sleep(300)"
 
 
 def beside_a_gateway(tree: Tree) -> tuple[str, ...]:
-    """Return what starts a command in a new PID namespace, beside a gateway that just started."""
+    """Return a wrapper that runs a command in a new PID namespace beside a new gateway."""
     script = f"OPENCLAW_STATE_DIR=$0 {sys.executable} -c '{_GATEWAY}' openclaw.mjs gateway run & "
     return (*_INSIDE, "sh", "-c", script + 'sleep 0.5; "$@"', str(tree.root))
 
@@ -187,7 +187,7 @@ def names(tree: Tree) -> set[str]:
     return {path.name for path in tree.root.iterdir()}
 
 
-def test_exactly_the_guard_that_was_judged_is_removed(tree: Tree) -> None:
+def test_only_the_guard_that_was_judged_is_removed(tree: Tree) -> None:
     guard = tree.root / "openclaw.json.lock.reclaim"
     guard.mkdir()
     judged = opened(tree, guard.name)
@@ -208,7 +208,7 @@ def test_a_guard_that_is_no_longer_empty_is_put_back(tree: Tree) -> None:
     assert names(tree) == {"agents", guard.name}
 
 
-def test_what_an_interrupted_removal_left_gets_its_name_back(tree: Tree) -> None:
+def test_a_lock_that_an_interrupted_removal_parked_is_put_back(tree: Tree) -> None:
     held = plant(tree, "locks/oauth-refresh/.rpr12345=sha256-1f.lock~", DEAD)
     cost = plant(tree, "agents/main/sessions/.rpr12345=.usage-cost-cache.json.lock~", DEAD)
     guard = tree.root / ".rpr12345=openclaw.json.lock.reclaim~"
@@ -222,21 +222,21 @@ def test_what_an_interrupted_removal_left_gets_its_name_back(tree: Tree) -> None
     assert [held.exists(), cost.exists(), guard.exists(), others.exists()] == [False] * 3 + [True]
 
 
-# Finding them
+# Finding
 
 
-def test_no_more_names_of_a_folder_are_read_than_can_be_openclaws(tree: Tree) -> None:
+def test_the_number_of_names_that_are_read_per_folder_is_bounded(tree: Tree) -> None:
     for number in range(MOST_NAMES + 2):
         plant(tree, f"locks/oauth-refresh/{number}.lock", DEAD)
     state = StateDir("s", str(tree.root))
     (folder,) = (
-        place for place in folders_of_places(state, []) if place.path.endswith("oauth-refresh")
+        found for found in folders_of_places(state, []) if found.path.endswith("oauth-refresh")
     )
     assert (len(folder.locks), folder.locks_left_out) == (MOST_NAMES, 2)
     assert reap(tree, "list")[0] == 1
 
 
-def test_a_folder_that_is_no_folder_is_reported_and_others_links_are_not_followed(
+def test_a_file_in_place_of_a_folder_is_reported_and_links_of_agents_are_not_followed(
     tree: Tree,
 ) -> None:
     plant(tree, "locks", DEAD)
@@ -245,14 +245,14 @@ def test_a_folder_that_is_no_folder_is_reported_and_others_links_are_not_followe
     (tree.root / "agents" / "linked").symlink_to(tree.root)
     skipped: list[Any] = []
     found = {
-        place.path.removeprefix(str(tree.root))
-        for place in folders_of_places(StateDir("s", str(tree.root)), skipped)
+        folder.path.removeprefix(str(tree.root))
+        for folder in folders_of_places(StateDir("s", str(tree.root)), skipped)
     }
     assert found == {"", "/agents/main/sessions"}
     assert [skip.path.removeprefix(str(tree.root)) for skip in skipped] == ["/locks"]
 
 
-def test_an_own_symlink_is_followed_and_known_as_one(tree: Tree) -> None:
+def test_a_symlink_of_the_owner_is_followed_and_known_as_one(tree: Tree) -> None:
     plant(tree, "volume/oauth-refresh/sha256-1f.lock", DEAD)
     (tree.root / "locks").symlink_to("volume")
     found = list(folders_of_places(StateDir("s", str(tree.root)), []))
@@ -267,7 +267,7 @@ def test_an_own_symlink_is_followed_and_known_as_one(tree: Tree) -> None:
 # Reports
 
 
-def test_explain_finds_one_by_name_and_by_path_and_unlock_finds_none(tree: Tree) -> None:
+def test_explain_finds_an_other_lock_by_name_or_path_and_unlock_does_not(tree: Tree) -> None:
     path = plant(tree, "openclaw.json.lock")
     time.sleep(0.3)
     where = ("--state-dir", tree.root)
@@ -281,7 +281,7 @@ def test_explain_finds_one_by_name_and_by_path_and_unlock_finds_none(tree: Tree)
     assert path.exists()
 
 
-def test_the_table_names_them_after_the_session_locks(tree: Tree) -> None:
+def test_the_table_lists_other_locks_after_the_session_locks(tree: Tree) -> None:
     plant(tree, "openclaw.json.lock")
     done = processes.reap("list", "--state-dir", tree.root, limits=SHORT)
     header, row = done.stdout.splitlines()
@@ -290,7 +290,7 @@ def test_the_table_names_them_after_the_session_locks(tree: Tree) -> None:
     assert "1 other lock: 1" in done.stderr
 
 
-def test_the_sidecar_counts_logs_and_serves_them(tree: Tree) -> None:
+def test_the_sidecar_counts_logs_and_serves_other_locks(tree: Tree) -> None:
     tree.sessions()
     plant(tree, "openclaw.json.lock")
     time.sleep(0.3)
@@ -315,7 +315,7 @@ def test_the_sidecar_counts_logs_and_serves_them(tree: Tree) -> None:
         sidecar.stop()
 
 
-def test_the_sidecar_removes_what_is_proven_where_it_may(tree: Tree) -> None:
+def test_the_sidecar_removes_a_stuck_other_lock_if_allowed(tree: Tree) -> None:
     tree.sessions()
     left = plant(tree, OAUTH, os.getpid())
     sidecar = Sidecar(tree.root, "--resync", "1s", "--on-other", "remove", limits=SHORT)
@@ -327,7 +327,7 @@ def test_the_sidecar_removes_what_is_proven_where_it_may(tree: Tree) -> None:
         sidecar.stop()
 
 
-def test_a_textfile_has_them_too(tree: Tree, tmp_path: Path) -> None:
+def test_a_textfile_counts_other_locks_too(tree: Tree, tmp_path: Path) -> None:
     plant(tree, "openclaw.json.lock")
     time.sleep(0.3)
     file = tmp_path / "reaper.prom"

@@ -1,4 +1,4 @@
-"""Who a record's (pid, start time) is now, told from real processes."""
+"""Which real process the pid and start time of a record belong to."""
 
 import os
 import subprocess
@@ -37,8 +37,8 @@ def test_a_process_is_the_same_by_pid_and_start_time(sleeper: subprocess.Popen[s
     assert state(sleeper.pid, ticks - 1) is HolderState.REUSED
 
 
-def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
-    """Guards the arithmetic on psutil's floats: an off-by-one here calls live holders recycled."""
+def test_the_start_ticks_of_every_process_are_exact() -> None:
+    """An error of one tick in the conversion of psutil's floats makes live holders recycled."""
     table = ProcessTable()
     checked = 0
     for pid in psutil.pids():
@@ -53,10 +53,10 @@ def test_every_process_of_the_machine_has_its_exact_start_ticks() -> None:
     assert checked > 5
 
 
-def test_the_start_time_survives_a_step_of_the_clock(
+def test_a_step_of_the_clock_does_not_change_a_start_time(
     sleeper: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Psutil reads the boot time again; a step between its reads and ours is noticed."""
+    """A step between psutil's reads of the boot time and ours is noticed."""
     ticks = start_ticks(sleeper.pid)
     real = psutil.boot_time()
     answers = iter([real - 1, real, real, real, real, real])
@@ -64,7 +64,7 @@ def test_the_start_time_survives_a_step_of_the_clock(
     assert processes._start_ticks(sleeper.pid) == ticks
 
 
-def test_without_a_start_time_a_foreign_program_is_told(
+def test_without_a_start_time_a_foreign_program_is_recognized(
     sleeper: subprocess.Popen[str], hold: HoldLock
 ) -> None:
     assert state(sleeper.pid, None) is HolderState.FOREIGN_PROGRAM
@@ -87,7 +87,7 @@ def test_a_pid_that_is_only_a_thread_id_belongs_to_nobody(thread_id: int) -> Non
     """`kill(tid, 0)` succeeds and /proc/<tid> exists, though no process has that pid."""
     os.kill(thread_id, 0)
     ticks = start_ticks(thread_id)
-    assert state(thread_id, ticks) is HolderState.REUSED  # not SAME: a gateway records its pid
+    assert state(thread_id, ticks) is HolderState.REUSED  # not SAME: gateways record their pid
     assert state(thread_id, ticks + 1) is HolderState.REUSED
     assert state(thread_id, None) is HolderState.REUSED
     assert ProcessTable().holder(thread_id, ticks).pid is None
@@ -97,7 +97,7 @@ def test_a_pid_that_is_only_a_thread_id_belongs_to_nobody(thread_id: int) -> Non
 
 
 @pytest.mark.parametrize("text", [b"Name:\tx\n", b""])
-def test_where_proc_does_not_say_whether_a_pid_is_a_thread_the_holder_is_unknown(
+def test_a_holder_is_unknown_if_proc_does_not_say_whether_its_pid_is_a_thread(
     sleeper: subprocess.Popen[bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +120,9 @@ def test_where_proc_does_not_say_whether_a_pid_is_a_thread_the_holder_is_unknown
     assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
 
 
-def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dead_pid: int) -> None:
+def test_a_dead_process_is_gone_or_until_it_is_reaped_a_zombie(
+    hold: HoldLock, dead_pid: int
+) -> None:
     assert state(dead_pid, None) is HolderState.GONE
     assert state(dead_pid, 5) is HolderState.GONE
     holder = hold("sid")
@@ -130,10 +132,10 @@ def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dea
     assert state(holder.pid, ticks + 1) is HolderState.REUSED
 
 
-def test_doubt_about_nested_processes_is_not_death(
+def test_a_pid_is_unknown_if_nested_processes_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, dead_pid: int
 ) -> None:
-    """A holder may be one of those that could not be read just now."""
+    """One of the processes that cannot be read may be the holder."""
 
     def refused(_pid: int) -> int | None:
         raise OSError(24, "Too many open files")
@@ -142,13 +144,13 @@ def test_doubt_about_nested_processes_is_not_death(
     assert state(dead_pid, 5) is HolderState.UNKNOWN
 
 
-def test_nobody_is_unnamed_and_impossible_pids_are_unknown() -> None:
+def test_no_pid_is_unnamed_and_an_impossible_pid_is_unknown() -> None:
     assert state(None, 5) is HolderState.UNNAMED
     assert state(2**31, 5) is HolderState.UNKNOWN
     assert state(2**53, None) is HolderState.UNKNOWN
 
 
-def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[str]) -> None:
+def test_a_table_reads_each_pid_once(sleeper: subprocess.Popen[str]) -> None:
     table = ProcessTable()
     ticks = start_ticks(sleeper.pid)
     assert table.holder(sleeper.pid, ticks).state is HolderState.SAME
@@ -159,7 +161,7 @@ def test_one_table_looks_at_a_pid_once(sleeper: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.root
-def test_under_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
+def test_with_hidepid_a_live_process_of_another_uid_is_unknown_not_gone(
     sleeper: subprocess.Popen[str], root_only: None
 ) -> None:
     script = (
@@ -189,7 +191,7 @@ def test_a_holder_in_a_nested_pid_namespace_is_found_by_its_inner_pid(
     ticks = start_ticks(inner.pid)
     found = ProcessTable().holder(1, ticks)
     assert (found.state, found.pid) == (HolderState.SAME, inner.pid)
-    # pid 1 of our own namespace started at another time, and no other namespace has this one
+    # Pid 1 of our namespace has another start time, and no other namespace has this one.
     assert state(1, ticks + 1) is HolderState.REUSED
 
 
@@ -241,7 +243,7 @@ def test_a_process_whose_other_threads_outlive_its_main_thread_is_not_dead() -> 
         (["", " "], Program.UNKNOWN),
     ],
 )
-def test_openclaws_programs_are_told_by_title_and_arguments(
+def test_openclaws_programs_are_recognized_by_title_and_arguments(
     arguments: list[str], program: Program
 ) -> None:
     assert program_of(arguments) is program
@@ -251,7 +253,7 @@ def test_openclaws_programs_are_told_by_title_and_arguments(
     ("title", "program"),
     [("openclaw-gateway", Program.GATEWAY), ("fork-gateway", Program.GATEWAY), ("openclaw", None)],
 )
-def test_a_process_is_told_by_the_title_that_it_gives_itself(
+def test_a_process_is_recognized_by_the_title_that_it_sets(
     title: str, program: Program | None
 ) -> None:
     process = subprocess.Popen(["bash", "-c", f"exec -a {title} sleep 600"])
@@ -271,7 +273,7 @@ def _until_title(pid: int, title: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_process_began_when_its_start_time_says() -> None:
+def test_the_start_time_of_a_process_is_converted_to_wall_clock_time() -> None:
     before = now_ms()
     process = subprocess.Popen(["sleep", "600"])
     try:
@@ -282,7 +284,7 @@ def test_a_process_began_when_its_start_time_says() -> None:
         process.wait()
 
 
-def test_whether_a_process_has_a_file_open_is_read_from_its_descriptors(tmp_path: Path) -> None:
+def test_the_open_files_of_a_process_are_read_from_its_descriptors(tmp_path: Path) -> None:
     database = tmp_path / "state" / "openclaw.sqlite"
     database.parent.mkdir()
     database.touch()
@@ -314,7 +316,7 @@ def test_a_state_directory_is_found_where_upstream_looks(
     assert state_dir_candidates(environment) == expected
 
 
-def test_a_holder_known_to_be_of_here_is_not_looked_for_in_nested_namespaces(
+def test_a_holder_of_our_namespace_is_not_searched_in_nested_namespaces(
     dead_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[int] = []

@@ -11,7 +11,7 @@ from reaper.core.verdict import STUCK, TOO_EARLY, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.records import TrackedLock
 from reaper.reports.tally import VERDICTS, Tallies
-from tests.test_metrics import a_lock, made, series
+from tests.test_metrics import a_lock, metrics_of, series
 
 SAME, GONE = HolderState.SAME, HolderState.GONE
 
@@ -139,7 +139,7 @@ def test_a_scrape_tells_the_same_however_it_came_about(
         afresh.put(place, tracked)
     # Not watching: what the process itself uses is another figure each time.
     how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
-    assert series(made(inventory, **how)) == series(made(afresh, **how))
+    assert series(metrics_of(inventory, **how)) == series(metrics_of(afresh, **how))
 
 
 def test_agents_beyond_the_cap_are_added_up() -> None:
@@ -148,7 +148,7 @@ def test_agents_beyond_the_cap_are_added_up() -> None:
     for number in range(5):
         inventory.put(number, a_lock(f"agent{number}", age=100.0 * number))
         inventory.put(-1 - number, a_lock(f"agent{number}", proof=HoldProof.NOT_OPEN, holder=gone))
-    found = series(made(inventory, max_agents=2))
+    found = series(metrics_of(inventory, max_agents=2))
     other = 'agent="other",state_dir="s"'
     assert found[f"reaper_blocking_locks{{{other}}}"] == 3
     stuck = sum(tracked.judgement.wants_freeing for tracked in inventory.all()) / 5 * 3

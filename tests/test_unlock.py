@@ -1,4 +1,4 @@
-"""`explain` and `unlock`: by which names a lock is found, and what --force removes."""
+"""`explain` and `unlock`: the names by which they find a lock, and what --force removes."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def unlocks(tree: Tree, name: object, *options: object) -> subprocess.CompletedP
         f"'{KEY}':",
     ],
 )
-def test_a_lock_is_found_by_each_name_that_people_have(tree: Tree, name: str) -> None:
+def test_a_lock_is_found_by_each_form_of_its_name(tree: Tree, name: str) -> None:
     path = tree.lock("s", record(DEAD))
     tree.lock("other", record(DEAD))
     tree.store({KEY: {"sessionId": "s", "status": "running"}, "k": {"sessionId": "other"}})
@@ -71,7 +71,7 @@ def test_a_lock_is_found_by_each_name_that_people_have(tree: Tree, name: str) ->
         "AGENT:ops:main",
     ],
 )
-def test_a_path_frees_no_other_agents_lock_of_that_name(tree: Tree, name: str) -> None:
+def test_a_path_removes_no_lock_of_the_same_name_of_another_agent(tree: Tree, name: str) -> None:
     path = tree.lock("s", record(DEAD), agent="ops")
     tree.store({"agent:ops:main": {"sessionId": "s", "status": "done"}}, agent="ops")
     assert explained(tree, name) == []
@@ -81,7 +81,7 @@ def test_a_path_frees_no_other_agents_lock_of_that_name(tree: Tree, name: str) -
     assert path.exists()
 
 
-def test_a_relative_path_is_one_from_the_working_directory(
+def test_a_relative_path_starts_at_the_working_directory(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.lock("s", record(DEAD))
@@ -97,7 +97,7 @@ def test_a_relative_path_is_one_from_the_working_directory(
         assert explained(tree, name) == [str(path)], name
 
 
-def test_a_path_through_a_symlink_is_the_lock_that_it_leads_to(tree: Tree, tmp_path: Path) -> None:
+def test_a_path_through_a_symlink_means_the_lock_at_its_target(tree: Tree, tmp_path: Path) -> None:
     path = tree.lock("s", record(DEAD), agent="ops")
     tree.lock("s", record(DEAD))
     link = tmp_path / "link"
@@ -105,17 +105,17 @@ def test_a_path_through_a_symlink_is_the_lock_that_it_leads_to(tree: Tree, tmp_p
     assert explained(tree, link / "s.jsonl") == [str(path)]
 
 
-def test_all_locks_of_one_name_are_shown_and_none_is_freed(tree: Tree, tmp_path: Path) -> None:
+def test_all_locks_of_a_name_are_shown_and_none_is_removed(tree: Tree, tmp_path: Path) -> None:
     other = Tree(tmp_path / "other")
     paths = [tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))]
-    both = ("--state-dir", tree.root, "--state-dir", other.root)
+    where = ("--state-dir", tree.root, "--state-dir", other.root)
     for name in ("s", "s.jsonl", "/mnt/agents/main/sessions/s.jsonl.lock"):
-        shown = reap("explain", name, *both).stdout
+        shown = reap("explain", name, *where).stdout
         assert all(f"{path}\n" in shown for path in paths)
-        done = reap("unlock", name, "--force", *both)
+        done = reap("unlock", name, "--force", *where)
         assert done.returncode == 1
         assert all(str(path) in done.stderr for path in paths)
-    assert reap("unlock", paths[1], *both).returncode == 0
+    assert reap("unlock", paths[1], *where).returncode == 0
     assert [path.exists() for path in paths] == [True, False]
 
 
@@ -151,7 +151,7 @@ def test_a_topics_lock_is_found_by_id_file_and_key(tree: Tree) -> None:
         (f"{KEY}:topic:9", "t"),
     ],
 )
-def test_force_never_takes_a_guess_for_the_session_that_was_named(
+def test_force_never_removes_a_lock_whose_name_is_a_guess(
     tree: Tree, hold: HoldLock, name: str, live: str
 ) -> None:
     held = hold(live)
@@ -167,12 +167,10 @@ def test_force_never_takes_a_guess_for_the_session_that_was_named(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"pid": 4194305}'])
-def test_a_fingerprint_is_not_that_of_the_next_file_with_the_same_bytes(
-    tree: Tree, data: bytes
-) -> None:
+def test_the_next_file_with_the_same_bytes_has_another_fingerprint(tree: Tree, data: bytes) -> None:
     path = tree.lock("s", data)
     (before,) = findings(reaper(tree).look()).values()
-    os.chmod(path, 0o600)  # as a file that is given the inode number: another ctime, nothing else
+    os.chmod(path, 0o600)  # only the ctime differs, as if the inode number were reused
     (after,) = findings(reaper(tree).look()).values()
     assert before.lock.fingerprint != after.lock.fingerprint
     done = unlocks(tree, "s", "--force", "--fingerprint", before.lock.fingerprint)
@@ -180,7 +178,7 @@ def test_a_fingerprint_is_not_that_of_the_next_file_with_the_same_bytes(
     assert path.exists()
 
 
-def test_a_guess_is_freed_if_a_sweep_would(tree: Tree) -> None:
+def test_a_guess_is_removed_if_a_sweep_would_remove_it(tree: Tree) -> None:
     path = tree.lock("s-topic-5", record(DEAD))
     assert unlocks(tree, "s").returncode == 0
     assert not path.exists()
@@ -210,7 +208,7 @@ def test_the_path_of_a_linked_agent_on_another_host_is_found(tree: Tree) -> None
         assert explained(tree, f"/elsewhere/agents/{agent}/sessions/s.jsonl.lock") == [str(path)]
 
 
-def test_a_key_in_a_store_that_is_not_understood_is_told_so(tree: Tree) -> None:
+def test_a_key_that_cannot_be_looked_up_in_the_store_is_reported(tree: Tree) -> None:
     tree.lock("s", record(DEAD))
     store = tree.sessions() / "sessions.json"
     store.write_text(f'{{"{KEY}": {{"sessionId": "s"')
@@ -225,7 +223,7 @@ def test_a_key_in_a_store_that_is_not_understood_is_told_so(tree: Tree) -> None:
     assert "cannot be looked up" not in done.stderr, "only one entry is odd, and has another key"
 
 
-def test_a_path_of_something_else_is_told_how_a_locks_path_ends(tree: Tree) -> None:
+def test_a_path_that_is_no_locks_gets_advice_on_lock_paths(tree: Tree) -> None:
     tree.lock("s", record(DEAD))
     for name in ("/tmp/s.jsonl.lock", f"{tree.root}/agents/main/s.jsonl", "./s.jsonl"):
         done = reap("explain", name, "--state-dir", tree.root)
@@ -234,22 +232,22 @@ def test_a_path_of_something_else_is_told_how_a_locks_path_ends(tree: Tree) -> N
         assert "ends in agents/AGENT/sessions/FILE" in done.stderr
 
 
-def test_a_path_of_this_machine_in_another_state_directory_frees_nothing_there_or_here(
+def test_a_path_in_another_state_directory_of_this_machine_removes_no_lock(
     tree: Tree, tmp_path: Path
 ) -> None:
     other = Tree(tmp_path / "other")
-    named, there = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
-    assert explained(tree, there) == [str(named)]
-    for name in (there, f"pid=7 {there}: code=OPENCLAW_TIMEOUT"):
+    named, other_lock = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
+    assert explained(tree, other_lock) == [str(named)]
+    for name in (other_lock, f"pid=7 {other_lock}: code=OPENCLAW_TIMEOUT"):
         done = unlocks(tree, name, "--force")
         assert done.returncode == 1
-        assert f"that path leads to {there.parent}" in done.stderr
+        assert f"that path leads to {other_lock.parent}" in done.stderr
         assert str(named) in done.stderr
         assert named.exists()
-        assert there.exists()
-    both = ("--state-dir", tree.root, "--state-dir", other.root)
-    assert reap("unlock", f"pid=7 {there}: code=OPENCLAW_TIMEOUT", *both).returncode == 0
-    assert [named.exists(), there.exists()] == [True, False]
+        assert other_lock.exists()
+    where = ("--state-dir", tree.root, "--state-dir", other.root)
+    assert reap("unlock", f"pid=7 {other_lock}: code=OPENCLAW_TIMEOUT", *where).returncode == 0
+    assert [named.exists(), other_lock.exists()] == [True, False]
 
 
 @pytest.mark.parametrize("session", ["a b", "a\nb", " a ", "it's", "-rf", os.fsdecode(b"\xff")])
@@ -277,13 +275,13 @@ def _dangling(path: Path) -> None:
 
 def _socket(path: Path) -> None:
     fd = os.open(path.parent, os.O_RDONLY)
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(f"/proc/self/fd/{fd}/{path.name}")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"/proc/self/fd/{fd}/{path.name}")
     os.close(fd)
 
 
 @pytest.mark.parametrize("make", [_fifo, _symlink, _dangling, _socket])
-def test_what_only_has_a_locks_name_is_removed_by_force_alone(
+def test_a_file_that_only_has_the_name_of_a_lock_is_removed_only_by_force(
     tree: Tree, make: Callable[[Path], None]
 ) -> None:
     path = tree.sessions() / "s.jsonl.lock"
@@ -324,7 +322,7 @@ def as_user(tree: Tree, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def roots_lock(public_tree: Tree, root_only: None) -> Path:
-    """Return a lock that root left, unreadable, in a folder of uid 1000."""
+    """Return an unreadable lock of root in a folder of uid 1000."""
     path = public_tree.lock("s", record(DEAD))
     path.chmod(0o600)
     os.chown(public_tree.sessions(), 1000, 1000)
@@ -332,7 +330,7 @@ def roots_lock(public_tree: Tree, root_only: None) -> Path:
 
 
 @pytest.mark.root
-def test_a_lock_that_cannot_be_read_names_its_owner_and_is_removed_by_force_alone(
+def test_a_lock_that_cannot_be_read_names_its_owner_and_is_removed_only_by_force(
     public_tree: Tree, roots_lock: Path
 ) -> None:
     for command in ("list", "explain", "unlock"):
@@ -354,7 +352,7 @@ def test_a_lock_that_cannot_be_read_names_its_owner_and_is_removed_by_force_alon
 
 
 @pytest.mark.root
-def test_a_readable_lock_of_another_uid_in_ones_own_folder_is_told_how_to_get_rid_of_it(
+def test_a_readable_lock_of_another_uid_in_our_folder_is_reported_with_advice(
     public_tree: Tree, roots_lock: Path
 ) -> None:
     roots_lock.chmod(0o644)
@@ -367,7 +365,7 @@ def test_a_readable_lock_of_another_uid_in_ones_own_folder_is_told_how_to_get_ri
 
 
 @pytest.mark.root
-def test_what_the_folder_forbids_fails_and_names_the_owners(
+def test_an_unlock_that_the_folder_forbids_fails_and_names_the_owners(
     public_tree: Tree, roots_lock: Path
 ) -> None:
     folder = public_tree.sessions()
@@ -401,18 +399,18 @@ def test_a_live_lock_that_replaces_an_unread_one_is_left_alone(tree: Tree, hold:
     assert path.is_file()
 
 
-def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
+def test_a_live_lock_that_replaces_an_unread_one_at_the_last_moment_is_put_back(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree.sessions() / "s.jsonl.lock"
     path.symlink_to("nowhere")
     left = [hold]
 
-    def replaced_first(one: str, other: str, *, dir_fd: int) -> None:
+    def replaced_first(name: str, other_name: str, *, dir_fd: int) -> None:
         if left:
             path.unlink()
             left.pop()("s")
-        kernel.exchange(one, other, dir_fd=dir_fd)
+        kernel.exchange(name, other_name, dir_fd=dir_fd)
 
     monkeypatch.setattr("reaper.adapters.locks.removal.exchange", replaced_first)
     the_reaper = reaper(tree)
@@ -426,10 +424,10 @@ def test_a_live_lock_that_replaces_an_unread_one_in_the_last_instant_comes_back(
 
 
 @pytest.mark.root
-def test_force_needs_no_way_back_as_rm_does_not(
+def test_force_removes_a_lock_that_could_not_be_put_back(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
-    """On a file system without that rename, for a file that may not be linked."""
+    """The file system has no rename flags, and the file may not be linked."""
     path = tree.sessions() / "s.jsonl.lock"
     path.write_bytes(record(DEAD))
     os.chown(path, 1234, 1234)
@@ -440,9 +438,7 @@ def test_force_needs_no_way_back_as_rm_does_not(
     assert not path.exists()
 
 
-def test_taking_a_lock_that_may_be_held_says_how_old_gateways_release(
-    tree: Tree, hold: HoldLock
-) -> None:
+def test_removing_a_lock_that_may_be_held_warns_of_old_gateways(tree: Tree, hold: HoldLock) -> None:
     hold("held")
     words = "a gateway up to 2026.5.7 releases by path"
     assert words in unlocks(tree, "held", "--force").stderr
@@ -454,7 +450,7 @@ def test_taking_a_lock_that_may_be_held_says_how_old_gateways_release(
     assert words in done.stderr
 
 
-def test_the_help_says_how_old_gateways_release() -> None:
+def test_the_help_warns_of_old_gateways() -> None:
     for command, option in (("unlock", "--force"), ("sweep", "--on-overdue")):
         said = " ".join(re.sub(r"[│\s]+", " ", reap(command, "--help").stdout).split())
         risk = "a gateway up to 2026.5.7 may delete the lock of the next run"
