@@ -406,9 +406,7 @@ def test_a_file_name_is_a_path_and_removes_no_other_agents_lock(
     assert not other.path.exists()
 
 
-def test_unlock_writes_its_log_line_even_if_standard_output_fails(
-    tree: Tree,
-) -> None:
+def test_unlock_writes_its_log_line_even_if_standard_output_fails(tree: Tree) -> None:
     path = tree.lock("dead", record(DEAD))
     command = command_of("unlock", "dead", "--json", "--state-dir", tree.root)
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""The reaper killed, or stopped, after each system call of a removal, by strace."""
+"""The reaper killed or stopped by strace after each system call of a removal."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.processes import command_of
 from tests.torture.stepped import Stepped
 
 
-def some(steps: int, *always: int) -> pytest.MarkDecorator:
+def each_step(steps: int, *always: int) -> pytest.MarkDecorator:
     """Parametrize over the steps; all of them in `make torture`, a few in `make test`."""
     marks = {step: () if step in always else (pytest.mark.torture,) for step in range(1, steps + 1)}
     return pytest.mark.parametrize(
@@ -24,17 +24,17 @@ def some(steps: int, *always: int) -> pytest.MarkDecorator:
     )
 
 
-removal = some(10, 3, 7)
-"""From the creation of the placeholder (1): exchanged (3), unlinked (5); the placeholder is
-withdrawn (8) and gone (10)."""
-wrong_grab = some(7, 1)
-"""From the exchange (1) of a lock that is not the judged one: looked at (2), back (5); the
-placeholder is gone (7)."""
+each_step_of_a_removal = each_step(10, 3, 7)
+"""The placeholder is created (1), exchanged with the lock (3), which is unlinked (5); then the
+placeholder is parked (8) and unlinked (10)."""
+each_step_of_a_mistake = each_step(7, 1)
+"""A lock that is not the judged one is exchanged (1), checked (2) and put back (5); then the
+placeholder is unlinked (7)."""
 
 
 @contextmanager
 def stopped_after(tree: Tree, steps: int) -> Iterator[Stepped]:
-    """Sweep for real, and stop after so many calls of the removal of the lock `dead`."""
+    """Run a sweep, and stop it after that many calls of the removal of the lock `dead`."""
     path = tree.lock("dead", record(DEAD))
     command = command_of("sweep", "--wait", "0", "--json", "--state-dir", tree.root)
     with Stepped(command, [path.parent, path]) as stepped:
@@ -45,8 +45,8 @@ def stopped_after(tree: Tree, steps: int) -> Iterator[Stepped]:
 
 
 @contextmanager
-def stopped_in_a_wrong_grab(tree: Tree, steps: int) -> Iterator[tuple[Stepped, Holder]]:
-    """The same, where a gateway took the lock over just before it was moved."""
+def stopped_in_a_mistake(tree: Tree, steps: int) -> Iterator[tuple[Stepped, Holder]]:
+    """The same, but a gateway replaces the lock just before it is moved."""
     with stopped_after(tree, 2) as after:
         path = tree.sessions() / "dead.jsonl.lock"
         path.unlink()
@@ -74,16 +74,16 @@ def listing(tree: Tree) -> set[str]:
     return set(os.listdir(tree.sessions()))
 
 
-def alone(tree: Tree, holder: Holder) -> None:
-    """The holder's lock is under its own name, held, and nothing else is in the folder."""
+def assert_only_lock(tree: Tree, holder: Holder) -> None:
+    """Check that the held lock has its own name and no other file is in the folder."""
     (found,) = sweep(tree)
     assert isinstance(found, Finding)
     assert (found.lock.record.pid, found.judgement.verdict.value) == (holder.pid, "held")
     assert listing(tree) == {holder.path.name}
 
 
-@removal
-def test_killed_in_a_removal_it_leaves_nothing_that_the_next_sweep_does_not_put_right(
+@each_step_of_a_removal
+def test_the_next_sweep_cleans_up_after_a_reaper_killed_in_a_removal(
     tree: Tree, hold: HoldLock, steps: int
 ) -> None:
     live = hold("live")
@@ -92,23 +92,23 @@ def test_killed_in_a_removal_it_leaves_nothing_that_the_next_sweep_does_not_put_
     assert live.path.exists()
     a_minute_later(tree)
     sweep(tree)
-    alone(tree, live)
+    assert_only_lock(tree, live)
 
 
-@wrong_grab
-def test_killed_with_a_live_lock_in_its_hands_it_loses_nothing(tree: Tree, steps: int) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
+@each_step_of_a_mistake
+def test_a_reaper_killed_after_moving_a_live_lock_loses_none(tree: Tree, steps: int) -> None:
+    with stopped_in_a_mistake(tree, steps) as (stopped, holder):
         stopped.kill()
         assert [path for path in tree.sessions().iterdir() if path.read_bytes()]
         a_minute_later(tree)
-        sweep(tree)  # frees the placeholder
+        sweep(tree)  # removes the placeholder
         sweep(tree)  # puts the live lock back
-        alone(tree, holder)
+        assert_only_lock(tree, holder)
 
 
 @pytest.mark.parametrize("pause", ["short", "long"])
-@removal
-def test_stopped_in_a_removal_it_is_no_harm_to_another_two(
+@each_step_of_a_removal
+def test_a_reaper_stopped_in_a_removal_does_no_harm_to_two_others(
     tree: Tree, hold: HoldLock, steps: int, pause: str
 ) -> None:
     live = hold("live")
@@ -121,15 +121,15 @@ def test_stopped_in_a_removal_it_is_no_harm_to_another_two(
         after.finish()
     a_minute_later(tree)
     sweep(tree)
-    alone(tree, live)
+    assert_only_lock(tree, live)
 
 
 @pytest.mark.parametrize("pause", ["short", "long"])
-@wrong_grab
-def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
+@each_step_of_a_mistake
+def test_a_reaper_stopped_after_moving_a_live_lock_and_two_others_lose_none(
     tree: Tree, steps: int, pause: str
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
+    with stopped_in_a_mistake(tree, steps) as (stopped, holder):
         for _ in range(2):
             if pause == "long":
                 a_minute_later(tree)
@@ -137,24 +137,24 @@ def test_stopped_with_a_live_lock_in_its_hands_it_and_another_two_lose_nothing(
         stopped.finish()
         a_minute_later(tree)
         sweep(tree)
-        alone(tree, holder)
+        assert_only_lock(tree, holder)
 
 
-@wrong_grab
-def test_while_it_is_stopped_with_a_live_lock_nobody_else_gets_the_name(
+@each_step_of_a_mistake
+def test_the_name_is_not_free_while_a_reaper_is_stopped_after_moving_a_live_lock(
     tree: Tree, steps: int
 ) -> None:
-    with stopped_in_a_wrong_grab(tree, steps) as (stopped, holder):
+    with stopped_in_a_mistake(tree, steps) as (stopped, holder):
         with pytest.raises(FileExistsError):
             os.open(holder.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         stopped.finish()
-        alone(tree, holder)
+        assert_only_lock(tree, holder)
 
 
 @pytest.mark.parametrize("call", ["F_RDLCK", "F_UNLCK", "fstatfs", "pread64"])
-def test_stopped_in_a_probe_it_hinders_no_gateway(tree: Tree, call: str) -> None:
-    """A lease delays only an open for writing, which a gateway never does to a lock that is there:
-    reading, taking over and creating go on.
+def test_a_reaper_stopped_in_a_probe_blocks_no_gateway(tree: Tree, call: str) -> None:
+    """A lease delays only an open for writing. A gateway never does that to an existing lock; it
+    reads, unlinks and creates locks.
     """
     path = tree.lock("dead", record(DEAD))
     command = command_of("sweep", "--wait", "0", "--state-dir", tree.root)
@@ -167,6 +167,6 @@ def test_stopped_in_a_probe_it_hinders_no_gateway(tree: Tree, call: str) -> None
         holder = Holder(path)
         try:
             assert stepped.finish() == 0
-            alone(tree, holder)
+            assert_only_lock(tree, holder)
         finally:
             holder.close()

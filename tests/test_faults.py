@@ -1,6 +1,6 @@
 """Faults of the system: errors that strace injects, mounts, limits, another clock.
 
-What is tested elsewhere: docs/reliability.md names it.
+docs/reliability.md names the faults that other files test.
 """
 
 import os
@@ -29,14 +29,14 @@ CALLS = {
     "renameat2": ("EACCES", "EPERM", "EROFS", "ENOSPC", "EIO", "ESTALE", "ENOSYS", "EINVAL"),
     "unlinkat": ("EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "EBUSY"),
 }
-"""System calls on the state directory, and what each may answer on a bad day."""
+"""System calls on the state directory, and the errors that each may return."""
 MOST = {"openat": 4, "newfstatat": 10, "fcntl": 5, "getdents64": 2, "pread64": 2, "unlinkat": 2}
-"""How many of each are made in the sweep below at most, so which of them can fail."""
+"""How many of each call the sweep below makes at most, so how many can fail."""
 
 
 def _faults() -> Iterator[Any]:
-    """Each call's each error, for every time, and for the first, second ... time only; a few of
-    them in `make test`, the rest in `make torture`.
+    """Yield each error of each call, for every call and for only the first, second ... call; a few
+    for `make test`, the others for `make torture`.
     """
     quick = {("renameat2", "EIO", "1+"), ("unlinkat", "EIO", "1+"), ("renameat2", "EINVAL", "1+")}
     quick |= {("openat", "EMFILE", "1+"), ("fcntl", "EIO", "1+"), ("renameat2", "EIO", "2")}
@@ -53,7 +53,7 @@ def _sweep(tree: Tree, *wrap: str, wait: str = "0") -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(("call", "error", "when"), [*_faults()])
-def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
+def test_with_any_failed_system_call_no_live_lock_is_lost_and_the_error_is_reported(
     tree: Tree, hold: HoldLock, tmp_path: Path, call: str, error: str, when: str
 ) -> None:
     live = hold("live")
@@ -70,7 +70,7 @@ def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
     names = os.listdir(dead.parent)
     left = [name for name in names if "dead" in name]
     if injected and left and done.returncode == 0:
-        # Nothing is left over in silence, but what waits for a grace or the next gateway.
+        # Only a lock that waits for a grace or the next gateway may be left without a report.
         pytest.fail(f"{names} and exit code 0: {done.stdout}")
     for name in names:
         if name != live.path.name:
@@ -81,15 +81,15 @@ def test_whatever_fails_no_live_lock_is_lost_and_it_is_told_in_words(
 
 @pytest.fixture
 def full_tmpfs(tmp_path: Path, root_only: None) -> Iterator[Path]:
-    place = tmp_path / "full"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=16,size=64k", "x", place], check=True)
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    mount = tmp_path / "full"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=16,size=64k", "x", mount], check=True)
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
 
 
 @pytest.mark.root
-def test_on_a_full_file_system_locks_are_freed_all_the_same(full_tmpfs: Path) -> None:
+def test_on_a_full_file_system_stale_locks_are_removed(full_tmpfs: Path) -> None:
     tree = Tree(full_tmpfs / "state")
     tree.lock("dead", record(DEAD))
     holder = Holder(tree.sessions() / "live.jsonl.lock")
@@ -106,10 +106,10 @@ def test_on_a_full_file_system_locks_are_freed_all_the_same(full_tmpfs: Path) ->
         holder.close()
 
 
-def test_with_hardly_a_descriptor_left_nothing_is_lost_and_it_goes_on(
+def test_with_few_descriptors_no_lock_is_lost_and_the_sidecar_goes_on(
     tree: Tree, hold: HoldLock
 ) -> None:
-    """RLIMIT_NOFILE of 24, soft and hard: most pidfds are refused, so holders are polled."""
+    """With an RLIMIT_NOFILE of 24 most pidfds are refused, so holders are polled."""
     holders = [hold(f"live{number}") for number in range(16)]
     sidecar = Sidecar(tree.root, wrap=("prlimit", "--nofile=24:24"))
     until(lambda: sidecar.metric("reaper_locks", verdict="held") == 16)
@@ -123,10 +123,10 @@ def test_with_hardly_a_descriptor_left_nothing_is_lost_and_it_goes_on(
 
 @pytest.mark.root
 @pytest.mark.parametrize("limit", ["max_inotify_instances", "max_inotify_watches"])
-def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
+def test_with_an_inotify_limit_of_0_the_sidecar_sweeps_and_reports_it(
     tree: Tree, hold: HoldLock, root_only: None, limit: str
 ) -> None:
-    """The limit of a user namespace of its own; the machine's stays as it is."""
+    """Set the limit in a new user namespace."""
     sidecar_of = f'echo 0 > /proc/sys/user/{limit} && exec "$0" "$@"'
     wrap = ("unshare", "--user", "--map-root-user", "sh", "-c", sidecar_of)
     if subprocess.run([*wrap, "true"], capture_output=True).returncode != 0:
@@ -143,15 +143,15 @@ def test_with_an_inotify_limit_of_0_it_sweeps_and_says_so(
 
 
 @pytest.mark.root
-def test_a_state_directory_that_is_unmounted_and_mounted_again_is_followed_on(
+def test_a_state_directory_that_is_mounted_again_is_followed_again(
     tmp_path: Path, root_only: None
 ) -> None:
-    place = tmp_path / "mounted"
-    place.mkdir()
-    sessions = place / "state/agents/main/sessions"
-    sidecar = Sidecar(place / "state", "--resync", "1s")
+    mount = tmp_path / "mounted"
+    mount.mkdir()
+    sessions = mount / "state/agents/main/sessions"
+    sidecar = Sidecar(mount / "state", "--resync", "1s")
     for _ in range(2):
-        subprocess.run(["mount", "-t", "tmpfs", "reaper-test", place], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "reaper-test", mount], check=True)
         try:
             live, dying = (
                 Holder(sessions / "live.jsonl.lock"),
@@ -164,17 +164,17 @@ def test_a_state_directory_that_is_unmounted_and_mounted_again_is_followed_on(
             live.close()
             dying.close()
         finally:
-            subprocess.run(["umount", "-l", place], check=True)
+            subprocess.run(["umount", "-l", mount], check=True)
         until(lambda: sidecar.status("/-/ready") == 503)
     assert sidecar.stop() == 0
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("seconds", [100_000, -1_000])
-def test_in_a_time_namespace_with_another_uptime_no_held_lock_is_taken(
+def test_in_a_time_namespace_with_another_uptime_no_held_lock_is_removed(
     tree: Tree, hold: HoldLock, root_only: None, seconds: int
 ) -> None:
-    """There each start time is shifted: every record seems to name another process."""
+    """There each start time is shifted, so each record seems to name another process."""
     wrap = ("unshare", "--time", "--boottime", str(seconds), "--monotonic", str(seconds))
     if subprocess.run([*wrap, "--fork", "true"], capture_output=True).returncode != 0:
         kernel_lacks("time namespaces", "Linux 5.6 and newer have them")
@@ -188,8 +188,8 @@ def test_in_a_time_namespace_with_another_uptime_no_held_lock_is_taken(
     assert not dead.exists()
 
 
-def test_a_wall_clock_that_is_hours_off_takes_no_held_lock(tree: Tree, hold: HoldLock) -> None:
-    """As libfaketime would have it, by a clock of the test's: ten hours forward and back."""
+def test_with_a_wall_clock_hours_off_no_held_lock_is_removed(tree: Tree, hold: HoldLock) -> None:
+    """By libfaketime: ten hours forward and back."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         missing("libfaketime", "libfaketime")

@@ -1,6 +1,6 @@
 """An attacker who writes to the state directory while the reaper works on it.
 
-Single hostile names, records and kinds of files: test_discovery.py, test_cli.py, test_runs.py.
+test_discovery.py, test_cli.py and test_runs.py test single hostile names, records and files.
 """
 
 import os
@@ -53,7 +53,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def test_the_trace_sees_what_is_written_and_changed(tmp_path: Path) -> None:
+def test_the_trace_shows_each_file_that_is_written_or_changed(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = "import os; open('w', 'w').write('x'); os.rename('w', 'v'); os.chmod('v', 0); "
     script += "open('/etc/hostname').close(); os.unlink('v'); os.link('u', 'u2')"
@@ -72,13 +72,13 @@ def test_the_trace_sees_what_is_written_and_changed(tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.long(seconds=6)
 @pytest.mark.parametrize("how", ["sweep", pytest.param("watch", marks=pytest.mark.torture)])
-def test_whatever_is_swapped_in_nothing_but_locks_of_the_tree_is_ever_touched(
+def test_an_attacker_cannot_make_the_reaper_change_any_other_file(
     tree: Tree, tmp_path: Path, hold: HoldLock, root_only: None, how: str
 ) -> None:
-    """All system calls that could change a file, over the whole run, against an attacker who
-    swaps folders, locks, private names, store, trajectory and pointer for symlinks, hard links,
-    FIFOs, sockets, devices, folders. What is outside belongs to another uid: links to the owner's
-    own folders are followed.
+    """Trace all system calls that can change a file, beside an attacker who swaps folders, locks,
+    private names, store, trajectory and pointer for symlinks, hard links, FIFOs, sockets, devices
+    and folders. The outside belongs to another uid, because links to the owner's own folders are
+    followed.
     """
     live = hold("live")
     victims = Tree(tmp_path / "outside")
@@ -112,7 +112,7 @@ def test_whatever_is_swapped_in_nothing_but_locks_of_the_tree_is_ever_touched(
 
 
 @pytest.mark.parametrize("swapped", ["symlink", "fifo", "folder", "hard-link"])
-def test_what_is_swapped_in_just_before_the_move_goes_back_untouched(
+def test_a_file_that_is_swapped_in_just_before_the_move_is_put_back_unchanged(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
     path = tree.lock("sid", DEAD)
@@ -120,7 +120,7 @@ def test_what_is_swapped_in_just_before_the_move_goes_back_untouched(
     victim.write_bytes(DEAD)
     real = kernel.exchange
 
-    def swap(name: str, aside: str, *, dir_fd: int) -> None:
+    def swap(name: str, parked: str, *, dir_fd: int) -> None:
         if name == path.name and path.exists():
             path.unlink()
             match swapped:
@@ -133,7 +133,7 @@ def test_what_is_swapped_in_just_before_the_move_goes_back_untouched(
                 case _:
                     os.link(victim, path)
         monkeypatch.undo()
-        real(name, aside, dir_fd=dir_fd)
+        real(name, parked, dir_fd=dir_fd)
 
     monkeypatch.setattr("reaper.adapters.locks.removal.exchange", swap)
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())

@@ -1,4 +1,4 @@
-"""The journal's lines, as programs and people get them."""
+"""The lines of the log, as JSON and as logfmt."""
 
 import io
 import json
@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_line_for_programs_ends_in_event_level_and_time() -> None:
+def test_a_json_line_ends_in_event_level_and_time() -> None:
     stream = io.StringIO()
     journal = Journal(stream, json=True)
     journal.info("watching", what=["a", "b\n"], odd="\x1b[31mé", count=1, nothing=None, is_it=True)
@@ -45,7 +45,7 @@ def test_a_line_for_programs_ends_in_event_level_and_time() -> None:
     assert json.loads(second)["level"] == "warning"
 
 
-def test_logfmt_quotes_what_would_run_together_and_leaves_out_what_says_nothing() -> None:
+def test_logfmt_quotes_ambiguous_values_and_leaves_out_empty_ones() -> None:
     stream = io.StringIO()
     journal = Journal(stream, json=False)
     journal.warn(
@@ -90,10 +90,10 @@ def test_a_terminal_gets_colours_and_no_other_escape(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("value", "coloured"), [("1", False), ("", True)])
-def test_no_color_leaves_no_escape(
+def test_no_color_leaves_no_escape_sequence(
     monkeypatch: pytest.MonkeyPatch, value: str, coloured: bool
 ) -> None:
-    """https://no-color.org: it counts when it is not empty."""
+    """https://no-color.org: it counts if it is not empty."""
     monkeypatch.setenv("NO_COLOR", value)
     stream = Terminal()
     Journal(stream, json=False).warn("skipped", path="/x")
@@ -109,8 +109,8 @@ def test_a_line_that_cannot_be_written_is_counted() -> None:
     assert lost == [1]
 
 
-def test_the_sidecar_does_not_load_rich() -> None:
-    """It takes a tenth of its memory, and nothing of it is used."""
+def test_the_sidecar_does_not_import_rich() -> None:
+    """It needs a tenth of the sidecar's memory and is not used."""
     script = (
         "import sys, reaper.cli, reaper.watch.loop, reaper.reports.journal, reaper.web.app; "
         "print('rich' in sys.modules)"
@@ -161,7 +161,7 @@ FIELDS = {
     "outcome": "removed",
     "note": "",
 }
-"""What a line on a lock may show; the whole record has more."""
+"""The fields that a line about a lock may show; the whole record has more."""
 
 
 def line_on_a_lock(*, data: bytes = RECORD, for_programs: bool = False, **fields: Any) -> str:
@@ -172,26 +172,26 @@ def line_on_a_lock(*, data: bytes = RECORD, for_programs: bool = False, **fields
     return stream.getvalue().rstrip("\n")
 
 
-def test_a_line_for_people_says_which_lock_and_why_in_less_than_160_characters() -> None:
+def test_a_logfmt_line_says_which_lock_and_why_in_less_than_160_characters() -> None:
     line = line_on_a_lock(outcome="stuck", reasons=["hold-exceeded"])
     assert len(line) < 160
     assert line.partition(" ")[2] == (
         f"level=warning event=stuck session={UUID} pid=4194303 age=23m04s why=hold-exceeded "
         "key=agent:main:main"
     )
-    nobody = line_on_a_lock(outcome="held", session_key=None, pid=None, verdict="held", reasons=[])
-    assert nobody.endswith(f" session={UUID} age=23m04s why=held agent=main")
+    held = line_on_a_lock(outcome="held", session_key=None, pid=None, verdict="held", reasons=[])
+    assert held.endswith(f" session={UUID} age=23m04s why=held agent=main")
     pending = ["recovery-pending", "dead-pid"]
     line = line_on_a_lock(outcome="kept", reasons=pending)
     assert len(line) < 160
     assert parse(line)["why"] == "recovery-pending"
-    other = parse(line_on_a_lock(session_key="agent:other:main", state_dir="b", note="a note"))
-    assert (other["agent"], other["state_dir"], other["note"]) == ("main", "b", "a note")
+    fields = parse(line_on_a_lock(session_key="agent:other:main", state_dir="b", note="a note"))
+    assert (fields["agent"], fields["state_dir"], fields["note"]) == ("main", "b", "a note")
 
 
-def test_a_removals_line_keeps_its_evidence_and_the_whole_record() -> None:
+def test_the_line_of_a_removal_has_its_evidence_and_the_whole_record() -> None:
     line = line_on_a_lock()
-    assert len(line.partition(" agent=")[0]) < 160  # what a person reads first
+    assert len(line.partition(" agent=")[0]) < 160  # the part that a person reads first
     assert len(line) < 350
     found = parse(line)
     assert json.loads(found["record"]) == json.loads(RECORD)
@@ -200,7 +200,7 @@ def test_a_removals_line_keeps_its_evidence_and_the_whole_record() -> None:
 
 
 @pytest.mark.parametrize("text", ["k" * 100_000, "\x1b" * 100_000, '"' * 100_000], ids=repr)
-def test_a_line_is_bounded_whatever_the_names_are(text: str) -> None:
+def test_a_line_is_bounded_for_names_of_any_length(text: str) -> None:
     names = ("state_dir", "agent", "session", "session_key", "note")
     fields: dict[str, Any] = dict.fromkeys(names, text[:4096])
     line = line_on_a_lock(data=text.encode(), **fields)
@@ -223,12 +223,12 @@ def test_a_line_is_bounded_whatever_the_names_are(text: str) -> None:
     ],
     ids=["gateway", "just fits", "too long", "oversized", "binary", "multibyte"],
 )
-def test_json_quotes_at_most_300_bytes_of_a_lock_file(data: bytes, quoted: str) -> None:
+def test_a_json_line_quotes_at_most_300_bytes_of_a_lock_file(data: bytes, quoted: str) -> None:
     assert json.loads(line_on_a_lock(data=data, for_programs=True))["record"] == quoted
 
 
 def test_a_line_quotes_at_most_300_bytes_of_a_session_key() -> None:
-    """A key comes from `sessions.json`, so an agent can make it as long as that file."""
+    """A key in `sessions.json` can be as long as that file."""
     stream = io.StringIO()
     journal = Journal(stream, json=True)
     journal.warn("noted", session_key="k" * 100_000)

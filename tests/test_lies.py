@@ -1,6 +1,6 @@
-"""Sessions and holders that lie: files beside a lock, and records in one, that somebody forged.
+"""Forged files beside a lock, and forged records in a lock.
 
-The pure table is in test_verdict.py; here real holders, real files and whole sweeps.
+test_verdict.py tests the pure table; these tests have real holders, files and sweeps.
 """
 
 import json
@@ -18,20 +18,20 @@ from reaper.core.verdict import Limits
 from reaper.sweep import Reaper
 from tests.conftest import HoldLock, LongUp, Tree, a_run, now_ms, record, start_ticks
 from tests.processes import runs
-from tests.test_sweep import FakeClock
+from tests.test_sweep import FakeClock, findings
 
 
 def patient_sweep(tree: Tree) -> Finding:
-    """Sweep as long as any grace needs, by a clock that the test moves; return the one lock."""
+    """Sweep through all graces, with a fake clock; return the one lock."""
     limits, policy = Limits(), Policy()
     states = [StateDir("s", str(tree.root))]
     reaper = Reaper(states, limits=limits, policy=policy, clock=FakeClock(), process_table=LongUp)
-    (found,) = (one for one in reaper.sweep() if isinstance(one, Finding))
+    (found,) = (finding for finding in reaper.sweep() if isinstance(finding, Finding))
     return found
 
 
 def forge_store(tree: Tree, forged: dict[str, Any]) -> None:
-    """Say that the session's run began before its lock was created, and is over since long."""
+    """Write that the session's run began before its lock was created and ended long ago."""
     times = {"startedAt": now_ms() - 700_000, "endedAt": now_ms() - 500_000}
     tree.store({"key": {"sessionId": "sid", **times, **forged}})
 
@@ -55,12 +55,10 @@ def _unreadable(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("trajectory", [_no_trajectory, _running, _completed, _unreadable])
-def test_a_session_store_alone_frees_no_lock_that_is_held(
+def test_a_forged_session_store_alone_frees_no_held_lock(
     tree: Tree, hold: HoldLock, trajectory: Callable[[Tree], None]
 ) -> None:
-    """Whatever an agent writes there, where the trajectory does not say that the run was cut
-    short, the lock of a live gateway stays.
-    """
+    """Unless the trajectory says that the run was cut short, the lock of a live gateway is kept."""
     holder = hold("sid", age=550)
     trajectory(tree)
     for status in ("done", "timeout", "failed", "killed"):
@@ -71,7 +69,7 @@ def test_a_session_store_alone_frees_no_lock_that_is_held(
 
 
 @pytest.mark.parametrize("written", ["sid.jsonl", "sid.trajectory.jsonl"])
-def test_both_witnesses_forged_free_no_lock_whose_run_still_writes(
+def test_two_forged_witnesses_free_no_lock_of_a_run_that_still_writes(
     tree: Tree, hold: HoldLock, written: str
 ) -> None:
     holder = hold("sid", age=550)
@@ -82,14 +80,14 @@ def test_both_witnesses_forged_free_no_lock_whose_run_still_writes(
     assert holder.path.exists()
 
 
-def test_what_an_agent_can_at_worst_achieve_is_to_have_a_lock_freed_that_it_could_unlink_itself(
+def test_at_worst_forged_witnesses_free_a_lock_that_the_agent_could_unlink_itself(
     tree: Tree, hold: HoldLock
 ) -> None:
-    """Both witnesses forged, and all quiet: this is the evidence of the bug itself, and nothing
-    tells it from that. Who can write these files has the folder, and with it the lock; it is the
-    forged session's lock that goes, and no other (SECURITY.md).
+    """Two forged witnesses without a recent write cannot be distinguished from the real bug. A
+    process that can write these files can also unlink the lock. Only the lock of the forged
+    session is removed (SECURITY.md).
     """
-    forged, other = hold("sid", age=550), hold("other", age=550)
+    forged, other_lock = hold("sid", age=550), hold("other", age=550)
     tree.trajectory("sid", *a_run(600, 540))
     forge_store(tree, {"status": "timeout"})
     reaper = Reaper(
@@ -100,13 +98,13 @@ def test_what_an_agent_can_at_worst_achieve_is_to_have_a_lock_freed_that_it_coul
         process_table=LongUp,
     )
     verdicts = {
-        one.lock.session: one.judgement.verdict.value
-        for one in reaper.sweep()
-        if isinstance(one, Finding)
+        finding.lock.session: finding.judgement.verdict.value
+        for finding in reaper.sweep()
+        if isinstance(finding, Finding)
     }
     assert verdicts == {"sid": "abandoned", "other": "held"}
     assert not forged.path.exists()
-    assert other.path.exists()
+    assert other_lock.path.exists()
 
 
 PARENT = os.getppid()
@@ -135,7 +133,7 @@ FORGED: list[dict[str, object]] = [
 
 
 def test_no_record_frees_a_lock_that_is_held_open(tree: Tree, hold: HoldLock) -> None:
-    """The record is changed in place, as an agent may; the holder keeps the file open."""
+    """An agent may change the record in place while the holder has the file open."""
     holder = hold("sid")
     known = json.loads(holder.path.read_text())
     for fields in FORGED:
@@ -147,7 +145,7 @@ def test_no_record_frees_a_lock_that_is_held_open(tree: Tree, hold: HoldLock) ->
 
 
 @pytest.mark.parametrize("off", [-1, 1])
-def test_a_start_time_off_by_one_tick_frees_a_lock_only_once_it_is_not_open(
+def test_a_start_time_off_by_one_tick_frees_a_lock_only_if_it_is_not_open(
     tree: Tree, hold: HoldLock, off: int
 ) -> None:
     holder = hold("sid", starttime=str(off))
@@ -158,7 +156,7 @@ def test_a_start_time_off_by_one_tick_frees_a_lock_only_once_it_is_not_open(
 
 
 @pytest.mark.parametrize("who", ["pid 1", "the reaper", "its parent", "another"])
-def test_a_record_that_names_somebody_alive_protects_no_lock_that_nobody_has_open(
+def test_a_record_of_a_live_pid_does_not_protect_a_lock_that_is_not_open(
     tree: Tree, hold: HoldLock, who: str
 ) -> None:
     pid = {"pid 1": 1, "the reaper": os.getpid(), "its parent": PARENT}.get(who)
@@ -172,19 +170,19 @@ def test_a_record_that_names_somebody_alive_protects_no_lock_that_nobody_has_ope
         clock=FakeClock(),
         process_table=LongUp,
     )
-    found = {one.lock.session: one for one in reaper.sweep() if isinstance(one, Finding)}
+    found = findings(reaper.sweep())
     assert found["sid"].judgement.reasons == ("orphan-self-pid",)
-    assert runs(pid), "nobody was harmed"
+    assert runs(pid), "the process was not harmed"
 
 
-def test_a_holder_that_pretends_to_be_dead_by_its_title_is_held(tree: Tree, hold: HoldLock) -> None:
+def test_the_lock_of_a_holder_with_a_false_title_is_held(tree: Tree, hold: HoldLock) -> None:
     holder = hold("sid", title=("/usr/sbin/cron", "-f"), starttime="none")
     assert patient_sweep(tree).judgement.verdict.value == "held"
     holder.process.send_signal(signal.SIGSTOP)
     assert patient_sweep(tree).judgement.verdict.value == "held"
 
 
-def test_a_future_birth_protects_nothing(tree: Tree) -> None:
+def test_a_future_creation_date_protects_no_lock(tree: Tree) -> None:
     data = json.dumps({"pid": 2**22 + 1, "createdAt": iso(now_ms() + 10**12)}).encode()
     path = tree.lock("sid", data)
     assert patient_sweep(tree).judgement.verdict.value == "stale"

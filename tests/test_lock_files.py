@@ -361,7 +361,7 @@ def test_without_rename_flags_a_lock_is_put_back_by_a_hard_link(
 def test_a_foreign_lock_that_could_not_be_put_back_is_not_removed(
     tree: Tree, tmp_path: Path, root_only: None
 ) -> None:
-    """Without rename flags only a hard link can put a lock back; another uid's file may refuse it."""
+    """Without rename flags only a hard link can put a lock back; other uids' files forbid it."""
     with bindfs(tree.root, tmp_path / "seen") as seen:
         os.chown(tree.lock("sid", record(7)), 1234, 1234)
         with the_folder(Tree(seen)) as folder, opened(folder) as opened_lock:

@@ -240,9 +240,7 @@ def test_an_unknown_hold_proof_has_no_series(inventory: LockInventory) -> None:
         assert not [name for name in found if "hold_proof_available" in name]
 
 
-def test_locks_by_verdict_have_series_after_the_first_sweep(
-    inventory: LockInventory,
-) -> None:
+def test_locks_by_verdict_have_series_after_the_first_sweep(inventory: LockInventory) -> None:
     metrics = metrics_of(inventory)
     assert "reaper_locks{" not in exposed(metrics)
     inventory.set_skipped([])
@@ -305,9 +303,7 @@ def test_an_abandoned_lock_that_was_removed_is_a_leaked_session(inventory: LockI
     assert leaked in series(metrics_of(inventory, watching=False))
 
 
-def test_the_sidecar_has_process_metrics_and_a_textfile_has_none(
-    inventory: LockInventory,
-) -> None:
+def test_the_sidecar_has_process_metrics_and_a_textfile_has_none(inventory: LockInventory) -> None:
     assert series(metrics_of(inventory))["process_resident_memory_bytes"] > 0
     assert "process_" not in exposed(metrics_of(inventory, watching=False))
 

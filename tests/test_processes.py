@@ -120,9 +120,7 @@ def test_a_holder_is_unknown_if_proc_does_not_say_whether_its_pid_is_a_thread(
     assert state(sleeper.pid, ticks) is HolderState.UNKNOWN
 
 
-def test_a_dead_process_is_gone_or_until_it_is_reaped_a_zombie(
-    hold: HoldLock, dead_pid: int
-) -> None:
+def test_a_dead_process_is_gone_and_an_unreaped_one_a_zombie(hold: HoldLock, dead_pid: int) -> None:
     assert state(dead_pid, None) is HolderState.GONE
     assert state(dead_pid, 5) is HolderState.GONE
     holder = hold("sid")

@@ -1,4 +1,4 @@
-"""The end of a run, as trajectory and session store tell it."""
+"""The end of a run, read from trajectory and session store."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def test_the_whole_last_attempt_is_read(tree: Tree) -> None:
     assert run.state is RunState.ENDED
 
 
-def test_anything_else_in_the_end_is_a_run_going_on(tree: Tree) -> None:
+def test_any_other_last_record_means_that_a_run_goes_on(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100), a_run(90, 10)[0])
     run = read(tree)
     assert (run.trajectory, run.unmet) == (RunState.RUNNING, Unmet.RUN_GOES_ON)
@@ -56,7 +56,7 @@ def test_a_long_last_record_is_read_whole(tree: Tree) -> None:
     assert read(tree).trajectory is RunState.RUNNING
 
 
-def test_a_longer_one_than_upstream_writes_is_unknown(tree: Tree) -> None:
+def test_a_longer_record_than_upstream_writes_is_unknown(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100)).write_bytes(b"x" * (TAIL + 100) + b"\n")
     assert read(tree).unmet is Unmet.NO_TRAJECTORY
 
@@ -72,7 +72,7 @@ def test_without_a_trajectory_the_transcript_shows_when_the_session_was_written(
 
 
 def test_a_long_attempt_is_read_from_its_start(tree: Tree) -> None:
-    """In a long session one attempt was seen to take 735 kB."""
+    """In a long session an attempt of 735 kB was seen."""
     records = a_run(200, 100)
     for at in (1, 2, 3):
         records[at]["data"] = {**records[at]["data"], "messages": "y" * 250_000}
@@ -94,7 +94,7 @@ def test_the_last_attempt_is_read_once_for_each_change(
 
 
 @pytest.mark.parametrize("later", [step("run", 1, "succeeded"), a_run(90, 80)[-1]])
-def test_a_file_that_is_written_over_between_two_reads_is_unknown(
+def test_a_file_that_is_overwritten_between_two_reads_is_unknown(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, later: dict[str, Any]
 ) -> None:
     path = tree.trajectory("sid", *a_run(200, 100))
@@ -109,7 +109,7 @@ def test_a_file_that_is_written_over_between_two_reads_is_unknown(
     assert read(tree).trajectory is RunState.UNKNOWN
 
 
-def test_a_trajectory_of_another_uid_than_the_locks_is_no_witness(tree: Tree) -> None:
+def test_a_trajectory_of_another_uid_is_no_witness(tree: Tree) -> None:
     path = tree.trajectory("sid", *a_run(200, 100))
     fd = os.open(tree.sessions(), os.O_RDONLY)
     uid = path.stat().st_uid
@@ -121,7 +121,7 @@ def test_a_trajectory_of_another_uid_than_the_locks_is_no_witness(tree: Tree) ->
 
 @pytest.mark.parametrize("how", ["full", "two names", "through a symlink"])
 def test_a_file_that_a_gateway_may_no_longer_write_is_no_witness(tree: Tree, how: str) -> None:
-    """2026.5.22 silently drops its records then: a newer run would not be visible."""
+    """2026.5.22 silently drops its records then, so a newer run is not visible."""
     path = tree.trajectory("sid", *a_run(200, 100))
     assert read(tree).unmet is None
     through_symlink = False
@@ -164,7 +164,7 @@ def point(tree: Tree, target: object) -> None:
     pointer.write_text(json.dumps({"runtimeFile": target}))
 
 
-def test_a_pointer_to_the_file_beside_it_may_name_another_mount_point(tree: Tree) -> None:
+def test_a_pointer_to_the_file_beside_it_may_have_another_mount_point(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100))
     point(tree, "/home/node/.openclaw/agents/main/sessions/sid.trajectory.jsonl")
     assert read(tree).trajectory is RunState.ENDED
@@ -180,10 +180,10 @@ def test_a_pointer_into_the_state_directory_is_followed(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("target", ["outside", "through-dots", "through-link", 7, None, "\0"])
-def test_a_pointer_that_leads_out_is_final_and_unknown(
+def test_with_a_pointer_out_of_the_state_directory_the_run_is_unknown(
     tree: Tree, tmp_path: Path, target: object
 ) -> None:
-    """What lies beside the lock may be an older run's: it must not stand in."""
+    """The file beside the lock is not used instead, because it may be of an older run."""
     tree.trajectory("sid", *a_run(200, 100))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -198,13 +198,13 @@ def test_a_pointer_that_leads_out_is_final_and_unknown(
     assert read(tree).trajectory is RunState.UNKNOWN
 
 
-def test_a_pointer_to_another_sessions_trajectory_is_final_and_unknown(tree: Tree) -> None:
+def test_with_a_pointer_to_another_session_the_run_is_unknown(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100))
     point(tree, str(tree.trajectory("other", *a_run(200, 100))))
     assert read(tree).trajectory is RunState.UNKNOWN
 
 
-def test_a_malformed_pointer_is_unknown(tree: Tree) -> None:
+def test_with_a_malformed_pointer_the_run_is_unknown(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100))
     (tree.sessions() / "sid.trajectory-path.json").write_text("{")
     assert read(tree).trajectory is RunState.UNKNOWN
@@ -220,7 +220,7 @@ def test_the_last_write_is_the_younger_of_transcript_and_trajectory(tree: Tree) 
         assert read(tree).last_write_ms == expected
 
 
-def test_the_transcripts_size_is_told_and_a_missing_one_is_empty(tree: Tree) -> None:
+def test_the_size_of_the_transcript_is_read_and_0_if_it_is_missing(tree: Tree) -> None:
     tree.trajectory("sid", *a_run(200, 100))
     transcript = tree.sessions() / "sid.jsonl"
     os.truncate(transcript, 70_000_000)
@@ -231,7 +231,7 @@ def test_the_transcripts_size_is_told_and_a_missing_one_is_empty(tree: Tree) -> 
     assert read(tree).transcript_bytes is None
 
 
-def test_a_checkpoint_whose_time_cannot_be_read_is_not_quiet(
+def test_a_checkpoint_with_an_unreadable_time_makes_the_last_write_unknown(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.trajectory("sid", *a_run(200, 100))

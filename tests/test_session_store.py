@@ -454,9 +454,7 @@ def test_a_store_that_is_too_large_is_unknown_and_says_what_helps(tree: Tree) ->
     assert shlex.split(problem.split("`")[1])[-1] == "$(rm -r x)"
 
 
-def test_a_store_is_unknown_only_with_more_entries_than_the_bound(
-    tree: Tree,
-) -> None:
+def test_a_store_is_unknown_only_with_more_entries_than_the_bound(tree: Tree) -> None:
     for count, expected in (
         (MOST_ENTRIES, StoreStatus.ENDED),
         (MOST_ENTRIES + 1, StoreStatus.UNKNOWN),

@@ -821,9 +821,7 @@ def test_a_lock_is_remembered_while_its_folder_is_missing(
     assert [found.key for found in the_reaper.act()] == [finding.key]
 
 
-def test_a_deleted_agents_folder_is_reported_even_if_no_lock_was_known(
-    tree: Tree,
-) -> None:
+def test_a_deleted_agents_folder_is_reported_even_if_no_lock_was_known(tree: Tree) -> None:
     the_reaper = reaper(tree)
     assert list(the_reaper.act()) == []
     shutil.rmtree(tree.root / "agents")
@@ -1012,9 +1010,7 @@ def test_the_lock_of_a_holder_in_its_own_pid_namespace_is_removed_when_it_dies(
     assert (verdict, outcome) == ("stale", "removed")
 
 
-def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphaned_at_most(
-    tree: Tree,
-) -> None:
+def test_the_locks_of_pid_1_of_ourselves_and_of_our_parent_are_orphaned_at_most(tree: Tree) -> None:
     pids = {"init": 1, "us": os.getpid(), "parent": os.getppid()}
     for name, pid in pids.items():
         tree.lock(name, record(pid, starttime=start_ticks(pid)))
@@ -1058,9 +1054,7 @@ def test_without_proof_a_pid_alone_does_not_identify_the_holder(
     assert second.judgement.reasons[0] == expected
 
 
-def test_without_proof_the_holder_must_also_be_dead_by_its_pid_in_our_namespace(
-    tree: Tree,
-) -> None:
+def test_without_proof_the_holder_must_also_be_dead_by_its_pid_in_our_namespace(tree: Tree) -> None:
     tree.lock("sid", record(7, starttime=5))
     nested = HolderSeen(state=HolderState.SAME, pid=9000)
     table = FakeProcesses({7: nested, 9000: nested})
@@ -1071,9 +1065,7 @@ def test_without_proof_the_holder_must_also_be_dead_by_its_pid_in_our_namespace(
     assert found.judgement.verdict is Verdict.UNCERTAIN
 
 
-def test_a_holder_that_a_nested_pass_saw_alive_is_not_dead_for_the_outer_pass(
-    tree: Tree,
-) -> None:
+def test_a_holder_that_a_nested_pass_saw_alive_is_not_dead_for_the_outer_pass(tree: Tree) -> None:
     """A pid that was free when the outer pass began can become a holder's before it ends."""
     for session in ("a", "b"):
         tree.lock(session, record(77, starttime=5))

@@ -1,4 +1,4 @@
-"""What `reaper list` and `sweep` show to people, and that they can use it."""
+"""What `reaper list` and `sweep` show to people, and that it can be used as shown."""
 
 import io
 import re
@@ -40,7 +40,7 @@ def lines(
     return stream.getvalue().splitlines()
 
 
-def test_a_lock_takes_one_line_that_says_why_and_what_is_next() -> None:
+def test_a_lock_has_one_line_with_the_reason_and_the_next_step() -> None:
     header, line = lines(a_look(UUID.format(1), KEY))
     assert header.split() == ["ID", "AGE", "PID", "VERDICT", "WHY", "NEXT", "SESSION"]
     cells = ["00000001", "10m00s", "7", "STALE", "process is gone", "sweep", KEY]
@@ -54,20 +54,20 @@ def test_without_a_key_the_agent_is_shown() -> None:
 @pytest.mark.parametrize(
     ("width", "missing"), [(200, ()), (100, ()), (80, ("PID",)), (60, ("PID", "SESSION"))]
 )
-def test_on_a_narrow_terminal_whole_columns_give_way(width: int, missing: tuple[str, ...]) -> None:
-    table = lines(*(a_look(UUID.format(n), KEY) for n in range(20)), width=width)
+def test_on_a_narrow_terminal_columns_are_left_out(width: int, missing: tuple[str, ...]) -> None:
+    table = lines(*(a_look(UUID.format(number), KEY) for number in range(20)), width=width)
     assert len(table) == 21
     assert max(map(len, table)) <= width
     assert {"ID", "AGE", "PID", "VERDICT", "WHY", "NEXT", "SESSION"} - set(table[0].split()) == set(
         missing
     )
-    for n, line in enumerate(table[1:]):
-        assert line.startswith(f"{n:08x}  10m00s")
+    for number, line in enumerate(table[1:]):
+        assert line.startswith(f"{number:08x}  10m00s")
         assert "process is gone" in line
 
 
-def test_without_a_terminal_nothing_is_cut_and_all_is_aligned_without_tabs() -> None:
-    looks = [a_look(UUID.format(n), KEY * n or None) for n in range(3)]
+def test_without_a_terminal_nothing_is_cut_and_spaces_align_the_columns() -> None:
+    looks = [a_look(UUID.format(number), KEY * number or None) for number in range(3)]
     table = lines(*looks)
     assert table[3].endswith(f"  {KEY * 2}")
     assert "\t" not in "".join(table)
@@ -76,7 +76,7 @@ def test_without_a_terminal_nothing_is_cut_and_all_is_aligned_without_tabs() -> 
     assert {line.index("process is gone") for line in table[1:]} == {table[0].index("WHY")}
 
 
-def test_wide_characters_are_as_wide_as_a_terminal_shows_them() -> None:
+def test_wide_characters_count_as_two_columns() -> None:
     first, second = lines(a_look("日本", KEY), a_look("sid", KEY))[1:]
     assert first.index("10m00s") + 2 == second.index("10m00s")
 
@@ -87,7 +87,7 @@ def test_colours_change_no_width() -> None:
     assert [re.sub(r"\x1b\[\d*m", "", line) for line in coloured] == plain
 
 
-def test_more_locks_than_a_table_are_written_as_they_come_with_whole_ids() -> None:
+def test_beyond_a_number_of_rows_locks_are_written_at_once_with_whole_ids() -> None:
     stream = io.StringIO()
     table = Table(stream, columns=["id", "verdict"], width=80, coloured=False)
     for number in range(MOST_ROWS):
@@ -103,12 +103,12 @@ def test_more_locks_than_a_table_are_written_as_they_come_with_whole_ids() -> No
     assert len(stream.getvalue().splitlines()) == MOST_ROWS + 6
 
 
-def test_a_lock_that_is_not_shown_makes_the_names_of_others_longer() -> None:
+def test_short_ids_are_unique_among_locks_that_are_not_shown_too() -> None:
     stream = io.StringIO()
     table = Table(stream, columns=["id"], width=80, coloured=False)
-    one, other = UUID.format(1), UUID.format(1).replace("-0001-", "-f001-")
-    table.add(a_look(other), advice(a_look(other)).brief, shown=False)
-    table.add(a_look(one), advice(a_look(one)).brief, shown=True)
+    shown_id, hidden_id = UUID.format(1), UUID.format(1).replace("-0001-", "-f001-")
+    table.add(a_look(hidden_id), advice(a_look(hidden_id)).brief, shown=False)
+    table.add(a_look(shown_id), advice(a_look(shown_id)).brief, shown=True)
     table.end()
     assert stream.getvalue() == "ID\n00000001-0\n"
 
@@ -126,7 +126,7 @@ def test_a_lock_that_is_not_shown_makes_the_names_of_others_longer() -> None:
         (evidence(NO_PROOF, HolderState.GONE), "cannot check"),
     ],
 )  # fmt: skip
-def test_why_is_a_few_plain_words(seen: Any, why: str) -> None:
+def test_the_reason_is_a_few_plain_words(seen: Any, why: str) -> None:
     assert re.split("  +", lines(found(seen))[1])[4] == why
 
 
@@ -139,7 +139,7 @@ def test_why_is_a_few_plain_words(seen: Any, why: str) -> None:
         (Outcome.FAILED, "failed"),
     ],
 )
-def test_a_sweep_shows_what_became_of_a_lock(outcome: Outcome, result: str) -> None:
+def test_a_sweep_shows_the_result_for_each_lock(outcome: Outcome, result: str) -> None:
     stream = io.StringIO()
     table = Table(stream, columns=["id", "result"], width=None, coloured=False)
     table.add(a_look(outcome=outcome), advice(a_look(outcome=outcome)).brief, shown=True)
@@ -183,7 +183,7 @@ def test_each_id_and_key_that_is_shown_is_accepted(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("command", ["explain", "unlock"])
-def test_a_short_name_of_several_locks_is_an_error_that_lists_them(
+def test_a_short_name_that_fits_several_locks_is_an_error_that_lists_them(
     tree: Tree, command: str
 ) -> None:
     for number in range(3):
@@ -197,7 +197,7 @@ def test_a_short_name_of_several_locks_is_an_error_that_lists_them(
     assert len(list(tree.sessions().glob("*.lock"))) == 3
 
 
-def test_of_many_locks_that_a_short_name_fits_some_are_listed(tree: Tree) -> None:
+def test_some_of_many_locks_that_a_short_name_fits_are_listed(tree: Tree) -> None:
     for number in range(30):
         tree.lock(f"session-{number:02}", record(DEAD))
     done = reap("explain", "session", "--state-dir", tree.root)
@@ -206,7 +206,7 @@ def test_of_many_locks_that_a_short_name_fits_some_are_listed(tree: Tree) -> Non
     assert done.stderr.endswith("  ...\n")
 
 
-def test_force_takes_a_short_name_only_where_it_can_mean_no_other_session(
+def test_force_accepts_a_short_name_only_if_it_can_mean_no_other_session(
     tree: Tree, hold: HoldLock
 ) -> None:
     where = ("--force", "--state-dir", tree.root)
@@ -222,7 +222,7 @@ def test_force_takes_a_short_name_only_where_it_can_mean_no_other_session(
     assert not name.path.exists()
 
 
-def test_a_session_is_found_by_its_exact_name_before_any_longer_one(tree: Tree) -> None:
+def test_an_exact_name_is_found_before_any_longer_one(tree: Tree) -> None:
     for name in ("abcdef12", "abcdef12-and-more", "main", "main-2"):
         tree.lock(name, record(DEAD))
     for name in ("abcdef12", "main"):
@@ -232,7 +232,7 @@ def test_a_session_is_found_by_its_exact_name_before_any_longer_one(tree: Tree) 
         ]
 
 
-def test_the_sentence_is_on_standard_error_unless_that_is_a_terminal(tree: Tree) -> None:
+def test_the_summary_is_on_standard_error_unless_that_is_a_terminal(tree: Tree) -> None:
     tree.lock("dead", record(DEAD))
     where = ("--state-dir", tree.root)
     for command in (("list",), ("sweep", "--dry-run")):
@@ -245,7 +245,7 @@ def test_the_sentence_is_on_standard_error_unless_that_is_a_terminal(tree: Tree)
     assert "1 lock" not in on_a_terminal("sweep", "--dry-run", "-q", *where, columns=200)
 
 
-def test_what_cannot_be_read_is_never_said_to_be_no_locks(tree: Tree) -> None:
+def test_an_unreadable_file_is_never_reported_as_no_locks(tree: Tree) -> None:
     (tree.sessions() / "gone.jsonl.lock").symlink_to("nowhere")
     said = reap("list", "--state-dir", tree.root).stderr
     assert "no locks found, but 1 file or folder cannot be checked\n" in said
@@ -254,7 +254,7 @@ def test_what_cannot_be_read_is_never_said_to_be_no_locks(tree: Tree) -> None:
     assert "1 lock: 1 stale; 1 file or folder cannot be checked\n" in said
 
 
-def test_the_commands_that_are_shown_can_be_copied(tree: Tree, hold: HoldLock) -> None:
+def test_the_commands_that_are_shown_work(tree: Tree, hold: HoldLock) -> None:
     hold(UUID.format(1), age=7200)
     tree.lock("dead", record(DEAD))
     said = reap("list", "--state-dir", tree.root).stderr

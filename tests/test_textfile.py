@@ -1,4 +1,4 @@
-"""Sweeps of a timer: what they write for node_exporter, one after the other."""
+"""The files that consecutive sweeps write for node_exporter."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def sweep(tree: Tree, target: Path) -> Sweep:
 
 
 def value(target: Path, name: str, **labels: str) -> float:
-    """Return the one value of a metric whose labels include those."""
+    """Return the value of the metric whose labels include these."""
     found = []
     for line in target.read_text().splitlines():
         match = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
@@ -52,7 +52,7 @@ def value(target: Path, name: str, **labels: str) -> float:
 REMOVED = {"reason": "dead-pid", "outcome": "removed"}
 
 
-def test_counters_go_on_from_sweep_to_sweep_and_gauges_do_not(
+def test_counters_continue_from_sweep_to_sweep_and_gauges_do_not(
     tree: Tree, target: Path, sweep: Sweep, hold: HoldLock
 ) -> None:
     hold("overdue", age=7200)
@@ -71,14 +71,14 @@ def test_counters_go_on_from_sweep_to_sweep_and_gauges_do_not(
     assert sorted(os.listdir(target.parent)) == ["reaper.prom", "state"]
 
 
-def test_what_fails_in_each_sweep_counts_in_each(tree: Tree, target: Path, sweep: Sweep) -> None:
+def test_an_error_counts_in_each_sweep(tree: Tree, target: Path, sweep: Sweep) -> None:
     (tree.root / "agents" / "linked").symlink_to("/nowhere")
     for count in (1, 2, 3):
         assert sweep().returncode == 1
         assert value(target, "reaper_errors_total", kind="unreadable") == count
 
 
-def test_counts_that_this_sweep_does_not_have_are_kept(
+def test_counts_that_this_sweep_does_not_change_are_kept(
     tree: Tree, target: Path, sweep: Sweep
 ) -> None:
     for options in ((), ("--dry-run",), ()):
@@ -137,7 +137,7 @@ def _fifo(path: Path) -> None:
         (_fifo, "'reaper.prom' is no regular file"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_said_and_counters_start_from_0(
+def test_an_unusable_old_file_is_reported_and_counters_start_from_0(
     tree: Tree, target: Path, sweep: Sweep, spoil: Callable[[Path], None], why: str
 ) -> None:
     for _ in range(2):
@@ -164,7 +164,7 @@ def test_a_name_that_node_exporter_does_not_read_is_refused(tree: Tree, tmp_path
 
 
 def written(*, buckets: tuple[float, ...] = (1, 2), label: str = "kind") -> CollectorRegistry:
-    """What one sweep counts."""
+    """Return the counts of one sweep."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as Metrics does
     registry = CollectorRegistry()
     Gauge("reaper_build_info", "-", registry=registry).set(7)
@@ -177,7 +177,7 @@ def after(old: str, now: CollectorRegistry) -> str:
     return generate_latest(Continued(now, OldCounts(old))).decode()
 
 
-def test_a_histogram_adds_its_buckets_in_order() -> None:
+def test_the_buckets_of_a_histogram_are_added_in_order() -> None:
     text = after(after("", written()), written())
     took = [line for line in text.splitlines() if line.startswith("reaper_took_seconds")]
     assert took == [
@@ -190,7 +190,7 @@ def test_a_histogram_adds_its_buckets_in_order() -> None:
     assert "reaper_build_info 7.0" in text
 
 
-def test_what_another_version_wrote_with_other_buckets_or_labels_starts_from_0() -> None:
+def test_counters_with_other_buckets_or_labels_start_from_0() -> None:
     old = after("", written(buckets=(1, 5), label="type"))
     text = after(old, written())
     assert 'reaper_took_seconds_bucket{le="2.0"} 1.0' in text
@@ -203,7 +203,7 @@ def test_what_another_version_wrote_with_other_buckets_or_labels_starts_from_0()
 @example('reaper_build_info{version="1')
 @example("# TYPE reaper_build_info gauge\nreaper_build_info 1\nx{a=b} 1")
 @example("# HELP x y z\n# TYPE\n#")
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         old = OldCounts(text)
     except TextfileError:

@@ -70,9 +70,7 @@ def test_a_new_lock_is_due_after_the_settle_time(tracked: Tracked) -> None:
     assert key("sid") in tracked.tracker
 
 
-def test_an_agent_has_a_share_of_the_locks_that_events_announce(
-    tracked: Tracked,
-) -> None:
+def test_an_agent_has_a_share_of_the_locks_that_events_announce(tracked: Tracked) -> None:
     assert tracked.appear("one", 10.0)
     assert tracked.appear("two", 10.0)
     assert not tracked.appear("three", 10.0)
@@ -86,9 +84,7 @@ def test_an_agent_has_a_share_of_the_locks_that_events_announce(
     assert not tracked.tracker._number_of
 
 
-def test_a_held_lock_waits_for_its_holder_or_a_probe_and_for_its_deadline(
-    tracked: Tracked,
-) -> None:
+def test_a_held_lock_waits_for_its_holder_or_a_probe_and_for_its_deadline(tracked: Tracked) -> None:
     tracked.tracker.update(a_finding("hidden"), 100.0)
     assert (len(tracked.holders), len(tracked.unseen)) == (0, 1)
     seen = Holder(state=HolderState.SAME, pid=os.getpid())
@@ -140,9 +136,7 @@ def test_a_removed_lock_is_forgotten_and_is_no_completed_hold(tracked: Tracked) 
     assert tracked.holds() == 0
 
 
-def test_the_delay_for_a_lock_that_cannot_be_read_grows_until_it_is_read(
-    tracked: Tracked,
-) -> None:
+def test_the_delay_for_a_lock_that_cannot_be_read_grows_until_it_is_read(tracked: Tracked) -> None:
     for delay in (1, 2, 4):
         tracked.tracker.look_again(key("sid"), "unreadable", 100.0)
         assert tracked.deadlines.next() == 100.0 + delay
@@ -165,9 +159,7 @@ def test_a_sweep_forgets_locks_that_are_gone_and_were_not_announced_since_its_st
     assert tracked.tracker.keys() == {key("met"), key("hidden"), key("late", "other")}
 
 
-def test_a_late_event_of_the_end_ends_the_hold_and_a_missing_one_does_not(
-    tracked: Tracked,
-) -> None:
+def test_a_late_event_of_the_end_ends_the_hold_and_a_missing_one_does_not(tracked: Tracked) -> None:
     tracked.appear("late", 95.0)
     tracked.appear("never", 80.0)
     tracked.tracker.forget_all_but(set(), sees_all, 100.0)

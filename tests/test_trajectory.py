@@ -217,9 +217,7 @@ def test_the_run_must_be_one_of_a_gateway(invocation: list[str], unmet: str | No
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "chain_exhausted"])
-def test_a_record_of_the_fallback_may_follow_the_end_of_the_same_run(
-    outcome: str,
-) -> None:
+def test_a_record_of_the_fallback_may_follow_the_end_of_the_same_run(outcome: str) -> None:
     """Seen: the primary model fails; the attempt of the fallback times out in its tool."""
     first = attempt("A", BEGAN - 9000, BEGAN - 1000, cut_short=False)
     tail = [step("A", 1, "next_fallback"), *stuck()]

@@ -662,9 +662,7 @@ def test_a_lock_seen_not_open_for_the_grace_is_orphaned(state: HolderState, reas
 
 
 @pytest.mark.parametrize("state", sorted(DEAD, key=str))
-def test_without_proof_a_death_counts_only_if_the_holder_was_seen_alive(
-    state: HolderState,
-) -> None:
+def test_without_proof_a_death_counts_only_if_the_holder_was_seen_alive(state: HolderState) -> None:
     reason = "recycled-pid" if state is HolderState.REUSED else "dead-pid"
     run = Run(store=StoreStatus.NONE)
     seen = evidence(NO_PROOF, state, holder_seen_alive=True, run=run)

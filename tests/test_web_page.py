@@ -75,9 +75,7 @@ def test_locks_are_grouped_by_holder_with_stuck_locks_first(serving: Serving) ->
     assert "<summary>2 other locks, held</summary>" in page
 
 
-def test_several_holders_without_stuck_locks_are_one_group(
-    serving: Serving,
-) -> None:
+def test_several_holders_without_stuck_locks_are_one_group(serving: Serving) -> None:
     served = serving()
     overdue(served, "late")
     put(served.inventory, session="healthy")
@@ -87,9 +85,7 @@ def test_several_holders_without_stuck_locks_are_one_group(
     assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
 
 
-def test_a_common_reason_is_shown_once_and_each_lock_has_its_command(
-    serving: Serving,
-) -> None:
+def test_a_common_reason_is_shown_once_and_each_lock_has_its_command(serving: Serving) -> None:
     served = serving()
     for number in range(20):
         overdue(served, f"late-{number}")

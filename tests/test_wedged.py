@@ -1,4 +1,4 @@
-"""Holders that are wedged now."""
+"""Which holders are wedged."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ from tests.conftest import judged, record
         ),
     ],
 )
-def test_stuck_locks_and_freed_ones_count_together_and_memory_for_itself(
+def test_stuck_and_freed_locks_count_together_and_memory_separately(
     load: Load, why: tuple[str, ...]
 ) -> None:
     assert load.exceeded(WedgedLimits(leaked_sessions=3, resident_bytes=1000)) == why
@@ -38,7 +38,7 @@ def test_stuck_locks_and_freed_ones_count_together_and_memory_for_itself(
 
 
 class World:
-    """Processes of the test's making, and what is seen of their locks."""
+    """Processes and their locks, as the sidecar sees them."""
 
     def __init__(self, sessions: int | None = None, resident_bytes: int | None = None) -> None:
         self.alive = {7: 5}
@@ -60,7 +60,7 @@ class World:
         starttime: int | None = 5,
         **how: Any,
     ) -> TrackedLock:
-        """Let the sidecar see a lock, overdue unless `how` says otherwise."""
+        """Add a lock, overdue unless `how` changes the evidence."""
         data = record(pid, age=7200, starttime=starttime)
         lock = Lock(
             state_dir="s",
@@ -86,7 +86,7 @@ class World:
         return seen
 
     def free(self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **how: Any) -> None:
-        """Let the sidecar free a lock whose run is over, or try to."""
+        """Remove an abandoned lock, or fail to."""
         judgement = Judgement(verdict=Verdict.ABANDONED, reasons=(RUN_ENDED,), row=1)
         seen = self.put(session, **how)._replace(
             judgement=judgement, action=Action.REMOVE, outcome=outcome
@@ -97,8 +97,8 @@ class World:
             self.inventory.drop(session)
 
     def is_wedged(self) -> bool:
-        fine, value = self.health.answer(fresh=True)
-        assert value["wedged"] is not fine
+        fine, answer = self.health.answer(fresh=True)
+        assert answer["wedged"] is not fine
         assert bool(self.health.wedged()) is not fine
         return not fine
 
@@ -106,7 +106,7 @@ class World:
 UNSEEN = Holder(state=HolderState.GONE)
 
 
-def test_nobody_is_wedged_where_nobody_asked() -> None:
+def test_without_limits_no_holder_is_wedged() -> None:
     world = World()
     world.put()
     world.free("other")
@@ -115,7 +115,7 @@ def test_nobody_is_wedged_where_nobody_asked() -> None:
     assert world.health.labelled() == []
 
 
-def test_a_stuck_lock_counts_while_it_is_there_and_no_longer() -> None:
+def test_a_stuck_lock_counts_as_long_as_it_exists() -> None:
     world = World(sessions=1)
     assert world.put().judgement.verdict is Verdict.OVERDUE
     assert world.is_wedged()
@@ -123,7 +123,7 @@ def test_a_stuck_lock_counts_while_it_is_there_and_no_longer() -> None:
     assert not world.is_wedged()
 
 
-def test_an_abandoned_lock_goes_on_counting_after_it_was_freed() -> None:
+def test_an_abandoned_lock_still_counts_after_its_removal() -> None:
     world = World(sessions=2)
     world.free("one")
     assert not world.is_wedged()
@@ -146,7 +146,7 @@ def test_an_abandoned_lock_goes_on_counting_after_it_was_freed() -> None:
     assert (holder["stuck_locks"], holder["freed_locks"]) == (0, 2)
 
 
-def test_a_death_ends_it_at_once_and_a_successor_starts_at_none() -> None:
+def test_a_dead_holder_is_not_wedged_and_its_successor_starts_at_0() -> None:
     world = World(sessions=1)
     world.free()
     world.put(starttime=None)
@@ -159,7 +159,7 @@ def test_a_death_ends_it_at_once_and_a_successor_starts_at_none() -> None:
     assert world.health.labelled() == [("s", "7", False)]
 
 
-def test_a_holders_locks_count_together_however_their_records_name_it() -> None:
+def test_the_locks_of_a_holder_count_together_with_any_form_of_its_record() -> None:
     world = World(sessions=3)
     for number in range(3):
         assert not world.is_wedged()
@@ -168,7 +168,7 @@ def test_a_holders_locks_count_together_however_their_records_name_it() -> None:
     assert world.health.labelled() == [("s", "7", True)]
 
 
-def test_any_number_of_named_pids_makes_few_series() -> None:
+def test_any_number_of_pids_makes_few_series() -> None:
     world = World(sessions=1)
     for number in range(900):
         world.put(str(number), pid=10_000 + number, holder=UNSEEN)
@@ -176,7 +176,7 @@ def test_any_number_of_named_pids_makes_few_series() -> None:
     assert len(world.health.answer(fresh=True)[1]["holders"]) == 50
 
 
-def test_any_number_of_holders_takes_bounded_memory_and_the_latest_count() -> None:
+def test_memory_is_bounded_for_any_number_of_holders_and_the_latest_are_kept() -> None:
     world = World(sessions=1)
     for number in range(2000):
         world.alive[number + 10] = 5
@@ -186,13 +186,13 @@ def test_any_number_of_holders_takes_bounded_memory_and_the_latest_count() -> No
     assert {health.name.pid for health in world.health.holders()} == set(range(1010, 2010))
 
 
-def test_a_worker_that_is_late_wedges_nobody() -> None:
+def test_without_a_live_worker_no_holder_is_wedged() -> None:
     world = World(sessions=1)
     world.put()
     assert world.is_wedged()
-    fine, value = world.health.answer(fresh=False)
+    fine, answer = world.health.answer(fresh=False)
     assert fine
-    assert value["fresh"] is False
+    assert answer["fresh"] is False
 
 
 AGENT = Holder(state=HolderState.SAME, program=Program.AGENT, pid=7)
@@ -212,7 +212,7 @@ NOT_OPEN = {"proof": HoldProof.NOT_OPEN, "seen_for": 99.0}
     ],
     ids=["held", "of a dead holder", "no proof", "not open", "of an agent", "of a stranger"],
 )
-def test_a_lock_that_no_gateway_holds_stuck_wedges_nobody(how: dict[str, Any]) -> None:
+def test_a_lock_that_is_not_stuck_or_not_a_gateways_wedges_no_holder(how: dict[str, Any]) -> None:
     world = World(sessions=1)
     world.put(**how)
     assert not world.is_wedged()
@@ -228,7 +228,7 @@ def test_a_holder_that_is_not_visible_is_wedged_only_while_it_holds_a_lock() -> 
     assert not world.is_wedged()
 
 
-def test_memory_wedges_a_holder_that_holds_nothing_any_more_until_it_gives_it_back() -> None:
+def test_memory_wedges_a_holder_without_a_lock_until_it_is_freed() -> None:
     world = World(resident_bytes=2000)
     world.put(age=1.0)
     world.inventory.drop("sid")
