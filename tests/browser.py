@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by the W3C's WebDriver protocol: a few requests to chromedriver."""
+"""Headless Chromium, driven by the W3C's WebDriver protocol through chromedriver."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ class Browser:
         self._process = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.DEVNULL)
         self._port: int = until(lambda: port_of(self._process.pid))
         arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        arguments += ["--disable-lcd-text"]  # small pictures
+        arguments += ["--disable-lcd-text"]  # for small pictures
         arguments += ["--hide-scrollbars", f"--user-data-dir={folder}"]
         arguments += ["--host-resolver-rules=MAP *.example 127.0.0.1"]
         options = {"args": arguments, "binary": shutil.which("chromium")}
@@ -66,11 +66,11 @@ class Browser:
         self._ask("POST", "/url", {"url": url})
 
     def run(self, script: str) -> Any:
-        """Run the body of a function; a promise that it returns is waited for."""
+        """Run the body of a function; wait for a promise that it returns."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
     def complaints(self) -> list[str]:
-        """Return what the console says about errors and of what the policy refused, since last."""
+        """Return the errors and policy violations on the console since the last call."""
         log = self._ask("POST", "/se/log", {"type": "browser"})
         return [entry["message"] for entry in log if entry["level"] != "INFO"]
 

@@ -1,4 +1,4 @@
-"""What the tests share: trees, holders as real processes, the real gateway's package."""
+"""Fixtures of the tests: state directories, real processes as holders, the real gateway."""
 
 import json
 import os
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 TICKS = os.sysconf("SC_CLK_TCK")
 
 DEAD = 2**22 + 1
-"""A pid past the kernel's limit for pids: surely nobody's."""
+"""A pid above the kernel's limit, so that no process has it."""
 
 _OUTSIDE = ("REAPER_", "OPENCLAW_")
 _OUTSIDE_NAMES = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "GITHUB_ACTIONS", "FORCE_COLOR"}
-"""What would change what children do: how fast Python starts, and whether output has colours."""
+"""Variables that change how fast Python starts or whether output has colours."""
 
 
-# Nothing here is timed: a deadline would tell how busy the machine is. `make test` tries the same
+# Without a deadline, because that would measure how busy the machine is. `make test` tries the same
 # examples each time; CI and `make torture` draw new ones.
 settings.register_profile("test", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("ci", deadline=None, max_examples=300, print_blob=True)
@@ -70,8 +70,8 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start what takes longest first, so that no worker is left alone with it at the end; without
-    workers last, so that `-x` stops soon.
+    """Start the longest tests first, so that no worker runs one alone at the end. Without workers,
+    start them last, so that `-x` stops soon.
     """
 
     def seconds(item: pytest.Item) -> float:
@@ -81,8 +81,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=seconds, reverse=hasattr(config, "workerinput"))
 
 
-# Processes: what a test starts ends with it, also where a fixture fails, and before any fixture
-# takes back a mount or a folder that they use.
+# The processes of a test end with the test, even if a fixture fails, and before fixtures remove the
+# mounts and folders that they use.
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -112,7 +112,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the journals of a failed test's sidecars."""
+    """Show the logs of the sidecars of a failed test."""
     report = needs.failed_if_skipped((yield))
     if report.failed:
         for path in sidecar.journals:
@@ -126,7 +126,7 @@ def now_ms() -> int:
 
 
 def start_ticks(pid: int) -> int:
-    """Field 22 of /proc/<pid>/stat, read here by other means than the code under test."""
+    """Return field 22 of /proc/<pid>/stat, without the code under test."""
     text = Path(f"/proc/{pid}/stat").read_text()
     return int(text[text.rindex(")") + 2 :].split()[19])
 
@@ -134,7 +134,7 @@ def start_ticks(pid: int) -> int:
 def record(
     pid: object, *, age: float = 0.0, starttime: object = None, max_hold_ms: object = 1_020_000
 ) -> bytes:
-    """Return a lock file's bytes as the gateway writes them; `age` in seconds."""
+    """Return the bytes of a lock file in the gateway's format; `age` in seconds."""
     fields: dict[str, object] = {
         "pid": pid,
         "createdAt": iso(now_ms() - int(age * 1000)),
@@ -150,7 +150,7 @@ Meanwhile = Callable[[str, Callable[[], object]], None]
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
-    """Force something to happen just before the next call of a function of `removal`."""
+    """Return a function that runs another just before the next call of a function of `removal`."""
 
     def arrange(function: str, happens: Callable[[], object]) -> None:
         real = getattr(removal, function)
@@ -167,7 +167,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
 
 def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> TrackedLock:
-    """Return what is known of a lock with this evidence, judged by the default limits."""
+    """Return the lock with this evidence, judged by the default limits."""
     judgement = judge(evidence, Limits())
     return TrackedLock(
         lock=evidence.lock,
@@ -181,7 +181,7 @@ def judged(evidence: Evidence, *, at: float, outcome: Outcome | None = None) -> 
 
 @dataclass
 class Tree:
-    """A state directory in the making."""
+    """A state directory, and functions that add to it."""
 
     root: Path
 
@@ -225,8 +225,8 @@ class Tree:
 
 
 def a_run(began: float, ended: float, **how: Any) -> list[dict[str, Any]]:
-    """Return the records of a gateway's run, from `began` to `ended` seconds ago; cut short while
-    it was in its tool unless `cut_short=False` is given.
+    """Return the records of a gateway's run from `began` to `ended` seconds ago. It was cut short
+    in its tool unless `cut_short=False` is given.
     """
     now = now_ms()
     return attempt("run", now - int(began * 1000), now - int(ended * 1000), **how)
@@ -240,7 +240,7 @@ def created_ms(path: Path) -> int:
 
 
 class LongUp(ProcessTable):
-    """The real process table, in which each process began before any run of a test."""
+    """The real process table, but each process began before any run of a test."""
 
     def began_ms(self, starttime: int) -> int:
         return 0
@@ -255,8 +255,8 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.fixture
 def public_tree() -> Iterator[Tree]:
-    """Return a tree that other uids can reach, whatever becomes of pytest's own folders, which any
-    other pytest of the same user closes to others when it starts.
+    """Yield a tree that other uids can reach. Pytest's folders are closed to them, also by another
+    pytest of the same user.
     """
     with tempfile.TemporaryDirectory(prefix="reaper-test-") as folder:
         os.chmod(folder, 0o755)
@@ -287,17 +287,14 @@ for line in sys.stdin:
         os.close(fd)
     elif command == "release":
         os.close(fd); os.unlink(path)
-    elif command == "take again":  # as the gateway does, which leaks what was removed under it
+    elif command == "take again":  # as a gateway does, which leaks a removed lock
         fd = take()
     print("done", flush=True)
 """
 
 
 class Holder:
-    """A real process in the role of the gateway, that holds one lock file open for writing.
-
-    By its arguments it is a gateway.
-    """
+    """A real process that holds a lock file open for writing, with the arguments of a gateway."""
 
     def __init__(
         self,
@@ -334,7 +331,7 @@ class Holder:
         assert self.process.stdout.readline().strip() == expected
 
     def kill(self, *, reap: bool = True) -> None:
-        """SIGKILL the holder and all below it; wait until the kernel has closed its files."""
+        """SIGKILL the holder and its children; wait until the kernel has closed their files."""
         if reap:
             kill_family(self.process)
         else:
@@ -356,7 +353,7 @@ HoldLock = Callable[..., Holder]
 
 @pytest.fixture
 def hold(tree: Tree) -> Iterator[HoldLock]:
-    """Start a process that takes and holds the lock of a session of the tree."""
+    """Return a function that starts a holder of a session's lock."""
     holders: list[Holder] = []
 
     def start(session: str, *, agent: str = "main", **how: Any) -> Holder:
@@ -371,7 +368,7 @@ def hold(tree: Tree) -> Iterator[HoldLock]:
 
 @pytest.fixture
 def watching(tree: Tree) -> Watching:
-    """Start a sidecar, of the tree unless another `root` is given."""
+    """Return a function that starts a sidecar of the tree, or of another `root`."""
 
     def start(*options: str, root: Path | None = None, **how: Any) -> Sidecar:
         return Sidecar(root or tree.root, *options, **how)
@@ -381,7 +378,7 @@ def watching(tree: Tree) -> Watching:
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serving"]:
-    """Start servers that render each answer again, so that tests need not wait for a second."""
+    """Return a function that starts servers without the cache of one second."""
     from reaper.web import app
     from tests.serving import Served
 
@@ -443,7 +440,7 @@ StartGateway = Callable[..., "Gateway"]
 
 @pytest.fixture
 def gateways(openclaw: OpenClaw, provider: Provider, tmp_path: Path) -> Iterator[StartGateway]:
-    """Start gateways, each with a state directory of its own unless `root` names an older one's."""
+    """Return a function that starts gateways, each with its own state directory or with `root`."""
     from tests.gateway import Gateway
 
     started: list[Gateway] = []
@@ -453,7 +450,7 @@ def gateways(openclaw: OpenClaw, provider: Provider, tmp_path: Path) -> Iterator
         gateway = Gateway(release, root, provider, **how)
         started.append(gateway)
         gateway.start()
-        # The first run of each gateway is slow to begin.
+        # The first run of each gateway begins slowly.
         gateway.hello("first")
         return gateway
 

@@ -1,7 +1,7 @@
 r"""A strict reader of logfmt, by the grammar of github.com/go-logfmt/logfmt, which Loki uses.
 
-A line is `key=value` pairs with one space between. A key has no space, `=`, `"` or control
-character. A value is bare, without those, or a JSON string. No key is there twice.
+A line is `key=value` pairs, separated by one space. A key has no space, `=`, `"` or control
+character. A value is bare, without those, or a JSON string. No key occurs twice.
 """
 
 import json
@@ -14,7 +14,7 @@ _PAIR: Final = re.compile(
 
 
 def parse(line: str) -> dict[str, str]:
-    """Return the pairs of one line. Raises AssertionError where it is no logfmt."""
+    """Return the pairs of one line. Raises AssertionError if it is not logfmt."""
     pairs: dict[str, str] = {}
     at = 0
     while at < len(line):

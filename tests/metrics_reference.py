@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.metrics_reference
 
-writes it again.
+writes the table.
 """
 
 import re
@@ -21,12 +21,12 @@ HEAD = "| metric | type | labels | what it says |\n|---|---|---|---|\n"
 def _labels(family: Metric) -> list[str]:
     if family.samples:
         return [name for name in family.samples[0].labels if name != "le"]
-    # A family without samples keeps the names of its labels to itself.
+    # A family without samples has the names of its labels only in a private attribute.
     return list(getattr(family, "_labelnames", ()))
 
 
 def with_table(page: str) -> str:
-    """Return the page with its table made again."""
+    """Return the page with a new table."""
     metrics = Metrics(
         LockInventory(),
         version="1",
@@ -40,7 +40,7 @@ def with_table(page: str) -> str:
     rows = []
     for family in metrics.registry.collect():
         if family.name.startswith("process_"):
-            continue  # prometheus_client's own
+            continue  # metrics of prometheus_client
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(_labels(family))
         rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n")

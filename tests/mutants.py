@@ -1,12 +1,11 @@
-"""Break the program on purpose, one place at a time: a named test must notice each time.
+"""Break the program on purpose, in one place at a time; a test must notice each change.
 
     python -m tests.mutants            all of tests/mutants.toml
-    python -m tests.mutants W01 L03    those whose name begins so
+    python -m tests.mutants W01 L03    those with names that begin so
 
-Each mutant is a piece of text that occurs once in a file, and what replaces it. It is applied to a
-copy of the tree, and its tests run there: its own, or else those that the list names for the file.
-Exit code: 0 where a test fails for each mutant, 1 where one survives, 2 where the list or the tests
-themselves are wrong.
+Each mutant is a text that occurs once in a file, and its replacement. It is applied to a copy of
+the tree, and its tests run there: its own, or else those that the list names for the file. Exit
+code: 0 if a test fails for each mutant, 1 if one survives, 2 if the list or the tests are wrong.
 """
 
 import os
@@ -26,12 +25,12 @@ _REPO: Final = Path(__file__).resolve().parents[1]
 _LIST: Final = Path(__file__).with_suffix(".toml")
 _COPIED: Final = ("reaper", "tests", "docs", "deploy/terminal", "pyproject.toml")
 _PATIENCE: Final = 600.0
-"""Seconds for the tests of one mutant. One that makes them hang is noticed by that."""
+"""Seconds for the tests of a mutant. A mutant that makes them hang counts as noticed."""
 _PASSED, _FAILED = 0, 1  # pytest's exit codes
 
 
 class Mutant(NamedTuple):
-    """`name` begins with a letter for the file; `means` is what the program would do wrongly."""
+    """`name` begins with a letter for the file; `means` says what the program does wrongly."""
 
     name: str
     means: str
@@ -41,7 +40,7 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
     def mutated(self, tree: Path) -> str:
-        """Raises ValueError where the text does not occur, or occurs more than once."""
+        """Return the changed text. Raises ValueError unless the old text occurs exactly once."""
         text = (tree / self.file).read_text()
         if (count := text.count(self.old)) != 1:
             raise ValueError(f"{self.name}: its text occurs {count} times in {self.file}")
@@ -50,11 +49,11 @@ class Mutant(NamedTuple):
     def apply(self, tree: Path) -> None:
         path = tree / self.file
         path.write_text(self.mutated(tree))
-        os.utime(path, (0, 0))  # bytecode is used for a source of the same size and second
+        os.utime(path, (0, 0))  # else old bytecode is used for a source of the same size and second
 
 
 def read(path: Path = _LIST) -> list[Mutant]:
-    """Return the list. Raises KeyError, TypeError, ValueError where it is not one."""
+    """Return the list. Raises KeyError, TypeError, ValueError if it is not valid."""
     listed = tomllib.loads(path.read_text())
     tests = listed["tests"]
     mutants = [
@@ -81,7 +80,7 @@ def _copy(source: Path, *ignored: str) -> Iterator[Path]:
 
 
 def _exit_code(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Run tests in a copy; return pytest's exit code, and the last line that it writes."""
+    """Run tests in a copy; return pytest's exit code and its last line."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -119,15 +118,15 @@ def run(mutants: list[Mutant], repo: Path = _REPO, *, workers: int = 1) -> int:
     """Try all mutants, print a line for each, and return the exit code."""
     tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
     worst = 0
-    with ThreadPoolExecutor(workers) as pool, _copy(repo, "__pycache__") as whole:
+    with ThreadPoolExecutor(workers) as pool, _copy(repo, "__pycache__") as checked_copy:
         for mutant in mutants:
-            mutant.mutated(whole)  # only to see that its text is there
-        code, said = _exit_code(whole, tests)
+            mutant.mutated(checked_copy)  # checks that its text occurs
+        code, said = _exit_code(checked_copy, tests)
         if code != _PASSED:
             print(f"the tests do not pass without any mutant: {said}")
             return 2
-        # The copies of this copy have the bytecode that the tests have left there.
-        for code, line in pool.map(lambda mutant: _try(mutant, whole), mutants):
+        # The copies of this copy include the bytecode that the tests left.
+        for code, line in pool.map(lambda mutant: _try(mutant, checked_copy), mutants):
             print(line, flush=True)
             worst = max(worst, code)
     return worst

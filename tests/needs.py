@@ -1,8 +1,8 @@
-"""What tests need beyond Python, and what a run could not test because it is missing.
+"""What tests need beyond Python, and how a run reports what is missing.
 
-A skipped test names what is missing and the cure. The end of a run lists all of that in one block.
-With TESTS_COMPLETE=1, as `.ci/run` sets it, a skipped test fails, unless only another kernel
-would help and `KERNEL_MAY_LACK` allows it.
+A skipped test names what is missing and the cure. The end of a run lists all of them. With
+TESTS_COMPLETE=1, which `.ci/run` sets, a skipped test fails unless only another kernel would help
+and `KERNEL_MAY_LACK` allows it.
 """
 
 import os
@@ -34,7 +34,7 @@ PACKAGES: Final = {
 KERNEL_MAY_LACK: Final = {
     "f2fs": "an optional module that many kernels are built without; no package brings it",
 }
-"""What no installation can cure, so that it may skip everywhere, and why."""
+"""Features that no installation can add, and why. Their tests may skip everywhere."""
 
 COMPLETE: Final = bool(os.environ.get("TESTS_COMPLETE"))
 _INSTALL: Final = "apt-get install "
@@ -42,15 +42,15 @@ _KERNEL: Final = "another kernel: "
 
 
 def program(name: str) -> str:
-    """Return where a program is; skip the test where it is not installed."""
+    """Return the path of a program; skip the test if it is not installed."""
     path = shutil.which(name)
     if path is None:
         missing(name, PACKAGES[name])
     return path
 
 
-def missing(what: str, packages: str) -> NoReturn:
-    not_tested(f"{what} is not installed", cure=_INSTALL + packages)
+def missing(name: str, packages: str) -> NoReturn:
+    not_tested(f"{name} is not installed", cure=_INSTALL + packages)
 
 
 def kernel_lacks(feature: str, detail: str) -> NoReturn:
@@ -58,7 +58,7 @@ def kernel_lacks(feature: str, detail: str) -> NoReturn:
 
 
 def not_tested(why: str, *, cure: str) -> NoReturn:
-    """Skip the test, and say what would make it run here."""
+    """Skip the test, and say what would make it run."""
     pytest.skip(f"NOT TESTED: {why} [{cure}]")
 
 
@@ -73,7 +73,7 @@ def _cure(reason: str) -> str:
 
 
 def failed_if_skipped(report: pytest.TestReport) -> pytest.TestReport:
-    """Make a failure of a skip that is not allowed, where everything must be tested."""
+    """Turn a skip that is not allowed into a failure if everything must be tested."""
     if COMPLETE and report.skipped and not hasattr(report, "wasxfail"):
         cure = _cure(_reason(report))
         if cure.removeprefix(_KERNEL) not in KERNEL_MAY_LACK:
@@ -83,7 +83,7 @@ def failed_if_skipped(report: pytest.TestReport) -> pytest.TestReport:
 
 
 def summarize(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one block what was not tested here, and what would change that."""
+    """Write what was not tested, and what would change that."""
     write = terminalreporter.write_line
     reasons = Counter(_reason(skip) for skip in terminalreporter.stats.get("skipped", ()))
     if reasons:

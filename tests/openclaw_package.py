@@ -1,4 +1,4 @@
-"""The real gateway, from npm, once into a cache folder; bounded in time, and shared by all runs."""
+"""The real gateway from npm, installed once into a cache folder that all runs share."""
 
 import fcntl
 import os
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VERSION = "2026.5.22"
-"""The release in the seed's bug report."""
+"""The release in the original bug report."""
 LATER = "2026.6.11"
-"""A release that replaces its trajectory at the end of an attempt instead of appending to it."""
+"""A release that replaces its trajectory at the end of each attempt."""
 NEWEST = "2026.9.6"
-"""A release without session locks, whose other locks are taken back under a guard."""
+"""A release without session locks; it reclaims its other locks under a guard."""
 NODE_VERSION = "24.16.0"
 _INSTALL_SECONDS = 600
 
@@ -33,19 +33,19 @@ class OpenClaw:
         raise LookupError(f"no lock module in {self.package}/dist")
 
 
-class Unavailable(Exception):  # noqa: N818  # a state of the machine, no error of ours
+class Unavailable(Exception):  # noqa: N818  # a state of the machine, not an error
     """The package is not available on this machine; the text says why."""
 
 
 def cache() -> Path:
-    """Return the folder that all runs share, made if need be."""
+    """Return the folder that all runs share; create it if necessary."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openclaw-lock-reaper"
     root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 def install(version: str = VERSION) -> OpenClaw:
-    """Return a release, fetched where the cache has none yet. Raises Unavailable."""
+    """Return a release; fetch it if the cache does not have it. Raises Unavailable."""
     root = cache()
     arch = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     node = f"node-linux-{arch}"
@@ -60,7 +60,7 @@ def install(version: str = VERSION) -> OpenClaw:
 
 
 def npm_install(folder: Path, package: str) -> None:
-    """Install a package into a folder of its own, once. Raises Unavailable."""
+    """Install a package into its own folder, once. Raises Unavailable."""
     if (folder / ".done").exists():
         return
     npm = shutil.which("npm")

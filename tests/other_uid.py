@@ -1,8 +1,8 @@
-"""How another uid runs the interpreter and the package that are under test.
+"""How another uid runs the interpreter and the package under test.
 
-Where one of them lies below a folder that is closed to others, as a home of mode 0700 is, another
-uid cannot reach it; or it finds another Python on the way, and tests that. It then runs in a mount
-namespace of its own, where an open folder covers the closed one and has in it what Python needs.
+Below a folder that is closed to others, such as a home of mode 0700, another uid cannot reach them,
+or it finds another Python. It then runs in a new mount namespace, where an open folder with all
+that Python needs covers the closed one.
 """
 
 import functools
@@ -20,16 +20,16 @@ _REPO: Final = Path(reaper.__file__).parents[1]
 
 
 def as_other_uid(*setpriv: str) -> tuple[str, ...]:
-    """Return what to put before a command, so that setpriv runs it with these options.
+    """Return a wrapper that runs a command by setpriv with these options.
 
-    The test skips where these options leave no way to this interpreter and package.
+    Skips the test if another uid cannot reach this interpreter and package.
     """
     return (*way_of(*setpriv), "setpriv", *setpriv)
 
 
 @functools.cache
 def way_of(*setpriv: str) -> tuple[str, ...]:
-    """Return what must come before setpriv with these options: nothing, or a mount namespace."""
+    """Return what must precede setpriv with these options: nothing, or a mount namespace."""
     ways: tuple[tuple[str, ...], ...] = ((), _opened())
     for way in ways:
         if _said((*way, "setpriv", *setpriv)) == _said(()):
@@ -46,7 +46,7 @@ def _said(wrap: tuple[str, ...]) -> str:
 
 
 def _opened() -> tuple[str, ...]:
-    """Return what runs a command where no closed folder is above what Python needs."""
+    """Return a wrapper that runs a command with no closed folder above what Python needs."""
     needed = _needed()
     closed = {
         parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001
@@ -70,7 +70,7 @@ def _quoted(path: Path) -> str:
 
 
 def _needed() -> list[Path]:
-    """Return the folders that Python needs, without those that lie in another one of them."""
+    """Return the folders that Python needs, without those inside another one."""
     found = {_REPO, *map(Path, (sys.base_prefix, sys.prefix, *sys.path))}
     folders = {folder for path in found for folder in (path, path.resolve()) if folder.is_dir()}
     return sorted(folder for folder in folders if not folders & set(folder.parents))

@@ -1,4 +1,4 @@
-"""What the page is to show in each state, as its pictures have it."""
+"""The states of the page that its pictures and tests show."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ KINDS = ("nothing", "one", "stuck", "sixty", "stopped", "blind", "void", "all")
 
 
 def ident(number: int) -> str:
-    """Return the id of a session, as gateways make them."""
+    """Return a session id in the format of gateways."""
     return str(uuid.UUID(bytes=hashlib.sha256(b"%d" % number).digest()[:16], version=4))
 
 
@@ -117,7 +117,7 @@ def healthy() -> list[TrackedLock]:
 
 
 def two_stuck(inventory: LockInventory) -> list[TrackedLock]:
-    """Return what the pictures of the documents show, and remember what was done before."""
+    """Return the locks of the pictures in the documents; remember earlier actions."""
     now = int(time.time() * 1000)
     removed = dead(6)._replace(outcome=Outcome.REMOVED)
     for minutes in (41, 21, 19):
@@ -148,7 +148,7 @@ def sixty() -> list[TrackedLock]:
 
 
 def fill(served: Served, kind: str) -> None:
-    """Let it be known what the page is to show."""
+    """Fill the inventory for this state of the page."""
     inventory = served.inventory
     locks = [] if kind in {"void", "nothing"} else healthy()
     hour = [0] * 60

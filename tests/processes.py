@@ -1,7 +1,7 @@
-"""Every process that a test starts, with one owner: none outlives its test.
+"""The processes that tests start; none outlives its test.
 
-`start` is for any command, `reap` and `start_reaper` for the program itself, `kill_family` for a
-process and all below it. What a test leaves running, conftest.py ends after it.
+`start` starts any command, `reap` and `start_reaper` start the program itself, and `kill_family`
+kills a process and its children. conftest.py ends the processes that a test leaves running.
 """
 
 import io
@@ -24,16 +24,16 @@ import psutil
 from reaper.core.verdict import Limits
 
 PATIENCE: Final = 120.0
-"""Seconds that anything may take before it counts as never; no bound on how fast it must be."""
+"""Seconds to wait for anything before it counts as never; not a bound on speed."""
 
 RUN_REAPER: Final = (sys.executable, "-P", str(Path(__file__).with_name("run_reaper.py")))
 
 _STARTUP_VARIABLES: Final = ("PYTHON", "LC_", "LANG")
-"""Python reads these when it starts, so a forked process cannot follow them."""
+"""Python reads these at its start, so they have no effect in a forked process."""
 
 
 class ForkedReaper:
-    """A `reaper` process that a fork server started; as much of a Popen as tests use."""
+    """A `reaper` process of the fork server, with the part of Popen that tests use."""
 
     def __init__(self, pid: int, status: socket.socket) -> None:
         self.pid = pid
@@ -73,7 +73,7 @@ class ForkedReaper:
 
 
 class _ForkServer:
-    """One process with all of `reaper` imported, which forks for each request."""
+    """A process that has imported all of `reaper` and forks for each request."""
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,14 +113,14 @@ _server: list[_ForkServer] = []
 
 
 def start(command: Any, **how: Any) -> "subprocess.Popen[str]":
-    """Start a process as Popen does; it ends with the test at the latest. Its pipes carry text."""
+    """Start a process as Popen does, with text pipes; it ends with the test at the latest."""
     process = subprocess.Popen(command, text=True, **how)
     _started.append(process)
     return process
 
 
 def command_of(*arguments: object, limits: Mapping[str, float] | None = None) -> list[str]:
-    """Return the command line of a cold start of `reaper`."""
+    """Return the command of a cold start of `reaper`."""
     program = [*RUN_REAPER, json.dumps(limits)] if limits else [sys.executable, "-m", "reaper"]
     return [*program, *map(str, arguments)]
 
@@ -135,8 +135,8 @@ def start_reaper(
 ) -> AnyProcess:
     """Start `reaper`, with `env` added to the environment and `limits` in place of the defaults.
 
-    It is forked from a process that has imported it. With `wrap` before it, with a pipe to read
-    from, or with variables that Python reads at its start, it starts cold.
+    It is forked from a process that has imported it. With `wrap`, with a pipe, or with variables
+    that Python reads at its start, it starts cold.
     """
     assert not set(limits or ()) - set(Limits._fields), f"no such limits: {limits}"
     environment = {**os.environ, **(env or {})}
@@ -171,7 +171,7 @@ def reap(
     limits: Mapping[str, float] | None = None,
     wrap: tuple[str, ...] = (),
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `reaper` to its end and return what it said; see `start_reaper`."""
+    """Run `reaper` to its end and return exit code and output; see `start_reaper`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = start_reaper(
             *arguments, env=env, limits=limits, wrap=wrap, stdout=out, stderr=err
@@ -188,7 +188,7 @@ def _all(file: IO[bytes]) -> str:
 
 
 def kill_family(process: AnyProcess) -> None:
-    """SIGKILL a process and all below it; return when the kernel has closed their files."""
+    """SIGKILL a process and its children; return when the kernel has closed their files."""
     leader = psutil.Process(process.pid)
     family = [*leader.children(recursive=True), leader]
     for member in family:
@@ -201,7 +201,7 @@ def kill_family(process: AnyProcess) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Return whether it is neither gone nor a zombie that its new parent has not reaped yet."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -209,12 +209,12 @@ def runs(pid: int) -> bool:
 
 
 def begin_test() -> None:
-    """Own what is started from now on, until `end_test`."""
+    """Own the processes that are started until `end_test`."""
     _started.clear()
 
 
 def end_test() -> None:
-    """End what the test started, the latest first, with all below it; close its pipes."""
+    """End the processes of the test and their children, the latest first; close their pipes."""
     while _started:
         process = _started.pop()
         if process.poll() is None:

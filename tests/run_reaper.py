@@ -1,11 +1,11 @@
-"""The program `reaper`, as tests start it: with limits of their own, cold or forked.
+"""The program `reaper` as tests start it: with other limits, cold or forked.
 
     python -P tests/run_reaper.py '{"orphan_grace": 1.0}' watch --state-dir ...
     python -P tests/run_reaper.py --serve DESCRIPTOR
 
-The first runs `reaper` once, with those limits in place of the default ones. The second imports the
-whole program once, then forks a process for each request that arrives on the socket; a start costs
-a twentieth of a cold one. tests/processes.py has the other end of that socket.
+The first runs `reaper` once with those limits. The second imports the whole program once and then
+forks a process for each request on the socket; such a start costs a twentieth of a cold one.
+tests/processes.py has the other end of the socket.
 """
 
 import gc
@@ -25,7 +25,7 @@ _LARGEST_REQUEST = 1 << 20
 
 
 class Request(NamedTuple):
-    """What one forked process shall be; its descriptors are 0, 1 and 2 by then."""
+    """What a forked process runs; it then has the descriptors 0, 1 and 2."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def run(arguments: list[str], limits: dict[str, float]) -> None:
-    """Run the program as the command `reaper` does; it raises SystemExit at its end."""
+    """Run the program as the command `reaper` does. Raises SystemExit."""
     sys.argv = ["reaper", *arguments]
     if limits:
         _inject(limits)
@@ -54,7 +54,7 @@ def _inject(given: dict[str, float]) -> None:
 
 
 def _import_all() -> None:
-    """Import what the program may need at all, and let no fork look for garbage in it."""
+    """Import all modules of the program, and exclude them from garbage collection in forks."""
     import reaper
     from reaper import cli
 
@@ -68,10 +68,10 @@ def _import_all() -> None:
 
 
 def serve(channel: socket.socket) -> Request:
-    """Fork a process for each request on the channel, and say on its socket how it ended.
+    """Fork a process for each request on the channel; send its exit code on its socket.
 
-    Return the request in each forked process; never return in the server, which ends, and all its
-    processes with it, when the other end of the channel is closed.
+    Returns the request in each forked process. The server never returns: when the other end of the
+    channel is closed, it kills its processes and exits.
     """
     selector = selectors.DefaultSelector()
     selector.register(channel, selectors.EVENT_READ)
@@ -98,9 +98,9 @@ def serve(channel: socket.socket) -> Request:
                 selector.close()
                 channel.close()
                 status.close()
-                for pidfd, (_, other) in running.items():
+                for pidfd, (_, other_status) in running.items():
                     os.close(pidfd)
-                    other.close()
+                    other_status.close()
                 request = Request(*json.loads(data))
                 _become(request, descriptors)
                 return request
@@ -113,7 +113,7 @@ def serve(channel: socket.socket) -> Request:
 
 
 def _say(status: socket.socket, number: int) -> None:
-    with suppress(OSError):  # nobody waits for that process any longer
+    with suppress(OSError):  # no process waits for the exit code any longer
         status.send(str(number).encode())
 
 
@@ -125,13 +125,13 @@ def _become(request: Request, descriptors: list[int]) -> None:
     os.environ.update(request.environment)
     time.tzset()
     os.chdir(request.folder)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for as long as the process runs
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  # open until the process ends
     sys.stdout = _stream(1, sys.stdout)
     sys.stderr = _stream(2, sys.stderr)
 
 
 def _stream(number: int, like: Any) -> Any:
-    """Return what Python itself makes of a standard stream at its start."""
+    """Return a standard stream as Python opens it at its start."""
     return open(
         number,
         "w",
@@ -143,12 +143,12 @@ def _stream(number: int, like: Any) -> Any:
 
 
 def main() -> None:
-    first, *rest = sys.argv[1:]
-    if first != "--serve":
-        run(rest, json.loads(first))
+    option, *arguments = sys.argv[1:]
+    if option != "--serve":
+        run(arguments, json.loads(option))
         return
     _import_all()
-    request = serve(socket.socket(fileno=int(rest[0])))
+    request = serve(socket.socket(fileno=int(arguments[0])))
     run(request.arguments, request.limits)
 
 

@@ -6,7 +6,7 @@ from reaper.watch.deadlines import Deadlines
 from tests.watch_parts import key
 
 
-def test_what_is_due_is_returned_once_and_the_rest_stays() -> None:
+def test_a_due_lock_is_returned_once_and_the_others_stay() -> None:
     deadlines = Deadlines()
     deadlines.set(key("late"), 30.0)
     deadlines.set(key("early"), 10.0)
@@ -26,7 +26,7 @@ def test_only_the_last_deadline_of_a_lock_counts() -> None:
     assert deadlines.pop_due(100.0) == {}
 
 
-def test_infinity_is_no_deadline() -> None:
+def test_a_deadline_of_infinity_means_none() -> None:
     deadlines = Deadlines()
     assert deadlines.next() == math.inf
     deadlines.set(key("sid"), 10.0)
@@ -35,7 +35,7 @@ def test_infinity_is_no_deadline() -> None:
     assert deadlines.pop_due(100.0) == {}
 
 
-def test_deadlines_that_are_replaced_do_not_pile_up() -> None:
+def test_replaced_deadlines_do_not_pile_up() -> None:
     deadlines = Deadlines()
     for number in range(1000):
         deadlines.set(key("far"), 10_000.0 + number)

@@ -1,4 +1,4 @@
-"""The demo, as a pipe and as a terminal of 80 columns get it."""
+"""The demo, on a pipe and on a terminal of 80 columns."""
 
 import fcntl
 import io
@@ -34,7 +34,7 @@ def demo(tmp_path: Path, **how: Any) -> "subprocess.Popen[Any]":
 
 
 @pytest.mark.long(seconds=30)
-def test_without_a_terminal_each_caption_is_said_once_it_is_true(tmp_path: Path) -> None:
+def test_without_a_terminal_each_caption_is_printed_when_it_is_true(tmp_path: Path) -> None:
     process = demo(tmp_path, stdout=subprocess.PIPE)
     lines = process.communicate(timeout=PATIENCE)[0].splitlines()
     assert process.returncode == 0
@@ -62,7 +62,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_demo_quietly(tmp_path: Path) -> None:
     process = demo(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
@@ -74,7 +74,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
 
 
 @pytest.mark.long(seconds=30)
-def test_a_terminal_of_80_columns_shows_which_lock_went(tmp_path: Path) -> None:
+def test_a_terminal_of_80_columns_shows_which_lock_was_removed(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     process = demo(tmp_path, stdout=theirs, stderr=theirs)
@@ -94,11 +94,11 @@ def test_a_terminal_of_80_columns_shows_which_lock_went(tmp_path: Path) -> None:
     assert "the page: http://127.0.0.1:" in text
     last = text[text.rindex("'healthy': its lock is still there.") :]
     assert "HELD" in last
-    assert "http" not in last  # nobody serves it any more
+    assert "http" not in last  # it is no longer served
     assert last.rstrip().endswith("changes nothing.")
 
 
-def test_a_lock_that_is_not_removed_is_said_with_the_reason(
+def test_a_lock_that_is_not_removed_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(story, "_PATIENCE", 0.0)
@@ -106,13 +106,13 @@ def test_a_lock_that_is_not_removed_is_said_with_the_reason(
     shown = io.StringIO()
     inventory, screen = LockInventory(), PlainScreen(Console(file=shown))
     with ExitStack() as holders:
-        told = story._Story(tmp_path, inventory, screen, Log(screen), holders)
-        assert not told._removed("sid", "removed")
+        the_story = story._Story(tmp_path, inventory, screen, Log(screen), holders)
+        assert not the_story._removed("sid", "removed")
         inventory.put(1, a_lock(session="sid"))
-        assert not told._removed("sid", "removed")
+        assert not the_story._removed("sid", "removed")
         how: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "file-system"}
         inventory.put(1, a_lock(session="sid", holder=Holder(state=HolderState.GONE), **how))
-        assert not told._removed("sid", "removed")
+        assert not the_story._removed("sid", "removed")
     assert shown.getvalue() == (
         "'sid': its lock was not removed (unknown).\n"
         "'sid': its lock was not removed (held).\n"

@@ -1,4 +1,4 @@
-"""The documents: each link leads somewhere, and the runbook has a place for everything."""
+"""The documents: the targets of links, and what the runbook must explain."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_link_leads_to_a_file_and_a_heading_that_are_there(document: Path) -> None:
+def test_each_link_leads_to_an_existing_file_and_heading(document: Path) -> None:
     text = document.read_text()
     links = re.findall(r"\]\(([^)\s]+)\)", without_code(text))
     links += re.findall(r'(?:src|href)="([^"]+)"', text)
@@ -58,11 +58,9 @@ def first_columns(heading: str) -> set[str]:
     return {code for row in rows[2:] for code in re.findall(r"`([^`]+)`", row)}
 
 
-def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
-    reasons = {value for name, value in vars(verdict).items() if name.isupper() and _is_code(value)}
-    notes = {
-        value for name, value in vars(hold_proof).items() if name.isupper() and _is_code(value)
-    }
+def test_the_runbook_explains_each_reason() -> None:
+    reasons = {code for name, code in vars(verdict).items() if name.isupper() and _is_code(code)}
+    notes = {code for name, code in vars(hold_proof).items() if name.isupper() and _is_code(code)}
     shapes = {shape.value for shape in Shape} - {"record", "unread", "guard"}
     unread = {"unreadable", "symlink", "not-regular", "error-…"}
     assert len(reasons) == 19
@@ -74,7 +72,7 @@ def test_the_runbook_says_of_each_reason_what_it_means_and_what_to_do() -> None:
     assert first_columns("Cannot be judged") == notes | unread
 
 
-def test_the_runbook_says_what_to_do_about_each_thing_that_is_not_read_and_each_error() -> None:
+def test_the_runbook_explains_each_reason_for_a_skipped_file_and_each_error() -> None:
     assert first_columns("ReaperCannotRead") == set(lock_gauges._SKIP_REASONS)
     assert first_columns("ReaperErrors") == set(metrics._ERROR_KINDS)
 
@@ -83,5 +81,5 @@ def test_the_runbook_has_each_section_that_the_program_links_to() -> None:
     assert ANCHORS - anchors(ROOT / "docs" / "runbook.md") == set()
 
 
-def _is_code(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[a-z]+(-[a-zA-Z]+)+", value) is not None
+def _is_code(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"[a-z]+(-[a-zA-Z]+)+", text) is not None

@@ -27,7 +27,7 @@ def inbox() -> Iterator[Inbox]:
 
 @pytest.fixture
 def trust(monkeypatch: pytest.MonkeyPatch, reports: Reports, inbox: Inbox) -> EventTrust:
-    """Trusts events of folders that are followed since a minute before the sweep."""
+    """Return an EventTrust whose folders are followed since a minute before the sweep."""
     monkeypatch.setattr(EventSource, "follow", lambda *_: True)
     monkeypatch.setattr(EventSource, "followed_since", lambda *_: STARTED - 60)
     return EventTrust(inbox, reports, resync=60.0)
@@ -63,7 +63,7 @@ def test_only_a_lock_created_well_after_its_folder_was_followed_must_be_announce
     assert trust.next() == STARTED + 1
 
 
-def test_nothing_is_expected_of_an_agent_whose_events_were_dropped(trust: EventTrust) -> None:
+def test_no_event_is_expected_of_an_agent_with_dropped_events(trust: EventTrust) -> None:
     trust.dropped({(STATE, "main")})
     expect(trust, "sid")
     assert trust.next() == math.inf
@@ -89,7 +89,7 @@ def test_events_are_trusted_again_after_enough_clean_sweeps_in_a_row(
     assert "reaper_observer_up 1.0" in reports.scrape()
 
 
-def test_a_state_directory_that_does_not_exist_is_looked_for_often(
+def test_a_missing_state_directory_is_searched_often(
     trust: EventTrust, reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as context:
@@ -117,7 +117,7 @@ def test_events_are_not_trusted_while_a_folder_cannot_be_followed(
     assert 'reaper_errors_total{kind="observer"} 20.0' in reports.scrape()
 
 
-def test_an_overflow_asks_for_a_sweep(trust: EventTrust, inbox: Inbox, reports: Reports) -> None:
+def test_an_overflow_requests_a_sweep(trust: EventTrust, inbox: Inbox, reports: Reports) -> None:
     inbox.take(Notice.SWEEP)
     trust.source._inotify.on_overflow()
     assert inbox.take(Notice.EVENTS_LOST)

@@ -14,12 +14,12 @@ from tests.watch_parts import DEAD, key
 
 @pytest.fixture
 def holders() -> Iterator[HolderWatch]:
-    wake, other = os.pipe()
+    wake, other_end = os.pipe()
     holders = HolderWatch(wake)
     yield holders
     holders.close()
     os.close(wake)
-    os.close(other)
+    os.close(other_end)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def exited(holders: HolderWatch, process: "subprocess.Popen[bytes]") -> set[str]:
-    """Kill the process; return the locks that are found to be left."""
+    """Kill the process; return the names of the locks that it left."""
     process.kill()
     ready = holders.wait(60)
     assert [mask & select.POLLIN for _, mask in ready] == [select.POLLIN]
@@ -53,7 +53,7 @@ def test_an_exit_returns_all_locks_of_the_holder_once(
     assert holders.wait(0) == []
 
 
-def test_a_lock_that_another_process_took_is_not_the_first_ones_any_more(
+def test_a_lock_with_a_new_holder_no_longer_belongs_to_the_old_one(
     holders: HolderWatch, process: "subprocess.Popen[bytes]"
 ) -> None:
     holders.watch(key("taken"), process.pid, None)
@@ -62,7 +62,7 @@ def test_a_lock_that_another_process_took_is_not_the_first_ones_any_more(
     assert exited(holders, process) == {"kept.jsonl.lock"}
 
 
-def test_a_holder_that_cannot_be_seen_is_not_waited_for_nor_the_one_before(
+def test_after_a_hidden_holder_the_one_before_is_not_waited_for_either(
     holders: HolderWatch, process: "subprocess.Popen[bytes]"
 ) -> None:
     holders.watch(key("sid"), process.pid, None)
@@ -79,7 +79,7 @@ def test_a_dead_holder_and_a_reused_pid_have_exited(
     assert len(holders) == 0
 
 
-def test_beyond_the_most_there_are_no_further_holders(
+def test_beyond_the_bound_no_further_holder_is_waited_for(
     holders: HolderWatch, process: "subprocess.Popen[bytes]"
 ) -> None:
     holders.most = 1
@@ -94,6 +94,6 @@ def test_only_holders_without_locks_are_closed(
     holders.watch(key("one"), process.pid, None)
     holders.watch(key("two"), os.getpid(), None)
     holders.release(key("two"))
-    assert len(holders) == 2  # a gateway takes its next lock soon
+    assert len(holders) == 2  # a gateway soon locks again
     holders.close_idle()
     assert len(holders) == 1

@@ -1,4 +1,4 @@
-"""What other threads tell the worker, and when that wakes it."""
+"""Events and notices for the worker, and when they wake it."""
 
 import math
 import select
@@ -37,7 +37,7 @@ def test_an_event_wakes_the_worker_only_if_it_would_sleep_too_long(inbox: Inbox)
     assert inbox.sleep_until(100.0) == 50.0 + SETTLE
 
 
-def test_the_end_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
+def test_the_deletion_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
     inbox.sleep_until(100.1)
     inbox.put(Event(key("unknown"), DELETED, 100.0))
     assert not woken(inbox)
@@ -45,9 +45,7 @@ def test_the_end_of_a_known_lock_is_due_at_once(inbox: Inbox) -> None:
     assert woken(inbox)
 
 
-def test_an_awake_worker_is_not_woken_and_sleeps_no_longer_than_the_event_may_wait(
-    inbox: Inbox,
-) -> None:
+def test_an_awake_worker_is_not_woken_and_sleeps_only_until_the_event_is_due(inbox: Inbox) -> None:
     inbox.sleep_until(100.0)
     inbox.drain()
     inbox.put(Event(key("new"), CREATED, 10.0))
@@ -57,7 +55,7 @@ def test_an_awake_worker_is_not_woken_and_sleeps_no_longer_than_the_event_may_wa
     assert inbox.sleep_until(math.inf) == math.inf
 
 
-def test_of_one_agents_events_a_share_is_queued_and_the_rest_is_dropped(inbox: Inbox) -> None:
+def test_an_agents_events_beyond_its_share_are_dropped(inbox: Inbox) -> None:
     for number in range(10):
         inbox.put(Event(key(f"x{number}", "hostile"), CREATED, 1.0))
     for number in range(4):
@@ -80,7 +78,7 @@ def test_a_notice_wakes_the_worker_and_is_taken_once(inbox: Inbox) -> None:
     assert not inbox.has(Notice.SWEEP)
 
 
-def test_more_wakes_than_the_pipe_has_room_for_are_one(inbox: Inbox) -> None:
+def test_more_wakes_than_fit_into_the_pipe_are_one(inbox: Inbox) -> None:
     for _ in range(100_000):
         inbox.wake()
     assert woken(inbox)

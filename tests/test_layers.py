@@ -1,7 +1,7 @@
-"""The state directory on other file systems, and in folders of other people's.
+"""The state directory on other file systems and in folders of other uids.
 
-FUSE, overlays and another uid without rights: test_hold_proof.py, test_lock_files.py and
-test_sweep.py; a read-only mount: test_cli.py.
+test_hold_proof.py, test_lock_files.py and test_sweep.py test FUSE, overlays and another uid without
+rights; test_cli.py tests a read-only mount.
 """
 
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 
 
 def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Sweep for real; return exit code and standard error as text, and the locks by session."""
+    """Run a sweep; return exit code and standard error as text, and the locks by session."""
     done = reap("sweep", "--wait", "0", "--json", "--state-dir", root, wrap=wrap)
     said = f"{done.returncode} {done.stderr}".strip()
     return said, {lock["session"]: lock for lock in report(done)["locks"]}
@@ -32,25 +32,25 @@ def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs", "f2fs"])
 def file_system(request: pytest.FixtureRequest, tmp_path: Path, root_only: None) -> Iterator[Path]:
-    """Mount a file system of its own from a file."""
+    """Mount a new file system from a file."""
     make = program(f"mkfs.{request.param}")
-    image, place = tmp_path / "image", tmp_path / "mounted"
-    place.mkdir()
+    image, mount = tmp_path / "image", tmp_path / "mounted"
+    mount.mkdir()
     with image.open("wb") as file:
         file.truncate(512 << 20)
     subprocess.run([make, image], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
     if done.returncode != 0:
         kernel_lacks(request.param, done.stderr.splitlines()[0].split(": ")[-1])
-    yield place
-    subprocess.run(["umount", place], check=True)
+    yield mount
+    subprocess.run(["umount", mount], check=True)
 
 
 SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 
 
-def test_through_sshfs_nothing_is_proven_and_nothing_done(tmp_path: Path, root_only: None) -> None:
-    """The real sshfs and sftp server, with a pipe in the place of ssh."""
+def test_through_sshfs_nothing_is_proven_or_removed(tmp_path: Path, root_only: None) -> None:
+    """The sshfs and sftp server are real; a pipe replaces ssh."""
     program("sshfs")
     if not SFTP_SERVER.exists():
         missing(str(SFTP_SERVER), "openssh-sftp-server")
@@ -78,7 +78,7 @@ def test_through_sshfs_nothing_is_proven_and_nothing_done(tmp_path: Path, root_o
         live.close()
 
 
-def test_on_each_file_system_of_the_allow_list_the_proof_counts(file_system: Path) -> None:
+def test_the_proof_counts_on_each_file_system_of_the_allow_list(file_system: Path) -> None:
     tree = Tree(file_system / "state")
     tree.lock("dead", record(DEAD))
     live = Holder(tree.sessions() / "live.jsonl.lock")
@@ -93,7 +93,7 @@ def test_on_each_file_system_of_the_allow_list_the_proof_counts(file_system: Pat
 
 
 def _shared(tree: Tree, mode: int) -> Holder:
-    """Make the tree the gateway's, its folders writable for the group, and hold a lock there."""
+    """Give the tree to the gateway, with folders that the group may write, and hold a lock."""
     tree.lock("dead", record(DEAD))
     for path in [tree.root, *tree.root.rglob("*")]:
         os.chown(path, GATEWAY, GROUP)
@@ -110,7 +110,7 @@ WITHOUT_RIGHTS = (*AS_REAPER, "--no-new-privs")
 
 
 @pytest.mark.parametrize("mode", [0o2775, 0o3775], ids=["group-writable", "sticky"])
-def test_in_a_folder_of_anothers_without_rights_to_a_lease_nothing_is_touched(
+def test_without_the_right_to_a_lease_no_lock_of_another_uid_is_changed(
     public_tree: Tree, root_only: None, mode: int
 ) -> None:
     live = _shared(public_tree, mode)
@@ -126,11 +126,11 @@ def test_in_a_folder_of_anothers_without_rights_to_a_lease_nothing_is_touched(
 
 
 @pytest.mark.parametrize("mode", [0o2775, 0o3775], ids=["group-writable", "sticky"])
-def test_with_a_lease_but_no_right_to_rename_a_lock_is_told_as_failed_and_left(
+def test_with_a_lease_but_no_right_to_rename_the_removal_fails_and_the_lock_stays(
     public_tree: Tree, root_only: None, mode: int
 ) -> None:
-    """Another uid with CAP_LEASE: in a group-writable folder that suffices, in a sticky one it may
-    not move what is not its own, and leaves nothing behind.
+    """For another uid CAP_LEASE is enough in a group-writable folder. In a sticky folder it may not
+    move files of others, and leaves no file.
     """
     live = _shared(public_tree, mode)
     try:

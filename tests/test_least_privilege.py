@@ -1,6 +1,6 @@
-"""What the reaper needs: the gateway's uid, and nothing else.
+"""The reaper needs the gateway's uid and nothing else.
 
-Another uid, and root without capabilities: test_cli.py.
+test_cli.py tests another uid, and root without capabilities.
 """
 
 import os
@@ -32,13 +32,13 @@ done
 shift
 exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs "$@"
 """
-"""In a mount namespace of its own: all read-only but the state directory; then another uid, all
-capabilities dropped for good, no new privileges."""
+"""In a new mount namespace everything but the state directory becomes read-only; then another uid
+gets no capabilities and no new privileges."""
 
 
 @pytest.fixture
 def confined(public_tree: Tree, root_only: None) -> tuple[str, ...]:
-    """Return what to put before a command, so that it runs confined."""
+    """Return a wrapper that runs a command confined."""
     tree = public_tree
     for path in [tree.root, *tree.root.rglob("*")]:
         os.chown(path, UID, UID)
@@ -51,7 +51,7 @@ def status_of(process: psutil.Process) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
+def test_with_only_the_gateways_uid_the_sidecar_does_all_its_work(
     public_tree: Tree, confined: tuple[str, ...]
 ) -> None:
     tree = public_tree
@@ -80,7 +80,7 @@ def test_with_the_gateways_uid_and_nothing_else_the_sidecar_does_all_its_work(
         dying.close()
 
 
-def test_it_is_confined_indeed(public_tree: Tree, confined: tuple[str, ...]) -> None:
+def test_confinement_makes_all_else_read_only(public_tree: Tree, confined: tuple[str, ...]) -> None:
     elsewhere = f"touch {public_tree.root.parent}/elsewhere"
     done = subprocess.run([*confined, "sh", "-c", elsewhere], capture_output=True, text=True)
     assert "Read-only file system" in done.stderr

@@ -1,4 +1,4 @@
-"""How the names that people have for a lock are read."""
+"""How the names that people type for a lock are parsed."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ LOCK = f"{SID}.jsonl.lock"
 
 
 def fits(text: str, agent: str, file: str, *, cwd: str = "/") -> bool:
-    """Whether the text names the lock by anything but the folder that it is in."""
+    """Return whether the text names the lock by more than its folder."""
     return any(name.fits(agent, file) for name in lock_names(text, cwd) if name.folder is None)
 
 
@@ -38,7 +38,7 @@ def fits(text: str, agent: str, file: str, *, cwd: str = "/") -> bool:
         f"EACCES: permission denied, open '/root/.openclaw/agents/main/sessions/{LOCK}'",
     ],
 )
-def test_each_name_that_people_have_is_read(text: str) -> None:
+def test_each_form_of_a_name_is_understood(text: str) -> None:
     assert fits(text, "main", LOCK)
     assert not fits(text, "main", "other.jsonl.lock")
 
@@ -58,21 +58,21 @@ def test_each_name_that_people_have_is_read(text: str) -> None:
         SID[:8],
     ],
 )
-def test_another_agents_lock_and_a_path_of_something_else_are_not_taken_for_it(text: str) -> None:
+def test_another_agents_lock_and_an_unrelated_path_do_not_fit(text: str) -> None:
     assert not fits(text, "main", LOCK)
 
 
-def test_the_text_as_typed_goes_before_the_text_without_punctuation() -> None:
+def test_the_text_as_typed_comes_before_the_text_without_punctuation() -> None:
     files = [name.file for name in lock_names(f"{SID}.", "/")]
     assert files.index(f"{SID}..jsonl.lock") < files.index(LOCK)
 
 
-def test_a_file_name_goes_before_a_session_id_that_looks_like_one() -> None:
+def test_a_file_name_comes_before_a_session_id_that_looks_like_one() -> None:
     files = [name.file for name in lock_names("s.jsonl", "/")]
     assert files.index("s.jsonl.lock") < files.index("s.jsonl.jsonl.lock")
 
 
-def test_a_sessions_topics_are_found_by_its_id_after_its_own_lock() -> None:
+def test_the_topics_of_a_session_are_found_by_its_id_after_its_own_lock() -> None:
     topic = f"{SID}-topic-5.jsonl.lock"
     own, topics, *_ = lock_names(SID, "/")
     assert own.fits("main", LOCK)
@@ -94,7 +94,7 @@ def test_a_relative_path_is_read_from_the_working_directory() -> None:
         assert not fits(text, "ops", LOCK, cwd=cwd)
 
 
-def test_a_file_name_in_a_sessions_folder_is_that_folders() -> None:
+def test_a_file_name_in_a_sessions_folder_means_the_lock_in_that_folder() -> None:
     cwd = "/x/agents/main/sessions"
     for text in (LOCK, f"{SID}.jsonl"):
         assert lock_names(text, cwd)[0].folder == cwd
@@ -120,7 +120,7 @@ def test_a_session_key_is_read_as_typed_and_without_punctuation() -> None:
 
 
 @given(st.text(), st.sampled_from(["/", "/x/agents/main/sessions"]))
-def test_any_text_is_read_and_ids_fit_their_own_lock(text: str, cwd: str) -> None:
+def test_any_text_is_parsed_and_ids_fit_their_own_lock(text: str, cwd: str) -> None:
     names = lock_names(text, cwd)
     assert all(name.file and "/" not in name.file for name in names)
     if text and "/" not in text and not text.endswith((".jsonl", ".jsonl.lock")):
@@ -128,6 +128,6 @@ def test_any_text_is_read_and_ids_fit_their_own_lock(text: str, cwd: str) -> Non
         assert best.fits("anyone", f"{text}.jsonl.lock")
 
 
-def test_a_root_or_nothing_names_no_lock() -> None:
+def test_a_root_or_an_empty_text_names_no_lock() -> None:
     for text in ("", "/", "\\", "//", "../.."):
         assert not any(name.fits("main", ".jsonl.lock") for name in lock_names(text, "/x"))

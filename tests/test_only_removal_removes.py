@@ -1,4 +1,4 @@
-"""One file of the program removes and renames files: what can lose a lock is read in one place."""
+"""Only one file of the program removes and renames files."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ import reaper
 PROGRAM: Final = Path(reaper.__file__).parent
 REMOVAL: Final = "adapters/locks/removal.py"
 OF_OS: Final = {"remove", "removedirs", "rename", "renames", "replace"}
-"""Also names of harmless methods, so that they count with `os` before them, or imported from it."""
+"""Harmless methods have these names too, so they count only as attributes or imports of `os`."""
 OF_ANYTHING: Final = {
     "exchange",
     "move",
@@ -22,7 +22,7 @@ OF_ANYTHING: Final = {
 
 
 def removing_names(source: str) -> set[str]:
-    """Return the names in a source by which a file loses its name."""
+    """Return the functions in a source that remove or rename a file."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -44,7 +44,7 @@ def test_only_the_removal_removes_and_renames_files() -> None:
     }
     assert found == {
         REMOVAL: {"exchange", "rename", "rename_noreplace", "rmdir", "unlink"},
-        "adapters/kernel.py": {"renameat2"},  # where the system call itself is made
+        "adapters/kernel.py": {"renameat2"},  # the system call itself
     }
 
 

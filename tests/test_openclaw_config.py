@@ -1,4 +1,4 @@
-"""What is said about a state directory whose locks may be elsewhere."""
+"""What is reported about a state directory whose locks may be elsewhere."""
 
 import json
 import os
@@ -39,21 +39,21 @@ from tests.test_discovery import free_for_something_else, reaper
         ("/* {session: {store: '/no'}}", None),
     ],
 )
-def test_the_session_store_is_found_as_people_write_it(config: str, store: str | None) -> None:
+def test_the_session_store_is_found_in_any_way_to_write_it(config: str, store: str | None) -> None:
     assert session_store(config) == store
 
 
 @given(st.text(alphabet="{}[]:,\"'\\/* \nsessiontore", max_size=200))
-def test_no_text_is_too_odd(text: str) -> None:
+def test_no_text_raises(text: str) -> None:
     assert isinstance(session_store(text), str | None)
 
 
 @given(st.text(min_size=1))
-def test_any_path_that_json_can_say_is_read(path: str) -> None:
+def test_any_path_in_json_is_read(path: str) -> None:
     assert session_store(json.dumps({"session": {"store": path}}, indent=1)) == path
 
 
-def test_the_most_that_is_read_is_read_at_once() -> None:
+def test_the_largest_text_is_read_fast() -> None:
     for odd in ("/*", '"\\', "{", "'a", "/", "a/"):
         assert session_store(odd * (256 * 1024 // len(odd))) is None
 
@@ -62,7 +62,7 @@ def said(tree: Tree) -> dict[str, str]:
     return {found.reason: found.note for found in reaper(tree).look() if isinstance(found, Skipped)}
 
 
-def test_a_store_beside_the_agents_sessions_is_no_news(tree: Tree) -> None:
+def test_a_store_beside_the_agents_sessions_is_not_reported(tree: Tree) -> None:
     tree.sessions()
     for store in (
         f"{tree.root}/agents/{{agentId}}/sessions/sessions.json",
@@ -77,7 +77,7 @@ def test_a_store_beside_the_agents_sessions_is_no_news(tree: Tree) -> None:
     "store",
     ["/data/{agentId}/sessions/store.json", "/data/agents/x/sessions/s.json", "s.json", "\0"],
 )
-def test_a_store_elsewhere_is_said_and_is_no_failure(tree: Tree, store: str) -> None:
+def test_a_store_elsewhere_is_reported_and_is_no_failure(tree: Tree, store: str) -> None:
     tree.sessions()
     (tree.root / "openclaw.json").write_text(json.dumps({"session": {"store": store}}))
     done = reap("list", "--json", "--state-dir", tree.root)
@@ -89,7 +89,7 @@ def test_a_store_elsewhere_is_said_and_is_no_failure(tree: Tree, store: str) -> 
     assert "sessions-elsewhere" in done.stderr
 
 
-def test_a_configuration_that_cannot_be_read_is_nothing(tree: Tree) -> None:
+def test_a_configuration_that_cannot_be_read_is_ignored(tree: Tree) -> None:
     tree.sessions()
     config = tree.root / "openclaw.json"
     os.mkfifo(config)
@@ -102,7 +102,7 @@ def test_a_configuration_that_cannot_be_read_is_nothing(tree: Tree) -> None:
     assert said(tree) == {}
 
 
-def test_a_state_directory_without_sessions_says_so(tree: Tree, tmp_path: Path) -> None:
+def test_a_state_directory_without_sessions_is_reported(tree: Tree, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert list(said(Tree(empty))) == ["missing"]
@@ -114,7 +114,7 @@ def test_a_state_directory_without_sessions_says_so(tree: Tree, tmp_path: Path) 
     assert said(Tree(empty)) == {}
 
 
-def test_one_without_sessions_is_said_besides_one_with_locks(tree: Tree, tmp_path: Path) -> None:
+def test_a_directory_without_sessions_is_reported_beside_others(tree: Tree, tmp_path: Path) -> None:
     tree.lock("dead", record(2**22 + 1))
     (tmp_path / "empty" / "agents").mkdir(parents=True)
     done = reap("sweep", "--state-dir", tree.root, "--state-dir", tmp_path / "empty")
@@ -123,6 +123,6 @@ def test_one_without_sessions_is_said_besides_one_with_locks(tree: Tree, tmp_pat
     assert "--state-dir" in done.stderr
 
 
-def test_what_could_not_be_looked_at_is_not_called_empty(tree: Tree) -> None:
+def test_a_folder_that_cannot_be_read_is_not_reported_as_empty(tree: Tree) -> None:
     free_for_something_else(tree, "agents/main/sessions").symlink_to("/nowhere")
     assert list(said(tree)) == ["symlink"]

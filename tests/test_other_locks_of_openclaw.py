@@ -1,4 +1,4 @@
-"""OpenClaw's other locks as its own code takes them, each time with the same pid (a container)."""
+"""OpenClaw's other locks, created by its own code, with the same pid each time (a container)."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def module(openclaw: OpenClaw, names: str, holds: str) -> str:
 
 
 class Holder(NodeHolder):
-    """A Node process that takes OpenClaw's other locks, as pid 1 of a PID namespace of its own."""
+    """A Node process that creates OpenClaw's other locks, as pid 1 of a new PID namespace."""
 
     def __init__(self, openclaw: OpenClaw, state: Path) -> None:
         file_lock = module(openclaw, "file-lock-*.js", r"export \{.*\bwithFileLock\b")
@@ -49,13 +49,13 @@ class Holder(NodeHolder):
         assert self.answer() == "ready"
 
     def inside(self) -> tuple[str, ...]:
-        """Return what starts a command in its PID namespace."""
+        """Return a wrapper that runs a command in its PID namespace."""
         (node,) = psutil.Process(self.process.pid).children()
         return ("nsenter", "-t", str(node.pid), "--pid", "--mount")
 
 
 def guarded(tree: Tree, below: str) -> Path:
-    """Return the path of the file that the lock guards, in a folder that is there."""
+    """Return the path of the file that the lock guards; create its folder."""
     path = tree.root / below.removesuffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -64,7 +64,7 @@ def guarded(tree: Tree, below: str) -> Path:
 @pytest.mark.gateway
 @pytest.mark.root
 @pytest.mark.parametrize("below", [OAUTH, "openclaw.json.lock"])
-def test_a_lock_left_by_a_kill_whose_pid_is_alive_again_is_cured(
+def test_a_lock_that_a_killed_gateway_left_is_removed_if_its_pid_is_alive_again(
     tree: Tree, openclaw: OpenClaw, root_only: None, below: str
 ) -> None:
     path = guarded(tree, below)
@@ -88,7 +88,7 @@ def test_a_lock_left_by_a_kill_whose_pid_is_alive_again_is_cured(
 @pytest.mark.gateway
 @pytest.mark.root
 @pytest.mark.long(seconds=20)
-def test_the_lock_that_is_held_without_a_descriptor_goes_only_with_its_holder(
+def test_a_lock_that_is_held_without_a_descriptor_is_removed_only_after_its_holder_ended(
     tree: Tree, openclaw: OpenClaw, root_only: None
 ) -> None:
     path = guarded(tree, AUTH)
@@ -113,8 +113,8 @@ def test_the_lock_that_is_held_without_a_descriptor_goes_only_with_its_holder(
 
 
 class Starting(Gateway):
-    """A gateway that need not come up. It counts as up once it serves: what a client must be that
-    may ask it has changed since.
+    """A gateway that may fail to start. It counts as up when it serves, because newer releases
+    refuse the client of `Gateway`.
     """
 
     def _answers(self) -> bool:
@@ -145,7 +145,7 @@ class Starting(Gateway):
         return self.process is not None and self.process.poll() is not None
 
     def node(self) -> int | None:
-        """Return the pid of the gateway, as seen from here, once its title or arguments say so."""
+        """Return the gateway's pid in our namespace, None until its title or arguments show."""
         for member in self.family():
             words = member.cmdline()
             if "unshare" not in words[0] and ("gateway" in words or words == ["openclaw"]):
@@ -156,7 +156,7 @@ class Starting(Gateway):
 @pytest.mark.gateway96
 @pytest.mark.root
 @pytest.mark.long(seconds=120)
-def test_a_gateway_that_a_left_over_guard_keeps_from_starting_starts(
+def test_a_gateway_starts_after_a_left_over_guard_is_removed(
     newest: OpenClaw, provider: Provider, tmp_path: Path, root_only: None
 ) -> None:
     gateway = Starting(newest, tmp_path / "g", provider, wrap=_CONTAINER)
@@ -185,7 +185,7 @@ def test_a_gateway_that_a_left_over_guard_keeps_from_starting_starts(
         guards = {name: verdict for name, verdict in found.items() if name.endswith(".reclaim")}
         assert set(guards.values()) == {("stale", GUARD, "removed")}, found
         eventually(lambda: gateway.ended() or gateway.is_up(), "an end or an answer")
-        if gateway.ended():  # it had waited for too long by then
+        if gateway.ended():  # it waited for too long
             gateway.start()
         assert gateway.is_up()
     finally:

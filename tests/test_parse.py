@@ -1,4 +1,4 @@
-"""How a lock file's record is read."""
+"""How the record of a lock file is parsed."""
 
 import json
 
@@ -11,14 +11,14 @@ from reaper.core.record import parse, parse_date
 
 FULL = b'{\n  "pid": 7,\n  "createdAt": "2026-05-24T10:29:15.171Z",\n  "maxHoldMs": 1020000,\n'
 FULL += b'  "starttime": 76698844\n}\n'
-SEED_CREATED = 1779618555171
+CREATED = 1779618555171
 
 
-def test_the_seeds_record_is_read_whole() -> None:
+def test_a_full_record_is_read() -> None:
     assert parse(FULL) == Record(
         shape=Shape.RECORD,
         pid=7,
-        created_at_ms=SEED_CREATED,
+        created_at_ms=CREATED,
         max_hold_ms=1_020_000,
         starttime=76_698_844,
     )
@@ -32,7 +32,7 @@ def test_the_seeds_record_is_read_whole() -> None:
     longest=st.integers(0, 10**17),
     ticks=st.integers(0, 10**13),
 )
-def test_what_the_gateway_writes_is_read_as_any_json_is(
+def test_a_record_in_the_gateways_format_is_read_like_any_json(
     pid: int, year: int, numbers: tuple[int, ...], ms: int, longest: int, ticks: int
 ) -> None:
     month, day, hour, minute, second = (f"{number:02}" for number in numbers)
@@ -56,7 +56,7 @@ def test_what_the_gateway_writes_is_read_as_any_json_is(
         pytest.param(b'{"pid":7,"x":"\\ud800"}', (7, None, None), id="lone-surrogate"),
     ],
 )  # fmt: skip
-def test_each_field_counts_for_itself(
+def test_each_field_is_read_independently(
     data: bytes, expected: tuple[int | None, int | None, int | None]
 ) -> None:
     read = parse(data)
@@ -69,13 +69,13 @@ def test_each_field_counts_for_itself(
      "9007199254740993", "1" * 400, "1" * 5000, "0.1e1000000", "9007199254740994.0"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["pid", "maxHoldMs"])
-def test_a_number_that_is_none_is_absent(name: str, value: str) -> None:
+def test_an_invalid_number_is_absent(name: str, value: str) -> None:
     read = parse(f'{{"starttime": 5, "{name}": {value}}}'.encode())
     assert read == Record(shape=Shape.RECORD, starttime=5)
 
 
 @pytest.mark.parametrize("value", ["true", "-1", "1.5", "1e999", '"5"'])
-def test_a_start_time_that_is_none_is_absent(value: str) -> None:
+def test_an_invalid_start_time_is_absent(value: str) -> None:
     assert parse(f'{{"starttime": {value}}}'.encode()) == Record(shape=Shape.RECORD)
 
 
@@ -90,17 +90,17 @@ def test_a_start_time_that_is_none_is_absent(value: str) -> None:
     ],
     ids=range(24),
 )  # fmt: skip
-def test_what_is_no_object_of_json_is_malformed(data: bytes) -> None:
+def test_a_file_that_is_no_json_object_is_malformed(data: bytes) -> None:
     assert parse(data) == Record(shape=Shape.MALFORMED)
 
 
-def test_an_empty_file_and_an_oversized_one_are_told_apart() -> None:
+def test_an_empty_file_and_an_oversized_one_have_their_own_shapes() -> None:
     assert parse(b"") == Record(shape=Shape.EMPTY)
     assert parse(FULL + b" " * READ_LIMIT) == Record(shape=Shape.OVERSIZED)
 
 
 @given(st.binary(max_size=400) | st.text().map(str.encode))
-def test_parse_is_total_over_bytes(data: bytes) -> None:
+def test_parse_accepts_any_bytes(data: bytes) -> None:
     assert isinstance(parse(data), Record)
 
 
@@ -120,7 +120,7 @@ _JSON = st.recursive(
         {}, optional=dict.fromkeys(("pid", "createdAt", "maxHoldMs", "starttime", "x"), _JSON)
     )
 )
-def test_whatever_a_field_holds_the_record_is_read_and_valid(fields: dict[str, object]) -> None:
+def test_a_record_with_any_value_of_a_field_is_read_and_valid(fields: dict[str, object]) -> None:
     read = parse(json.dumps(fields).encode())
     assert read.shape is Shape.RECORD
     assert read.pid is None or (read.pid == fields["pid"] and 1 <= read.pid <= 2**53)
@@ -130,13 +130,13 @@ def test_whatever_a_field_holds_the_record_is_read_and_valid(fields: dict[str, o
 
 
 DATES: list[tuple[str, int | None]] = [
-    ("2026-05-24T10:29:15.171Z", SEED_CREATED),
-    ("2026-05-24T10:29:15Z", SEED_CREATED - 171),
-    ("2026-05-24T10:29Z", SEED_CREATED - 15_171),
-    ("2026-05-24T12:29:15.171+02:00", SEED_CREATED),
-    ("2026-05-24T04:59:15.171-05:30", SEED_CREATED),
-    ("2026-05-24T10:29:15.1719999Z", SEED_CREATED),
-    ("2026-05-24T10:29:15.1Z", SEED_CREATED - 71),
+    ("2026-05-24T10:29:15.171Z", CREATED),
+    ("2026-05-24T10:29:15Z", CREATED - 171),
+    ("2026-05-24T10:29Z", CREATED - 15_171),
+    ("2026-05-24T12:29:15.171+02:00", CREATED),
+    ("2026-05-24T04:59:15.171-05:30", CREATED),
+    ("2026-05-24T10:29:15.1719999Z", CREATED),
+    ("2026-05-24T10:29:15.1Z", CREATED - 71),
     ("2026-05-24", 1779580800000),
     ("2026-05", 1777593600000),
     ("2026", 1767225600000),
@@ -167,9 +167,7 @@ DATES: list[tuple[str, int | None]] = [
 
 
 @pytest.mark.parametrize(("text", "expected"), DATES)
-def test_a_date_is_read_as_javascript_reads_it_or_not_at_all(
-    text: str, expected: int | None
-) -> None:
+def test_a_date_is_read_as_in_javascript_or_not_at_all(text: str, expected: int | None) -> None:
     assert expected is None or parse_date(text) in {None, expected}
 
 
@@ -184,6 +182,6 @@ def test_a_date_without_a_time_or_a_zone_is_none(text: str) -> None:
 
 
 @given(st.text(alphabet="0123456789-+:.TZ ", max_size=32))
-def test_dates_are_total_over_text(text: str) -> None:
+def test_parse_date_accepts_any_text(text: str) -> None:
     ms = parse_date(text)
-    assert ms is None or abs(ms) <= 8_640_000_000_000_000  # the farthest that JavaScript knows
+    assert ms is None or abs(ms) <= 8_640_000_000_000_000  # the largest date of JavaScript

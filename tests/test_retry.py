@@ -9,7 +9,7 @@ from reaper.core.retry import Retry
 
 
 def failing(causes: list[str], *, longest: float) -> list[Retry]:
-    """Return what follows each attempt, where each is made as soon as it may be."""
+    """Return the Retry after each attempt, with each attempt made as soon as possible."""
     retries: list[Retry] = []
     for cause in causes:
         before = retries[-1] if retries else None

@@ -1,4 +1,4 @@
-"""The tests' own ways to start a process: a forked reaper is one, and none outlives its test."""
+"""How tests start processes: a forked reaper behaves like a cold one; none outlives its test."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.sidecar import Sidecar, until
     "arguments",
     [("--version",), ("nothing",), ("list", "--state-dir", "/nowhere"), ("sweep", "--wait", "x")],
 )
-def test_a_forked_reaper_ends_as_a_cold_one_does(arguments: tuple[str, ...]) -> None:
+def test_a_forked_reaper_ends_like_a_cold_one(arguments: tuple[str, ...]) -> None:
     forked = reap(*arguments)
     cold = subprocess.run(
         command_of(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -27,16 +27,16 @@ def test_a_forked_reaper_ends_as_a_cold_one_does(arguments: tuple[str, ...]) -> 
     assert (forked.returncode, forked.stdout, forked.stderr) == (cold.returncode, *said)
 
 
-def test_a_forked_reaper_has_the_environment_and_folder_of_the_test_and_no_descriptor_of_others(
+def test_a_forked_reaper_has_the_environment_and_folder_of_the_test_and_no_other_descriptors(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tree.root.parent)
     monkeypatch.setenv("REAPER_STATE_DIR", "./state")
     tree.lock("dead", record(DEAD))
     assert reap("list").returncode == 3
-    one, other, cold = Sidecar(tree.root), Sidecar(tree.root), Sidecar(tree.root, wrap=("env",))
-    # A request that was just served may still have a descriptor.
-    until(lambda: len({_descriptors(program) for program in (one, other, cold)}) == 1)
+    first, second, cold = Sidecar(tree.root), Sidecar(tree.root), Sidecar(tree.root, wrap=("env",))
+    # The descriptor of a request that was just served may still be open.
+    until(lambda: len({_descriptors(program) for program in (first, second, cold)}) == 1)
 
 
 def _descriptors(sidecar: Sidecar) -> int:
@@ -44,7 +44,7 @@ def _descriptors(sidecar: Sidecar) -> int:
 
 
 @pytest.mark.parametrize("cold", [False, True])
-def test_limits_replace_the_default_ones(tree: Tree, hold: HoldLock, cold: bool) -> None:
+def test_limits_replace_the_defaults(tree: Tree, hold: HoldLock, cold: bool) -> None:
     hold("forgotten").ask("close")
     wrap = ("env",) if cold else ()
     done = reap("sweep", "--state-dir", tree.root, limits={"orphan_grace": 0.1}, wrap=wrap)
@@ -59,7 +59,7 @@ def test_a_signal_that_ends_a_forked_reaper_is_its_exit_code(tree: Tree) -> None
     assert sidecar.process.wait(PATIENCE) == -signal.SIGKILL
 
 
-def test_a_sidecar_that_does_not_start_shows_its_journal(tree: Tree) -> None:
+def test_a_sidecar_that_does_not_start_shows_its_log(tree: Tree) -> None:
     with pytest.raises(AssertionError, match=r"exits 2(.|\n)*No such option"):
         Sidecar(tree.root, "--nonsense")
 
@@ -75,8 +75,8 @@ from tests.sidecar import Sidecar
 
 def note(process):
     with open(os.environ["NOTED"], "a") as file:
-        for it in [psutil.Process(process.pid), *psutil.Process(process.pid).children()]:
-            print(it.pid, file=file)
+        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children()]:
+            print(each.pid, file=file)
 
 @pytest.fixture
 def broken(tree):
@@ -91,7 +91,7 @@ def test_that_fails(tree):
 """
 
 
-def test_what_fails_leaves_no_process_behind_and_shows_the_journal(tmp_path: Path) -> None:
+def test_a_failed_test_leaves_no_process_and_shows_the_log(tmp_path: Path) -> None:
     noted, test = tmp_path / "noted", tmp_path / "test_inner.py"
     test.write_text(_LEAVES_PROCESSES)
     repo = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""State directories of OpenClaw 2026.8 and newer, whose sessions live in SQLite."""
+"""State directories of OpenClaw 2026.8 and newer, with their sessions in SQLite."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ from tests.processes import reap
 
 @pytest.fixture
 def database(tree: Tree) -> Iterator[sqlite3.Connection]:
-    """An agent's database as 2026.7 has it too, in the mode in which gateways use it."""
+    """Return a database like that of an agent of 2026.7, in the mode that gateways use."""
     folder = tree.root / "agents" / "main" / "agent"
     folder.mkdir(parents=True)
     with closing(
         sqlite3.connect(folder / "openclaw-agent.sqlite", isolation_level=None)
-    ) as the_closing:
-        the_closing.execute("PRAGMA journal_mode=WAL")
-        the_closing.execute("CREATE TABLE cache_entries (scope TEXT)")
-        yield the_closing
+    ) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE cache_entries (scope TEXT)")
+        yield connection
 
 
 def has_sessions(tree: Tree) -> bool:
     return SessionDatabases().hold_sessions_of(StateDir("s", str(tree.root)))
 
 
-def test_a_database_with_transcripts_is_recognised_while_only_its_log_has_them(
+def test_a_database_with_transcripts_only_in_its_log_is_recognised(
     tree: Tree, database: sqlite3.Connection
 ) -> None:
     database.execute("CREATE TABLE IF NOT EXISTS transcript_events (session_id TEXT)")
@@ -45,7 +45,7 @@ def test_a_database_with_transcripts_is_recognised_while_only_its_log_has_them(
     assert has_sessions(tree)
 
 
-def test_a_database_for_other_things_is_none(tree: Tree, database: sqlite3.Connection) -> None:
+def test_a_database_for_other_data_does_not_count(tree: Tree, database: sqlite3.Connection) -> None:
     assert not has_sessions(tree)
     database.execute("INSERT INTO cache_entries VALUES ('CREATE TABLE transcript_events')")
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -55,7 +55,7 @@ def test_a_database_for_other_things_is_none(tree: Tree, database: sqlite3.Conne
 def test_a_large_database_that_was_upgraded_is_recognised(
     tree: Tree, database: sqlite3.Connection
 ) -> None:
-    """The pages of tables that come late lie behind all that was there before."""
+    """The pages of new tables are behind all older pages."""
     for _ in range(40):
         database.execute("INSERT INTO cache_entries VALUES (?)", ("x" * 500_000,))
     for number in range(60):
@@ -70,7 +70,7 @@ def test_a_large_database_that_was_upgraded_is_recognised(
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 4096, 8192])
-def test_bytes_that_are_no_database_are_none(tree: Tree, size: int) -> None:
+def test_bytes_that_are_no_database_do_not_count(tree: Tree, size: int) -> None:
     folder = tree.root / "agents" / "main" / "agent"
     folder.mkdir(parents=True)
     header = b"SQLite format 3\0" + b"\x10\x00"
@@ -79,9 +79,7 @@ def test_bytes_that_are_no_database_are_none(tree: Tree, size: int) -> None:
         assert not has_sessions(tree)
 
 
-def test_a_database_that_changes_is_looked_at_again(
-    tree: Tree, database: sqlite3.Connection
-) -> None:
+def test_a_database_that_changes_is_read_again(tree: Tree, database: sqlite3.Connection) -> None:
     databases, state = SessionDatabases(), StateDir("s", str(tree.root))
     assert not databases.hold_sessions_of(state)
     assert not databases.hold_sessions_of(state)
@@ -100,7 +98,7 @@ def test_no_symlink_is_followed(tree: Tree, tmp_path: Path, name: str) -> None:
     assert not has_sessions(tree)
 
 
-def test_the_owners_link_to_the_agents_is_followed(
+def test_a_link_of_the_owner_to_the_agents_is_followed(
     tree: Tree, tmp_path: Path, database: sqlite3.Connection
 ) -> None:
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
@@ -109,7 +107,7 @@ def test_the_owners_link_to_the_agents_is_followed(
     assert has_sessions(tree)
 
 
-def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
+def test_a_session_database_is_reported_and_older_locks_are_judged(
     tree: Tree, database: sqlite3.Connection
 ) -> None:
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
@@ -122,7 +120,7 @@ def test_it_is_said_in_each_full_pass_and_what_older_gateways_left_is_judged(
     assert len(found) == 2
 
 
-def test_a_look_says_that_there_is_nothing_to_do(tree: Tree, database: sqlite3.Connection) -> None:
+def test_list_reports_that_sessions_are_in_sqlite(tree: Tree, database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE transcript_events (session_id TEXT)")
     done = reap("list", "--state-dir", tree.root)
     assert (done.returncode, done.stdout) == (0, "")

@@ -1,4 +1,4 @@
-"""Short names of locks: unambiguous where they are shown, and understood where they are typed."""
+"""Short names of locks: unambiguous when they are shown, and understood when they are typed."""
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,7 @@ def test_a_uuid_is_shown_by_its_first_group() -> None:
     assert short_names([ONE, "0" + ONE[1:]]) == {ONE: "d95bafc8", "0" + ONE[1:]: "095bafc8"}
 
 
-def test_as_much_is_shown_as_tells_two_apart() -> None:
+def test_enough_is_shown_to_distinguish_two_names() -> None:
     assert short_names([ONE, OTHER]) == {ONE: "d95bafc8-0", OTHER: "d95bafc8-f"}
 
 
@@ -43,22 +43,22 @@ def test_a_short_name_is_shown_whole() -> None:
 
 
 @given(NAMES)
-def test_what_is_shown_means_one_lock(names: list[str]) -> None:
-    """An exact name goes before a short one."""
+def test_a_short_name_that_is_shown_means_one_lock(names: list[str]) -> None:
+    """An exact name has priority over a short one."""
     for name, short in short_names(names).items():
         fitting = {name for name in names if fits(short, name)}
         assert short == name or fitting == {name}
 
 
 @given(st.text(min_size=1, max_size=60), st.integers(min_value=3, max_value=40))
-def test_what_is_cut_to_a_width_is_understood(name: str, width: int) -> None:
+def test_a_name_that_is_cut_to_a_width_is_understood(name: str, width: int) -> None:
     shown = shortened(name, width)
     assert len(shown) <= width
     if width > 3 and name.strip() == name and "..." not in name.replace("…", "..."):
         assert fits(shown, name)
 
 
-def test_a_key_is_cut_where_it_says_least() -> None:
+def test_a_key_is_cut_where_it_is_least_specific() -> None:
     key = "agent:main:telegram:group:-1001234567890"
     assert shortened(key, 24) == "...:group:-1001234567890"
     assert shortened(key, 36) == "agent:main:teleg...up:-1001234567890"
@@ -78,12 +78,12 @@ def test_a_key_is_cut_where_it_says_least() -> None:
         ("a\\nb", "a\nbc", True),
     ],
 )
-def test_what_is_typed_fits_a_name(text: str, name: str, expected: bool) -> None:
+def test_a_typed_abbreviation_fits_a_name(text: str, name: str, expected: bool) -> None:
     assert fits(text, name) is expected
 
 
 @pytest.mark.parametrize("text", ["", " ", "...", "\N{HORIZONTAL ELLIPSIS}"])
-def test_what_says_nothing_fits_nothing(text: str) -> None:
+def test_an_empty_abbreviation_fits_no_name(text: str) -> None:
     assert abbreviation(text) is None
 
 

@@ -1,4 +1,4 @@
-"""Which state directories are looked at where none is named."""
+"""Which state directories are used if none is given."""
 
 import os
 import tempfile
@@ -21,18 +21,18 @@ def home(tmp_path: Path) -> Path:
 
 
 def found(home: Path, **environment: str) -> list[str]:
-    """Return the paths below the home that are found there, or wherever the environment says."""
+    """Return the found paths, relative to the home."""
     states = state_dirs([], {"HOME": str(home), **environment})
     return [os.path.relpath(state.path, home) for state in states]
 
 
-def made(home: Path, *names: str) -> None:
+def make_state_dirs(home: Path, *names: str) -> None:
     for name in names:
         (home / name / "agents").mkdir(parents=True)
 
 
-def test_profiles_are_found_besides_the_preferred_one(home: Path) -> None:
-    made(home, ".openclaw", ".clawdbot", ".openclaw-work", ".openclaw-dev", "openclaw-x")
+def test_profiles_are_found_beside_the_preferred_directory(home: Path) -> None:
+    make_state_dirs(home, ".openclaw", ".clawdbot", ".openclaw-work", ".openclaw-dev", "openclaw-x")
     (home / ".openclaw-empty").mkdir()
     (home / ".openclaw-file").write_text("")
     (home / ".openclaw").chmod(0o755)
@@ -40,30 +40,30 @@ def test_profiles_are_found_besides_the_preferred_one(home: Path) -> None:
 
 
 def test_a_profile_alone_is_found(home: Path) -> None:
-    made(home, ".openclaw-dev")
+    make_state_dirs(home, ".openclaw-dev")
     assert found(home) == [".openclaw-dev"]
 
 
 def test_an_old_name_is_preferred_only_without_the_new_one(home: Path) -> None:
-    made(home, ".moltbot", ".openclaw-dev")
+    make_state_dirs(home, ".moltbot", ".openclaw-dev")
     assert found(home) == [".moltbot", ".openclaw-dev"]
 
 
 def test_an_explicit_state_directory_is_the_only_one(home: Path) -> None:
-    made(home, ".openclaw", ".openclaw-dev", "data")
+    make_state_dirs(home, ".openclaw", ".openclaw-dev", "data")
     assert found(home, OPENCLAW_STATE_DIR=f"{home}/data") == ["data"]
     assert found(home, OPENCLAW_STATE_DIR="~/data") == ["data"]
 
 
 @pytest.mark.parametrize("written", ["{}/other", "~/other", " {}/other "])
 def test_another_home_is_searched_instead(home: Path, written: str) -> None:
-    made(home, ".openclaw", "other/.openclaw", "other/.openclaw-dev")
+    make_state_dirs(home, ".openclaw", "other/.openclaw", "other/.openclaw-dev")
     where = written.format(home)
     assert found(home, OPENCLAW_HOME=where) == ["other/.openclaw", "other/.openclaw-dev"]
 
 
-def test_the_profile_of_the_environment_is_looked_at_even_if_it_is_not_there(home: Path) -> None:
-    made(home, ".openclaw", ".openclaw-work")
+def test_the_profile_in_the_environment_is_read_even_if_it_is_missing(home: Path) -> None:
+    make_state_dirs(home, ".openclaw", ".openclaw-work")
     (home / ".openclaw-new").mkdir()
     assert found(home, OPENCLAW_PROFILE="work") == [".openclaw", ".openclaw-work"]
     assert found(home, OPENCLAW_PROFILE="new") == [".openclaw", ".openclaw-new", ".openclaw-work"]
@@ -75,10 +75,8 @@ def test_the_profile_of_the_environment_is_looked_at_even_if_it_is_not_there(hom
 
 
 @pytest.mark.parametrize("name", [".openclaw", ".openclaw-dev"])
-def test_what_is_there_and_leads_nowhere_is_looked_at_and_so_reported(
-    home: Path, name: str
-) -> None:
-    made(home, ".openclaw-work")
+def test_a_broken_link_in_place_of_a_directory_is_reported(home: Path, name: str) -> None:
+    make_state_dirs(home, ".openclaw-work")
     if name == ".openclaw":
         (home / name).symlink_to("/nowhere")
     else:
@@ -91,11 +89,11 @@ def test_what_is_there_and_leads_nowhere_is_looked_at_and_so_reported(
 
 
 @pytest.mark.root
-def test_a_profile_that_cannot_be_looked_into_is_not_left_out(root_only: None) -> None:
+def test_a_profile_that_cannot_be_read_is_not_left_out(root_only: None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         home.chmod(0o755)
-        made(home, ".openclaw", ".openclaw-dev")
+        make_state_dirs(home, ".openclaw", ".openclaw-dev")
         (home / ".openclaw-dev").chmod(0o700)
         with acting_as(1234):
             assert found(home) == [".openclaw", ".openclaw-dev"]
@@ -104,15 +102,15 @@ def test_a_profile_that_cannot_be_looked_into_is_not_left_out(root_only: None) -
             found(home)
 
 
-def test_one_directory_with_two_names_is_one(home: Path) -> None:
-    made(home, ".openclaw")
+def test_a_directory_with_two_names_is_found_once(home: Path) -> None:
+    make_state_dirs(home, ".openclaw")
     (home / ".openclaw-link").symlink_to(".openclaw")
     assert found(home) == [".openclaw"]
 
 
-def test_names_from_outside_are_no_trouble(home: Path) -> None:
+def test_hostile_directory_names_do_no_harm(home: Path) -> None:
     name = os.fsdecode(b".openclaw-\xff\n")
-    made(home, name)
+    make_state_dirs(home, name)
     (state,) = state_dirs([], {"HOME": str(home)})
     assert state.path == f"{home}/{name}"
     assert state.name.isprintable()
@@ -124,7 +122,7 @@ def test_without_a_home_nothing_is_found(environment: dict[str, str]) -> None:
         state_dirs([], environment)
 
 
-def test_a_sweep_says_where_it_looked_and_frees_the_locks_of_all(home: Path) -> None:
+def test_a_sweep_says_where_it_looks_and_removes_the_locks_of_all(home: Path) -> None:
     for name in (".openclaw", ".openclaw-dev"):
         Tree(home / name).lock("dead", record(DEAD))
     done = reap("sweep", "--json", env={"HOME": str(home)})

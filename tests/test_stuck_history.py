@@ -1,4 +1,4 @@
-"""How many locks were stuck in each minute of the last hour, made from changes alone."""
+"""The number of stuck locks in each minute of the last hour, computed from changes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,18 +6,18 @@ from hypothesis import strategies as st
 from reaper.reports.stuck_history import MINUTES, StuckHistory
 
 CHANGES = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 200)), min_size=1, max_size=80)
-"""How many are stuck, and the seconds until the next change."""
+"""The number of stuck locks, and the seconds until the next change."""
 
 
-def test_nothing_is_known_before_the_first_record() -> None:
+def test_the_history_is_empty_before_the_first_record() -> None:
     assert StuckHistory().last_hour(1000.0) == []
 
 
 @given(CHANGES, st.floats(0, 10_000), st.booleans())
-def test_each_minute_has_the_most_that_were_stuck_at_once(
+def test_each_minute_has_the_largest_number_of_stuck_locks(
     changes: list[tuple[int, float]], start: float, watched: bool
 ) -> None:
-    """As if somebody had counted all the time; looking at it in between changes nothing."""
+    """Reading the history in between changes nothing."""
     history, now, stuck = StuckHistory(), start, 0
     counted = {int(start // 60): 0}
     for stuck, seconds in changes:
@@ -31,11 +31,11 @@ def test_each_minute_has_the_most_that_were_stuck_at_once(
     assert history.last_hour(now) == list(counted.values())[-MINUTES:]
 
 
-def test_a_day_without_a_change_takes_no_time_and_no_memory() -> None:
+def test_a_long_time_without_a_change_costs_no_time_or_memory() -> None:
     history = StuckHistory()
     history.record(2, 0.0)
     assert history.last_hour(1e9) == [2] * MINUTES
     history.record(0, 1e9)
     assert history.last_hour(1e9) == [2] * MINUTES
     assert history.last_hour(1e9 + 60) == [2] * (MINUTES - 1) + [0]
-    assert history.last_hour(0.0) == [2] * (MINUTES - 1) + [0]  # a moment that is past
+    assert history.last_hour(0.0) == [2] * (MINUTES - 1) + [0]  # a time in the past

@@ -33,7 +33,7 @@ def test_a_sweep_is_due_one_interval_after_the_last(sweeps: Sweeps) -> None:
     assert sweeps.next() == 161
 
 
-def test_however_many_folders_change_one_sweep_a_second_is_due(sweeps: Sweeps) -> None:
+def test_any_number_of_changed_folders_makes_one_sweep_per_second(sweeps: Sweeps) -> None:
     sweeps.ended(100.0, 101.0, NOTHING)
     for _ in range(3):
         sweeps.folders_changed()
@@ -42,7 +42,7 @@ def test_however_many_folders_change_one_sweep_a_second_is_due(sweeps: Sweeps) -
     assert sweeps.next() == 162.5
 
 
-def test_sweeps_that_fail_are_due_later_and_later_until_all_goes_well(
+def test_failed_sweeps_are_retried_with_growing_delays_until_one_succeeds(
     sweeps: Sweeps, reports: Reports
 ) -> None:
     error = OSError(errno.EMFILE, "Too many open files")
@@ -54,7 +54,7 @@ def test_sweeps_that_fail_are_due_later_and_later_until_all_goes_well(
         now = sweeps.next()
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
     sweeps.ended(now, now, NOTHING)
-    sweeps.failed(error, now)  # in what the worker does after the sweep
+    sweeps.failed(error, now)  # in the step of the worker after the sweep
     assert sweeps.next() == now + 60
     now = sweeps.next()
     sweeps.ended(now, now, NOTHING)
@@ -63,13 +63,13 @@ def test_sweeps_that_fail_are_due_later_and_later_until_all_goes_well(
     assert reports.events() == ["sweep-failed"]
     sweeps.failed(error, now)
     assert sweeps.next() == now + 1
-    sweeps.ended(now, now + 0.5, NOTHING)  # a person asked for this one
+    sweeps.ended(now, now + 0.5, NOTHING)  # a sweep that a person requested
     sweeps.step_ended()
     assert sweeps.next() == now + 1
     assert reports.events() == ["sweep-failed", "sweep-failed"]
 
 
-def test_a_lock_that_is_left_aside_makes_twelve_sweeps_frequent(sweeps: Sweeps) -> None:
+def test_a_parked_lock_makes_twelve_sweeps_frequent(sweeps: Sweeps) -> None:
     files = SkippedFiles(10)
     files.add(Skipped(path="/s/.rprx", reason=LEFT_ASIDE, failed=True))
     for number in range(13):
@@ -78,7 +78,7 @@ def test_a_lock_that_is_left_aside_makes_twelve_sweeps_frequent(sweeps: Sweeps) 
     assert sweeps.not_ready_because == ""
 
 
-def test_a_folder_that_cannot_be_read_is_not_ready(sweeps: Sweeps) -> None:
+def test_a_folder_that_cannot_be_read_makes_the_sidecar_not_ready(sweeps: Sweeps) -> None:
     files = SkippedFiles(10)
     files.add(Skipped(path="/s/agents/main/sessions", reason="unreadable", failed=True))
     reasons = [sweeps.not_ready_because]
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_read_is_not_ready(sweeps: Sweeps) -> None:
         ("/secret", "a folder is missing"),
     ],
 )
-def test_what_is_missing_is_told_without_a_name(path: str, why: str) -> None:
+def test_a_missing_folder_is_reported_without_its_name(path: str, why: str) -> None:
     files = SkippedFiles(10)
     files.add(Skipped(path=path, reason="missing", failed=True))
     assert files.not_ready_because == why

@@ -1,4 +1,4 @@
-"""Counting by changes equals counting all again."""
+"""Counting by changes equals a full recount."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)
 
 
 def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
-    """What `shown` says about the locks' tallies, by looking at every lock."""
+    """Return the result of `shown` for these locks, by a full count."""
     agents = {}
     for key in {(tracked.lock.state_dir, tracked.lock.agent) for tracked in locks}:
         of_agent = [
@@ -81,10 +81,10 @@ def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
         "stuck": sum(len(stuck) for stuck, _, _ in agents.values()),
         "agents": agents,
         "verdicts": verdicts,
-        "proven": {key: sum(its) for key, its in states.items() if any(its)},
-        "unproven": {key: its.count(False) for key, its in states.items() if not all(its)},
-        "of_holder": {key: len(its) for key, its in holders.items()},
-        "stuck_of_holder": {key: sum(its) for key, its in holders.items() if any(its)},
+        "proven": {key: sum(flags) for key, flags in states.items() if any(flags)},
+        "unproven": {key: flags.count(False) for key, flags in states.items() if not all(flags)},
+        "of_holder": {key: len(flags) for key, flags in holders.items()},
+        "stuck_of_holder": {key: sum(flags) for key, flags in holders.items() if any(flags)},
     }
 
 
@@ -97,61 +97,61 @@ def shown(tallies: Tallies) -> dict[str, Any]:
 
 
 @given(CHANGES)
-def test_whatever_changes_the_counts_are_those_of_what_is_known(
+def test_the_counts_equal_a_recount_after_any_changes(
     changes: list[tuple[int, TrackedLock | None]],
 ) -> None:
     assert tuple(Verdict) == VERDICTS
     inventory = LockInventory()
-    for place, change in changes:
+    for index, change in changes:
         if change is None:
-            inventory.drop(place)
+            inventory.drop(index)
         else:
-            inventory.put(place, change)
+            inventory.put(index, change)
     recounted = recounted_all(inventory.all())
     with inventory.tallies() as tallies:
         assert shown(tallies) == recounted
 
 
 @given(CHANGES)
-def test_nothing_is_left_of_what_is_gone(changes: list[tuple[int, TrackedLock | None]]) -> None:
+def test_no_count_is_left_of_deleted_locks(changes: list[tuple[int, TrackedLock | None]]) -> None:
     inventory = LockInventory()
-    for place, change in changes:
+    for index, change in changes:
         if change is not None:
-            inventory.put(place, change)
-    for place in range(6):
-        inventory.drop(place)
+            inventory.put(index, change)
+    for index in range(6):
+        inventory.drop(index)
     with inventory.tallies() as tallies:
         assert shown(tallies) == recounted_all([])
         assert not any(vars(tallies).values())
 
 
 @given(CHANGES)
-def test_a_scrape_tells_the_same_however_it_came_about(
+def test_a_scrape_depends_only_on_the_current_locks(
     changes: list[tuple[int, TrackedLock | None]],
 ) -> None:
-    inventory, afresh = LockInventory(), LockInventory()
-    for place, change in changes:
+    inventory, fresh = LockInventory(), LockInventory()
+    for index, change in changes:
         if change is None:
-            inventory.drop(place)
+            inventory.drop(index)
         else:
-            inventory.put(place, change)
-    for place, tracked in enumerate(inventory.all()):
-        afresh.put(place, tracked)
-    # Not watching: what the process itself uses is another figure each time.
+            inventory.put(index, change)
+    for index, tracked in enumerate(inventory.all()):
+        fresh.put(index, tracked)
+    # Without `watching`, because the metrics of the process change each time.
     how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
-    assert series(metrics_of(inventory, **how)) == series(metrics_of(afresh, **how))
+    assert series(metrics_of(inventory, **how)) == series(metrics_of(fresh, **how))
 
 
-def test_agents_beyond_the_cap_are_added_up() -> None:
+def test_the_counts_of_agents_beyond_the_cap_are_added_up() -> None:
     inventory = LockInventory()
     gone = Holder(state=GONE)
     for number in range(5):
         inventory.put(number, a_lock(f"agent{number}", age=100.0 * number))
         inventory.put(-1 - number, a_lock(f"agent{number}", proof=HoldProof.NOT_OPEN, holder=gone))
     found = series(metrics_of(inventory, max_agents=2))
-    other = 'agent="other",state_dir="s"'
-    assert found[f"reaper_blocking_locks{{{other}}}"] == 3
+    labels = 'agent="other",state_dir="s"'
+    assert found[f"reaper_blocking_locks{{{labels}}}"] == 3
     stuck = sum(tracked.judgement.wants_freeing for tracked in inventory.all()) / 5 * 3
-    assert found[f"reaper_stuck_locks{{{other}}}"] == stuck
-    assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{other}}}"] == 9.0
-    assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{other}}}"] == 9.0
+    assert found[f"reaper_stuck_locks{{{labels}}}"] == stuck
+    assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{labels}}}"] == 9.0
+    assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{labels}}}"] == 9.0

@@ -1,4 +1,4 @@
-"""Why a lock is not removed, in words: a test for each kind of sentence."""
+"""The sentences that say why a lock is not removed."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ SWEEP = Limits()
 
 
 def why(seen: Evidence, **how: Any) -> tuple[str, str]:
-    """Return code and text for a lock as a sweep finds it."""
+    """Return code and text for a lock that a sweep finds."""
     not_freed = why_not_freed(found(seen, limits=SWEEP, **how))
     assert not_freed is not None
     return not_freed
@@ -46,28 +46,28 @@ def test_each_condition_has_a_sentence(unmet: Unmet) -> None:
         ({"seen_for": 0.0}, ("seen-once", "it was seen only once, and a sweep looks twice")),
     ],
 )
-def test_an_age_that_is_missing_is_told(
+def test_an_age_that_is_too_low_is_reported(
     change: dict[str, float], expected: tuple[str, str]
 ) -> None:
     old = {"lock": a_lock(), "file_age": 600.0, **stuck()}
     assert why(evidence(**old | change)) == expected
 
 
-def test_a_program_that_is_not_known_is_not_said_to_be_another() -> None:
+def test_an_unknown_program_is_not_reported_as_another() -> None:
     old = {"lock": a_lock(), "file_age": 600.0, **stuck()}
     code, text = why(evidence(**old, program=Program.UNKNOWN))
     assert code == "other-program"
     assert "not known to be a gateway" in text
 
 
-def test_a_look_tells_that_a_sweep_looks_twice() -> None:
+def test_a_look_says_that_a_sweep_looks_twice() -> None:
     for seen in (evidence(**stuck() | {"seen_for": 0.0}), evidence(NOT_OPEN)):
         not_freed = why_not_freed(found(seen))
         assert not_freed is not None
         assert not_freed.code == "seen-once"
 
 
-def test_a_lock_that_the_gateway_needs_is_said_to_be() -> None:
+def test_a_lock_that_the_gateway_needs_is_reported_so() -> None:
     for store in (StoreStatus.RUNNING, StoreStatus.UNKNOWN):
         code, text = why(
             evidence(NOT_OPEN, HolderState.GONE, run=evidence(**stuck()).run._replace(store=store))
@@ -87,7 +87,7 @@ def test_a_lock_without_a_hold_proof_says_why() -> None:
     assert why(evidence(NO_PROOF)) == ("no-hold-proof", "it is not known whether the file is open")
 
 
-def test_a_lock_that_is_too_new_says_for_how_long_it_was_seen() -> None:
+def test_a_lock_that_is_too_new_shows_how_long_it_was_seen() -> None:
     text = "it has been seen like this for only 3.0s"
     assert why(evidence(NOT_OPEN, seen_for=3.0)) == ("too-early", text)
     unnamed = evidence(NOT_OPEN, HolderState.UNNAMED, file_age=3.0, seen_for=1.0)
@@ -102,17 +102,17 @@ def test_a_lock_that_the_policy_only_reports_says_so() -> None:
 
 def test_an_overdue_lock_without_a_limit_may_be_healthy() -> None:
     code, text = why(evidence(lock=a_lock(age=3000.0, max_hold_ms=None), age=3000.0))
-    assert code == "too-young"  # its run was not read here
+    assert code == "too-young"  # its run was not read
     assert text.endswith("; a long healthy run looks the same")
 
 
-def test_a_lock_that_is_removed_or_gone_lacks_nothing() -> None:
+def test_a_removed_or_deleted_lock_has_no_unmet_condition() -> None:
     assert why_not_freed(found(evidence(**stuck()), limits=SWEEP)) is None
     assert why_not_freed(found(evidence(), Outcome.REMOVED)) is None
     assert why_not_freed(found(evidence(), Outcome.VANISHED)) is None
 
 
-def test_each_code_is_written_down() -> None:
+def test_each_code_is_documented() -> None:
     text = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
     table = text.partition("## Not freed because")[2].partition("## The summary")[0]
     codes = set(re.findall("`([a-z-]+)`", table)) - {"remove", "--abandoned-after"}

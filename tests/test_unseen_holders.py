@@ -9,7 +9,7 @@ from tests.watch_parts import a_lock, key
 
 
 class Probed:
-    """Locks, held or not, and which of them are probed."""
+    """Locks, and a record of which are probed."""
 
     def __init__(self) -> None:
         self.released: set[LockKey] = set()
@@ -62,7 +62,7 @@ def test_a_live_holder_that_releases_one_lock_keeps_the_others() -> None:
     assert len(probed.holders) == 1
 
 
-def test_locks_without_a_pid_are_probed_each_by_itself() -> None:
+def test_locks_without_a_pid_are_probed_separately() -> None:
     probed = Probed()
     probed.hold("one", None)
     probed.hold("two", None)

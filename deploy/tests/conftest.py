@@ -1,4 +1,4 @@
-"""What the tests of deploy/ share: the tools, run from the project's folder, and their findings."""
+"""Fixtures of the tests of deploy/: tools that run in the project's folder, and the record."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def load(path: Path) -> Any:
 
 
 def tool(name: str) -> str:
-    """Return where a tool is: beside this Python, or on PATH; skips, loudly, where it is not."""
+    """Return the path of a tool, beside this Python or on PATH; skip the test without it."""
     path = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if path is None:
         missing(name, needs.PACKAGES.get(name, name))
@@ -37,7 +37,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str | Path, **how: Any) -> "subprocess.CompletedProcess[str]":
-    """Run a command that must succeed; what it said is in the failure otherwise."""
+    """Run a command that must succeed; the failure shows its output."""
     options: dict[str, Any] = {"cwd": ROOT, "timeout": 300, **how}
     done = subprocess.run(command, capture_output=True, text=True, **options)
     said = f"{done.stdout}\n{done.stderr}"
@@ -46,7 +46,7 @@ def run(*command: str | Path, **how: Any) -> "subprocess.CompletedProcess[str]":
 
 
 def node(script: str, *arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]":
-    """Run a script that may import what npm installed for these tests."""
+    """Run a script that may import the npm packages of these tests."""
     if not NPM.is_dir():
         not_tested("what npm brings", cure="make .venv/.deploy")
     return run(tool("node"), "-e", script, *arguments, cwd=NPM, **how)
@@ -62,7 +62,7 @@ _OUTCOMES: dict[str, tuple[str, str, float]] = {}
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Note a figure or a finding of this test for the record."""
+    """Return a function that adds a figure or a finding of this test to the record."""
     return lambda text: _NOTES.append((request.node.nodeid, text))
 
 

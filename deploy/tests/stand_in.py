@@ -1,9 +1,9 @@
-"""A process in the role of the gateway, for containers that the real one cannot be had for.
+"""A process that replaces the gateway in containers without the real one.
 
-It takes locks as a gateway does, each in a child of its own, and obeys files that are put into the
-folder `stand-in` of its state directory: `hold-SESSION`, `stuck-SESSION` (its run is cut short and
-it never lets go), `overdue-SESSION` (held for longer than it promised), `release-SESSION`,
-`kill-SESSION`. A file is gone when it has been obeyed. Uses the standard library only.
+It locks like a gateway, each session in another child. It obeys files in the folder `stand-in` of
+its state directory: `hold-SESSION`, `stuck-SESSION` (the run is cut short and the lock is never
+released), `overdue-SESSION` (held beyond its max hold), `release-SESSION`, `kill-SESSION`. It
+deletes each file that it has obeyed. It needs only the standard library.
 """
 
 import json
@@ -23,7 +23,7 @@ def iso(at: float) -> str:
 
 
 def take(session: str, *, since: float) -> int:
-    """Take the lock; return the descriptor that holds it."""
+    """Create the lock; return the descriptor that holds it."""
     stat = Path("/proc/self/stat").read_text()
     fields = {
         "pid": os.getpid(),
@@ -46,14 +46,14 @@ def release(session: str, fd: int) -> None:
 
 
 def hold(session: str, *, since: float) -> None:
-    """Take the lock and hold it until a signal."""
+    """Create the lock and hold it until a signal."""
     fd = take(session, since=since)
     signal.sigwait({signal.SIGTERM})
     release(session, fd)
 
 
 def cut_short(session: str, at: float) -> None:
-    """Write beside a lock what a 2026.5.22 gateway writes when a run times out in its tool."""
+    """Write the files that a 2026.5.22 gateway writes when a run times out in its tool."""
     (SESSIONS / f"{session}.jsonl").write_text("{}\n")
     harness = {"version": "2026.5.22", "invocation": ["node", "openclaw.mjs", "gateway", "run"]}
     records = [
@@ -88,14 +88,14 @@ def main() -> None:
     started = time.time()
     while signal.sigtimedwait({signal.SIGTERM}, 0.05) is None:
         for order in ORDERS.iterdir():
-            what, session = order.name.split("-", 1)
-            if what == "stuck":
-                # The gateway itself holds it, and must be older than the run by five seconds.
+            command, session = order.name.split("-", 1)
+            if command == "stuck":
+                # The gateway itself holds the lock, and must be five seconds older than the run.
                 at = float(int(max(time.time(), started + 7)))
                 cut_short(session, at)
                 stuck[session] = take(session, since=at)
-            elif what in {"hold", "overdue"}:
-                since = time.time() - (3600 if what == "overdue" else 0)
+            elif command in {"hold", "overdue"}:
+                since = time.time() - (3600 if command == "overdue" else 0)
                 children[session] = os.fork()
                 if children[session] == 0:
                     hold(session, since=since)
@@ -104,7 +104,7 @@ def main() -> None:
                 release(session, stuck.pop(session))
             else:
                 pid = children.pop(session)
-                os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGTERM)
+                os.kill(pid, signal.SIGKILL if command == "kill" else signal.SIGTERM)
                 os.waitpid(pid, 0)
             order.unlink()
     for session, fd in stuck.items():
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    gateway = ["openclaw.mjs", "gateway", "run"]  # by this the reaper knows a gateway
+    gateway = ["openclaw.mjs", "gateway", "run"]  # the reaper recognizes a gateway by these
     if sys.argv[1:] != gateway:
         os.execv(sys.executable, [sys.executable, __file__, *gateway])
     main()

@@ -1,4 +1,4 @@
-"""What tests need that start things: patience, ports, a stand-in for the gateway, Prometheus."""
+"""Helpers for tests that start programs: waiting, ports, the stand-in, Prometheus."""
 
 import http.client
 import json
@@ -18,13 +18,13 @@ STAND_IN = Path(__file__).parent / "stand_in.py"
 SOON = ("--abandoned-after", "2s")
 
 
-def until(condition: Callable[[], Any], what: str, *, patience: float = 60) -> Any:
+def until(condition: Callable[[], Any], expected: str, *, patience: float = 60) -> Any:
     end = time.monotonic() + patience
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.1)
-    raise AssertionError(f"never came true: {what}")
+    raise AssertionError(f"never came true: {expected}")
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def get(url: str) -> str:
-    """Return what is there, or "" while nothing is."""
+    """Return the body at a URL, "" while there is no answer."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             text: str = answer.read().decode()
@@ -45,7 +45,7 @@ def get(url: str) -> str:
 
 
 class State:
-    """A gateway's state directory, and the stand-in's orders."""
+    """The state directory of a gateway, and orders for the stand-in."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,7 +77,7 @@ def ask(address: str, query: str) -> list[Any]:
 
 
 def seen(address: str, query: str, *, seconds: float) -> list[Any]:
-    """Return what a panel shows that looks back over so many seconds."""
+    """Return what a panel shows for that many seconds until now."""
     now = time.time()
     asked = {"query": query, "start": now - seconds, "end": now, "step": 1}
     text = get(f"{address}/api/v1/query_range?{urllib.parse.urlencode(asked)}")

@@ -1,4 +1,4 @@
-"""Each file of deploy/, and the Dockerfile, by the validators of its users; nothing is started."""
+"""The files of deploy/ and the Dockerfile, checked by validators; nothing is started."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from tests.needs import not_tested
 
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 MOST_EXPOSURE = 2.0
-"""Of systemd-analyze security: below it is its best word, OK."""
+"""Below it `systemd-analyze security` says OK, its best word."""
 
 
-def test_no_file_in_deploy_goes_unchecked() -> None:
+def test_each_file_in_deploy_is_checked() -> None:
     checked = [
         *(DEPLOY / "terminal").iterdir(),  # by test_terminal.py
         *RULES,
@@ -35,8 +35,8 @@ def test_no_file_in_deploy_goes_unchecked() -> None:
         *(DEPLOY / "grafana" / "provisioning").rglob("*.yml"),
         *kustomized((*BUILT, *(f"components/{component}" for component in ADDED))),
     ]
-    there = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy")
-    files = [ROOT / name for name in there.stdout.splitlines()]
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy")
+    files = [ROOT / name for name in listed.stdout.splitlines()]
     assert [
         file for file in files if file not in checked and "deploy/tests/" not in str(file)
     ] == []
@@ -45,12 +45,12 @@ def test_no_file_in_deploy_goes_unchecked() -> None:
 # The image
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     run(tool("hadolint"), "--failure-threshold", "style", "Dockerfile")
 
 
-def test_the_image_installs_by_lock_what_was_tested_by_lock() -> None:
-    """The lock of what is shipped has no version that the lock of development does not have."""
+def test_the_image_installs_the_locked_versions_that_were_tested() -> None:
+    """The lock of the image has no version that the lock of development does not have."""
 
     def pinned(name: str) -> set[str]:
         return set(re.findall(r"^(\S+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
@@ -81,8 +81,8 @@ def test_a_compose_file_fits_the_schema(path: Path) -> None:
 
 
 def composed(folder: Path, *options: str | Path, **variables: str) -> Any:
-    """Return what podman-compose makes of some compose files."""
-    podman = folder / "podman"  # which it asks for its version only
+    """Return the result of podman-compose for some compose files."""
+    podman = folder / "podman"  # podman-compose asks it only for its version
     podman.write_text("#!/bin/sh\necho podman version 5.4.0\n")
     podman.chmod(0o755)
     environment = {**os.environ, **variables, "PATH": f"{folder}:{os.environ['PATH']}"}
@@ -90,28 +90,26 @@ def composed(folder: Path, *options: str | Path, **variables: str) -> Any:
     return yaml.safe_load(done.stdout)
 
 
-def test_the_example_starts_gateway_and_reaper_and_more_only_where_it_is_asked_for(
-    tmp_path: Path,
-) -> None:
-    """The only setting that it needs is the gateway's image."""
-    few = composed(tmp_path, "-f", FULL, OPENCLAW_IMAGE="gateway")["services"]
-    assert few["reaper"]["security_opt"] == ["no-new-privileges:true"]
-    assert set(few) == {"gateway", "reaper"}
-    all_of_it = ("-f", FULL, "--profile", "monitoring")
-    many = composed(tmp_path, *all_of_it, OPENCLAW_IMAGE="gateway")["services"]
-    assert set(many) == {"gateway", "reaper", "prometheus", "grafana"}
+def test_the_example_starts_gateway_and_reaper_and_others_only_on_request(tmp_path: Path) -> None:
+    """It needs only one setting, the gateway's image."""
+    default = composed(tmp_path, "-f", FULL, OPENCLAW_IMAGE="gateway")["services"]
+    assert default["reaper"]["security_opt"] == ["no-new-privileges:true"]
+    assert set(default) == {"gateway", "reaper"}
+    options = ("-f", FULL, "--profile", "monitoring")
+    with_monitoring = composed(tmp_path, *options, OPENCLAW_IMAGE="gateway")["services"]
+    assert set(with_monitoring) == {"gateway", "reaper", "prometheus", "grafana"}
 
 
 @pytest.mark.parametrize("state", ["data", "./data"])
 def test_the_override_adds_the_reaper_to_another_project(state: str, tmp_path: Path) -> None:
-    """By a named volume or a folder."""
+    """With a named volume or a folder."""
     mine = tmp_path / "compose.yaml"
     gateway = {"image": "gateway", "volumes": [f"{state}:/home/node/.openclaw"]}
     mine.write_text(yaml.safe_dump({"services": {"gateway": gateway}, "volumes": {"data": None}}))
-    made = composed(tmp_path, "-f", mine, "-f", OVERRIDE, OPENCLAW_STATE=state)
-    assert set(made["services"]) == {"gateway", "reaper"}
-    assert made["services"]["gateway"] == gateway
-    assert made["services"]["reaper"]["volumes"] == [f"{state}:/state"]
+    project = composed(tmp_path, "-f", mine, "-f", OVERRIDE, OPENCLAW_STATE=state)
+    assert set(project["services"]) == {"gateway", "reaper"}
+    assert project["services"]["gateway"] == gateway
+    assert project["services"]["reaper"]["volumes"] == [f"{state}:/state"]
     lines = [
         line for line in OVERRIDE.read_text().splitlines() if not line.lstrip().startswith("#")
     ]
@@ -119,7 +117,7 @@ def test_the_override_adds_the_reaper_to_another_project(state: str, tmp_path: P
 
 
 def test_the_recipe_for_a_wedged_gateway_fits_into_the_same_project(tmp_path: Path) -> None:
-    """It is in docs/wedged.md, and asks as the component for Kubernetes does."""
+    """It is in docs/wedged.md and has the same probe as the component for Kubernetes."""
     recipe = tmp_path / "wedged.yaml"
     recipe.write_text(
         (ROOT / "docs" / "wedged.md").read_text().partition("```yaml\n")[2].partition("```")[0]
@@ -137,7 +135,7 @@ def test_the_recipe_for_a_wedged_gateway_fits_into_the_same_project(tmp_path: Pa
     assert script == re.sub(r"\s+(?=\.)", "", " ".join(asked.split()))
 
 
-def test_what_the_compose_file_mounts_from_here_is_here() -> None:
+def test_the_files_that_the_compose_file_mounts_exist() -> None:
     mounts = [
         volume for service in load(FULL)["services"].values() for volume in service["volumes"]
     ]
@@ -146,7 +144,7 @@ def test_what_the_compose_file_mounts_from_here_is_here() -> None:
     assert [source for source in sources if not (DEPLOY / "compose" / source).exists()] == []
 
 
-def test_the_reaper_of_the_compose_files_has_no_right_it_does_not_need() -> None:
+def test_the_reaper_of_the_compose_files_has_only_the_rights_that_it_needs() -> None:
     for path in (FULL, OVERRIDE):
         services = load(path)["services"]
         reaper = services["reaper"]
@@ -162,7 +160,7 @@ def test_the_reaper_of_the_compose_files_has_no_right_it_does_not_need() -> None
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with a program that is here, and the man page that they name."""
+    """Return the folder of the units, with a program that exists on this machine."""
     for unit in UNITS:
         text = unit.read_text()
         if unit.suffix == ".service":
@@ -181,20 +179,20 @@ def test_systemd_analyze_verifies_the_units(units: Path) -> None:
 @pytest.mark.parametrize(
     "unit", [unit_file.name for unit_file in UNITS if unit_file.suffix == ".service"]
 )
-def test_the_services_are_hardly_exposed(units: Path, unit: str) -> None:
+def test_the_services_have_a_low_exposure(units: Path, unit: str) -> None:
     command = (tool("systemd-analyze"), "security", "--offline=yes", "--no-pager")
     done = run(*command, f"--threshold={MOST_EXPOSURE * 10:.0f}", units / unit)
     print(done.stdout.splitlines()[-1])
 
 
-# What deploy/ asks of the program
+# Variables
 
 
 def used(pattern: str, files: Iterator[Path]) -> set[str]:
     return {name for file in files for name in re.findall(pattern, file.read_text())}
 
 
-def test_variables_that_deploy_sets_are_the_programs() -> None:
+def test_deploy_sets_only_variables_that_the_program_knows() -> None:
     folders = [ROOT / "Dockerfile", *UNITS, *KUBERNETES.rglob("*.yaml")]
     names = used(r"REAPER_[A-Z_]+", iter(folders))
     assert len(names) >= 5
@@ -215,7 +213,7 @@ def actionlint(*files: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def test_actionlint_finds_nothing_in_the_workflows(tmp_path: Path) -> None:
+def test_actionlint_accepts_the_workflows(tmp_path: Path) -> None:
     assert WORKFLOWS
     done = actionlint(*WORKFLOWS)
     assert (done.returncode, done.stderr) == (0, "")
@@ -231,7 +229,7 @@ def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it() -> Non
     assert [action for action in used if not by_commit.fullmatch(action)] == []
 
 
-def test_each_action_has_one_version_and_each_job_ends_some_time() -> None:
+def test_each_action_has_one_version_and_each_job_a_timeout() -> None:
     used = set(
         re.findall(r"uses: (\S+)@(.*)", "".join(workflow.read_text() for workflow in WORKFLOWS))
     )

@@ -1,4 +1,4 @@
-"""deploy/kubernetes, built by kubectl and checked against the schemas; no cluster is here."""
+"""deploy/kubernetes, built by kubectl and checked against the schemas, without a cluster."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ from tests.needs import not_tested
 KUBERNETES = DEPLOY / "kubernetes"
 BUILT = ("base", "overlays/production", "daemonset")
 ADDED = ("flag-only",)
-"""Components that no folder of BUILT has."""
+"""Components that no folder of BUILT uses."""
 
 
 def kustomized(folders: tuple[str, ...]) -> set[Path]:
@@ -33,9 +33,9 @@ def kustomized(folders: tuple[str, ...]) -> set[Path]:
             files.add(folder)
             continue
         files.add(folder / "kustomization.yaml")
-        made = load(folder / "kustomization.yaml")
-        patches = [patch["path"] for patch in made.get("patches", ()) if "path" in patch]
-        names = [*made.get("resources", ()), *made.get("components", ()), *patches]
+        layer = load(folder / "kustomization.yaml")
+        patches = [patch["path"] for patch in layer.get("patches", ()) if "path" in patch]
+        names = [*layer.get("resources", ()), *layer.get("components", ()), *patches]
         waiting += [(folder / name).resolve() for name in names]
     return files
 
@@ -51,17 +51,17 @@ def objects(folder: str) -> list[Any]:
 
 
 def pod_specs(folder: str) -> Iterator[Any]:
-    for made in objects(folder):
-        if made["kind"] in {"Deployment", "DaemonSet"}:
-            yield made["spec"]["template"]["spec"]
+    for each in objects(folder):
+        if each["kind"] in {"Deployment", "DaemonSet"}:
+            yield each["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 @pytest.mark.parametrize("folder", BUILT)
-def test_kustomize_builds_what_kubernetes_takes(folder: str, version: str, tmp_path: Path) -> None:
-    """From 1.29 on native sidecars need no switch."""
+def test_kustomize_builds_valid_objects(folder: str, version: str, tmp_path: Path) -> None:
+    """Native sidecars need no feature gate from 1.29 on."""
     built = tmp_path / "built.yaml"
-    core = [made for made in objects(folder) if "monitoring.coreos.com" not in made["apiVersion"]]
+    core = [each for each in objects(folder) if "monitoring.coreos.com" not in each["apiVersion"]]
     built.write_text(yaml.safe_dump_all(core))
     done = run(tool("kubernetes-validate"), "--strict", "-k", version, built)
     assert "WARN" not in done.stdout + done.stderr
@@ -72,8 +72,8 @@ def test_a_component_that_no_example_has_changes_the_sidecar(
     component: str, tmp_path: Path
 ) -> None:
     base = os.path.relpath(KUBERNETES, tmp_path)
-    made = {"resources": [f"{base}/base"], "components": [f"{base}/components/{component}"]}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    layer = {"resources": [f"{base}/base"], "components": [f"{base}/components/{component}"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(layer))
     (spec,) = pod_specs(os.path.relpath(tmp_path, KUBERNETES))
     (reaper,) = spec["initContainers"]
     assert {"name": "REAPER_DRY_RUN", "value": "true"} in reaper["env"]
@@ -83,42 +83,42 @@ RECOMMENDED = {"name", "component", "part-of", "managed-by", "version"}
 
 
 @pytest.mark.parametrize("folder", BUILT)
-def test_workloads_have_the_recommended_labels_of_the_versions_that_they_run(folder: str) -> None:
-    for made in objects(folder):
-        if made["kind"] in {"Deployment", "DaemonSet"}:
-            template = made["spec"]["template"]
+def test_workloads_have_the_recommended_labels_with_their_version(folder: str) -> None:
+    for each in objects(folder):
+        if each["kind"] in {"Deployment", "DaemonSet"}:
+            template = each["spec"]["template"]
             (image,) = {container["image"] for container in template["spec"]["containers"]}
-            for labels in (made["metadata"]["labels"], template["metadata"]["labels"]):
+            for labels in (each["metadata"]["labels"], template["metadata"]["labels"]):
                 assert {f"app.kubernetes.io/{name}" for name in RECOMMENDED} <= set(labels)
                 assert image.endswith(f":{labels['app.kubernetes.io/version']}")
 
 
 @pytest.mark.parametrize("folder", ["overlays/production", "daemonset"])
-def test_the_operators_own_objects_fit_its_schemas(folder: str) -> None:
+def test_the_objects_for_the_operator_fit_its_schemas(folder: str) -> None:
     script = """
     import("@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1").then(models => {
-      for (const it of JSON.parse(process.argv[1])) new models[it.kind](it).validate();
+      for (const each of JSON.parse(process.argv[1])) new models[each.kind](each).validate();
     });
     """
-    own = [made for made in objects(folder) if "monitoring.coreos.com" in made["apiVersion"]]
-    assert {made["kind"] for made in own} == {"PodMonitor", "PrometheusRule"}
-    assert all(made["metadata"]["labels"]["release"] for made in own)
+    own = [each for each in objects(folder) if "monitoring.coreos.com" in each["apiVersion"]]
+    assert {each["kind"] for each in own} == {"PodMonitor", "PrometheusRule"}
+    assert all(each["metadata"]["labels"]["release"] for each in own)
     node(script, json.dumps(own))
-    broken = [{**made, "spec": {"groups": 1, "selector": 1}} for made in own]
+    broken = [{**each, "spec": {"groups": 1, "selector": 1}} for each in own]
     with pytest.raises(AssertionError):
         node(script, json.dumps(broken))
 
 
-def test_the_operators_rules_are_those_of_prometheus() -> None:
+def test_the_rules_for_the_operator_are_those_of_prometheus() -> None:
     files = [load(path) for path in RULES]
     rule = load(KUBERNETES / "components" / "monitoring" / "prometheus-rule.yaml")
     assert rule["spec"]["groups"] == [group for file in files for group in file["groups"]]
 
 
 @pytest.mark.parametrize("folder", BUILT)
-def test_pods_keep_to_restricted_pod_security(folder: str) -> None:
-    """As the standard says it; no cluster is here to say it. The DaemonSet's two exceptions are
-    what its namespace allows.
+def test_pods_meet_the_restricted_pod_security_standard(folder: str) -> None:
+    """Checked by the text of the standard, without a cluster. The namespace of the DaemonSet allows
+    its two exceptions.
     """
     for spec in pod_specs(folder):
         pod = spec["securityContext"]
@@ -138,12 +138,12 @@ def test_pods_keep_to_restricted_pod_security(folder: str) -> None:
             assert "hostPort" not in str(container.get("ports"))
             if container["name"] == "reaper":
                 assert own["readOnlyRootFilesystem"] is True
-    levels = [made["metadata"]["labels"] for made in objects(folder) if made["kind"] == "Namespace"]
+    levels = [each["metadata"]["labels"] for each in objects(folder) if each["kind"] == "Namespace"]
     expected = "privileged" if folder == "daemonset" else "restricted"
     assert all(level["pod-security.kubernetes.io/enforce"] == expected for level in levels)
 
 
-def test_the_sidecar_is_native_and_never_keeps_the_gateway_from_serving() -> None:
+def test_the_sidecar_is_native_and_does_not_block_the_gateway() -> None:
     for folder in ("base", "overlays/production"):
         (spec,) = pod_specs(folder)
         (reaper,) = spec["initContainers"]
@@ -157,7 +157,7 @@ def test_the_sidecar_is_native_and_never_keeps_the_gateway_from_serving() -> Non
 
 @contextmanager
 def answering(status: int | None) -> Iterator[int]:
-    """Answer each request with a status, or never; yields the port."""
+    """Answer each request with a status, or never; yield the port."""
     released = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -187,11 +187,11 @@ def answering(status: int | None) -> Iterator[int]:
     ("status", "restarts"), [(200, False), (503, True), (404, False), (500, False), (None, False)]
 )
 def test_only_a_503_restarts_a_gateway(status: int | None, restarts: bool) -> None:
-    """The probe's own command; a reaper that is away, broken or stuck costs no gateway its life."""
+    """Run the probe's own command. A missing, broken or stuck reaper restarts no gateway."""
     (spec,) = pod_specs("overlays/production")
-    program, *rest = spec["containers"][0]["livenessProbe"]["exec"]["command"]
+    program, *arguments = spec["containers"][0]["livenessProbe"]["exec"]["command"]
     assert program == "node"
     with answering(status) as port:
-        command = [tool("node"), *(argument.replace(":9789", f":{port}") for argument in rest)]
+        command = [tool("node"), *(argument.replace(":9789", f":{port}") for argument in arguments)]
         assert (subprocess.run(command, timeout=60).returncode == 1) is restarts
     assert subprocess.run(command, timeout=60).returncode == 0, "nobody listens"

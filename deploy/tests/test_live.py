@@ -1,8 +1,7 @@
-"""What is in deploy/, started for real: the image, Compose, systemd. Slow; needs root.
+"""The image, Compose and systemd of deploy/, started for real. Slow; needs root.
 
-There is no Docker engine, no image registry, no Kubernetes and no Grafana where this was written:
-the base image is Debian's own Python instead of python:slim, the gateway a stand-in (stand_in.py),
-and Prometheus is Debian's.
+They need no Docker engine, image registry, Kubernetes or Grafana. The base image has Debian's
+Python instead of python:slim, stand_in.py replaces the gateway, and Prometheus is Debian's.
 """
 
 import json
@@ -42,7 +41,7 @@ def metric(port: int, name: str) -> float | None:
 
 
 def removed_for(port: int) -> set[str]:
-    """Return the first reasons of all removals so far."""
+    """Return the first reason of each removal so far."""
     lines = get(f"http://127.0.0.1:{port}/metrics").splitlines()
     removals = [line for line in lines if 'action="remove",outcome="removed"' in line]
     return {
@@ -53,7 +52,7 @@ def removed_for(port: int) -> set[str]:
 
 
 class Podman:
-    """podman with limits and a runtime that this machine grants; all it started ends with it."""
+    """Podman with limits and a runtime that work on this machine."""
 
     def __init__(self, folder: Path) -> None:
         if os.geteuid() != 0:
@@ -71,7 +70,7 @@ class Podman:
         return done.stdout.strip()
 
     def build(self, tag: str, *options: str | Path) -> None:
-        """Build with this machine's certificates and pip settings lent, not baked in."""
+        """Build with this machine's certificates and pip settings mounted, not copied."""
         lent = [f"--volume={path}:{path}:ro" for path in (CA, PIP) if path.exists()]
         self(
             "build",
@@ -112,7 +111,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
 
 @pytest.fixture(scope="module")
 def base(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image with Debian's Python, in the place of python:slim; made once a machine."""
+    """Return an image with Debian's Python instead of python:slim, built once per machine."""
     command = [podman.program, "image", "exists", BASE]
     if subprocess.run(command, env=podman.environment, timeout=60).returncode:
         root = tmp_path_factory.mktemp("base") / "root"
@@ -153,13 +152,13 @@ def gateway_image(podman: Podman, image: str) -> str:
 def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     podman: Podman, base: str, image: str, note: Note
 ) -> None:
-    made = json.loads(podman("image", "inspect", image))[0]
+    built = json.loads(podman("image", "inspect", image))[0]
     below = json.loads(podman("image", "inspect", base))[0]
-    config = made["Config"]
+    config = built["Config"]
     assert config["User"] == "1000:1000"
     assert config["Entrypoint"] == ["reaper"]
     assert config["Cmd"] == ["watch"]
-    assert made["Healthcheck"]["Test"] == ["CMD", "reaper", "probe"]
+    assert built["Healthcheck"]["Test"] == ["CMD", "reaper", "probe"]
     labels = {
         name.removeprefix("org.opencontainers.image."): value
         for name, value in config["Labels"].items()
@@ -168,13 +167,13 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
     assert labels["licenses"] == "Apache-2.0"
     assert labels["source"] == labels["url"] == "https://example.org/r"
     assert labels["documentation"] == "https://example.org/r/blob/test/docs/README.md"
-    own = made["Size"] - below["Size"]
+    own = built["Size"] - below["Size"]
     sizes = podman(
         "run", "--rm", "--entrypoint=sh", image, "-c", "du -sk /opt/reaper/lib/*/site-packages/*"
     )
-    parts = sorted(((int(k), Path(path).name) for k, path in map(str.split, sizes.splitlines())))
+    parts = sorted(((int(kb), Path(path).name) for kb, path in map(str.split, sizes.splitlines())))
     largest = ", ".join(f"{name} {size / 1024:.1f}" for size, name in parts[:-7:-1])
-    note(f"{made['Size'] / 1e6:.0f} MB unpacked, {own / 1e6:.0f} MB of them ours: {largest} MiB")
+    note(f"{built['Size'] / 1e6:.0f} MB unpacked, {own / 1e6:.0f} MB of them ours: {largest} MiB")
     assert own < 40e6
     search = "command -v cc gcc g++ as ld make pip pip3 uv; ls /opt/reaper/bin"
     found = podman("run", "--rm", "--entrypoint=sh", image, "-c", search).split()
@@ -185,7 +184,7 @@ def test_the_image_is_small_and_holds_nothing_it_does_not_need(
 
 
 def test_two_builds_give_the_same_layers(podman: Podman, base: str, image: str, note: Note) -> None:
-    """Not the same id: podman writes into its history what was taken from its cache."""
+    """The ids differ, because podman records in the history what came from its cache."""
     again = "localhost/openclaw-lock-reaper:again"
     options = ("--no-cache", "--build-arg", f"BASE={base}", *BUILD_ARGS)
     podman.build(again, *options, ROOT)
@@ -195,10 +194,10 @@ def test_two_builds_give_the_same_layers(podman: Podman, base: str, image: str, 
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
+def test_the_sidecar_removes_stuck_locks_of_a_gateway_in_another_container(
     podman: Podman, image: str, gateway_image: str, state: State, note: Note, shared: bool
 ) -> None:
-    """Read-only root, all capabilities dropped, no new privileges, the gateway's uid."""
+    """It has a read-only root, no capabilities, no new privileges, and the gateway's uid."""
     port = free_port()
     with ExitStack() as stack:
         gateway = stack.enter_context(
@@ -222,9 +221,9 @@ def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
         state.order("kill-killed")
         began = time.monotonic()
         until(lambda: "killed" not in state.locks(), "the killed holder's lock is freed")
-        took = time.monotonic() - began
+        seconds = time.monotonic() - began
         reasons = removed_for(port) - {"run-ended"}
-        note(f"a killed holder's lock went after {took:.1f} s, as {', '.join(reasons)}")
+        note(f"a killed holder's lock went after {seconds:.1f} s, as {', '.join(reasons)}")
         assert state.locks() == {"healthy"}
         assert metric(port, 'reaper_hold_proof_available{state_dir="openclaw"}') == 1
         memory = get(f"http://127.0.0.1:{port}/metrics").count(
@@ -247,7 +246,7 @@ def test_it_frees_what_is_over_beside_a_gateway_in_another_container(
             note("the gateway is killed: its lock is freed, and the sidecar lives")
 
 
-def test_a_new_volume_belongs_to_the_gateway_whoever_mounts_it_first(
+def test_a_new_volume_belongs_to_the_gateway_no_matter_which_container_mounts_it_first(
     podman: Podman, image: str
 ) -> None:
     volume = f"reaper-test-{uuid.uuid4().hex[:8]}"
@@ -264,7 +263,7 @@ def test_a_new_volume_belongs_to_the_gateway_whoever_mounts_it_first(
 def test_compose_starts_gateway_reaper_and_prometheus(
     podman: Podman, image: str, gateway_image: str, base: str, note: Note
 ) -> None:
-    """All but Grafana, which cannot be had here; the healing runs over Compose's own volume."""
+    """All but Grafana, which is not available. The removal works on Compose's own volume."""
     prometheus = "localhost/reaper-test-prometheus"
     install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus"
     text = (
@@ -322,7 +321,7 @@ def test_compose_starts_gateway_reaper_and_prometheus(
 def test_the_units_run_under_a_real_systemd(
     podman: Podman, image: str, base: str, state: State, note: Note
 ) -> None:
-    """With all of their hardening. The state directory is mounted: an overlay would not count."""
+    """With all their hardening; the state directory is mounted, as an overlay does not count."""
     below = "localhost/reaper-test-systemd-base"
     install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd-sysv"
     podman.containerfile(below, f"FROM {base}\nRUN {install} && useradd --uid 1000 openclaw\n")
@@ -366,7 +365,7 @@ def test_the_units_run_under_a_real_systemd(
             "systemd is up",
         )
         inside("systemctl start openclaw-lock-reaper")
-        # An old sweep of a moment ago would hide whether the sidecar answers.
+        # An earlier sweep would hide whether the sidecar answers.
         until(lambda: quietly("/opt/reaper/bin/reaper probe").startswith("200"), "it answers")
         inside(
             "systemd-run --unit=gateway --uid=openclaw "
@@ -377,7 +376,7 @@ def test_the_units_run_under_a_real_systemd(
         inside(f"touch {folder}/stand-in/hold-killed {folder}/stand-in/hold-healthy")
         locks = f"ls {folder}/agents/main/sessions"
         until(lambda: quietly(locks).count(".lock") == 2, "two locks are held")
-        seen = "python3 -c 'import urllib.request as it; print(it.urlopen(\"http://127.0.0.1:9789/metrics\").read().decode())'"
+        seen = "python3 -c 'import urllib.request as web; print(web.urlopen(\"http://127.0.0.1:9789/metrics\").read().decode())'"
         held = 'reaper_locks{state_dir="openclaw",verdict="held"} 2.0'
         until(lambda: held in quietly(seen), "both are seen as held")
         inside(f"touch {folder}/stand-in/kill-killed")
@@ -408,7 +407,7 @@ def test_the_units_run_under_a_real_systemd(
 def test_node_exporter_serves_the_textfile_of_a_sweep(
     state: State, tmp_path: Path, note: Note
 ) -> None:
-    """The collector drops a file that it cannot parse, and says nothing."""
+    """The collector silently ignores a file that it cannot parse."""
     port = free_port()
     state.sessions.mkdir(parents=True)
     exporter = (

@@ -1,4 +1,4 @@
-"""Rules and dashboard, by promtool, and by a real Prometheus that scrapes a real reaper."""
+"""Rules and dashboard, tested by promtool and by a real Prometheus that scrapes a real reaper."""
 
 import http.server
 import itertools
@@ -25,7 +25,7 @@ RULES = (PROMETHEUS / "alerts.yml", PROMETHEUS / "alerts-sidecar.yml")
 RULE_TESTS = (PROMETHEUS / "tests.yml", PROMETHEUS / "tests-timer.yml")
 DASHBOARD = DEPLOY / "grafana" / "dashboard.json"
 CHOSEN = ("namespace", "pod", "instance")
-"""By which the dashboard tells gateways apart, besides their state directories."""
+"""The labels that distinguish gateways on the dashboard, beside their state directories."""
 
 
 # Rules
@@ -36,10 +36,10 @@ def alerts() -> dict[str, Any]:
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
-def test_promtool_takes_configurations_and_rules(tmp_path: Path) -> None:
+def test_promtool_accepts_configurations_and_rules(tmp_path: Path) -> None:
     shutil.copytree(PROMETHEUS, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("prometheus*.yml"):
-        # Debian's Prometheus cannot discover what Kubernetes has, and does not know the words.
+        # Debian's Prometheus is built without the discovery of Kubernetes.
         text = path.read_text().replace(
             "kubernetes_sd_configs:\n      - role: pod", "file_sd_configs: []"
         )
@@ -49,7 +49,7 @@ def test_promtool_takes_configurations_and_rules(tmp_path: Path) -> None:
         run(tool("promtool"), "check", "rules", "--lint=all", "--lint-fatal", path)
 
 
-def test_each_alert_fires_when_it_should_and_not_when_it_should_not() -> None:
+def test_each_alert_fires_only_when_it_should() -> None:
     run(tool("promtool"), "test", "rules", *RULE_TESTS)
 
 
@@ -59,24 +59,24 @@ def test_the_rule_tests_notice_an_alert_that_is_wrong(
     alert: str, broken: str, tmp_path: Path
 ) -> None:
     for path in RULES:
-        made = load(path)
-        for rule in made["groups"][0]["rules"]:
+        rules = load(path)
+        for rule in rules["groups"][0]["rules"]:
             if rule["alert"] == alert and broken == "at once":
                 if "for" not in rule:
                     return
                 del rule["for"]
             elif rule["alert"] == alert:
                 rule["expr"] = {"never": "vector(0) > 1", "always": "vector(1)"}[broken]
-        (tmp_path / path.name).write_text(yaml.safe_dump(made))
+        (tmp_path / path.name).write_text(yaml.safe_dump(rules))
     tests = load(RULE_TESTS[0])
     healthy, *others = tests["tests"]
-    tests["tests"] = [healthy, *(other for other in others if alert in str(other))]
+    tests["tests"] = [healthy, *(test for test in others if alert in str(test))]
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
     command = [tool("promtool"), "test", "rules", str(tmp_path / "tests.yml")]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
 
 
-def test_each_alert_says_where_it_is_and_has_its_place_in_the_runbook() -> None:
+def test_each_alert_names_its_instance_and_has_a_section_in_the_runbook() -> None:
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert set(alerts()) <= set(headings)
     for name, rule in alerts().items():
@@ -94,21 +94,19 @@ def dashboard() -> Any:
     return json.loads(DASHBOARD.read_text())
 
 
-def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
-    made = dashboard()
-    panels = made["panels"]
+def test_the_dashboard_is_complete_and_no_panel_covers_another() -> None:
+    board = dashboard()
+    panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
+    used: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= 24
         cells = {
-            (place["x"] + dx, place["y"] + dy)
-            for dx in range(place["w"])
-            for dy in range(place["h"])
+            (grid["x"] + dx, grid["y"] + dy) for dx in range(grid["w"]) for dy in range(grid["h"])
         }
-        assert not taken & cells, panel["title"]
-        taken |= cells
+        assert not used & cells, panel["title"]
+        used |= cells
         assert panel["title"]
         refs = [target["refId"] for target in panel["targets"]]
         assert len(set(refs)) == len(refs) > 0
@@ -119,9 +117,9 @@ def test_the_dashboard_is_whole_and_no_panel_covers_another() -> None:
     assert any(mount.split(":")[1].startswith(provider["options"]["path"]) for mount in mounts)
 
 
-def test_each_query_of_the_dashboard_asks_for_the_gateways_that_were_chosen() -> None:
-    made = dashboard()
-    names = {variable["name"] for variable in made["templating"]["list"]}
+def test_each_query_of_the_dashboard_selects_the_chosen_gateways() -> None:
+    board = dashboard()
+    names = {variable["name"] for variable in board["templating"]["list"]}
     assert names == {"datasource", "state_dir", *CHOSEN}
     for expr in expressions():
         for name, labels in re.findall(r"\b(reaper_\w+|up)(?:\{(.*?)\})?", expr):
@@ -130,14 +128,14 @@ def test_each_query_of_the_dashboard_asks_for_the_gateways_that_were_chosen() ->
 
 
 def expressions() -> list[str]:
-    """Return all queries of panels and annotations, as Grafana has them."""
-    made = dashboard()
-    panels = [target["expr"] for panel in made["panels"] for target in panel["targets"]]
-    return [*panels, *(annotation["expr"] for annotation in made["annotations"]["list"])]
+    """Return all queries of panels and annotations."""
+    board = dashboard()
+    panels = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return [*panels, *(annotation["expr"] for annotation in board["annotations"]["list"])]
 
 
 def filled(expr: str) -> str:
-    """Return a query with everything chosen, which is what Grafana begins with."""
+    """Return a query with everything chosen, as by default in Grafana."""
     fill = dict.fromkeys(("$state_dir", *(f"${variable}" for variable in CHOSEN)), ".*")
     fill |= {"$__rate_interval": "1m", "$__interval": "1m"}
     return re.sub(r"\$\w+", lambda name: fill[name[0]], expr)
@@ -188,7 +186,7 @@ UNKNOWN: dict[str, float | None] = dict.fromkeys(OF_LOCKS)
     ],
     ids=["nothing", "well", "down", "void mount", "hung", "unread", "stuck"],
 )  # fmt: skip
-def test_the_dashboard_shows_nothing_rather_than_a_green_0_while_nobody_knows(
+def test_the_dashboard_shows_no_green_0_while_nothing_is_known(
     series: dict[str, str], shown: dict[str, float | None], tmp_path: Path
 ) -> None:
     exprs = {panel["title"]: panel["targets"][0]["expr"] for panel in dashboard()["panels"]}
@@ -211,7 +209,7 @@ def test_the_dashboard_shows_nothing_rather_than_a_green_0_while_nobody_knows(
 
 @contextmanager
 def serving(path: Path) -> Iterator[int]:
-    """Serve a textfile as node_exporter does; yields the port."""
+    """Serve a textfile as node_exporter does; yield the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -235,14 +233,14 @@ def serving(path: Path) -> Iterator[int]:
 
 
 def configure(folder: Path, targets: dict[str, int]) -> None:
-    """Copy deploy/prometheus with these targets, scraped each second, and alerts without `for`."""
+    """Copy deploy/prometheus with these targets, a scrape each second, and alerts without `for`."""
     shutil.copytree(PROMETHEUS, folder)
-    made = load(folder / "prometheus.yml")
-    made["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    made["scrape_configs"] += load(folder / "prometheus-node_exporter.yml")["scrape_configs"]
-    for job in made["scrape_configs"]:
+    config = load(folder / "prometheus.yml")
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"] += load(folder / "prometheus-node_exporter.yml")["scrape_configs"]
+    for job in config["scrape_configs"]:
         job["static_configs"] = [{"targets": [f"127.0.0.1:{targets[job['job_name']]}"]}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(made))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     for path in RULES:
         rules = load(path)
         for rule in rules["groups"][0]["rules"]:
@@ -250,7 +248,7 @@ def configure(folder: Path, targets: dict[str, int]) -> None:
         (folder / path.name).write_text(yaml.safe_dump(rules))
 
 
-def test_every_query_of_alerts_and_panels_finds_what_a_reaper_serves(
+def test_each_query_of_alerts_and_panels_finds_the_metrics_of_a_reaper(
     state: State, tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     """A gateway has a healthy, a dead, a stuck and an overdue lock; the overdue one is reported."""

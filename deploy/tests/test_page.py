@@ -1,6 +1,6 @@
-"""The page in headless Chromium: read by axe in each state, light and dark, on a phone and a desk.
+"""The page in headless Chromium, checked by axe in each state, light and dark, on phone and desk.
 
-With SCREENSHOTS=FOLDER the pictures for the documents are written there.
+With SCREENSHOTS=FOLDER it writes the pictures for the documents there.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def served() -> Iterator[Served]:
 
 
 STRANGER = "stranger.example"
-"""Another name of this machine; who asks by it is shown no names."""
+"""Another name of this machine; a client that uses it sees no session names."""
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ STRANGER = "stranger.example"
         *itertools.product(["stuck", "all"], SIZES, ["light", "dark"], [STRANGER]),
     ],
 )
-def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
+def test_axe_finds_nothing_and_the_page_does_not_scroll_sideways(
     browser: Browser, axe: str, served: Served, view: tuple[str, str, str, str]
 ) -> None:
-    """With everything unfolded, and by a stranger's name for this machine too."""
+    """Also with everything unfolded, and under a strange name of this machine."""
     kind, size, scheme, host = view
     fill(served, kind)
     browser.show(f"http://{host}:{served.port}/", size=size, scheme=scheme)
-    names = browser.run("return [...document.querySelectorAll('.self')].map(it => it.textContent)")
+    names = browser.run("return [...document.querySelectorAll('.self')].map(el => el.textContent)")
     assert all(name.startswith("a session of agent ") for name in names) is (
         host == STRANGER or not names
     )
     for folded in (True, False):
         if not folded:
-            browser.run("document.querySelectorAll('details').forEach(it => { it.open = true; })")
+            browser.run("document.querySelectorAll('details').forEach(el => { el.open = true; })")
         widths = browser.run(
             "return [document.documentElement.scrollWidth, document.body.scrollWidth, innerWidth]"
         )
@@ -88,7 +88,7 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_side(
     browser.run(axe + "; window.axe = axe")
     found = browser.run("return axe.run(document, {resultTypes: ['violations', 'incomplete']})")
     assert found["violations"] == []
-    # What axe could not decide; each such rule is to be looked at by a person once.
+    # Rules that axe cannot decide; a person must check each once.
     assert {problem["id"] for problem in found["incomplete"]} == set()
     assert len(found["passes"]) > 10
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
@@ -104,21 +104,19 @@ def test_sixty_stuck_locks_fit_on_three_screens(browser: Browser, served: Served
     assert end <= 3 * SIZES["desk"][1]
 
 
-def test_nothing_is_broken_within_an_id(browser: Browser, served: Served) -> None:
+def test_no_line_breaks_within_an_id(browser: Browser, served: Served) -> None:
     fill(served, "sixty")
     for size in SIZES:
         browser.show(f"http://localhost:{served.port}/", size=size, scheme="light")
         heights = browser.run(
             "return [...document.querySelectorAll('.command .word')]"
-            ".map(it => [it.getClientRects().length, it.scrollWidth <= it.clientWidth])"
+            ".map(el => [el.getClientRects().length, el.scrollWidth <= el.clientWidth])"
         )
         assert len(heights) > 100
         assert all(height == [1, True] for height in heights)
 
 
-def test_the_page_keeps_itself_fresh_and_says_when_it_cannot(
-    browser: Browser, served: Served
-) -> None:
+def test_the_page_renews_itself_and_says_when_it_cannot(browser: Browser, served: Served) -> None:
     fill(served, "nothing")
     browser.show(f"http://localhost:{served.port}/", size="phone", scheme="light")
     browser.run("window.same = document.querySelector('h1')")
@@ -132,7 +130,7 @@ def test_the_page_keeps_itself_fresh_and_says_when_it_cannot(
     until(lambda: headline().startswith("2 sessions are stuck: the first locked since "))
     assert browser.run("return document.title") == "2 stuck · gateway-1"
     assert browser.run("return document.querySelectorAll('tr').length") > 50
-    # The element that a screen reader listens to is still the same one.
+    # A screen reader listens to this element, so it must not be replaced.
     assert browser.run("return window.same === document.querySelector('h1')")
     assert browser.complaints() == []
     assert browser.run("return document.getElementById('lost').hidden")
@@ -143,18 +141,18 @@ def test_the_page_keeps_itself_fresh_and_says_when_it_cannot(
         r"No answer from the reaper since [\d: \u202fAPM]+. This page is out of date.", lost
     )
     assert browser.run("return document.title") == "no answer · 2 stuck · gateway-1"
-    # Nothing looks alive: no colour is left but that of the line which says so.
+    # Only the line that says so has a colour.
     colours = (
-        "[...document.querySelectorAll('main .bad, main .doubt')].filter(it => it.id !== 'lost')"
+        "[...document.querySelectorAll('main .bad, main .doubt')].filter(el => el.id !== 'lost')"
     )
-    found = browser.run(f"return {colours}.map(it => getComputedStyle(it).color)")
+    found = browser.run(f"return {colours}.map(el => getComputedStyle(el).color)")
     assert len(set(found)) == 1
     age = "document.querySelector('#locks td span').textContent"
     assert browser.run(f"return {age}") == browser.run(f"return {age}")
     assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in browser.complaints())
 
 
-def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
+def test_folds_and_filters_stay_while_the_page_renews_itself(
     browser: Browser, served: Served
 ) -> None:
     fill(served, "sixty")
@@ -164,20 +162,20 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
         "const box = document.querySelector('#filter input'); box.value = 'NIGHTLY-report5 ';"
         "box.dispatchEvent(new Event('input'))"
     )
-    visible = "[...document.querySelectorAll('#locks tr[id]')].filter(it => it.checkVisibility())"
+    visible = "[...document.querySelectorAll('#locks tr[id]')].filter(el => el.checkVisibility())"
 
     def found() -> list[str]:
         texts: list[str] = browser.run(
-            f"return {visible}.map(it => it.querySelector('.self').textContent)"
+            f"return {visible}.map(el => el.querySelector('.self').textContent)"
         )
         return texts
 
     before = found()
     assert before
     assert all("nightly-report5" in name for name in before)
-    told = browser.run("return document.querySelector('#filter span').textContent")
-    assert told == f"{len(before)} of 63 locks"
-    # A new lock of a holder that is before all others in the table.
+    shown = browser.run("return document.querySelector('#filter span').textContent")
+    assert shown == f"{len(before)} of 63 locks"
+    # A new lock of a holder that comes first in the table.
     served.inventory.put("new", overdue(999, age=99_999.0, pid=1, key="new"))
     until(lambda: "61 sessions" in browser.run("return document.querySelector('h1').textContent"))
     assert found() == before
@@ -191,14 +189,14 @@ def test_what_is_folded_and_filtered_stays_so_while_the_page_renews_itself(
     served.inventory.drop("new")
     until(lambda: "60 sessions" in browser.run("return document.querySelector('h1').textContent"))
     closed = browser.run(
-        "return [...document.querySelectorAll('.group')].filter(it => !it.open)"
-        ".map(it => it.querySelector('h2').textContent)"
+        "return [...document.querySelectorAll('.group')].filter(el => !el.open)"
+        ".map(el => el.querySelector('h2').textContent)"
     )
     assert closed == [folded]
     assert browser.complaints() == []
 
 
-def test_a_filter_is_there_from_ten_locks_on(browser: Browser, served: Served) -> None:
+def test_the_page_has_a_filter_from_ten_locks_on(browser: Browser, served: Served) -> None:
     for number in range(9):
         served.inventory.put(number, seen(number))
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="light")
@@ -208,7 +206,7 @@ def test_a_filter_is_there_from_ten_locks_on(browser: Browser, served: Served) -
     until(lambda: not browser.run(hidden))
 
 
-def test_a_command_is_copied_by_a_click_and_its_row_has_an_address(
+def test_a_click_copies_a_command_and_each_row_has_an_address(
     browser: Browser, served: Served
 ) -> None:
     fill(served, "one")
@@ -222,12 +220,12 @@ def test_a_command_is_copied_by_a_click_and_its_row_has_an_address(
     assert browser.run("return document.querySelector('tr:target').id") == link[1:]
 
 
-def test_times_are_those_of_the_reader(browser: Browser, served: Served) -> None:
+def test_times_are_in_the_time_zone_of_the_reader(browser: Browser, served: Served) -> None:
     fill(served, "one")
     browser.cdp("Emulation.setTimezoneOverride", timezoneId="Asia/Kolkata")
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="light")
     text, title = browser.run(
-        "const it = document.querySelector('#now time'); return [it.textContent, it.title]"
+        "const el = document.querySelector('#now time'); return [el.textContent, el.title]"
     )
     assert title.endswith(" UTC")
     assert "UTC" not in text
@@ -238,7 +236,7 @@ def test_times_are_those_of_the_reader(browser: Browser, served: Served) -> None
     browser.cdp("Emulation.setTimezoneOverride", timezoneId="")
 
 
-def test_without_javascript_the_page_is_whole(browser: Browser, served: Served) -> None:
+def test_without_javascript_the_page_is_complete(browser: Browser, served: Served) -> None:
     fill(served, "sixty")
     browser.cdp("Emulation.setScriptExecutionDisabled", value=True)
     try:
@@ -270,7 +268,7 @@ LOOKS = (("desk", "light"), ("phone", "dark"))
 
 @pytest.mark.parametrize("kind", [*(scene for scene in KINDS if scene != "all"), "hidden"])
 @pytest.mark.parametrize("look", LOOKS)
-def test_the_pictures_of_the_documents(
+def test_the_pictures_for_the_documents_have_a_sensible_size(
     browser: Browser, served: Served, tmp_path: Path, kind: str, look: tuple[str, str]
 ) -> None:
     size, scheme = look

@@ -1,4 +1,4 @@
-"""The man page and the completion, by the programs that show them."""
+"""The man page and the completion, in the programs that show them."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ SHELLS = {
 }
 
 
-def test_man_page_and_completion_are_those_of_the_program() -> None:
+def test_man_page_and_completion_match_the_program() -> None:
     spec = importlib.util.spec_from_file_location("write", TERMINAL / "write.py")
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +42,7 @@ def test_the_man_page_is_shown_without_an_error() -> None:
 
 
 class Terminal:
-    """A real shell on a terminal, with the completion loaded."""
+    """A real shell on a terminal with the completion loaded."""
 
     def __init__(self, shell: str, folder: Path, **variables: str) -> None:
         options, setup = SHELLS[shell]
@@ -57,7 +57,7 @@ class Terminal:
         if self._child == 0:
             os.execve(program, [shell, *options], environment)
         self._shown = b""
-        # What was typed is shown too, so what is waited for is never typed as it is.
+        # The terminal also shows what is typed, so the awaited text is never typed in this form.
         self.type(setup.format(folder=TERMINAL) + "; echo rea''dy\r")
         self.wait_for("ready")
 
@@ -108,7 +108,7 @@ def test_a_shell_completes_a_session_by_its_id_and_by_its_key(shell: str, tmp_pa
         terminal.wait_for("-0001-4000-8000-000000000001")
         terminal.type("\x15reaper unlock agent:main:cron:n\t")
         terminal.wait_for("ightly-")
-        terminal.type("1\t; echo do''ne\r")  # what the shell made of the key is what is unlocked
+        terminal.type("1\t; echo do''ne\r")  # the key reaches the program as the shell completed it
         terminal.wait_for("done")
     finally:
         terminal.close()

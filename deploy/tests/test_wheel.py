@@ -1,4 +1,4 @@
-"""The wheel and the sdist, as a user gets them."""
+"""The wheel and the sdist."""
 
 import email
 import json
@@ -29,7 +29,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_wheel_and_sdist_hold_what_they_should(dist: Path) -> None:
+def test_wheel_and_sdist_have_the_expected_files(dist: Path) -> None:
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     folders = {name.split("/")[0].rpartition(".")[2] for name in names}
@@ -49,7 +49,7 @@ def test_wheel_and_sdist_hold_what_they_should(dist: Path) -> None:
 
 
 def test_two_builds_of_the_wheel_are_alike(dist: Path, tmp_path: Path) -> None:
-    """The sdist holds the sources, and the wheel comes out of it the same."""
+    """The wheel that is built from the sdist is the same."""
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "1767225600"}
     shutil.unpack_archive(sdist, tmp_path, filter="data")
@@ -69,12 +69,12 @@ def metadata(wheel: Path) -> "email.message.Message":
 
 
 def links(text: str) -> set[str]:
-    """Return all links and pictures of a text in Markdown, but those within it."""
+    """Return all links and pictures of a Markdown text, except links within it."""
     return {link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("#")}
 
 
-def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Path) -> None:
-    """Also in a wheel that is built later from the sdist, where nobody says it again."""
+def test_the_projects_address_is_in_the_metadata_if_it_is_known(tmp_path: Path) -> None:
+    """A wheel that is built later from the sdist has it too, without the variable."""
     environment = {**os.environ, "PROJECT_URL": f"{ADDRESS}/"}
     command = (BIN / "python", "-m", "build", "--no-isolation", "--outdir", tmp_path)
     run(*command, "--sdist", env=environment)
@@ -83,11 +83,11 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
     (source,) = (tmp_path / "source").iterdir()
     run(*command, "--wheel", cwd=source)
     (wheel,) = tmp_path.glob("*.whl")
-    made = metadata(wheel)
-    urls = dict(line.split(", ") for line in made.get_all("Project-URL", []))
+    headers = metadata(wheel)
+    urls = dict(line.split(", ") for line in headers.get_all("Project-URL", []))
     assert set(urls) == {"Homepage", "Documentation", "Changelog", "Source", "Issues"}
     assert urls["Documentation"] == f"{FILES}/docs/README.md"
-    text = str(made.get_payload())
+    text = str(headers.get_payload())
     picture = f"![{README.read_text().partition('![')[2].partition(']')[0]}]"
     assert f"{picture}({ADDRESS}/raw/v{__version__}/docs/" in text
     run(
@@ -102,22 +102,22 @@ def test_the_projects_address_is_in_the_metadata_where_it_is_known(tmp_path: Pat
         wheel,
     )
     program = "from reaper.reports.links import runbook; print(runbook('overdue'))"
-    there = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    said = run(sys.executable, "-P", "-c", program, env=there, cwd=tmp_path).stdout
+    installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    said = run(sys.executable, "-P", "-c", program, env=installed, cwd=tmp_path).stdout
     assert said == f"{FILES}/docs/runbook.md#overdue\n"
     assert {
         link for link in links(text) if not link.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))
     } == {link for link in links(README.read_text()) if link.startswith("http")}
 
 
-def test_without_an_address_nothing_is_said_of_one(dist: Path) -> None:
+def test_without_an_address_the_metadata_has_none(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
-    made = metadata(wheel)
-    assert made.get_all("Project-URL") is None
-    assert str(made.get_payload()) == README.read_text()
+    headers = metadata(wheel)
+    assert headers.get_all("Project-URL") is None
+    assert str(headers.get_payload()) == README.read_text()
 
 
-def test_the_bundle_of_deploy_has_whole_addresses_in_its_links(tmp_path: Path) -> None:
+def test_the_bundle_of_deploy_has_full_addresses_in_its_links(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     variables = (f"PROJECT_URL={ADDRESS}", "GRAFANA_URL=https://grafana.example", f"BUNDLE={out}")
     run("make", "bundle", *variables)
@@ -139,7 +139,7 @@ def test_the_bundle_of_deploy_has_whole_addresses_in_its_links(tmp_path: Path) -
 
 
 def test_the_installed_wheel_works_by_itself(dist: Path, tmp_path: Path) -> None:
-    """In an environment of its own, with the locked versions and nothing of this folder."""
+    """In a new environment with the locked versions and nothing of this folder."""
     (wheel,) = dist.glob("*.whl")
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", venv)
@@ -150,9 +150,9 @@ def test_the_installed_wheel_works_by_itself(dist: Path, tmp_path: Path) -> None
     run(python, "-m", "pip", "check")
     everything = """
 import importlib, pkgutil, reaper
-for it in pkgutil.walk_packages(reaper.__path__, "reaper."):
-    if it.name != "reaper.__main__":
-        importlib.import_module(it.name)
+for module in pkgutil.walk_packages(reaper.__path__, "reaper."):
+    if module.name != "reaper.__main__":
+        importlib.import_module(module.name)
 print(reaper.__file__)
 """
     assert str(venv) in run(python, "-c", everything, cwd=tmp_path).stdout
@@ -160,18 +160,18 @@ print(reaper.__file__)
     sessions.mkdir(parents=True)
     lock = sessions / "dead.jsonl.lock"
     lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
-    there = ("--state-dir", tmp_path / "state")
-    shown = run(reaper, "sweep", "--dry-run", "--exit-zero", *there, cwd=tmp_path).stdout
+    where = ("--state-dir", tmp_path / "state")
+    shown = run(reaper, "sweep", "--dry-run", "--exit-zero", *where, cwd=tmp_path).stdout
     assert "process is gone" in shown
     textfile = tmp_path / "reaper.prom"
-    run(reaper, "sweep", "--textfile", textfile, *there, cwd=tmp_path)
+    run(reaper, "sweep", "--textfile", textfile, *where, cwd=tmp_path)
     assert not lock.exists()
     assert 'outcome="removed",reason="dead-pid"} 1.0' in textfile.read_text()
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["a state directory", "none"])
 def test_make_run_shows_and_removes_nothing(found: bool, tmp_path: Path) -> None:
-    """A newcomer types it first, on a machine with a gateway that works."""
+    """New users type it first, even on a machine with a working gateway."""
     planned = run("make", "--dry-run", "--always-make", "run").stdout
     assert "-r requirements.txt" in planned
     assert "requirements-dev.txt" not in planned
