@@ -200,8 +200,8 @@ class Tree:
         return path
 
     def age(self, path: Path, seconds: float) -> None:
-        then = time.time() - seconds
-        os.utime(path, (then, then))
+        timestamp = time.time() - seconds
+        os.utime(path, (timestamp, timestamp))
 
     def store(self, entries: dict[str, Any], *, agent: str = "main") -> Path:
         path = self.sessions(agent) / "sessions.json"

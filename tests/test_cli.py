@@ -92,9 +92,9 @@ def test_exit_code_4_precedes_3_and_follows_1(tree: Tree, tmp_path: Path, root_o
         assert done.returncode == 4
         assert "does not show who has a file open elsewhere" in done.stderr
         assert report(done)["summary"]["no_hold_proof"] == 1
-        other = Tree(tmp_path / "other")
-        other.lock("dead", record(DEAD))
-        two_directories = ("--state-dir", seen, "--state-dir", other.root)
+        other_tree = Tree(tmp_path / "other")
+        other_tree.lock("dead", record(DEAD))
+        two_directories = ("--state-dir", seen, "--state-dir", other_tree.root)
         assert reap("list", *two_directories).returncode == 4
         assert reap("sweep", "--dry-run", *two_directories, "--exit-zero").returncode == 0
         assert reap("list", *two_directories, "--state-dir", tmp_path / "gone").returncode == 1
@@ -391,19 +391,19 @@ def test_unlock_refuses_a_name_of_several_locks(tree: Tree) -> None:
 def test_a_file_name_is_a_path_and_removes_no_other_agents_lock(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = hold("same", agent="other")
+    holder = hold("same", agent="other")
     monkeypatch.chdir(tree.sessions("main"))
     for name in ("same.jsonl.lock", "same.jsonl"):
         done = reap("unlock", name, "--force", "--state-dir", tree.root)
         assert done.returncode == 1
         assert f"no lock for {name}" in done.stderr
-    assert other.path.exists()
+    assert holder.path.exists()
     monkeypatch.chdir(tree.sessions("other"))
     where = ("--force", "--state-dir", tree.root)
     done = reap("unlock", "same.jsonl.lock", "--fingerprint", " no such one", *where)
     assert done.returncode == 1
     assert reap("unlock", "same.jsonl.lock", *where).returncode == 0
-    assert not other.path.exists()
+    assert not holder.path.exists()
 
 
 def test_unlock_writes_its_log_line_even_if_standard_output_fails(tree: Tree) -> None:
@@ -691,11 +691,11 @@ def test_the_help_names_the_variable_of_each_option(command: str) -> None:
 
 
 def test_variables_work_like_options(tree: Tree, tmp_path: Path) -> None:
-    other = Tree(tmp_path / "with space")
-    other.lock("dead", record(DEAD))
+    other_tree = Tree(tmp_path / "with space")
+    other_tree.lock("dead", record(DEAD))
     tree.lock("dead", record(DEAD))
     environment = {
-        "REAPER_STATE_DIR": f"{tree.root}:named={other.root}",
+        "REAPER_STATE_DIR": f"{tree.root}:named={other_tree.root}",
         "REAPER_DRY_RUN": "1",
         "REAPER_JSON": "1",
     }

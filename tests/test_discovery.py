@@ -587,7 +587,7 @@ def test_an_unreadable_path_hides_the_locks_below_it_and_no_others(tree: Tree) -
     tree.lock("one", record(os.getpid()))
     tree.lock("two", record(os.getpid()), agent="ops")
     the_reaper = reaper(tree)
-    one, two = sorted(
+    main_key, ops_key = sorted(
         found.key for found in the_reaper.explain(lambda _: True) if found.key is not None
     )
     root = str(tree.root)
@@ -603,10 +603,10 @@ def test_an_unreadable_path_hides_the_locks_below_it_and_no_others(tree: Tree) -
     ):
         unseen = Unseen()
         unseen.add(Skipped(path, "unreadable", failed=True))
-        assert (unseen.hides(one), unseen.hides(two)) == hides, path
+        assert (unseen.hides(main_key), unseen.hides(ops_key)) == hides, path
     harmless = Unseen()
     harmless.add(Skipped(root, "sqlite-sessions"))
-    assert not harmless.hides(one)
+    assert not harmless.hides(main_key)
 
 
 def test_a_link_that_is_not_followed_keeps_no_deleted_lock_in_memory(tree: Tree) -> None:

@@ -785,7 +785,7 @@ def test_new_skipped_files_and_folders_make_few_lines_in_any_number_of_sweeps(
     assert len(the_sidecar.lines("lines-left-out")) == 2
 
 
-def test_frequent_sweeps_do_not_renew_the_lines_of_an_agent(
+def test_frequent_sweeps_do_not_give_an_agent_more_lines(
     tree: Tree, sidecar: MakeSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     the_sidecar = sidecar()

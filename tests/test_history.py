@@ -60,14 +60,14 @@ class Looks:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "change",
     [{"file": FileId(1, 3)}, {"ctime_ns": 5}, {"data": b"x"}],
     ids=lambda change: next(iter(change)),
 )
-def test_another_file_or_other_bytes_have_another_history(other: dict[str, Any]) -> None:
+def test_another_file_or_other_bytes_have_another_history(change: dict[str, Any]) -> None:
     history = LockHistory(a_lock(), since=0.0)
     assert history.is_of(a_lock())
-    assert not history.is_of(a_lock()._replace(**other))
+    assert not history.is_of(a_lock()._replace(**change))
 
 
 # Ages
@@ -225,8 +225,8 @@ def test_a_holder_that_was_once_seen_as_another_program_stays_so(
 
 
 def test_the_program_of_a_process_that_reuses_the_pid_does_not_count() -> None:
-    other = Holder(state=HolderState.REUSED, program=Program.OTHER)
-    assert not Looks().look(holder=other).seen_as_other_program
+    reused = Holder(state=HolderState.REUSED, program=Program.OTHER)
+    assert not Looks().look(holder=reused).seen_as_other_program
 
 
 # Facts without history

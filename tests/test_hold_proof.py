@@ -260,7 +260,7 @@ UNTRIED = "was never tested on this type of file system"
 
 
 @pytest.mark.parametrize(
-    ("note", "told", "not_told"),
+    ("note", "expected", "unexpected"),
     [
         ("file-system:nfs", ("nfs", SHARED), UNTRIED),
         ("file-system:fuse or virtiofs", ("virtiofs", SHARED), UNTRIED),
@@ -273,10 +273,10 @@ UNTRIED = "was never tested on this type of file system"
         ("no-rights", ("of uid 0 (root): run the reaper as uid 0 (root)",), "chown"),
     ],
 )
-def test_the_advice_names_the_cause(note: str, told: tuple[str, ...], not_told: str) -> None:
+def test_the_advice_names_the_cause(note: str, expected: tuple[str, ...], unexpected: str) -> None:
     advice = no_proof_advice({0}, note, name=uid_name)
-    assert all(words in advice for words in told), advice
-    assert not_told not in advice
+    assert all(words in advice for words in expected), advice
+    assert unexpected not in advice
     assert "\n" not in advice
 
 

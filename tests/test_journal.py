@@ -72,8 +72,8 @@ def test_logfmt_quotes_ambiguous_values_and_leaves_out_empty_ones() -> None:
 def test_no_value_forges_a_line_or_a_field(fields: dict[str, str]) -> None:
     stream = io.StringIO()
     Journal(stream, json=False).warn("skipped", **fields)
-    line, end, rest = stream.getvalue().partition("\n")
-    assert (end, rest) == ("\n", "")
+    line, end, remaining = stream.getvalue().partition("\n")
+    assert (end, remaining) == ("\n", "")
     assert line.isprintable()
     found = parse(line)
     assert found.keys() == {"time", "level", "event", *(key for key in fields if fields[key])}

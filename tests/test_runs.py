@@ -152,7 +152,7 @@ def test_only_the_tail_is_read(tree: Tree) -> None:
 @pytest.mark.parametrize(
     "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)]
 )
-def test_a_store_of_another_file_type_is_unknown(tree: Tree, make: Any) -> None:
+def test_a_trajectory_or_store_of_another_file_type_is_unknown(tree: Tree, make: Any) -> None:
     for name in ("sid.trajectory.jsonl", "sessions.json"):
         make(tree.sessions() / name)
     run = read(tree)

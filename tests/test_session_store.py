@@ -534,14 +534,14 @@ def test_a_write_that_keeps_size_and_time_is_noticed(tree: Tree) -> None:
 def test_a_store_that_changes_while_it_is_read_is_read_again(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, meanwhile: bytes
 ) -> None:
-    whole = b"{" + RUNNING + b"}"
-    path = write(tree, whole[:20])
+    content = b"{" + RUNNING + b"}"
+    path = write(tree, content[:20])
     stores, preadv = SessionStores(), os.preadv
 
     def read_in_the_middle_of_a_write(fd: int, buffers: list[memoryview], offset: int) -> int:
         path.write_bytes(meanwhile)
         count = preadv(fd, buffers, offset)
-        path.write_bytes(whole)
+        path.write_bytes(content)
         return count
 
     with monkeypatch.context() as patch:
@@ -560,12 +560,12 @@ def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
     path = write(tree, b"{" + RUNNING + b"}")
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
     assert read(tree, stores=stores).store is StoreStatus.RUNNING
-    other = path.with_name("other")
-    other.write_bytes(b"{}")
+    other_store = path.with_name("other")
+    other_store.write_bytes(b"{}")
     for _ in range(2):  # the first content is not trusted when it returns
         os.rename(path, path.with_name("spare"))
-        os.rename(other, path)
-        os.rename(path.with_name("spare"), other)
+        os.rename(other_store, path)
+        os.rename(path.with_name("spare"), other_store)
         run, problem = asking(tree, stores=stores)
         assert run.store is StoreStatus.UNKNOWN
         assert "changes faster" in problem

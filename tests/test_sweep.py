@@ -895,10 +895,10 @@ def test_a_watched_folder_with_two_names_is_counted_once(tree: Tree) -> None:
 
 def test_an_odd_store_entry_is_reported_only_when_its_session_is_judged(tree: Tree) -> None:
     tree.store({"k": {"sessionId": "odd", "status": "paused"}})
-    other = tree.lock("other", record(2**22 + 1, starttime=5))
+    other_lock = tree.lock("other", record(2**22 + 1, starttime=5))
     the_reaper = reaper(tree, process_table=FakeProcesses)
     assert not_understood(the_reaper.sweep()) == []
-    assert not other.exists()
+    assert not other_lock.exists()
     odd = tree.lock("odd", record(2**22 + 1, starttime=5))
     assert not_understood(the_reaper.sweep()) == [f"{tree.root}/agents/main/sessions/sessions.json"]
     assert odd.exists()

@@ -134,12 +134,12 @@ def test_a_run_with_an_unknown_start_counts_as_young(how: str) -> None:
 @given(st.data())
 def test_no_changed_byte_raises(data: st.DataObject) -> None:
     """An agent can write its trajectory, and a bad byte must not end the sidecar."""
-    whole = bytearray(lines(*attempt("L", BEGAN - 500, ENDED), *stuck(), step("A", 1, "succeeded")))
+    file = bytearray(lines(*attempt("L", BEGAN - 500, ENDED), *stuck(), step("A", 1, "succeeded")))
     for _ in range(data.draw(st.integers(1, 3))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    found = last_record(bytes(whole), whole=True)
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    found = last_record(bytes(file), whole=True)
     assert found is not None
-    last_attempt(found, bytes(whole))
+    last_attempt(found, bytes(file))
 
 
 def test_a_file_that_changes_after_its_last_record_was_read_is_no_live_witness() -> None:
@@ -159,9 +159,9 @@ def test_no_file_read_in_place_of_another_raises(data: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b'"2026.5.22"', b'"gateway"', b'"succeeded"'])
 def test_invalid_utf_8_within_a_record_is_no_live_witness(text: bytes) -> None:
-    whole = lines(*stuck(), step("A", 1, "succeeded"))
-    assert read_bytes(whole).unmet is None
-    assert read_bytes(whole.replace(text, b'"\xff"')).unmet is not None
+    content = lines(*stuck(), step("A", 1, "succeeded"))
+    assert read_bytes(content).unmet is None
+    assert read_bytes(content.replace(text, b'"\xff"')).unmet is not None
 
 
 def test_an_attempt_that_does_not_begin_with_its_start_is_not_whole() -> None:

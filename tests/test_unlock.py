@@ -106,9 +106,9 @@ def test_a_path_through_a_symlink_means_the_lock_at_its_target(tree: Tree, tmp_p
 
 
 def test_all_locks_of_a_name_are_shown_and_none_is_removed(tree: Tree, tmp_path: Path) -> None:
-    other = Tree(tmp_path / "other")
-    paths = [tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))]
-    where = ("--state-dir", tree.root, "--state-dir", other.root)
+    other_tree = Tree(tmp_path / "other")
+    paths = [tree.lock("s", record(DEAD)), other_tree.lock("s", record(DEAD))]
+    where = ("--state-dir", tree.root, "--state-dir", other_tree.root)
     for name in ("s", "s.jsonl", "/mnt/agents/main/sessions/s.jsonl.lock"):
         shown = reap("explain", name, *where).stdout
         assert all(f"{path}\n" in shown for path in paths)
@@ -223,7 +223,7 @@ def test_a_key_that_cannot_be_looked_up_in_the_store_is_reported(tree: Tree) -> 
     assert "cannot be looked up" not in done.stderr, "only one entry is odd, and has another key"
 
 
-def test_a_path_that_is_no_locks_gets_advice_on_lock_paths(tree: Tree) -> None:
+def test_a_path_of_no_lock_gets_advice_on_lock_paths(tree: Tree) -> None:
     tree.lock("s", record(DEAD))
     for name in ("/tmp/s.jsonl.lock", f"{tree.root}/agents/main/s.jsonl", "./s.jsonl"):
         done = reap("explain", name, "--state-dir", tree.root)
@@ -235,8 +235,8 @@ def test_a_path_that_is_no_locks_gets_advice_on_lock_paths(tree: Tree) -> None:
 def test_a_path_in_another_state_directory_of_this_machine_removes_no_lock(
     tree: Tree, tmp_path: Path
 ) -> None:
-    other = Tree(tmp_path / "other")
-    named, other_lock = tree.lock("s", record(DEAD)), other.lock("s", record(DEAD))
+    other_tree = Tree(tmp_path / "other")
+    named, other_lock = tree.lock("s", record(DEAD)), other_tree.lock("s", record(DEAD))
     assert explained(tree, other_lock) == [str(named)]
     for name in (other_lock, f"pid=7 {other_lock}: code=OPENCLAW_TIMEOUT"):
         done = unlocks(tree, name, "--force")
@@ -245,7 +245,7 @@ def test_a_path_in_another_state_directory_of_this_machine_removes_no_lock(
         assert str(named) in done.stderr
         assert named.exists()
         assert other_lock.exists()
-    where = ("--state-dir", tree.root, "--state-dir", other.root)
+    where = ("--state-dir", tree.root, "--state-dir", other_tree.root)
     assert reap("unlock", f"pid=7 {other_lock}: code=OPENCLAW_TIMEOUT", *where).returncode == 0
     assert [named.exists(), other_lock.exists()] == [True, False]
 

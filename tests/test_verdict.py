@@ -204,13 +204,13 @@ def test_another_run_without_an_end_keeps_the_lock() -> None:
     a gateway that was killed during the run.
     """
     began = STARTED - HOLDER_MARGIN_MS
-    for other, expected in (
+    for began_ms, expected in (
         (began - HOLDER_MARGIN_MS - 1, None),
         (began - HOLDER_MARGIN_MS, Unmet.ANOTHER_RUN),
         (STARTED + 1000, Unmet.ANOTHER_RUN),
         (NOW, Unmet.ANOTHER_RUN),
     ):
-        assert judge(evidence(**stuck(other_run_ms=other)), LIMITS).unmet is expected
+        assert judge(evidence(**stuck(other_run_ms=began_ms)), LIMITS).unmet is expected
 
 
 def test_a_holder_that_may_be_a_newer_gateway_is_not_judged_by_the_trajectory() -> None:
@@ -354,8 +354,8 @@ def test_without_a_checkpoint_a_large_transcript_may_be_in_compaction() -> None:
         held_because(Unmet.LARGE_TRANSCRIPT, evidence(**stuck(transcript_bytes=size)))
 
 
-@pytest.mark.parametrize("other", ["later", "earlier"])
-def test_the_store_times_of_another_run_do_not_date_the_run_that_ended(other: str) -> None:
+@pytest.mark.parametrize("which_run", ["later", "earlier"])
+def test_the_store_times_of_another_run_do_not_date_the_run_that_ended(which_run: str) -> None:
     """Seen: after the next message to a stuck session the store has the times of that message. A
     `--local` run does not change the store.
     """
@@ -372,7 +372,7 @@ def test_the_store_times_of_another_run_do_not_date_the_run_that_ended(other: st
             "earlier": {"store_started_ms": started - 9000, "store_ended_ms": started - 1},
         }
         end = RunEnd(at_ms=at, cut_short=True, started_ms=started)
-        seen = evidence(**(stuck(end=end, **times[other]) | {"holder_began_ms": 0}))
+        seen = evidence(**(stuck(end=end, **times[which_run]) | {"holder_began_ms": 0}))
         assert judge(seen, LIMITS).unmet is expected
         assert judge(seen, LIMITS).verdict is (
             Verdict.HELD if expected is not None else Verdict.ABANDONED
@@ -838,8 +838,8 @@ def _nearly_stuck(draw: st.DrawFn) -> Evidence:
 
     Five random times are almost never in the order that is needed.
     """
-    some = st.sampled_from([*_DISTURBED_RUN, *_DISTURBED])
-    names = draw(st.lists(some, max_size=2, unique=True))
+    field_names = st.sampled_from([*_DISTURBED_RUN, *_DISTURBED])
+    names = draw(st.lists(field_names, max_size=2, unique=True))
     run = {name: draw(_DISTURBED_RUN[name]) for name in names if name in _DISTURBED_RUN}
     others = {name: draw(_DISTURBED[name]) for name in names if name in _DISTURBED}
     fields: dict[str, Any] = {"proof": OPEN, "lock": a_lock()} | stuck(**run) | others

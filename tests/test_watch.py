@@ -629,7 +629,7 @@ def test_a_sidecar_can_be_stopped_as_soon_as_it_listens(tree: Tree) -> None:
 
 
 @pytest.mark.root
-def test_a_folder_that_it_may_not_read_is_reported_once_and_counted(
+def test_a_folder_that_may_not_be_read_is_reported_once_and_counted(
     tree: Tree, watching: Watching, root_only: None
 ) -> None:
     folder = tree.sessions("foreign")
@@ -673,8 +673,8 @@ def test_one_lock_of_a_holder_without_a_pidfd_is_polled_and_all_are_removed(
 ) -> None:
     monkeypatch.setattr(in_process.holders, "most", 0)
     holder = hold("one")
-    other = tree.sessions() / "other.jsonl.lock"
-    with other.open("xb", buffering=0) as file:  # held by this process, with the other's record
+    path = tree.sessions() / "other.jsonl.lock"
+    with path.open("xb", buffering=0) as file:  # held by this process, with the other's record
         file.write(holder.path.read_bytes())
         until(lambda: len(in_process.inventory.all()) == 2)
         assert len(in_process.unseen) == 1
@@ -690,7 +690,7 @@ def test_one_lock_of_a_holder_without_a_pidfd_is_polled_and_all_are_removed(
         assert len(set(polled)) == 1
     holder.kill()
     until(gone(holder.path))
-    until(gone(other))
+    until(gone(path))
 
 
 def _pidfds(pid: int) -> int:
@@ -856,9 +856,9 @@ def test_a_lock_older_than_the_watch_of_its_folder_does_not_count_as_missed(
     monkeypatch.setattr(event_trust, "PATIENCE", 0.0)
     watch = watch_of(tree)
     watch.sweep()
-    other = Tree(tmp_path / "other")
-    other.lock("early", record(2**22 + 1), agent="new", mtime_age=0.002)
-    (other.root / "agents/new").rename(tree.root / "agents/new")
+    other_tree = Tree(tmp_path / "other")
+    other_tree.lock("early", record(2**22 + 1), agent="new", mtime_age=0.002)
+    (other_tree.root / "agents/new").rename(tree.root / "agents/new")
     state = watch.reaper.states[0]
     until(lambda: watch.trust.source.followed_since(state, "new"))
     watch.sweep()

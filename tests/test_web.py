@@ -876,7 +876,7 @@ def test_client_certificates_are_required_verified_and_matched_by_name(
 ) -> None:
     certificates.make("web")
     good = certificates.client(*certificates.make("good", "DNS:prometheus,IP:::1"))
-    other = certificates.client(*certificates.make("other", "DNS:somebody"))
+    other_client = certificates.client(*certificates.make("other", "DNS:somebody"))
     path = tls_config(
         certificates.folder,
         "  client_ca_file: ca.pem\n  client_auth_type: RequireAndVerifyClientCert\n"
@@ -888,7 +888,7 @@ def test_client_certificates_are_required_verified_and_matched_by_name(
         config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
     )
     assert SECRET in https(served.port, good, "/api/v1/locks")
-    for stranger in (certificates.client(), other):
+    for stranger in (certificates.client(), other_client):
         with pytest.raises((OSError, http.client.HTTPException)):
             https(served.port, stranger)
 
