@@ -193,7 +193,7 @@ class Tree:
     def lock(
         self, session: str, data: bytes, *, agent: str = "main", mtime_age: float = 3600.0
     ) -> Path:
-        """Plant a lock file that nobody has open, last changed `mtime_age` seconds ago."""
+        """Plant a lock file that no process has open, last changed `mtime_age` seconds ago."""
         path = self.sessions(agent) / f"{session}.jsonl.lock"
         path.write_bytes(data)
         self.age(path, mtime_age)

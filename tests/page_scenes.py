@@ -98,7 +98,7 @@ def dead(number: int, age: float = 90.0) -> TrackedLock:
     return seen(number, pid=6786, age=age, proof=HoldProof.NOT_OPEN, holder=gone, run=run)
 
 
-def blind(number: int) -> TrackedLock:
+def unprobed(number: int) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     how: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     return seen(number, age=900.0 + number, pid=41, holder=gone, **how)
@@ -166,7 +166,7 @@ def fill(served: Served, kind: str) -> None:
             locks += sixty()
             hour = [number // 2 for number in range(60)]
         case "blind":
-            locks = [blind(number) for number in range(3)]
+            locks = [unprobed(number) for number in range(3)]
         case "void":
             note = "this state directory has no agents folder: mount it, or name the gateway's own "
             note += "with --state-dir; a new gateway makes it with its first session"
@@ -177,8 +177,11 @@ def fill(served: Served, kind: str) -> None:
             note = "left at '.rprXXXXX': a newer lock has its name"
             failed = abandoned(9)._replace(outcome=Outcome.FAILED, note=note)
             long = "x" * 180
-            locks += [overdue(4, age=2e5, session=long, agent="a" * 60, key=long), failed, blind(5)]
-            locks += [seen(200 + number, age=200.0 + number) for number in range(60)]
+            locks += [overdue(4, age=2e5, session=long, agent="a" * 60, key=long), failed]
+            locks += [
+                unprobed(5),
+                *(seen(200 + number, age=200.0 + number) for number in range(60)),
+            ]
             for number in range(30):
                 inventory.remember(lock_record(failed) | {"path": str(number)}, 1)
             gone = Skipped(path=f"/home/{long}", reason="unreadable", failed=True, note="no")

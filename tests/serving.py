@@ -107,7 +107,7 @@ def stale(inventory: LockInventory, **how: Any) -> TrackedLock:
     return put(inventory, **{**fields, **how})
 
 
-def blind(inventory: LockInventory, **how: Any) -> TrackedLock:
+def unprobed(inventory: LockInventory, **how: Any) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     return put(inventory, holder=gone, **unproven, **how)
@@ -127,7 +127,7 @@ def full_of_names() -> LockInventory:
     inventory = LockInventory()
     put(inventory)
     stuck = stale(inventory, session=f"{SECRET}-stuck", note=f"left at '{SECRET}'")
-    blind(inventory, session=f"{SECRET}-blind")
+    unprobed(inventory, session=f"{SECRET}-blind")
     failed = stuck._replace(outcome=Outcome.FAILED)
     inventory.remember({**lock_record(failed), "session_key": f"agent:{SECRET}"}, 1_000)
     inventory.set_skipped(

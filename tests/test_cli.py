@@ -504,7 +504,7 @@ def test_payload_bombs_are_handled_like_other_junk(tree: Tree) -> None:
     assert {lock["verdict"] for lock in locks} <= {"stale", "orphaned"}
 
 
-# People
+# Output for people
 
 
 def on_a_terminal(*arguments: object, columns: int = 120, term: str = "xterm") -> str:

@@ -1,4 +1,4 @@
-"""When locks are due."""
+"""The deadlines of locks."""
 
 import math
 

@@ -41,9 +41,9 @@ def test_without_a_terminal_each_caption_is_printed_when_it_is_true(tmp_path: Pa
     assert max(map(len, lines)) <= 80
     assert lines[-1].startswith("Now try: reaper list")
     for session in REMOVED:
-        (act,) = [at for at, line in enumerate(lines) if f" removed  {session} " in line]
+        (removed_at,) = [at for at, line in enumerate(lines) if f" removed  {session} " in line]
         said = [at for at, line in enumerate(lines) if line.startswith(f"'{session}': ")]
-        assert said[0] < act < said[-1]
+        assert said[0] < removed_at < said[-1]
         assert re.search("is gone|was removed", lines[said[-1]])
     assert not [line for line in lines if " removed  healthy " in line]
     assert lines[-2] == "'healthy': its lock is still there. The reaper never touched it."

@@ -23,7 +23,7 @@ from reaper.core.lock import StateDir
 from tests.conftest import Tree
 
 _PATIENCE = 60.0
-"""Seconds that an event may take before it counts as never."""
+"""Seconds to wait for an event before it counts as never."""
 _CHANGE = ("change",)
 
 

@@ -608,8 +608,8 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     notes = [line["note"] for line in the_sidecar.lines("failed")]
     assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
     assert 'reaper_errors_total{kind="removal"} 5.0' in the_sidecar.scrape()
-    (act,) = the_sidecar.inventory.acts()
-    assert act.times == 5
+    (action,) = the_sidecar.inventory.acts()
+    assert action.times == 5
     the_sidecar.sweep_when_due()
     assert [line["session"] for line in the_sidecar.lines("removed")] == ["dead"]
 

@@ -65,8 +65,8 @@ def test_the_trace_shows_each_file_that_is_written_or_changed(tmp_path: Path) ->
     state = tmp_path / "state"
     own = {f"{state}/agents/a/sessions/x.jsonl.lock", f"{state}/agents/a/sessions/.rprabcde-x~"}
     for path in ("x.jsonl", "sessions.json", ".rprabcde-x", "x/y.jsonl.lock", "../x.jsonl.lock"):
-        alien = f"{state}/agents/a/sessions/{path}"
-        assert outside({*own, alien}, state) == {alien}
+        foreign = f"{state}/agents/a/sessions/{path}"
+        assert outside({*own, foreign}, state) == {foreign}
 
 
 @pytest.mark.root

@@ -283,10 +283,10 @@ def test_thousands_of_locks_are_held_undisturbed_beside_the_sidecar(
             raise
         assert sidecar.metric("reaper_lock_hold_seconds_bucket", le="10.0") == 3000
         assert sidecar.metric("reaper_actions_total", reason="dead-pid", outcome="removed") == 1
-        acts = [
+        actions = [
             line for line in sidecar.journal() if line["event"] not in {"watching", "held", "kept"}
         ]
-        assert [act["session"] for act in acts] == ["dying"]
+        assert [action["session"] for action in actions] == ["dying"]
         assert sidecar.journal("events-missing") == []
     finally:
         sidecar.stop()

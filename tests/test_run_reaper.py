@@ -92,7 +92,7 @@ def test_that_fails(tree):
 
 
 def test_a_failed_test_leaves_no_process_and_shows_the_log(tmp_path: Path) -> None:
-    noted, test = tmp_path / "noted", tmp_path / "test_inner.py"
+    pid_file, test = tmp_path / "noted", tmp_path / "test_inner.py"
     test.write_text(_LEAVES_PROCESSES)
     repo = Path(__file__).parents[1]
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
@@ -100,13 +100,13 @@ def test_a_failed_test_leaves_no_process_and_shows_the_log(tmp_path: Path) -> No
     done = subprocess.run(
         [*command, test],
         cwd=repo,
-        env={**os.environ, "NOTED": str(noted)},
+        env={**os.environ, "NOTED": str(pid_file)},
         capture_output=True,
         text=True,
     )
     assert "1 failed, 1 error" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count('"event": "watching"') == 2
     assert "ResourceWarning" not in done.stdout
-    pids = [int(pid) for pid in noted.read_text().split()]
+    pids = [int(pid) for pid in pid_file.read_text().split()]
     assert len(pids) == 3
     assert [pid for pid in pids if runs(pid)] == []

@@ -94,7 +94,7 @@ class FakeProcesses:
 
 
 def no_proof(_fd: int, **_: object) -> tuple[HoldProof, str]:
-    """Probe as on a file system where "not open" is not believed."""
+    """Probe as on a file system where "not open" proves nothing."""
     return HoldProof.UNAVAILABLE, "file-system"
 
 
@@ -200,7 +200,7 @@ def test_a_look_changes_nothing_and_says_what_a_sweep_would(tree: Tree, hold: Ho
     assert found.lock.path in {str(path) for path in tree.sessions().iterdir()}
 
 
-# Graces that must be seen to pass
+# Graces
 
 
 def test_a_lock_is_orphaned_only_after_nobody_had_it_open_for_the_grace(
@@ -1043,7 +1043,7 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_reported(
 def test_without_proof_a_pid_alone_does_not_identify_the_holder(
     tree: Tree, starttime: int | None, expected: str
 ) -> None:
-    """A record without a start time names whatever process has that pid here."""
+    """A record without a start time fits any process with that pid."""
     tree.lock("sid", record(77, starttime=starttime))
     table = FakeProcesses({77: HolderSeen(state=HolderState.SAME, pid=77)})
     the_reaper = reaper(tree, process_table=lambda: table, probe=no_proof)

@@ -17,7 +17,7 @@ SAME, GONE = HolderState.SAME, HolderState.GONE
 
 
 def seen(
-    agent: str, proof: HoldProof, holder: Holder, age: float, early: bool, taken: int, at: float
+    agent: str, proof: HoldProof, holder: Holder, age: float, early: bool, second: int, at: float
 ) -> TrackedLock:
     the_lock = a_lock(
         agent,
@@ -26,11 +26,11 @@ def seen(
         age=age,
         file_age=age,
         proof_note=TOO_EARLY if early and proof is HoldProof.UNAVAILABLE else "",
-        run=Run(store=StoreStatus.NONE if taken else StoreStatus.RUNNING),
+        run=Run(store=StoreStatus.NONE if second else StoreStatus.RUNNING),
     )
-    created = f"1970-01-01T00:00:0{taken}.000Z"
+    created = f"1970-01-01T00:00:0{second}.000Z"
     record = parse(b'{"pid": 7, "createdAt": "%b"}' % created.encode())
-    lock = the_lock.lock._replace(state_dir="st"[taken % 2], record=record)
+    lock = the_lock.lock._replace(state_dir="st"[second % 2], record=record)
     return the_lock._replace(lock=lock, at=at)
 
 
@@ -43,7 +43,7 @@ SEEN = st.builds(
     ),
     age=st.sampled_from([0.0, 0.1, 30.0, 59.9, 1e6]),
     early=st.booleans(),
-    taken=st.integers(0, 9),
+    second=st.integers(0, 9),
     at=st.sampled_from([100.0, 100.1, 99.7]),
 )
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | SEEN), max_size=40)

@@ -535,8 +535,8 @@ def test_only_a_gone_or_reused_pid_is_reported_as_in_another_pid_namespace(
 ) -> None:
     """A live process without a recorded start time may be the holder."""
     elsewhere = state in {HolderState.GONE, HolderState.REUSED}
-    noted = (Verdict.HELD, ("other-pid-namespace",) if elsewhere else (), 3)
-    assert verdict(evidence(OPEN, state, program=Program.OTHER)) == noted
+    expected = (Verdict.HELD, ("other-pid-namespace",) if elsewhere else (), 3)
+    assert verdict(evidence(OPEN, state, program=Program.OTHER)) == expected
     # A holder that was seen alive here and is dead now is not in another namespace.
     seen = evidence(OPEN, state, program=Program.OTHER, holder_seen_alive=True)
     assert verdict(seen) == (Verdict.HELD, (), 3)

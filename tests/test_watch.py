@@ -135,9 +135,9 @@ def test_a_state_directory_without_agents_is_never_reported_as_fine(
     watching: Watching, tmp_path: Path
 ) -> None:
     """Docker creates an empty folder for a mistyped path."""
-    void = tmp_path / "void"
-    void.mkdir()
-    sidecar = watching("--resync", "1s", root=void)
+    root = tmp_path / "void"
+    root.mkdir()
+    sidecar = watching("--resync", "1s", root=root)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
     assert sidecar.status("/-/healthy") == 200
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -148,13 +148,13 @@ def test_a_state_directory_without_agents_is_never_reported_as_fine(
     assert sidecar.metric("reaper_watched_folders", state_dir="void") == 0
     assert sidecar.metric("reaper_skipped_files", reason="missing") == 1
     (skipped,) = sidecar.journal("skipped")
-    assert (skipped["level"], skipped["path"]) == ("warning", f"{void}/agents")
+    assert (skipped["level"], skipped["path"]) == ("warning", f"{root}/agents")
     assert "--state-dir" in skipped["note"]
     for command in ("list", "sweep"):
-        done = reap(command, "--state-dir", void, *(("--exit-zero",) if command == "sweep" else ()))
+        done = reap(command, "--state-dir", root, *(("--exit-zero",) if command == "sweep" else ()))
         assert done.returncode == 1
-        assert f"{void}/agents: missing (this state directory has no agents folder" in done.stderr
-    (void / "agents" / "main" / "sessions").mkdir(parents=True)
+        assert f"{root}/agents: missing (this state directory has no agents folder" in done.stderr
+    (root / "agents" / "main" / "sessions").mkdir(parents=True)
     until(lambda: sidecar.status("/-/ready") == 200)
     assert sidecar.metric("reaper_watched_folders", state_dir="void") == 1
     assert len(sidecar.journal("skipped")) == 1
@@ -939,7 +939,7 @@ def test_memory_does_not_grow_with_deleted_locks(
         in_process.sweep_soon()
         in_process.metrics.last_sweep.set(0)
     until(lambda: not in_process.inbox.has(Notice.SWEEP))
-    assert len(in_process.tracker.keys()) == 1  # each end was announced
+    assert len(in_process.tracker.keys()) == 1  # each deletion had an event
     assert len(in_process.deadlines._heap) <= 2 + 65
     assert len(in_process.holders) == 1
 

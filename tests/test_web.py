@@ -888,9 +888,9 @@ def test_client_certificates_are_required_verified_and_matched_by_name(
         config=WebConfigFile(str(path), on_trouble=lambda _: None).current,
     )
     assert SECRET in https(served.port, good, "/api/v1/locks")
-    for stranger in (certificates.client(), other_client):
+    for rejected in (certificates.client(), other_client):
         with pytest.raises((OSError, http.client.HTTPException)):
-            https(served.port, stranger)
+            https(served.port, rejected)
 
 
 def test_an_optional_client_certificate_shows_names(

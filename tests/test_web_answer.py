@@ -20,11 +20,11 @@ from reaper.web.answer import Facts, Level, Stuck, answer, holding
 from tests.serving import (
     HOST,
     Serving,
-    blind,
     first_line,
     level,
     put,
     stale,
+    unprobed,
 )
 from tests.sidecar import Sidecar, until
 from tests.test_metrics import a_lock
@@ -144,7 +144,7 @@ def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
 
 def test_locks_that_cannot_be_judged_are_a_doubt_with_advice(serving: Serving) -> None:
     served = serving()
-    blind(served.inventory)
+    unprobed(served.inventory)
     assert first_line(served) == "Unknown: 1 lock cannot be judged."
     assert level(served) == "doubt"
     assert "Run the reaper as uid " in served.text()

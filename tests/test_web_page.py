@@ -22,11 +22,11 @@ from tests.serving import (
     SECRET,
     Served,
     Serving,
-    blind,
     full_of_names,
     overdue,
     put,
     stale,
+    unprobed,
 )
 from tests.sidecar import Sidecar, until
 from tests.test_metrics import a_lock
@@ -56,7 +56,7 @@ def test_locks_are_grouped_by_holder_with_stuck_locks_first(serving: Serving) ->
     overdue(served, "late")
     overdue(served, "later")
     stale(served.inventory, session="left", age=700.0)
-    blind(served.inventory, session="blind")
+    unprobed(served.inventory, session="blind")
     page = served.text()
     assert titles(page) == [
         "Held by pid 7: 2 stuck, 2 other locks",
@@ -229,7 +229,7 @@ def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
     name = "<script>alert(1)</script>\x1b[31m\n$state ${x} {y}" + os.fsdecode(b"\xff")
     agent = "<b>&amp;'\" {z}"
     served = serving(states=[StateDir(name, f"/{name}"), StateDir("s", "/s")])
-    for number, put_lock in enumerate((stale, blind, put)):
+    for number, put_lock in enumerate((stale, unprobed, put)):
         seen = put_lock(served.inventory, session=f"{name}{number}", agent=agent)
         key = seen.evidence.run._replace(session_key=f"agent:{name}")
         for index, found in enumerate(
@@ -252,7 +252,7 @@ def test_hostile_names_are_text_on_the_page(serving: Serving) -> None:
     assert "\x1b" not in page
     assert "{y}" in page
     script = page.index("<script>")
-    assert "\\n" not in page[:script].replace("\\n$state", "")  # only where a name has it
+    assert "\\n" not in page[:script].replace("\\n$state", "")  # only in names
     json.loads(served.text("/api/v1/locks"))
 
 
@@ -284,11 +284,12 @@ def test_recent_actions_are_bounded_and_repeated_ones_are_counted(serving: Servi
         served.inventory.remember({**record, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):
         served.inventory.remember({**record, "path": "/1", "session": "again"}, 1000)
-    acts = served.inventory.acts()
-    assert len(acts) == 50
+    actions = served.inventory.acts()
+    assert len(actions) == 50
     # It is counted although it was no longer among the latest.
-    assert (acts[0].record["session"], acts[0].times, acts[0].at_ms) == ("again", 201, 1000)
-    assert acts[1].record["session"] == "n99"
+    latest = actions[0]
+    assert (latest.record["session"], latest.times, latest.at_ms) == ("again", 201, 1000)
+    assert actions[1].record["session"] == "n99"
     assert "failed 201 times" in served.text()
     assert "<summary>42 earlier actions</summary>" in served.text()
     for number in range(2000):

@@ -59,7 +59,7 @@ CORPUS: Final = (
 
 
 def reads(data: bytes) -> None:
-    """Read the bytes as a lock file, as JSON, as a date, and show them."""
+    """Parse the bytes as a lock file, as JSON and as a date, and print them."""
     record = parse(data)
     assert record.pid is None or record.pid >= 1
     text = data.decode(errors="surrogateescape")
