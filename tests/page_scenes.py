@@ -178,10 +178,8 @@ def fill(served: Served, kind: str) -> None:
             failed = abandoned(9)._replace(outcome=Outcome.FAILED, note=note)
             long = "x" * 180
             locks += [overdue(4, age=2e5, session=long, agent="a" * 60, key=long), failed]
-            locks += [
-                unprobed(5),
-                *(seen(200 + number, age=200.0 + number) for number in range(60)),
-            ]
+            locks.append(unprobed(5))
+            locks += [seen(200 + number, age=200.0 + number) for number in range(60)]
             for number in range(30):
                 inventory.remember(lock_record(failed) | {"path": str(number)}, 1)
             gone = Skipped(path=f"/home/{long}", reason="unreadable", failed=True, note="no")
