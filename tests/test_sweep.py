@@ -952,7 +952,7 @@ def test_one_whose_name_is_taken_is_dropped_only_once_nobody_has_it_open(
     assert aside.exists()
     displaced.ask("close")
     (left_over,) = (skip for skip in the_reaper.sweep() if isinstance(skip, Skipped))
-    assert (left_over.note, left_over.failed) == ("dropped: removed", False)
+    assert (left_over.note, left_over.failed) == ("deleted", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
@@ -964,7 +964,7 @@ def test_a_placeholder_is_left_while_its_removal_may_go_on_and_then_dropped(tree
     tree.age(aside, 60)
     (left,) = reaper(tree).sweep()
     assert isinstance(left, Skipped)
-    assert (left.note, left.failed) == ("dropped: removed", False)
+    assert (left.note, left.failed) == ("deleted", False)
     assert list(tree.sessions().iterdir()) == []
 
 

@@ -13,6 +13,11 @@ from reaper.core.policy import Outcome
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.plan import LEFT_ASIDE
 
+_DELETED: Final = {
+    Outcome.REMOVED: "deleted",
+    Outcome.VANISHED: "already gone",
+    Outcome.CHANGED: "replaced by another file",
+}
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
 """Reasons of things that no removal leaves."""
 _ASIDE_NOTE: Final = "a removal was interrupted here; a sweep puts the lock back and judges it"
@@ -60,5 +65,5 @@ def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
         failed = dropped.outcome is Outcome.FAILED
         if failed:
             folder.litter = Litter(name, opened.lock.file)
-        note = f"dropped: {dropped.note if failed else dropped.outcome.value}"
+        note = f"cannot be deleted: {dropped.note}" if failed else _DELETED[dropped.outcome]
     return Skipped(path=opened.lock.path, reason=LEFT_ASIDE, failed=failed, note=note)
