@@ -322,7 +322,7 @@ def test_the_sidecar_removes_what_is_proven_where_it_may(tree: Tree) -> None:
     try:
         until(lambda: not left.exists())
         (said,) = until(lambda: sidecar.journal("removed"))
-        assert (said["kind"], said["reasons"]) == ("oauth-refresh", "non-openclaw-owner")
+        assert (said["kind"], said["reasons"]) == ("oauth-refresh", ["non-openclaw-owner"])
     finally:
         sidecar.stop()
 

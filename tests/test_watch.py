@@ -506,7 +506,7 @@ def test_due_locks_are_freed_without_any_event(
     until(gone(stuck.path))
     until(lambda: len(sidecar.journal("removed")) == 2)
     reasons = {line["session"]: line["reasons"] for line in sidecar.journal("removed")}
-    assert reasons == {"forgotten": "orphan-self-pid", "stuck": "run-ended"}
+    assert reasons == {"forgotten": ["orphan-self-pid"], "stuck": ["run-ended"]}
     assert stuck.process.poll() is None
 
 
