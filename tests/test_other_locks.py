@@ -278,6 +278,7 @@ def test_explain_finds_one_by_name_and_by_path_and_unlock_finds_none(tree: Tree)
         assert "#other-locks" in said
     done = processes.reap("unlock", "--force", path, *where, limits=SHORT)
     assert done.returncode == 1
+    assert "this command is for session locks: ask `reaper explain`" in done.stderr
     assert path.exists()
 
 
