@@ -50,13 +50,11 @@ _TICK_NS: Final = 20_000_000
 _QUICK: Final = 0.05
 """Seconds. A store that took longer to read, and has changed since, is not read again at once."""
 _PUT_OFF: Final = 10
-"""It is read again after this many times as long as it took, so that no agent takes more of the
-worker's time."""
+"""Such a store is read again after this many times the time that reading it took, so that no agent
+takes more of the worker's time."""
 
 _MAY_COME_BACK: Final = 60
-"""Seconds for which a store that was there and is gone may have said anything about its
-sessions.
-"""
+"""Seconds for which the answer of a store that disappeared is UNKNOWN: it may come back."""
 
 _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
@@ -76,9 +74,9 @@ _Stamp = tuple[int, ...]
 
 
 class Session(NamedTuple):
-    """Whose run is read, and where: `folder_fd` is its agent's open `sessions` folder, `locks` are
-    the names of lock files there that may be asked for next. `through_symlink`: a symlink leads
-    there. `uid` owns the session's lock, None if that does not matter.
+    """A session to read. `folder_fd` is its agent's open `sessions` folder, and `locks` are names
+    of lock files there that may be asked for next. `through_symlink`: a symlink leads to the
+    folder. `uid` owns the session's lock; None if that does not matter.
     """
 
     state_dir: str
@@ -93,11 +91,11 @@ class Session(NamedTuple):
 class Store(NamedTuple):
     """A store as read once.
 
-    `otherwise` is what it says about a session without an entry, `problem` why that is UNKNOWN.
-    `sessions` are those whose entries were looked for, None if the answer is the same for all.
-    `settled` is False while another write may have left the same stamp. A store that has changed is
-    not read before `not_before`; `gone_at` is when one that was there was first seen gone (both
-    monotonic seconds).
+    `otherwise` is the answer for a session without an entry, `problem` says why that is UNKNOWN.
+    `sessions` are those whose entries were looked for; None if the answer is the same for all.
+    `settled` is False while another write may have left the same stamp. A store that changed is not
+    read before `not_before`. `gone_at` is when it was first seen to be gone (both in monotonic
+    seconds).
     """
 
     otherwise: Run
@@ -148,7 +146,7 @@ class SessionStores:
             if known is not None and known.settled and known.stamp == stamp:
                 return known.problem
         except PermissionError:
-            return ""  # nothing in this folder can be read, so the locks are reported
+            return ""  # no lock of this folder can be read either, and each is reported
         except OSError:
             pass
         return self.store(session).problem
@@ -206,7 +204,7 @@ def _folder(session: Session) -> str:
 
 
 def _current(session: Session, known: Store | None) -> Store:
-    """Return the store as it is now: the known one, if it still holds. Raises OSError."""
+    """Return the store as it is now: the known one, if it did not change. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
         return _without(known)
@@ -224,8 +222,8 @@ def _current(session: Session, known: Store | None) -> Store:
 
 
 def _without(known: Store | None) -> Store:
-    """Return what a missing store says. One that was there may come back in a moment, for example
-    if somebody edits or restores it.
+    """Return the answer of a missing store. A store that was there may come back in a moment, for
+    example if somebody edits or restores it.
     """
     now = time.monotonic()
     if known is None or known == _NO_STORE:
@@ -249,7 +247,7 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
     store = _understood(data, sessions, session.agent)
     took = time.monotonic() - started
     return store._replace(
-        stamp=_stamp(found),  # as it was before reading: a write since then changes it
+        stamp=_stamp(found),  # taken before the file was read, so a later write changes it
         # A clock that was set back must not unsettle a store for ever.
         settled=not 0 <= now_ns - found.st_ctime_ns < _TICK_NS,
         not_before=0.0 if took < _QUICK else started + took + _PUT_OFF * took,
@@ -257,8 +255,8 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
 
 
 def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
-    """Return the file's content in memory that the system gets back as soon as it is not used. Of
-    freed `bytes` of this size, malloc keeps up to 64 MiB.
+    """Return the file's content in a mapping, which the system gets back as soon as it is not used.
+    Of freed `bytes` of this size, malloc keeps up to 64 MiB.
     """
     if size > _MOST_BYTES:
         raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_tidy(agent)}")
@@ -270,7 +268,7 @@ def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
         while done < size:
             count = os.preadv(fd, [view[done:]], done)
             if count == 0:
-                raise _NotUnderstoodError(_NOT_JSON)  # cut off since its size was looked at
+                raise _NotUnderstoodError(_NOT_JSON)  # truncated since `fstat`
             done += count
     return data
 
@@ -415,12 +413,12 @@ class _Entry(NamedTuple):
 
 
 _Entries = Iterable[tuple[str | slice, Any]]
-"""Keys, as text or where they are, with their entries; None for an entry that is not JSON."""
+"""Keys, as text or as positions, with their entries. None: the entry is not JSON."""
 
 
 def _as_written(data: mmap.mmap) -> _Entries | None:
     """Decode a small store at once, which is faster. None unless all of it is as a gateway writes
-    it, and no key is there twice.
+    it, and no key occurs twice.
     """
     if len(data) > _MOST_AT_ONCE:
         return None
@@ -428,7 +426,7 @@ def _as_written(data: mmap.mmap) -> _Entries | None:
         entries = _decoder(raw=False, whole=True).decode(data)
     except (ValueError, RecursionError):
         return None
-    # Of two equal keys, the decoder would show one entry only.
+    # If a key occurs twice, the decoder returns one entry only.
     with_id = sum(entry.sessionId is not None for entry in entries.values())
     return entries.items() if data[:].count(b'"sessionId"') == with_id else None
 
@@ -458,7 +456,7 @@ def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or 
 
 
 def _odd_entry(text: memoryview) -> _Entry:
-    """Return an entry that JSON.parse may accept, though it is not as a gateway writes it. Raises
+    """Return an entry that a gateway does not write but that JSON.parse may accept. Raises
     NotJsonError.
     """
     from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
@@ -468,7 +466,7 @@ def _odd_entry(text: memoryview) -> _Entry:
     except ValidationError:
         return _Entry()
     except (DecodeError, RecursionError):
-        # A gateway writes "\\ud83e" where it cut a text in the middle of an emoji.
+        # A gateway writes "\\ud83e" if it cut a text in the middle of an emoji.
         if text.nbytes > _MOST_ODD_BYTES:
             raise NotJsonError("too large") from None
         fields = loads(bytes(text))
@@ -504,7 +502,7 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
 
 
 def _key(data: mmap.mmap, key: str | slice) -> str | None:
-    """Return a key for people to read, None if it is too long for that."""
+    """Return a key as text; None if it is too long or not valid JSON."""
     if isinstance(key, str):
         return key if len(key) <= _LONGEST_KEY else None
     if key.stop - key.start > _LONGEST_KEY:
@@ -538,8 +536,8 @@ _OPENING: Final = frozenset(b"{[")
 
 
 def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
-    """Yield where key and value of each member of the outer object are; of a key that is there
-    twice, both. Values may be anything. Raises _NotUnderstoodError.
+    """Yield the positions of key and value of each member of the outer object, also if a key occurs
+    twice. Values may be anything. Raises _NotUnderstoodError.
     """
     if _EMPTY.fullmatch(data):
         return
@@ -559,7 +557,7 @@ def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
 
 
 def _end_of_value(data: mmap.mmap, position: int, brackets: int) -> tuple[int, int]:
-    """Return where a value ends, and the brackets seen so far; stops beyond _MOST_BRACKETS."""
+    """Return where a value ends, and the brackets seen so far. Stops beyond _MOST_BRACKETS."""
     if data[position : position + 1] not in {b"{", b"["}:
         scalar = _SCALAR.match(data, position)
         if scalar is None:
