@@ -19,7 +19,7 @@ _DATABASE: Final = "openclaw-agent.sqlite"
 _LOG: Final = "openclaw-agent.sqlite-wal"
 _SIGN: Final = b"CREATE TABLE transcript_events"
 _LOG_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes read of the write-ahead log, which may hold a schema that is not in the database yet."""
+"""Bytes read of the write-ahead log, which may have a schema that is not in the database yet."""
 _MOST_PAGES: Final = 1000
 """Pages read of a database's schema; that of 2026.9.6 has some twenty."""
 _HEADER: Final = 100
@@ -38,8 +38,8 @@ class SessionDatabases:
     def hold_sessions_of(self, state: StateDir) -> bool:
         """Return whether any agent's sessions live in SQLite. Never raises OSError.
 
-        The schema is read from the file's bytes: SQLite would write beside a database that it
-        opens, and what is in there may be hostile.
+        The schema is read from the file's bytes, because SQLite would write files beside a database
+        that it opens, and the content may be hostile.
         """
         before = self._known.get(state, {})
         now = self._known[state] = {}
@@ -66,8 +66,8 @@ def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
 
 
 def _is_in_schema(fd: int) -> bool:
-    """Return whether a database's schema has the table: the schema is the b-tree whose root is page
-    1 (https://www.sqlite.org/fileformat2.html). False also if these are not such bytes.
+    """Return whether a database's schema has the table. The schema is the b-tree with root page 1
+    (https://www.sqlite.org/fileformat2.html). False also if the file is not a database.
     """
     header = read_at_most(fd, _HEADER)
     if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
