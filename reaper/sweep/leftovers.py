@@ -19,14 +19,14 @@ _DELETED: Final = {
     Outcome.CHANGED: "replaced by another file",
 }
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
-"""Reasons of things that no removal leaves."""
+"""The reasons of skipped things that are no leftovers, because no removal leaves such things."""
 _ASIDE_NOTE: Final = "a removal was interrupted here; a sweep puts the lock back and judges it"
 
 
 def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:
-    """Give each lock under a private name its own name back, and add that to `folder.locks`. Delete
-    an empty file, and a lock whose name is taken, once no process has it open. Yields what is left,
-    and what was deleted.
+    """Give each lock under a private name its own name back, and add that name to `folder.locks`.
+    Delete an empty file, or a lock that finds its name taken, if no process has it open. Yield what
+    was deleted, and what is left.
     """
     for name in folder.parked:
         if mode is not Mode.ACT:
