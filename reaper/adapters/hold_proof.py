@@ -19,7 +19,7 @@ from reaper.core.file_systems import file_system_name
 
 OVERLAYFS: Final = 0x794C7630
 
-_COUNTS_ON: Final = frozenset(
+_TRUSTED_FILE_SYSTEMS: Final = frozenset(
     {
         0xEF53,  # ext2, ext3, ext4
         0x58465342,  # xfs
@@ -95,7 +95,7 @@ def probe(  # noqa: PLR0911  # a table of answers
             return HoldProof.UNAVAILABLE, FILE_SYSTEM
     if kind == OVERLAYFS:
         return (HoldProof.NOT_OPEN, "") if same_mount() else (HoldProof.UNAVAILABLE, OTHER_LAYER)
-    if kind not in _COUNTS_ON:
+    if kind not in _TRUSTED_FILE_SYSTEMS:
         return HoldProof.UNAVAILABLE, f"{FILE_SYSTEM}:{file_system_name(kind)}"
     return (HoldProof.UNAVAILABLE, OTHER_LAYER) if mounts.layered else (HoldProof.NOT_OPEN, "")
 
@@ -103,7 +103,7 @@ def probe(  # noqa: PLR0911  # a table of answers
 def may_be_shared(fd: int) -> bool:
     """Whether another kernel may use the file, by its file system. True if that is not known."""
     try:
-        return file_system_type(fd) not in _COUNTS_ON | {OVERLAYFS}
+        return file_system_type(fd) not in _TRUSTED_FILE_SYSTEMS | {OVERLAYFS}
     except OSError:
         return True
 
