@@ -82,7 +82,7 @@ def probe(  # noqa: PLR0911  # a table of answers
             case errno.EACCES | errno.EPERM:
                 return HoldProof.UNAVAILABLE, NO_RIGHTS
             case _:
-                return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_who_grants_no_leases(fd)}"
+                return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_why_no_leases(fd)}"
     except AttributeError:  # a system without leases: its fcntl module does not name them
         return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
     kind = mounts.types.get(device)
@@ -108,7 +108,7 @@ def may_be_shared(fd: int) -> bool:
         return True
 
 
-def _who_grants_no_leases(fd: int) -> str:
+def _why_no_leases(fd: int) -> str:
     """Return `sysctl` if leases are switched off, `system` if this kernel or sandbox has none,
     else the name of the file system that refuses them.
     """
