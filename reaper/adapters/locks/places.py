@@ -118,7 +118,7 @@ class _Walk(NamedTuple):
         return opened, at._replace(through_symlink=at.through_symlink or is_link)
 
     def _skip(self, error: OSError, parts: tuple[str, ...], path: str) -> None:
-        if _is_news(error, parts):
+        if _should_report(error, parts):
             self.skipped.append(reading.skip(f"{self.state.path}/{path}", error))
 
 
@@ -149,7 +149,7 @@ _SESSIONS: Final = ("agents", "*", "sessions")
 _LOOKED_AT_FOR_SESSIONS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
 
 
-def _is_news(error: OSError, parts: tuple[str, ...]) -> bool:
+def _should_report(error: OSError, parts: tuple[str, ...]) -> bool:
     """Whether to report that a folder cannot be opened, because no session pass reports it."""
     if parts in _LOOKED_AT_FOR_SESSIONS:
         return False
