@@ -146,12 +146,12 @@ def _is_there(name: str, fd: int) -> bool:
 
 
 _SESSIONS: Final = ("agents", "*", "sessions")
-_LOOKED_AT_FOR_SESSIONS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
+_SESSION_FOLDERS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
 
 
 def _should_report(error: OSError, parts: tuple[str, ...]) -> bool:
     """Whether to report that a folder cannot be opened, because no session pass reports it."""
-    if parts in _LOOKED_AT_FOR_SESSIONS:
+    if parts in _SESSION_FOLDERS:
         return False
     return not (parts and "*" in parts[-1] and error.errno in {errno.ENOTDIR, errno.ELOOP})
 
