@@ -322,8 +322,8 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
                 shown = beginning(_key(data, key) or "with a long key")
                 problem = f"the entry {shown} is not valid JSON: {_tidy(agent)}"
                 continue
-            spoken_of, named = _sessions(entry.sessionId, entry.sessionFile)
-            for name in spoken_of & sessions:
+            concerned, named = _sessions(entry.sessionId, entry.sessionFile)
+            for name in concerned & sessions:
                 run = Run(
                     store=_STATUSES.get(entry.status, StoreStatus.UNKNOWN),
                     store_started_ms=entry.startedAt,
