@@ -215,7 +215,7 @@ def _current(session: Session, known: Store | None) -> Store:
         if known.sessions is not None and len(known.sessions) <= _MOST_REMEMBERED:
             remembered = known.sessions
     elif known is not None and time.monotonic() < known.not_before:
-        why = f"changes faster than it can be read: {_tidy(session.agent)}"
+        why = f"changes faster than it can be read: {_cleanup_advice(session.agent)}"
         return Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
     locks = {name.removesuffix(LOCK_SUFFIX) for name in session.locks}
     return _read(session, remembered | locks | {session.name})
@@ -259,7 +259,7 @@ def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
     Of freed `bytes` of this size, malloc keeps up to 64 MiB.
     """
     if size > _MOST_BYTES:
-        raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_tidy(agent)}")
+        raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_cleanup_advice(agent)}")
     if size == 0:
         raise _NotUnderstoodError(_NOT_JSON)
     data = mmap.mmap(-1, size)
@@ -287,7 +287,7 @@ _GONE: Final = (
 )
 
 
-def _tidy(agent: str) -> str:
+def _cleanup_advice(agent: str) -> str:
     from shlex import quote  # noqa: PLC0415  # rarely needed
 
     return f"tidy it with `openclaw sessions cleanup --enforce --agent {quote(agent)}`"
@@ -320,7 +320,7 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
                 # It may be the only entry of some session.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
-                problem = f"the entry {shown} is not valid JSON: {_tidy(agent)}"
+                problem = f"the entry {shown} is not valid JSON: {_cleanup_advice(agent)}"
                 continue
             concerned, named = _sessions(entry.sessionId, entry.sessionFile)
             for name in concerned & sessions:
@@ -553,7 +553,9 @@ def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
         if _END.fullmatch(data, position):
             return
         pattern = _NEXT
-    raise _NotUnderstoodError(f"too many entries, or too many parts in them: {_tidy(agent)}")
+    raise _NotUnderstoodError(
+        f"too many entries, or too many parts in them: {_cleanup_advice(agent)}"
+    )
 
 
 def _end_of_value(data: mmap.mmap, position: int, brackets: int) -> tuple[int, int]:
