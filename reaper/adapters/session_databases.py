@@ -17,7 +17,7 @@ from reaper.core.lock import StateDir
 _DATABASE: Final = "openclaw-agent.sqlite"
 """An agent's database; 2026.7 has one too, for other things (docs/facts.md)."""
 _LOG: Final = "openclaw-agent.sqlite-wal"
-_SIGN: Final = b"CREATE TABLE transcript_events"
+_SIGNATURE: Final = b"CREATE TABLE transcript_events"
 _LOG_LIMIT: Final = 4 * 1024 * 1024
 """Bytes read of the write-ahead log, which may have a schema that is not in the database yet."""
 _MOST_PAGES: Final = 1000
@@ -60,7 +60,7 @@ def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
         if before is not None and before[0] == stamp:
             return before
         is_log = name == _LOG
-        return stamp, _SIGN in read_at_most(fd, _LOG_LIMIT) if is_log else _is_in_schema(fd)
+        return stamp, _SIGNATURE in read_at_most(fd, _LOG_LIMIT) if is_log else _is_in_schema(fd)
     finally:
         os.close(fd)
 
@@ -81,7 +81,7 @@ def _is_in_schema(fd: int) -> bool:
         start = _HEADER if number == 1 else 0
         if len(page) < max(size, start + 12):
             continue
-        if page[start] == _LEAF and _SIGN in page:
+        if page[start] == _LEAF and _SIGNATURE in page:
             return True
         if page[start] == _INTERIOR:
             children = set(_children(page, start)) - seen - {0}
