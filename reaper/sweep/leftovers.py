@@ -20,7 +20,9 @@ _DELETED: Final = {
 }
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
 """The reasons of skipped things that are no leftovers, because no removal leaves such things."""
-_ASIDE_NOTE: Final = "a removal was interrupted here; a sweep puts the lock back and judges it"
+_INTERRUPTED_NOTE: Final = (
+    "a removal was interrupted here; a sweep puts the lock back and judges it"
+)
 
 
 def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:
@@ -31,7 +33,7 @@ def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -
     for name in folder.parked:
         if mode is not Mode.ACT:
             path = f"{folder.path}/{name}"
-            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
+            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_INTERRUPTED_NOTE)
             continue
         is_guard = names.original_name(name).endswith(GUARD_SUFFIX)
         opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
