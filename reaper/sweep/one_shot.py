@@ -16,7 +16,7 @@ Scan = Callable[[Plan], Iterator[Finding | Skipped]]
 
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks while it waits for a grace."""
-_LOOK_AT_MOST_EVERY: Final = 0.01
+_SHORTEST_SLEEP: Final = 0.01
 
 
 class OneShot:
@@ -55,7 +55,7 @@ class OneShot:
             on_wait(len(self._pending), min(left, max(self._due_in())))
         while self._pending and left > 0 and not self._stop():
             soonest = min(self._due_in())
-            clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
+            clock.sleep(max(_SHORTEST_SLEEP, min(left, _LOOK_EVERY, soonest)))
             yield self._round(frozenset(self._pending))
             left = end - clock.monotonic()
         if self._stop():
