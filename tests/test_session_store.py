@@ -357,7 +357,7 @@ def test_no_bytes_are_more_than_not_understood(put: bytes, data: st.DataObject) 
 def understood(data: bytes) -> session_store.Store:
     held = mmap.mmap(-1, max(1, len(data)))
     held[: len(data)] = data
-    return session_store._understood(held, frozenset({"sid"}), "main")
+    return session_store._interpret(held, frozenset({"sid"}), "main")
 
 
 # Bounds

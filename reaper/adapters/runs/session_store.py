@@ -244,7 +244,7 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
         return Store(_UNKNOWN, {}, problem=str(error))
     finally:
         os.close(fd)
-    store = _understood(data, sessions, session.agent)
+    store = _interpret(data, sessions, session.agent)
     took = time.monotonic() - started
     return store._replace(
         stamp=_stamp(found),  # taken before the file was read, so a later write changes it
@@ -311,7 +311,7 @@ def _why_not_read(error: OSError, session: Session) -> str:
 # What an entry says
 
 
-def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
+def _interpret(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
     entries: dict[str, Run] = {}
     otherwise, problem = _NO_ENTRY, ""
     try:
