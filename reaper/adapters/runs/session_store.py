@@ -207,7 +207,7 @@ def _current(session: Session, known: Store | None) -> Store:
     """Return the store as it is now: the known one, if it did not change. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
-        return _without(known)
+        return _missing(known)
     remembered: frozenset[str] = frozenset()
     if known is not None and known.stamp == stamp:
         if known.settled and known.run(session.name) is not None:
@@ -221,7 +221,7 @@ def _current(session: Session, known: Store | None) -> Store:
     return _read(session, remembered | locks | {session.name})
 
 
-def _without(known: Store | None) -> Store:
+def _missing(known: Store | None) -> Store:
     """Return the answer of a missing store. A store that was there may come back in a moment, for
     example if somebody edits or restores it.
     """
