@@ -557,7 +557,7 @@ def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_store, "_QUICK", 0.0)
-    monkeypatch.setattr(session_store, "_PUT_OFF", 1e9)
+    monkeypatch.setattr(session_store, "_WAIT_FACTOR", 1e9)
     stores = SessionStores()
     path = write(tree, b"{" + RUNNING + b"}")
     assert read(tree, stores=stores).store is StoreStatus.RUNNING

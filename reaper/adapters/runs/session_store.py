@@ -49,7 +49,7 @@ _TICK_NS: Final = 20_000_000
 """Nanoseconds. Two writes this close to each other can leave the same times (10 ms at 100 Hz)."""
 _QUICK: Final = 0.05
 """Seconds. A store that took longer to read, and has changed since, is not read again at once."""
-_PUT_OFF: Final = 10
+_WAIT_FACTOR: Final = 10
 """Such a store is read again after this many times the time that reading it took, so that no agent
 takes more of the worker's time."""
 
@@ -250,7 +250,7 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
         stamp=_stamp(found),  # taken before the file was read, so a later write changes it
         # A clock that was set back must not unsettle a store for ever.
         settled=not 0 <= now_ns - found.st_ctime_ns < _TICK_NS,
-        not_before=0.0 if took < _QUICK else started + took + _PUT_OFF * took,
+        not_before=0.0 if took < _QUICK else started + took + _WAIT_FACTOR * took,
     )
 
 
