@@ -53,7 +53,7 @@ _WAIT_FACTOR: Final = 10
 """Such a store is read again after this many times the time that reading it took, so that no agent
 takes more of the worker's time."""
 
-_MAY_COME_BACK: Final = 60
+_GONE_GRACE: Final = 60
 """Seconds for which the answer of a store that disappeared is UNKNOWN: it may come back."""
 
 _TOO_LONG: Final = object()
@@ -229,7 +229,7 @@ def _missing(known: Store | None) -> Store:
     if known is None or known == _NO_STORE:
         return _NO_STORE
     gone_at = now if known.gone_at is None else known.gone_at
-    if now - gone_at >= _MAY_COME_BACK:
+    if now - gone_at >= _GONE_GRACE:
         return _NO_STORE
     return Store(_UNKNOWN, {}, problem=_GONE, gone_at=gone_at)
 
@@ -282,7 +282,7 @@ _NOT_JSON: Final = (
 
 
 _GONE: Final = (
-    f"gone since the last look: put it back, or wait {_MAY_COME_BACK} s; then the folder counts as "
+    f"gone since the last look: put it back, or wait {_GONE_GRACE} s; then the folder counts as "
     "one without a store"
 )
 
