@@ -65,7 +65,7 @@ _STATUSES: Final[dict[str | None, StoreStatus]] = {
     **dict.fromkeys(("done", "timeout", "failed", "killed"), StoreStatus.ENDED),
 }
 """What a status means. Any other one is UNKNOWN."""
-_ODD: Final = ""
+_NOT_TEXT: Final = ""
 """Stands for a status that is not text."""
 _NO_ENTRY: Final = Run(store=StoreStatus.NONE)
 _UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
@@ -402,7 +402,7 @@ class _Entry(NamedTuple):
     def of(cls, fields: list[Any]) -> Self:
         """Make an entry from its fields of any JSON type, in the order above."""
         session, file, status, started, ended = fields
-        status = status if status is None or isinstance(status, str) else _ODD
+        status = status if status is None or isinstance(status, str) else _NOT_TEXT
         return cls(
             session,
             file,
