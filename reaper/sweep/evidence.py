@@ -165,7 +165,7 @@ class EvidenceCollector:
 
     def problem_of_store(self, folder: Folder) -> str:
         """Return why the folder's session store was not understood when a lock was judged by it. If
-        no lock met such a problem, a pass over all locks returns that of the whole store now.
+        that did not happen, a pass over all locks returns why the whole store is not understood.
         """
         if self._store_problem or self._plan.wanted is not None or self._plan.with_unread:
             return self._store_problem

@@ -28,7 +28,7 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     monotonic = staticmethod(time.monotonic)
-    """Seconds without those in suspend, because a holder cannot go on during suspend either."""
+    """Seconds. Suspend does not count, because a holder cannot go on then either."""
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

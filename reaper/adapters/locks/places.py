@@ -40,7 +40,7 @@ _TABLE: Final = _table()
 
 def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folder]:
     """Yield each folder that has places of other locks, open. `locks` has the names of those locks,
-    `parked` the private names that a removal left. The consumer closes the folder by its `with`.
+    `parked` the private names that a removal left. The consumer closes the folder using `with`.
 
     Symlinks are followed as in `reading.folders`. What cannot be looked at goes into `skipped`,
     unless a pass over the session locks reports it too. Never raises OSError.

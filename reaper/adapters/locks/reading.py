@@ -132,7 +132,7 @@ def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) ->
 
     Follows symlinks at `agents` and at `agents/<agent>/sessions` that `open_own_folder` follows for
     the owner of the state directory. Folders that are not links come first. The consumer closes a
-    folder by its `with`. What cannot be looked at goes into `skipped`. Raises OSError if the state
+    folder using `with`. What cannot be looked at goes into `skipped`. Raises OSError if the state
     directory exists and cannot be read.
     """
     try:
