@@ -76,7 +76,7 @@ class Sidecar:
             )
         journals.append(self.log)
         (watching,) = until(self._watching_or_ended, "a sidecar that listens")
-        self.ports = [int(port) for port in watching["ports"].split(",")]
+        self.ports = watching["ports"]
         self.port = self.ports[0]
 
     def _watching_or_ended(self) -> list[dict[str, Any]]:

@@ -802,6 +802,21 @@ def test_frequent_sweeps_do_not_give_an_agent_more_lines(
     assert [line["lines"] for line in the_sidecar.lines("lines-left-out")] == [10, 120]
 
 
+def test_many_other_locks_make_few_lines_and_the_log_says_how_many_are_left_out(
+    tree: Tree, sidecar: MakeSidecar
+) -> None:
+    folder = tree.root / "locks" / "oauth-refresh"
+    folder.mkdir(parents=True)
+    for number in range(60):
+        (folder / f"sha256-{number}.lock").write_bytes(record(DEAD))
+    the_sidecar = sidecar()
+    for _ in range(2):
+        the_sidecar.sweep()
+    assert len(the_sidecar.lines("stuck")) + len(the_sidecar.lines("not-judged")) == 50
+    (left_out,) = the_sidecar.lines("lines-left-out")
+    assert (left_out["of"], left_out["lines"]) == ("other locks", 10)
+
+
 def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_as_ever(
     tree: Tree, hold: HoldLock, sidecar: MakeSidecar
 ) -> None:

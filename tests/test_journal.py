@@ -33,7 +33,7 @@ def test_a_json_line_ends_in_event_level_and_time() -> None:
     found = json.loads(first)
     assert re.fullmatch(_NOW, found.pop("timestamp"))
     assert list(found.items()) == [
-        ("what", "a,b\\n"),
+        ("what", ["a", "b\\n"]),
         ("odd", "\\x1b[31mé"),
         ("count", 1),
         ("nothing", None),

@@ -278,6 +278,7 @@ def test_explain_finds_an_other_lock_by_name_or_path_and_unlock_does_not(tree: T
         assert "#other-locks" in said
     done = processes.reap("unlock", "--force", path, *where, limits=SHORT)
     assert done.returncode == 1
+    assert "this command is for session locks: ask `reaper explain`" in done.stderr
     assert path.exists()
 
 
@@ -322,7 +323,7 @@ def test_the_sidecar_removes_a_stuck_other_lock_if_allowed(tree: Tree) -> None:
     try:
         until(lambda: not left.exists())
         (said,) = until(lambda: sidecar.journal("removed"))
-        assert (said["kind"], said["reasons"]) == ("oauth-refresh", "non-openclaw-owner")
+        assert (said["kind"], said["reasons"]) == ("oauth-refresh", ["non-openclaw-owner"])
     finally:
         sidecar.stop()
 

@@ -357,7 +357,7 @@ def test_inserted_bytes_make_a_store_unknown_at_worst(put: bytes, data: st.DataO
 def understood(data: bytes) -> session_store.Store:
     held = mmap.mmap(-1, max(1, len(data)))
     held[: len(data)] = data
-    return session_store._understood(held, frozenset({"sid"}), "main")
+    return session_store._interpret(held, frozenset({"sid"}), "main")
 
 
 # Bounds
@@ -555,7 +555,7 @@ def test_a_large_store_that_changes_all_the_time_does_not_keep_the_worker_busy(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_store, "_QUICK", 0.0)
-    monkeypatch.setattr(session_store, "_PUT_OFF", 1e9)
+    monkeypatch.setattr(session_store, "_WAIT_FACTOR", 1e9)
     stores = SessionStores()
     path = write(tree, b"{" + RUNNING + b"}")
     assert read(tree, stores=stores).store is StoreStatus.RUNNING

@@ -944,7 +944,7 @@ def test_a_parked_lock_whose_name_is_in_use_is_deleted_only_when_nobody_has_it_o
     assert parked.exists()
     displaced.ask("close")
     (left_over,) = (skip for skip in the_reaper.sweep() if isinstance(skip, Skipped))
-    assert (left_over.note, left_over.failed) == ("dropped: removed", False)
+    assert (left_over.note, left_over.failed) == ("deleted", False)
     assert {path.name for path in tree.sessions().iterdir()} == {"sid.jsonl.lock"}
 
 
@@ -956,7 +956,7 @@ def test_a_placeholder_is_deleted_only_when_its_removal_must_be_over(tree: Tree)
     tree.age(parked, 60)
     (left,) = reaper(tree).sweep()
     assert isinstance(left, Skipped)
-    assert (left.note, left.failed) == ("dropped: removed", False)
+    assert (left.note, left.failed) == ("deleted", False)
     assert list(tree.sessions().iterdir()) == []
 
 

@@ -503,7 +503,7 @@ def test_due_locks_are_removed_without_any_event(
     until(gone(stuck.path))
     until(lambda: len(sidecar.journal("removed")) == 2)
     reasons = {line["session"]: line["reasons"] for line in sidecar.journal("removed")}
-    assert reasons == {"forgotten": "orphan-self-pid", "stuck": "run-ended"}
+    assert reasons == {"forgotten": ["orphan-self-pid"], "stuck": ["run-ended"]}
     assert stuck.process.poll() is None
 
 

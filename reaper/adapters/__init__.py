@@ -1,1 +1,1 @@
-"""One part of the outside world each; none imports another, except safe_open, kernel and owners."""
+"""One module for each part of the outside world. They share only safe_open, kernel and owners."""

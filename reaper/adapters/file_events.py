@@ -40,15 +40,13 @@ folder with two names has one watch, for which only the last mask counts."""
 
 CREATED: Final = "created"
 RESTORED: Final = "restored"
-"""Renamed from a name that is not a lock's: a removal gave the lock back, so it is not a new
-one.
-"""
+"""Renamed from a name that is not a lock's: a removal put the lock back. The lock is not new."""
 DELETED: Final = "deleted"
 
 OnLock = Callable[[StateDir, str, str, str], None]
 """Called with the state directory, agent, file name, and CREATED, RESTORED or DELETED."""
 OnChange = Callable[[], None]
-"""Called when followed folders appeared or went, or events were lost: a sweep is needed."""
+"""Called when followed folders appeared or vanished, or events were lost: a sweep is needed."""
 OnWarning = Callable[[str], None]
 """Called with any other message that watchdog logs."""
 
@@ -69,8 +67,8 @@ _Identity = tuple[int, int]
 class EventSource:
     """Follows the folders of some state directories in which locks appear.
 
-    The callbacks run in watchdog's thread and must return quickly. `errors` has each state
-    directory with a folder that could not be followed, why, and what to do.
+    The callbacks run in watchdog's thread and must return quickly. `errors` says why a folder of a
+    state directory could not be followed, and what to do.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class EventSource:
                 state.forget()
             self._states.clear()
         self._inotify.stop()
-        # Only now: without a handler, a late message would go raw to standard error.
+        # Last, because without a handler a late message goes to standard error, unformatted.
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._listener)
         logging.captureWarnings(False)
@@ -136,7 +134,7 @@ class _Inotify:
         self._reader: InotifyFD | None = None
 
     def reader(self) -> InotifyFD:
-        """Return what reads the events. Raises OSError, or RuntimeError where no thread can."""
+        """Return the running reader. Raises OSError, or RuntimeError if its thread cannot start."""
         if self._reader is None:
             self._reader = InotifyFD()
         if not self._reader.is_alive():
@@ -144,16 +142,16 @@ class _Inotify:
         return self._reader
 
     def stop(self) -> None:
-        """Stop reading events. Not to be called with the mutex, which the thread may wait for."""
+        """Stop reading events. The caller must not hold the mutex: the thread may wait for it."""
         if self._reader is not None:
             self._reader.stop()
             if self._reader.is_alive():
                 self._reader.join()
 
     def add(self, folder: "_Followed") -> WatchDescriptor:
-        """Call the folder for each of its events from now on. Raises OSError."""
+        """Report the folder's events to its `on_...` methods from now on. Raises OSError."""
         wd = self.reader().add_callback(os.fsencode(folder.path), _MASK, folder, _id_of(folder))
-        if wd == -1:  # watchdog raises every other error
+        if wd == -1:  # watchdog's result for EACCES; it raises every other error
             self.remove(wd, folder)
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder.path)
         return wd
@@ -173,8 +171,8 @@ class _Folder:
     _links: ClassVar = False
     """Whether the folders in it may be reached through symlinks."""
     _ignored: ClassVar[tuple[type[OSError], ...]] = (*_NOT_THERE, PermissionError)
-    """Errors that mean that a folder in it cannot be followed and need not be: it is gone, or the
-    sweep, which cannot read it either, reports it."""
+    """Errors after which a folder in it is not followed: it is gone, or the sweep cannot read it
+    either and reports it."""
 
     def __init__(self, inotify: _Inotify, state: StateDir, path: str) -> None:
         self.inotify = inotify
@@ -223,7 +221,7 @@ class _Folder:
 
 
 class _State(_Folder):
-    """A state directory. It has no watch; the loop asks for it again at each sweep."""
+    """A state directory. It has no watch, so the loop calls `follow` before each sweep."""
 
     _links = True
     _ignored = _NOT_THERE
@@ -248,7 +246,7 @@ class _State(_Folder):
 
 
 class _Followed(_Folder):
-    """A folder with a watch. watchdog's thread calls the `on_...` methods, without a lock."""
+    """A folder with a watch. watchdog's thread calls the `on_...` methods without the mutex."""
 
     def __init__(self, parent: _Folder, name: str, identity: _Identity) -> None:
         super().__init__(parent.inotify, parent.state, f"{parent.path}/{name}")
@@ -263,7 +261,7 @@ class _Followed(_Folder):
         return self.parent.owner
 
     def names(self) -> Iterable[str]:
-        """Return the names of the folders in it that are to be followed; raises OSError."""
+        """Return the names of the folders in it to follow. Raises OSError."""
         raise NotImplementedError
 
     def watch(self) -> None:
@@ -324,7 +322,8 @@ class _Agents(_Followed):
         return ()
 
     def on_queue_overflow(self) -> None:
-        # The events of ended watches are lost too, and a new folder may look like the old one.
+        # Watches may have ended without an event, and a new folder may reuse an old inode number.
+        # So stop following everything, and start again.
         self._left()
         self.inotify.on_overflow()
 
@@ -360,7 +359,7 @@ class _Sessions(_Followed):
         super().__init__(parent, name, identity)
         self._agent = agent
         self._moved = (-1, False)
-        """The cookie of the last file that was renamed from here, and whether it was a lock."""
+        """The cookie of the last file renamed from a name here, and whether that was a lock's."""
 
     def names(self) -> Iterable[str]:
         return ()

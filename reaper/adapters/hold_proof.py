@@ -19,7 +19,7 @@ from reaper.core.file_systems import file_system_name
 
 OVERLAYFS: Final = 0x794C7630
 
-_COUNTS_ON: Final = frozenset(
+_TRUSTED_FILE_SYSTEMS: Final = frozenset(
     {
         0xEF53,  # ext2, ext3, ext4
         0x58465342,  # xfs
@@ -28,8 +28,8 @@ _COUNTS_ON: Final = frozenset(
         0x01021994,  # tmpfs
     }
 )
-"""File systems on which "not open" was tried and is right. On some others (FUSE, NFS, 9p, virtiofs)
-a holder beyond the mount is not seen; the rest was not tried."""
+"""File systems on which tests showed "not open" to be right. On some others (FUSE, NFS, 9p,
+virtiofs) a holder beyond the mount is not visible. The rest was not tested."""
 
 NO_RIGHTS: Final = "no-rights"
 FILE_SYSTEM: Final = "file-system"
@@ -42,16 +42,17 @@ _LEASES_ENABLE: Final = "/proc/sys/fs/leases-enable"
 def prepare() -> None:
     """Ignore SIGIO for the whole process. Call it once from its main thread, before `probe`.
 
-    A holder that opens a file under our lease makes the kernel send SIGIO, which kills by default.
+    A process that opens a file while we have a lease on it makes the kernel send us SIGIO, which
+    kills a process by default.
     """
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
 class FolderMounts(NamedTuple):
-    """What is known, during one pass, about the file systems of a folder's files.
+    """What one pass knows about the file systems of a folder's files.
 
-    `layered`: the folder is a layer of an overlay, or below one. `types`: the file system type by
-    device (`st_dev`), as far as it was needed.
+    `layered`: the folder is a layer of an overlay, or below one. `types`: file system types by
+    device (`st_dev`), read when needed.
     """
 
     layered: bool
@@ -61,14 +62,15 @@ class FolderMounts(NamedTuple):
 def probe(  # noqa: PLR0911  # a table of answers
     fd: int, *, device: int, mounts: FolderMounts, same_mount: Callable[[], bool]
 ) -> tuple[HoldProof, str]:
-    """Return the proof for the file behind `fd` (opened for reading) and, without one, why not.
-    `device` is the file's, `mounts` those of its folder.
+    """Return the proof for a file and, if it is UNAVAILABLE, the reason. Never raises.
 
-    Tries a read lease and gives it back at once; 6 µs. "Open" counts on any file system. "Not open"
+    `fd` is open for reading, `device` is the file's, `mounts` are those of its folder.
+
+    Takes a read lease and gives it back at once; 6 µs. OPEN counts on any file system. NOT_OPEN
     counts only on a file system of the allow-list that is not a layer of an overlay, or on an
     overlay that a gateway is known to use through this same mount (`same_mount`, called only
     there). Reasons: `no-rights`; `no-leases:` and what grants none (`sysctl`, `system`, or a file
-    system's name); `file-system:` and its name; `other-layer`. Never raises.
+    system's name); `file-system:` and its name; `other-layer`.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -80,37 +82,35 @@ def probe(  # noqa: PLR0911  # a table of answers
             case errno.EACCES | errno.EPERM:
                 return HoldProof.UNAVAILABLE, NO_RIGHTS
             case _:
-                return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_who_grants_no_leases(fd)}"
+                return HoldProof.UNAVAILABLE, f"{NO_LEASES}:{_why_no_leases(fd)}"
     except AttributeError:  # a system without leases: its fcntl module does not name them
         return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
     kind = mounts.types.get(device)
     if kind is None:
-        # Once for each device of the folder: files of one folder that have one device are on one
-        # file system, except a file that is mounted over a name here, which nobody can remove.
+        # Once for each device, because files of a folder with one device are on one file system.
+        # The exception is a file that is mounted over a name here, and it cannot be removed.
         try:
             kind = mounts.types[device] = file_system_type(fd)
         except OSError:
             return HoldProof.UNAVAILABLE, FILE_SYSTEM
     if kind == OVERLAYFS:
         return (HoldProof.NOT_OPEN, "") if same_mount() else (HoldProof.UNAVAILABLE, OTHER_LAYER)
-    if kind not in _COUNTS_ON:
+    if kind not in _TRUSTED_FILE_SYSTEMS:
         return HoldProof.UNAVAILABLE, f"{FILE_SYSTEM}:{file_system_name(kind)}"
     return (HoldProof.UNAVAILABLE, OTHER_LAYER) if mounts.layered else (HoldProof.NOT_OPEN, "")
 
 
 def may_be_shared(fd: int) -> bool:
-    """Whether a file may be reached beyond this kernel: by its file system, or if that is not
-    known.
-    """
+    """Whether another kernel may use the file, by its file system. True if that is not known."""
     try:
-        return file_system_type(fd) not in _COUNTS_ON | {OVERLAYFS}
+        return file_system_type(fd) not in _TRUSTED_FILE_SYSTEMS | {OVERLAYFS}
     except OSError:
         return True
 
 
-def _who_grants_no_leases(fd: int) -> str:
+def _why_no_leases(fd: int) -> str:
     """Return `sysctl` if leases are switched off, `system` if this kernel or sandbox has none,
-    else the name of the file system, which refuses them.
+    else the name of the file system that refuses them.
     """
     try:
         with open(_LEASES_ENABLE, "rb") as setting:
@@ -125,10 +125,9 @@ _Layers = frozenset[tuple[int, int]]
 
 
 class OverlayLayers:
-    """The directories that the overlays mounted here are made of.
+    """The layer directories of the overlays that are mounted here.
 
-    A process may hold a lock below one of these through the overlay, where the lease does not see
-    it.
+    A process may hold a lock below one of these through the overlay. The lease does not see it.
     """
 
     def __init__(self) -> None:
@@ -139,8 +138,8 @@ class OverlayLayers:
     def now(self, *, read: bool = True) -> _Layers | None:
         """Return (device, inode) of each; None if the mounts cannot be read.
 
-        Without `read`, they are read only where the kernel says that they have changed since
-        (proc_pid_mountinfo(5)): asking takes 1 µs, reading 44.
+        Without `read`, they are read only if the kernel says that they changed
+        (proc_pid_mountinfo(5)). To ask takes 1 µs, to read 44 µs.
         """
         try:
             if self._mounts is None:
@@ -149,7 +148,7 @@ class OverlayLayers:
                 self._changes.register(self._mounts, select.POLLPRI)
             elif not self._changes.poll(0) and not read and self._known is not None:
                 return self._known
-            # A change between the question and this is in the text, and is reported again.
+            # A change between `poll` and here is in the text, and `poll` reports it again.
             with open(self._mounts, "rb", closefd=False) as mounts:
                 mounts.seek(0)
                 self._known = _layers_in(mounts.read())
@@ -187,9 +186,7 @@ def _identities(escaped_paths: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def is_below(path: str, folders: _Layers | None) -> bool:
-    """Return whether `path` is one of the folders, or below one, or may be (None). Cheap if there
-    are none.
-    """
+    """Whether `path` is, or may be, one of the folders or below one. None: they are unknown."""
     if folders is None:
         return True
     if not folders:

@@ -9,17 +9,16 @@ from typing import Any, Final
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _STATFS_LONGS: Final = 64
-"""More than any platform's struct statfs. Its first member is the type, a long on the platforms of
-the allow-list in hold_proof.py. Elsewhere the number matches nothing there, so there is no proof.
-"""
+"""More than any platform's struct statfs. Its first member is the type, a long on all platforms
+that the allow-list in hold_proof.py is for. Elsewhere the number is not in it: no hold proof."""
 
 
 @cache
 def load() -> tuple[Any, Any]:
-    """Return ctypes and the C library. They are loaded at the first call, because that takes
-    milliseconds, and a command without a lock to look at does not need them.
+    """Return ctypes and the C library. The first call loads them, because that takes milliseconds
+    and a command that finds no lock does not need them.
     """
-    import ctypes  # noqa: PLC0415  # as said
+    import ctypes  # noqa: PLC0415  # slow to load
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -55,9 +54,9 @@ def rename_noreplace(source: str, target: str, *, dir_fd: int) -> None:
 
 
 def exchange(one: str, other: str, *, dir_fd: int) -> None:
-    """renameat2(RENAME_EXCHANGE) within one directory: at no moment is either name free.
+    """renameat2(RENAME_EXCHANGE) within one directory: both names exist at every moment.
 
-    Raises OSError: ENOENT if one of them does not exist, EINVAL or ENOSYS as above.
+    Raises OSError: ENOENT if one of them does not exist, EINVAL or ENOSYS as `rename_noreplace`.
     """
     _rename(one, other, _RENAME_EXCHANGE, dir_fd=dir_fd)
 

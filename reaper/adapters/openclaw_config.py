@@ -12,8 +12,8 @@ _LIMIT: Final = 256 * 1024
 
 
 def store_elsewhere(state: StateDir) -> str | None:
-    """Return what `openclaw.json` sets `session.store` to, if the reaper does not look there; None
-    also if the file cannot be read. Never raises OSError.
+    """Return the `session.store` of `openclaw.json` if the reaper does not look there, else None.
+    None also if the file cannot be read. Never raises OSError.
     """
     try:
         text = _text_of(state)

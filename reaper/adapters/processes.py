@@ -35,9 +35,7 @@ _GONE_HOLDER: Final = Holder(state=HolderState.GONE)
 
 
 class ProcessTable:
-    """The process table at one moment: each pid is looked at once. Make a new table for each
-    sweep.
-    """
+    """The process table at one moment: each pid is looked at once. Make a new one for each pass."""
 
     def __init__(self) -> None:
         self._seen: dict[int, _ProcessSnapshot] = {}
@@ -50,14 +48,14 @@ class ProcessTable:
     def holder(
         self, pid: int | None, starttime: int | None, *, seen_as: int | None = None
     ) -> Holder:
-        """Return who the record's holder is now.
+        """Return the state of the record's holder now.
 
         It is dead only if the kernel says ESRCH or the process is a zombie. Another start time is
         REUSED, and so is a pid that is only a thread id of another process. Missing rights are
         UNKNOWN. Without a recorded start time, a live process that does not belong to OpenClaw is
         FOREIGN_PROGRAM. A holder in a nested PID namespace is found by the last pid of its NSpid
-        line and its start time, unless the holder is known to be the process that had the recorded
-        pid here (`seen_as`).
+        line and its start time. This search is left out if `seen_as` is the recorded pid: then the
+        holder is known to have had that pid in our own namespace.
         """
         key = (pid, starttime, seen_as is not None and seen_as == pid)
         holder = self._holders.get(key)
@@ -102,8 +100,8 @@ class ProcessTable:
         return self._seen.get(pid) or self._seen.setdefault(pid, _look(pid))
 
     def _nested_pids(self) -> dict[tuple[int, int], int]:
-        """Return each process in a nested PID namespace by the pid that it has there and its start
-        time. Remember whether some could not be read.
+        """Return the pid here of each process in a nested PID namespace, by its pid there and its
+        start time. Clear `_nested_complete` if one of them cannot be read.
         """
         nested = {}
         for outer in psutil.pids():
@@ -121,8 +119,8 @@ class ProcessTable:
         return nested
 
     def shares_state_dir(self, holder: Holder, state_dir: tuple[int, int]) -> bool:
-        """Whether this holder is known to use this very state directory through the same mount. For
-        a holder that is not visible: whether all visible OpenClaw processes do, and there is one.
+        """Whether this holder is known to use this state directory through the same mount. If the
+        holder is not visible: whether there are visible OpenClaw processes and all of them do.
         """
         if holder.pid is not None:
             return self._state_dir(holder.pid) == state_dir
@@ -143,8 +141,8 @@ class ProcessTable:
         """Return the processes that may hold a lock whose record has this pid, in any PID
         namespace; without a pid, those that may have made a guard: OpenClaw's and node's.
 
-        From the initial PID namespace all are visible. From another one, those of a gateway that
-        uses this state directory are, if such a gateway is visible in the reaper's own namespace.
+        From the initial PID namespace, all processes are visible. From another one, those of a
+        gateway that uses this state directory are, if such a gateway is in our own namespace.
         """
         if self._nested is None:
             self._nested = self._nested_pids()
@@ -255,8 +253,8 @@ def _look(pid: int) -> _ProcessSnapshot:
         starttime = _start_ticks(pid)
         process = psutil.Process(pid)
         if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+            # With other threads, perhaps only its main thread has ended.
             dead = len(os.listdir(f"{psutil.PROCFS_PATH}/{pid}/task")) <= 1
-            # Perhaps only its main thread has ended.
             state = HolderState.ZOMBIE if dead else HolderState.UNKNOWN
             return _ProcessSnapshot(state=state, starttime=starttime)
         state = HolderState.REUSED if _is_thread_of_another(pid) else HolderState.SAME
@@ -304,7 +302,7 @@ def _start_ticks(pid: int) -> int:
         created = psutil.Process(pid).create_time()
         if psutil.boot_time() == boot_time:
             return round((created - boot_time) * _TICKS)
-    raise ValueError("the boot time does not stand still")
+    raise ValueError("the boot time keeps changing")
 
 
 def _program(pid: int) -> Program:
@@ -319,8 +317,8 @@ def _program(pid: int) -> Program:
 
 
 def _innermost_pid(pid: int) -> int | None:
-    """Return the pid that a process has in its own, nested, PID namespace; None if it has only
-    the one we see, or is gone. Raises OSError where it cannot be read.
+    """Return the pid that a process has in its own, nested, PID namespace. None if it is in ours,
+    or gone. Raises OSError if that cannot be read.
     """
     try:
         with open(f"{psutil.PROCFS_PATH}/{pid}/status", "rb") as status:
@@ -353,7 +351,7 @@ def _is_node(pid: int) -> bool:
 
 
 def _is_kernel_thread(pid: int) -> bool:
-    """Whether it is one; False if it cannot be seen."""
+    """Whether the pid belongs to a kernel thread; False if it is not visible."""
     with (
         suppress(OSError, ValueError, IndexError),
         open(f"{psutil.PROCFS_PATH}/{pid}/stat", "rb") as stat,
@@ -364,7 +362,7 @@ def _is_kernel_thread(pid: int) -> bool:
 
 
 def _is_in_initial_namespace() -> bool:
-    """Whether no PID namespace is above ours. Then each process of this kernel has a pid here."""
+    """Whether our PID namespace is the top one, in which each process of this kernel has a pid."""
     with suppress(OSError):
         return os.stat(f"{psutil.PROCFS_PATH}/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
     return False

@@ -19,7 +19,7 @@ _LONGEST_SHOWN: Final = 200
 
 
 class NotRegularError(OSError):
-    """The name exists and is no regular file."""
+    """The name exists and is not a regular file."""
 
 
 class SymlinkError(OSError):
@@ -29,12 +29,11 @@ class SymlinkError(OSError):
 def open_regular(
     name: str, *, dir_fd: int, was_regular: bool = False
 ) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading, and look at it. Follows no symlink, never blocks, opens no
-    device.
+    """Open a regular file for reading. Return it and its status. Follows no symlink, never blocks,
+    opens no device.
 
-    `was_regular`: the directory has just said that the name is a regular file. Raises
-    NotRegularError, or OSError from the system (ENOENT if it is gone). `name` is one path
-    component.
+    `name` is one path component. With `was_regular`, its directory has just shown it as a regular
+    file. Raises NotRegularError, or OSError from the system (ENOENT if it is gone).
     """
     # The name is looked at before it is opened, because opening alone can make a device act.
     # Another process may replace it after that look. Then `open` refuses a symlink and opens a FIFO
@@ -45,7 +44,7 @@ def open_regular(
         raise NotRegularError(f"{name!r} is no regular file")
     fd = os.open(name, _FLAGS, dir_fd=dir_fd)
     try:
-        # Look again: something else may have got the name in between.
+        # Look again: another file may have got the name in between.
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise NotRegularError(f"{name!r} is no regular file")  # noqa: TRY301  # fd is closed below
@@ -124,9 +123,9 @@ def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
     """Return the path, relative to `dir_fd`, that the owner's symlinks lead to, None if the name is
     not a symlink. Raises SymlinkError, and FileNotFoundError if the name is gone.
 
-    Only the last component of each path is checked: anybody's links may lead to the folders above
-    it, as those of data volumes often do. That way nobody can make us open what is not the owner's,
-    because the target is checked too.
+    Only the last component of each path is checked. Anybody's links may lead to the folders above
+    it, as is common for data volumes. They cannot make us read another uid's file, because the
+    owner of the target is checked too.
     """
     path, links = name, 0
     while link := _read_link(path, dir_fd=dir_fd, is_first=not links):
@@ -145,7 +144,7 @@ def _target(name: str, *, dir_fd: int, owner: int) -> str | None:
 
 
 def _read_link(path: str, *, dir_fd: int, is_first: bool) -> tuple[int, str] | None:
-    """Return a symlink's owner and target, both of the same link; None for other things.
+    """Return owner and target of a symlink, read from one open link, or None if it is not one.
 
     Raises as `_target`.
     """

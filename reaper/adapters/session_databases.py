@@ -17,9 +17,9 @@ from reaper.core.lock import StateDir
 _DATABASE: Final = "openclaw-agent.sqlite"
 """An agent's database; 2026.7 has one too, for other things (docs/facts.md)."""
 _LOG: Final = "openclaw-agent.sqlite-wal"
-_SIGN: Final = b"CREATE TABLE transcript_events"
+_SIGNATURE: Final = b"CREATE TABLE transcript_events"
 _LOG_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes read of the write-ahead log, which may hold a schema that is not in the database yet."""
+"""Bytes read of the write-ahead log, which may have a schema that is not in the database yet."""
 _MOST_PAGES: Final = 1000
 """Pages read of a database's schema; that of 2026.9.6 has some twenty."""
 _HEADER: Final = 100
@@ -38,8 +38,8 @@ class SessionDatabases:
     def hold_sessions_of(self, state: StateDir) -> bool:
         """Return whether any agent's sessions live in SQLite. Never raises OSError.
 
-        The schema is read from the file's bytes: SQLite would write beside a database that it
-        opens, and what is in there may be hostile.
+        The schema is read from the file's bytes, because SQLite would write files beside a database
+        that it opens, and the content may be hostile.
         """
         before = self._known.get(state, {})
         now = self._known[state] = {}
@@ -60,14 +60,14 @@ def _look(name: str, dir_fd: int, before: _Look | None) -> _Look:
         if before is not None and before[0] == stamp:
             return before
         is_log = name == _LOG
-        return stamp, _SIGN in read_at_most(fd, _LOG_LIMIT) if is_log else _is_in_schema(fd)
+        return stamp, _SIGNATURE in read_at_most(fd, _LOG_LIMIT) if is_log else _is_in_schema(fd)
     finally:
         os.close(fd)
 
 
 def _is_in_schema(fd: int) -> bool:
-    """Return whether a database's schema has the table: the schema is the b-tree whose root is page
-    1 (https://www.sqlite.org/fileformat2.html). False also if these are not such bytes.
+    """Return whether a database's schema has the table. The schema is the b-tree with root page 1
+    (https://www.sqlite.org/fileformat2.html). False also if the file is not a database.
     """
     header = read_at_most(fd, _HEADER)
     if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
@@ -81,7 +81,7 @@ def _is_in_schema(fd: int) -> bool:
         start = _HEADER if number == 1 else 0
         if len(page) < max(size, start + 12):
             continue
-        if page[start] == _LEAF and _SIGN in page:
+        if page[start] == _LEAF and _SIGNATURE in page:
             return True
         if page[start] == _INTERIOR:
             children = set(_children(page, start)) - seen - {0}

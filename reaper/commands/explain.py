@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reaper.core.lock import LockKey
     from reaper.sweep import Reaper
 
+_OTHER_SUFFIXES: Final = (".lock", GUARD_SUFFIX)
 _MOST_SHOWN: Final = 20
 """Locks that are listed if a short name fits more than one."""
 _HEXADECIMAL: Final = re.compile("[0-9a-fA-F-]{4,}")
@@ -66,7 +67,7 @@ class _Search:
 
     def __init__(self, text: str, reaper: "Reaper", report: Report, *, others: bool) -> None:
         self._text = text
-        self._finds_others = others
+        self.finds_others = others
         self._reaper = reaper
         self._report = report
         self._reported: set[Skipped] = set()
@@ -81,7 +82,7 @@ class _Search:
         """Return the locks that fit best: by name, else by session key, else by a short name. If a
         short name fits several, return none, and put them into `ambiguous`.
         """
-        if self._finds_others and self._text.endswith((".lock", GUARD_SUFFIX)):
+        if self.finds_others and self._text.endswith(_OTHER_SUFFIXES):
             others = [Match(found) for found in self._looked_at(self._is_named)]
             if others:
                 return others
@@ -274,8 +275,11 @@ def _which(search: _Search, text: str) -> str:
 def _not_found(judging: Judging, search: _Search, text: str) -> str:
     places = ", ".join(state.path for state in judging.states)
     said = f"no lock for {printable(text)} in {printable(places)}"
-    if "/" in text and not search.is_lock_path:
-        said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
+    if not search.is_lock_path:
+        if not search.finds_others and text.endswith(_OTHER_SUFFIXES):
+            said += "; this command is for session locks: ask `reaper explain` about other locks"
+        elif "/" in text:
+            said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
     if search.stores_not_understood:
         stores = ", ".join(printable(store) for store in sorted(search.stores_not_understood))
         said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"

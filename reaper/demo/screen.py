@@ -42,7 +42,7 @@ class Log:
         record = json.loads(text)
         event, session = record["event"], record.get("session")
         if session is not None:
-            why = ", ".join(record["reasons"].split(","))
+            why = ", ".join(record["reasons"])
             at = record["timestamp"][11:19]
             self._screen.event(f"    {at} {event:<8} {session:<14} pid {record['pid']}: {why}")
         if event == "removed":

@@ -129,7 +129,7 @@ def _other(found: Found) -> Step:
     elif TOO_EARLY in judgement.reasons:
         text = "Look again in a minute: the lock is too new to be judged."
     elif judgement.wants_freeing:
-        text = "Nobody needs this lock: this sweep removes it, and others that are surely over."
+        text = "Nobody needs this lock: the command removes it and others that are surely over."
         command, brief = _Command.SWEEP, "sweep"
     else:
         text = (

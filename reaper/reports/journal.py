@@ -165,6 +165,8 @@ def _word(key: str, value: Any) -> str:  # noqa: ANN401  # any field
             return "true" if flag else "false"
         case float() as number:
             return f"{number:g}"
+        case list() as several:
+            shown = ",".join(map(str, several))
         case text:
             shown = str(text)
     longest = _LONGEST_LONG if key in _LONG else _LONGEST
@@ -177,5 +179,5 @@ def _safe(value: Any) -> Any:  # noqa: ANN401  # any field
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
-        return ",".join(printable(str(one)) for one in value)
+        return [_safe(one) for one in value]
     return value

@@ -28,8 +28,8 @@ class _Done(NamedTuple):
 class Actor(NamedTuple):
     """Acts for one pass.
 
-    `failures` are the removals that failed in earlier passes; it waits at most `longest_retry`
-    seconds before it tries one again.
+    `failures` has the removals that failed in earlier passes. A retry is due after at most
+    `longest_retry` seconds.
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class Actor(NamedTuple):
     def act(
         self, opened: OpenLock, key: LockKey, evidence: Evidence, judgement: Judgement, at: float
     ) -> Finding:
-        """Act on one lock. `at` is the moment until which its ages count (monotonic seconds)."""
+        """Act on one lock. Its ages are those at the moment `at` (monotonic seconds)."""
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
         if self.plan.mode is Mode.LOOK:

@@ -1,4 +1,4 @@
-"""What becomes of an error that the system did not report: a bug in the reaper."""
+"""Reports an exception that no system call raised: a bug in the reaper."""
 
 import os
 import traceback
@@ -12,8 +12,7 @@ _FRAMES_SHOWN: Final = 5
 
 def bug(path: str, error: Exception, key: LockKey | None = None) -> Skipped:
     """Report the error as a failure about one path, so that one agent's files do not stop the
-    service for the others. The note says where it was raised, but not its text, which may quote a
-    file.
+    service for the others. The note says where, but not the error's text, which may quote a file.
     """
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
     where = " > ".join(

@@ -34,7 +34,7 @@ from reaper.sweep.sources import Probe, Sources
 class EvidenceCollector:
     """Collects the evidence for the locks of one state directory in one pass.
 
-    Call `enter` for each folder before you ask about a lock in it.
+    Call `enter` for each folder before you collect for a lock in it.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class EvidenceCollector:
             record.pid, record.starttime, seen_as=history.seen_alive_as
         )
         proof, proof_note = self._probe(opened, holder, known_for=ages.known_for)
-        # Without a hold proof, the process that was seen alive as this holder counts as dead only
-        # if it is also dead by the pid that it had then.
+        # Without a hold proof, a holder that was seen alive counts as dead only if it is also dead
+        # by the pid that it had then.
         died_here = (
             proof is HoldProof.UNAVAILABLE
             and holder.state in DEAD
@@ -119,8 +119,8 @@ class EvidenceCollector:
     def collect_other(
         self, opened: OpenLock, history: LockHistory, now: float
     ) -> tuple[Evidence, Suspects]:
-        """As `collect`, for a lock that is not a session lock: without a run, but with the
-        processes that may hold it, if a hold proof does not settle that.
+        """As `collect`, for a lock that is not a session lock. There is no run. Also return which
+        processes may hold the lock, if the proof is not OPEN and no other kernel may use the file.
         """
         lock, record = opened.lock, opened.lock.record
         ages = history.ages(lock, self.start, now)
@@ -138,7 +138,7 @@ class EvidenceCollector:
 
     def proof_of_leftover(self, opened: OpenLock) -> HoldProof | None:
         """Return the hold proof of a file that a removal left. None for a young empty file, which
-        is not probed, because the removal that created it may still be at work.
+        is not probed, because the removal that created it may still go on.
         """
         record = opened.lock.record
         wall_ms = self.start.wall_ms
@@ -164,8 +164,8 @@ class EvidenceCollector:
         return runs.by_store(self._session(opened.folder, opened.lock)) if run is None else run
 
     def problem_of_store(self, folder: Folder) -> str:
-        """Return why the folder's session store was not understood when a lock was judged by it. In
-        a pass over all locks: why the store as a whole is not understood now.
+        """Return why the folder's session store was not understood when a lock was judged by it. If
+        that did not happen, a pass over all locks returns why the whole store is not understood.
         """
         if self._store_problem or self._plan.wanted is not None or self._plan.with_unread:
             return self._store_problem
@@ -174,8 +174,8 @@ class EvidenceCollector:
     def _probe(
         self, opened: OpenLock, holder: Holder, *, known_for: float
     ) -> tuple[HoldProof, str]:
-        """Probe, but never a young empty file: it is visible before its creator has it open, and
-        our lease would make that creator wait.
+        """Probe, but never a young empty file. It is visible before its creator has it open. A
+        lease at that moment makes the creator wait.
         """
         if opened.unread is not None:
             return HoldProof.UNAVAILABLE, opened.unread.reason
@@ -233,9 +233,7 @@ class EvidenceCollector:
 
 
 def is_held(key: LockKey, file: FileId, probe: Probe) -> bool:
-    """Return whether this very lock still exists and is open for writing. This is the cheapest
-    look.
-    """
+    """Return, as cheaply as possible, whether this very lock exists and is open for writing."""
     with suppress(OSError):
         for folder in reading.folders(key.state, [], {key.agent}):
             with folder:

@@ -13,20 +13,27 @@ from reaper.core.policy import Outcome
 from reaper.sweep.evidence import EvidenceCollector
 from reaper.sweep.plan import LEFT_ASIDE
 
+_DELETED: Final = {
+    Outcome.REMOVED: "deleted",
+    Outcome.VANISHED: "already gone",
+    Outcome.CHANGED: "replaced by another file",
+}
 _NO_FILE: Final = frozenset({"not-regular", "symlink"})
-"""Reasons of things that no removal leaves."""
-_ASIDE_NOTE: Final = "a removal was interrupted here; a sweep puts the lock back and judges it"
+"""The reasons of skipped things that are no leftovers, because no removal leaves such things."""
+_INTERRUPTED_NOTE: Final = (
+    "a removal was interrupted here; a sweep puts the lock back and judges it"
+)
 
 
 def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -> Iterator[Skipped]:
-    """Give each lock under a private name its own name back, and add that to `folder.locks`. Delete
-    an empty file, and a lock whose name is taken, once no process has it open. Yields what is left,
-    and what was deleted.
+    """Give each lock under a private name its own name back, and add that name to `folder.locks`.
+    Delete an empty file, or a lock that finds its name taken, if no process has it open. Yield what
+    was deleted, and what is left.
     """
     for name in folder.parked:
         if mode is not Mode.ACT:
             path = f"{folder.path}/{name}"
-            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_ASIDE_NOTE)
+            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_INTERRUPTED_NOTE)
             continue
         is_guard = names.original_name(name).endswith(GUARD_SUFFIX)
         opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
@@ -60,5 +67,5 @@ def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
         failed = dropped.outcome is Outcome.FAILED
         if failed:
             folder.litter = Litter(name, opened.lock.file)
-        note = f"dropped: {dropped.note if failed else dropped.outcome.value}"
+        note = f"cannot be deleted: {dropped.note}" if failed else _DELETED[dropped.outcome]
     return Skipped(path=opened.lock.path, reason=LEFT_ASIDE, failed=failed, note=note)

@@ -19,8 +19,8 @@ _Agent = tuple[StateDir, str]
 
 
 class FailedRemoval(NamedTuple):
-    """A removal that failed, how, and when it may be tried again. `fingerprint` is that of the
-    lock; None if another lock got the name, which the next attempt then concerns.
+    """A removal that failed, how, and when it may be tried again. `fingerprint` is the lock's; None
+    if another lock got the name, because the next attempt is for that lock.
     """
 
     fingerprint: str | None
@@ -41,8 +41,8 @@ class Histories(Collection[LockKey]):
         self._sizes: Counter[_Agent] = Counter()
 
     def of(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
-        """Return what is remembered about this very lock; if nothing is, a history that begins
-        `now` and is not remembered yet.
+        """Return the history of this very lock. If there is none, return one that begins `now` and
+        is not remembered yet.
         """
         history = self._of.get(key)
         return history if history and history.is_of(lock) else LockHistory(lock, since=now)
@@ -85,10 +85,10 @@ def _size(history: LockHistory) -> int:
 
 
 class FolderNames:
-    """Gives each `sessions` folder one name, state directory and agent, however many lead to it.
+    """Gives each `sessions` folder one name (state directory and agent), even if it has several.
 
-    Full passes learn the names: the first one counts. A pass that is nested in a full one uses what
-    is known at that moment.
+    A full pass learns the names, and the first one counts. A pass that is nested in a full one uses
+    the names that are known at that moment.
     """
 
     def __init__(self) -> None:
@@ -99,24 +99,22 @@ class FolderNames:
         self._folders: dict[_Agent, tuple[int, int]] = {}
 
     def start_full_pass(self, remembered: AbstractSet[_Agent]) -> None:
-        """Keep which folder each agent had, also that of a remembered agent whose folder is
-        gone.
-        """
+        """Keep each agent's folder. Of agents without a folder now, keep the remembered ones."""
         kept = {agent: at for agent, at in self._folders.items() if agent in remembered}
         self._folders = kept | {agent: at for at, agent in self._first.items()}
         self._first, self._first_of = {}, {}
         self._linked, self._linked_before = set(), self._linked
 
     def mark_linked(self, folder: Folder) -> None:
-        """If another known name of the folder leads through a symlink, count the folder as reached
-        through it, because a gateway may use either name.
+        """Set `through_symlink` if another known name of the folder leads through a symlink,
+        because a gateway may use either name.
         """
         if self._linked or self._linked_before:
             identity = folder.identity()
             folder.through_symlink |= identity in self._linked or identity in self._linked_before
 
     def is_first(self, folder: Folder) -> bool:
-        """Learn one more name of a folder, and return whether it is the first."""
+        """Learn a name of a folder, and return whether it is the folder's first one."""
         identity, name = folder.identity(), (folder.state, folder.agent)
         if folder.through_symlink:
             self._linked.add(identity)
@@ -140,8 +138,8 @@ class FolderNames:
 
 
 class Memory:
-    """What one Reaper remembers. `litter` is what removals left in each agent's folder, and in
-    folders of other locks, which have a path instead of an agent's name.
+    """What one Reaper remembers. `litter` is what removals left in each folder. A folder of other
+    locks has its path in place of an agent's name.
     """
 
     def __init__(self, most_remembered: int) -> None:
@@ -158,7 +156,7 @@ class Memory:
         self.failures.pop(key, None)
 
     def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:
-        """Forget what is remembered about other agents, except their locks."""
+        """Forget what is remembered about all other agents, except their locks."""
         for agent in self.earlier.keys() - known:
             del self.earlier[agent]
         for agent in self.litter.keys() - known:
@@ -167,8 +165,8 @@ class Memory:
 
     @contextmanager
     def with_litter(self, folder: Folder) -> Iterator[None]:
-        """Give a folder the litter that it had at the end of the last pass, and remember what it
-        has at the end of this one.
+        """Give a folder the litter that it had at the end of the last pass. On exit, remember the
+        litter that it has then.
         """
         agent = folder.state, folder.path if folder.places else folder.agent
         folder.litter = self.litter.get(agent)

@@ -1,4 +1,4 @@
-"""The passes of a command that runs once. A sweep waits for graces that it must see pass."""
+"""The passes of a command that runs once. Between them it waits for graces to end."""
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -16,13 +16,13 @@ Scan = Callable[[Plan], Iterator[Finding | Skipped]]
 
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks while it waits for a grace."""
-_LOOK_AT_MOST_EVERY: Final = 0.01
+_SHORTEST_SLEEP: Final = 0.01
 
 
 class OneShot:
     """One sweep of all locks, or of the one to unlock, with all the passes that it needs.
 
-    `stop` is asked between two locks and while waiting.
+    Calls `stop` between two locks and while waiting, and ends if it returns True.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class OneShot:
         self._plan = plan
         self._stop = stop
         self._pending: dict[LockKey, Finding] = {}
-        """Locks that must be seen for some more time."""
+        """Locks that must be seen for longer."""
         self._reported: set[Skipped] = set()
 
     def sweep(
@@ -45,7 +45,7 @@ class OneShot:
     def _rounds(
         self, clock: Clock, wait: float | None, on_wait: Callable[[int, float], None]
     ) -> Iterator[Iterable[Finding | Skipped]]:
-        """Yield the passes. The consumer goes through one before it asks for the next."""
+        """Yield the passes. The consumer finishes each before it asks for the next."""
         limits = self._plan.limits
         yield self._round(self._plan.only)
         longest = max(limits.orphan_grace, limits.confirm) + _LOOK_EVERY
@@ -55,7 +55,7 @@ class OneShot:
             on_wait(len(self._pending), min(left, max(self._due_in())))
         while self._pending and left > 0 and not self._stop():
             soonest = min(self._due_in())
-            clock.sleep(max(_LOOK_AT_MOST_EVERY, min(left, _LOOK_EVERY, soonest)))
+            clock.sleep(max(_SHORTEST_SLEEP, min(left, _LOOK_EVERY, soonest)))
             yield self._round(frozenset(self._pending))
             left = end - clock.monotonic()
         if self._stop():
@@ -68,8 +68,8 @@ class OneShot:
         return (found.judgement.due_in or 0.0 for found in self._pending.values())
 
     def _round(self, only: AbstractSet[LockKey] | None) -> Iterator[Finding | Skipped]:
-        """Make one pass. Yield what is not pending; and as vanished what went away while it was
-        waited for, unless its folder could not be read.
+        """Make one pass. Yield what is not pending. A pending lock that disappeared is yielded as
+        vanished, unless its folder could not be read.
         """
         waited_for, self._pending = self._pending, {}
         unseen = Unseen()
@@ -78,7 +78,7 @@ class OneShot:
                 unseen.add(found)
                 if found.key is not None:
                     waited_for.pop(found.key, None)
-                if found not in self._reported:  # it is skipped in each round
+                if found not in self._reported:  # each round skips it again
                     self._reported.add(found)
                     yield found
             elif found.judgement.pending:

@@ -33,7 +33,7 @@ class OtherScanner(NamedTuple):
     def scan(
         self, collector: EvidenceCollector, only: AbstractSet[LockKey] | None
     ) -> Iterator[Finding | Skipped]:
-        """Yield each lock, and what was skipped; of `only`, if given."""
+        """Yield each lock, or those of `only`, and what was skipped."""
         if only is not None and all(key.agent or key.state != self.state for key in only):
             return
         skipped: list[Skipped] = []
@@ -46,7 +46,7 @@ class OtherScanner(NamedTuple):
                     yield from self._scan_folder(folder, collector, only)
                 except OSError as error:
                     yield reading.skip(folder.path, error)
-                except Exception as error:  # noqa: BLE001  # whatever the files of a folder cause
+                except Exception as error:  # noqa: BLE001  # any bug that a folder's files trigger
                     yield bug(folder.path, error)
         if only is None:
             yield from skipped
@@ -63,7 +63,7 @@ class OtherScanner(NamedTuple):
                     found = self._look_at(key, name, folder, collector)
                 except OSError as error:
                     found = reading.skip(path, error)._replace(key=key)
-                except Exception as error:  # noqa: BLE001  # whatever one lock causes
+                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers
                     found = bug(path, error, key)
                 if found is not None:
                     yield found
@@ -92,7 +92,7 @@ class OtherScanner(NamedTuple):
         history = histories.of(key, opened.lock, now)
         evidence, suspects = collector.collect_other(opened, history, now)
         found = place_of(opened.name, opened.folder.places)
-        assert found is not None, opened.name  # noqa: S101  # by that it was found
+        assert found is not None, opened.name  # noqa: S101  # that is how its name was found
         judgement = judge_other(evidence, found[0], suspects, limits)
         if self.plan.remembers or judgement.pending or not judgement.confirmed:
             histories.remember(key, history)

@@ -1,4 +1,4 @@
-"""What one pass is for, and which locks it could not see."""
+"""What one pass may do, and which locks it could not see."""
 
 import os
 from collections.abc import Callable
@@ -13,9 +13,7 @@ from reaper.core.verdict import Limits
 
 
 class Unlock(NamedTuple):
-    """One lock that a person has judged, as they saw it. `force` removes it whatever the
-    verdict.
-    """
+    """The lock that a person wants to remove, as they saw it. `force`: whatever the verdict."""
 
     key: LockKey
     fingerprint: str
@@ -26,8 +24,8 @@ class Plan(NamedTuple):
     """What one pass looks at, and what it may do.
 
     It looks at the locks in `only` (None: all, a full pass) that are `wanted` (None: each).
-    `with_unread`: also at files that have a lock's name and cannot be read. `remembers`: it is one
-    of many passes of a sidecar, so attempts are spread over time and memory is bounded.
+    `with_unread`: also at files that have a lock's name and cannot be read. `remembers`: this is
+    one of many passes of a sidecar, so retries are spread over time and memory is bounded.
     """
 
     mode: Mode
@@ -47,7 +45,7 @@ _HIDE_NOTHING: Final = frozenset({TOO_MANY_LOCKS, LEFT_ASIDE, SESSION_STORE})
 
 
 def hides_locks(skipped: Skipped) -> bool:
-    """Whether locks may have been missed because something was skipped."""
+    """Whether the pass may have missed locks because it skipped this."""
     return skipped.failed and skipped.reason not in _HIDE_NOTHING
 
 
@@ -61,7 +59,7 @@ class Unseen:
         """Add what was skipped and failed. Anything else hides nothing."""
         if isinstance(found, Skipped) and found.failed and found.reason != TOO_MANY_LOCKS:
             folder, name = os.path.split(found.path)
-            with suppress(ValueError):  # it hides the lock whose name it contains
+            with suppress(ValueError):  # a private name hides the lock that is named in it
                 name = original_name(name)
             self._paths.add(os.path.join(folder, name))
 

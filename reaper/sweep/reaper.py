@@ -20,10 +20,9 @@ from reaper.sweep.sources import Clock, Probe, Processes, Sources, SystemClock, 
 class Reaper:
     """Judges the locks of some state directories, and acts.
 
-    It remembers what it saw, so that it can see graces pass. Not thread-safe: one worker judges and
-    acts. `most_remembered` is how many locks of one agent `act` remembers. `longest_retry` is how
-    many seconds it waits at most before it tries again to remove a lock. With `dry_run`, `act`
-    removes nothing.
+    It remembers what it saw, so that it can see graces end. Not thread-safe: one worker judges and
+    acts. `act` remembers up to `most_remembered` locks of one agent, and retries a failed removal
+    after at most `longest_retry` seconds. With `dry_run`, `act` removes nothing.
     """
 
     def __init__(
@@ -51,8 +50,8 @@ class Reaper:
         self._sources = Sources(clock=clock, probe=probe, process_table=process_table)
 
     def look(self) -> Iterator[Finding | Skipped]:
-        """Look at every lock once and change nothing. What rests on this one look is marked
-        `seen-once`; the action is that of a sweep once it has seen the lock twice.
+        """Look at every lock once and change nothing. A verdict that needs a second look is marked
+        `seen-once`. The action is that of a sweep after the second look.
         """
         for found in self._scan(self._looking):
             if found.key is not None:
@@ -77,11 +76,11 @@ class Reaper:
     ) -> Iterator[Finding | Skipped]:
         """Judge and act, once. Yields each lock as soon as its outcome is known.
 
-        If a lock can be removed only after a grace that must be seen to pass, the sweep waits up to
-        `wait` seconds (None: as long as the graces need), after a call of `on_wait` with the number
-        of such locks and the seconds. What is still not due then is flagged. `stop` is asked
-        between two locks and while waiting. With `unlock`, only that lock is looked at, and left
-        alone (`changed`) if another one has its name.
+        If a lock can be removed only after a grace, the sweep calls `on_wait` with the number of
+        such locks and the seconds, and waits up to `wait` seconds (None: as long as the graces
+        need). A lock that is not due after that is flagged. `stop` is called between two locks and
+        while waiting. With `unlock`, the sweep looks at that lock only, and leaves it alone
+        (`changed`) if another lock has its name.
         """
         plan = Plan(
             Mode.DRY if dry else Mode.ACT,
@@ -94,17 +93,15 @@ class Reaper:
         return one_shot.sweep(self._sources.clock, wait, on_wait)
 
     def act(self, only: AbstractSet[LockKey] | None = None) -> Iterator[Finding | Skipped]:
-        """Make one pass that judges and acts, over all locks or those with some keys. For a
-        sidecar, which remembers.
+        """Make one pass that judges and acts, over all locks or those in `only`. For a sidecar.
 
-        It does not wait. A lock that is gone is not yielded, and neither is one in a folder that
-        could not be read; that folder is (as Skipped that `failed`, without a key). A lock that has
-        several keys is yielded with the one by which it is known.
+        It does not wait. A lock that is gone is not yielded. For a folder that could not be read, a
+        Skipped that `failed`, without a key, is yielded instead of its locks. A lock that has
+        several keys is yielded with the remembered one.
 
-        At most `most_remembered` locks of one agent are remembered. Each further one is judged by
+        At most `most_remembered` locks of one agent are remembered. Each further lock is judged by
         this one look, and removed if that proves enough. Otherwise Skipped TOO_MANY_LOCKS is
-        yielded instead, without a key. A removal that failed is not tried again before its `retry`
-        says so.
+        yielded instead, without a key. A failed removal is not tried again before `retry.at`.
         """
         seen: set[LockKey] = set()
         unseen = Unseen()
@@ -137,16 +134,14 @@ class Reaper:
         return counts
 
     def forget(self, key: LockKey) -> None:
-        """Forget a lock whose end is announced, but not that its removal failed, because a removal
-        that fails and puts the lock back is announced in the same way.
+        """Forget a lock after an event that says it is deleted. Remember it if its removal failed,
+        because a removal that puts the lock back causes the same event.
         """
         if key not in self.memory.failures:
             self.memory.forget(key)
 
     def is_held(self, key: LockKey, file: FileId) -> bool:
-        """Return whether this very lock still exists and is open for writing. This is the cheapest
-        look.
-        """
+        """Return, as cheaply as possible, whether this very lock exists and is open for writing."""
         return is_held(key, file, self._sources.probe)
 
     def _scan(self, plan: Plan) -> Iterator[Finding | Skipped]:

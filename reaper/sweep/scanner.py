@@ -49,15 +49,13 @@ class Scanner(NamedTuple):
     actor: Actor
 
     def scan(self) -> Iterator[Finding | Skipped]:
-        """Return an iterator that yields each lock as soon as its outcome is known, and what was
-        skipped.
-        """
+        """Yield each lock as soon as its outcome is known, and what was skipped."""
         # `chain` asks each part directly, so a lock passes through one generator only.
         return chain.from_iterable(self._parts())
 
     def _parts(self) -> Iterator[_Part]:
-        """Yield the findings in parts. The consumer goes through a part before it asks for the
-        next one, because a folder is open only until then.
+        """Yield the findings in parts. The consumer finishes each part before it asks for the next,
+        because the part's folder is open only until then.
         """
         only = self.plan.only
         start = self.sources.start_pass(full=only is None)
@@ -146,15 +144,13 @@ class Scanner(NamedTuple):
             return list(settle_leftovers(folder, self.plan.mode, collector))
         except OSError as error:
             return [reading.skip(folder.path, error)]
-        except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
+        except Exception as error:  # noqa: BLE001  # any bug that one agent's files trigger
             return [bug(folder.path, error)]
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
-        """Look at `folder.locks`, one after the other. Never raises, so one lock's error delays no
-        other lock.
-        """
+        """Look at each of `folder.locks`. Never raises, so one lock's error delays no other."""
         wanted = self.plan.wanted
         for name in folder.locks:
             key = LockKey(folder.state, folder.agent, name)
@@ -163,7 +159,7 @@ class Scanner(NamedTuple):
                     found = self._look_at(key, folder, collector)
                 except OSError as error:
                     found = reading.skip(f"{folder.path}/{name}", error)._replace(key=key)
-                except Exception as error:  # noqa: BLE001  # whatever one lock causes
+                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers
                     found = bug(f"{folder.path}/{name}", error, key)
                 if found is not None:
                     yield found
@@ -176,7 +172,7 @@ class Scanner(NamedTuple):
         problem = ""
         try:
             problem = collector.problem_of_store(folder)
-        except Exception as error:  # noqa: BLE001  # whatever one agent's files cause
+        except Exception as error:  # noqa: BLE001  # any bug that one agent's files trigger
             skipped.append(bug(folder.path, error))
         if problem:
             path = f"{folder.path}/sessions.json"
@@ -195,7 +191,7 @@ class Scanner(NamedTuple):
         histories = self.memory.histories
         try:
             has_room = not self.plan.remembers or histories.have_room_for(key)
-            # Read for each lock: a pass can be slow, and a grace must be seen to pass in full.
+            # Read the clock for each lock: a pass can be slow, and no grace may end too early.
             now = self.sources.clock.monotonic()
             history = histories.of(key, opened.lock, now)
             evidence = collector.collect(opened, key, history, now)
@@ -203,7 +199,7 @@ class Scanner(NamedTuple):
             if self.plan.remembers or judgement.pending or not judgement.confirmed:
                 histories.remember(key, history)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
-                # Not for the verdict: it shows a person whose session is stuck.
+                # Not for the verdict: it tells people whose session is stuck.
                 evidence = evidence._replace(run=collector.run_by_store(opened))
             found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
         finally:
@@ -236,8 +232,8 @@ def _key(folder: Folder, name: str) -> LockKey:
 
 
 def _lost(keys: Iterable[LockKey], skipped: Iterable[Skipped]) -> Iterator[Skipped]:
-    """Report known locks whose folder is gone: it may have been moved, or its volume unmounted.
-    Leave out those that a reported failure hides already.
+    """Report known locks whose folder was deleted, moved or unmounted. Leave out locks that a
+    reported failure hides already.
     """
     unseen = Unseen()
     for one in skipped:

@@ -28,7 +28,7 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     monotonic = staticmethod(time.monotonic)
-    """Seconds that do not count during suspend, because a holder cannot go on then either."""
+    """Seconds. Suspend does not count, because a holder cannot go on then either."""
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -67,8 +67,8 @@ def process_table() -> Processes:
 
 
 class Sources:
-    """Everything that a Reaper asks. The adapters remember what they read, from one pass to the
-    next; the process table is that of the latest pass.
+    """Everything that a Reaper asks. The adapters remember what they read from one pass to the
+    next. The process table is that of the latest pass.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Sources:
         self.probe = probe
         self.databases = SessionDatabases()
         self.layers: frozenset[tuple[int, int]] | None = None
-        """The folders that overlays are made of; None if that is not known."""
+        """The layer directories of overlays; None if they are not known."""
         self._overlay_layers = hold_proof.OverlayLayers()
         self._make_table = process_table
         self._table: Processes | None = None
@@ -91,8 +91,8 @@ class Sources:
         return Runs()
 
     def start_pass(self, *, full: bool = True) -> PassStart:
-        """Read the clocks, and the mounts, in a pass that is not `full` only if they changed. The
-        process table will be read again.
+        """Read the clocks and the mounts. If the pass is not `full`, read the mounts only if they
+        changed. The next use of `processes` makes a new table.
         """
         self._table = None
         self.layers = self._overlay_layers.now(read=full)
@@ -100,11 +100,11 @@ class Sources:
 
     @property
     def processes(self) -> Processes:
-        """The process table as read since the latest pass began. It is made on the first use,
-        because without locks it would cost more than everything else.
+        """The process table since the start of the latest pass. It is made on first use, because
+        without locks it would cost more than everything else.
 
         Passes can nest. The inner pass replaces the table, so that the outer pass cannot call a
-        process dead that the inner one saw alive. So ask for it each time, and do not keep it.
+        process dead that the inner one saw alive. So do not keep the table: read this each time.
         """
         if self._table is None:
             self._table = self._make_table()

@@ -61,7 +61,7 @@ class Reporter:
     def others(self, found: list[Finding]) -> None:
         """Log what has changed in the other locks, as a full sweep found them."""
         before, self._others = self._others, {}
-        lines = 0
+        lines = left_out = 0
         for one in found:
             removal = one.action is Action.REMOVE and one.outcome is not Outcome.WOULD_REMOVE
             if removal and one.attempted and one.outcome is Outcome.FAILED:
@@ -74,6 +74,10 @@ class Reporter:
             if is_news and (one.outcome is Outcome.REMOVED or lines <= _LINES_OF_AN_AGENT):
                 event, warn = _event(one)
                 self.journal.lock(event, other_record(one), one.lock, warn=warn)
+            else:
+                left_out += is_news
+        if left_out:
+            self.journal.warn("lines-left-out", of="other locks", lines=left_out)
         self.inventory.set_others([TrackedLock.of(one) for one in found])
 
     def _has_line_left(self, found: Finding) -> bool:

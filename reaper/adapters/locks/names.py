@@ -6,10 +6,10 @@ from typing import Final
 
 from reaper.core.lock import LOCK_SUFFIX
 
-# A private name is `.rpr`, five random characters, `-`, the session, `~`. These are eleven
-# characters besides the session, as many as `.jsonl.lock` has, so it fits where the lock's own name
-# fitted. Its ending means nothing to a gateway. For other locks than session locks, `=` and the
-# whole name replace `-` and the session.
+# A private name is `.rpr`, five random characters, `-`, the session and `~`. It is as long as the
+# lock's own name (`.jsonl.lock` has eleven characters too), so it fits wherever the lock's name
+# fits. A gateway ignores its ending. Locks that are not session locks have `=` and the whole name
+# instead of `-` and the session.
 
 PREFIX: Final = ".rpr"
 PRIVATE_NAME: Final = re.compile(r"\.rpr[0-9a-z]{5}(-(?P<session>.*)|=(?P<name>.*))~", re.DOTALL)
@@ -35,9 +35,9 @@ def _random() -> str:
 
 
 def original_name(parked: str) -> str:
-    """Return the lock's own name, which its private name holds. Raises ValueError."""
+    """Return the lock's own name, which its private name contains. Raises ValueError."""
     match = PRIVATE_NAME.fullmatch(parked)
     if match is None:
-        raise ValueError(f"{parked!r} is no private name")
+        raise ValueError(f"{parked!r} is not a private name")
     name = match["name"]
     return match["session"] + LOCK_SUFFIX if name is None else name

@@ -39,9 +39,8 @@ _TABLE: Final = _table()
 
 
 def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folder]:
-    """Yield each folder that has places of other locks, open, with the names of those locks in
-    `locks`, and in `parked` those that a removal left. A folder is closed when its consumer leaves
-    its `with`.
+    """Yield each folder that has places of other locks, open. `locks` has the names of those locks,
+    `parked` the private names that a removal left. The consumer closes the folder using `with`.
 
     Symlinks are followed as in `reading.folders`. What cannot be looked at goes into `skipped`,
     unless a pass over the session locks reports it too. Never raises OSError.
@@ -54,9 +53,7 @@ def folders_of_places(state: StateDir, skipped: list[Skipped]) -> Iterator[Folde
 
 
 class _At(NamedTuple):
-    """Where a folder is: the parts of the table that led to it, and its path below the state
-    directory.
-    """
+    """Where a folder is: the parts of the table that lead to it, and its path in the state dir."""
 
     parts: tuple[str, ...]
     path: str
@@ -73,9 +70,7 @@ _TOP: Final = _At((), "", "", through_symlink=False)
 
 
 class _Walk(NamedTuple):
-    """Opens the folders of the table one after the other, so any number of agents needs few
-    descriptors.
-    """
+    """Opens the table's folders one by one, so that any number of agents needs few descriptors."""
 
     state: StateDir
     owner: int
@@ -116,14 +111,14 @@ class _Walk(NamedTuple):
         except FileNotFoundError:
             return None
         except OSError as error:
-            # If nothing is known about the name, its folder cannot be looked at.
+            # If the name cannot even be looked at, the folder that contains it is to blame.
             blamed = at.parts if _is_there(name, fd) else at.parts[:-1]
             self._skip(error, blamed, at.path)
             return None
         return opened, at._replace(through_symlink=at.through_symlink or is_link)
 
     def _skip(self, error: OSError, parts: tuple[str, ...], path: str) -> None:
-        if _is_news(error, parts):
+        if _should_report(error, parts):
             self.skipped.append(reading.skip(f"{self.state.path}/{path}", error))
 
 
@@ -132,9 +127,9 @@ def _names(fd: int, part: str) -> list[str]:
 
 
 def _open(fd: int, name: str, owner: int, *, is_listed: bool) -> tuple[int, bool]:
-    """Open a folder, and say whether a symlink led to it. A folder that the table names only by a
-    pattern must be the owner's and not a symlink: OpenClaw ignores a symlink to an agent's folder,
-    and another uid's temporary files belong to another gateway.
+    """Open a folder, and return whether a symlink led to it. A folder that matches a pattern of the
+    table must be the owner's and no symlink: OpenClaw ignores a symlink to an agent's folder, and
+    another uid's temporary files belong to another gateway.
     """
     if not is_listed:
         return open_own_folder(name, dir_fd=fd, owner=owner)
@@ -151,19 +146,19 @@ def _is_there(name: str, fd: int) -> bool:
 
 
 _SESSIONS: Final = ("agents", "*", "sessions")
-_LOOKED_AT_FOR_SESSIONS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
+_SESSION_FOLDERS: Final = ((), _SESSIONS[:1], _SESSIONS[:2], _SESSIONS)
 
 
-def _is_news(error: OSError, parts: tuple[str, ...]) -> bool:
-    """Whether to report that a folder cannot be opened."""
-    if parts in _LOOKED_AT_FOR_SESSIONS:
+def _should_report(error: OSError, parts: tuple[str, ...]) -> bool:
+    """Whether to report that a folder cannot be opened, because no session pass reports it."""
+    if parts in _SESSION_FOLDERS:
         return False
     return not (parts and "*" in parts[-1] and error.errno in {errno.ENOTDIR, errno.ELOOP})
 
 
 def _read_names(folder: Folder, *, is_listed: bool) -> None:
-    """Find the locks of the folder's places. A folder that is not listed has only locks of exact
-    names. Raises OSError.
+    """Find the locks of the folder's places, without `is_listed` only by exact names. Raises
+    OSError.
     """
     if not is_listed:
         names = [place.name for place in folder.places]

@@ -37,18 +37,18 @@ _MOST_CHECKPOINTS: Final = 100_000
 
 
 class Litter(NamedTuple):
-    """A file that a removal created under a private name and could not remove again."""
+    """A file that a removal created under a private name and could not remove."""
 
     name: str
     file: FileId
 
 
 class Folder:
-    """One agent's `sessions` folder, open; everything in it is named relative to it. With `below`,
-    the folder with that path below the state directory, which has `places` of other locks.
+    """One agent's `sessions` folder, open. With `below`, the folder with that path below the state
+    directory, which has `places` of other locks. All names are relative to the folder.
 
     `locks` are the names of its lock files, `parked` the private names that a removal left.
-    `through_symlink`: a symlink led to it, or another name of it is known to be one. While `litter`
+    `through_symlink`: a symlink leads to it, by this name or by another known one. While `litter`
     exists and cannot be removed, `remove` creates nothing in this folder.
     """
 
@@ -73,7 +73,7 @@ class Folder:
         self.parked: list[str] = []
         self.locks_left_out = 0
         self.regular: set[str] = set()
-        """Names of locks that the folder says are regular files; empty before it was read."""
+        """Names of locks that `read_names` found to be regular files."""
         self.litter: Litter | None = None
         self._checkpoints: list[str] | None = None
 
@@ -108,8 +108,7 @@ class Folder:
         self._checkpoints = checkpoints
 
     def checkpoints(self) -> list[str]:
-        """Return the names that may be checkpoint files. Reads the folder only if that was not
-        done.
+        """Return the names that may be checkpoint files. Reads the folder if `read_names` did not.
 
         Raises OSError, also if there are too many to look at.
         """
@@ -131,10 +130,10 @@ class Folder:
 def folders(state: StateDir, skipped: list[Skipped], agents: set[str] | None) -> Iterator[Folder]:
     """Yield the state directory's `sessions` folders, open; only those of `agents`, if given.
 
-    Symlinks at `agents` and at `agents/<agent>/sessions` are followed as `open_own_folder` does, by
-    the owner of the state directory; folders that are not links come first. A folder is closed when
-    its consumer leaves its `with`. What cannot be looked at goes into `skipped`. Raises OSError if
-    the state directory exists and cannot be read.
+    Follows symlinks at `agents` and at `agents/<agent>/sessions` that `open_own_folder` follows for
+    the owner of the state directory. Folders that are not links come first. The consumer closes a
+    folder using `with`. What cannot be looked at goes into `skipped`. Raises OSError if the state
+    directory exists and cannot be read.
     """
     try:
         root = open_folder(state.path)
@@ -178,8 +177,8 @@ def _agents_in(state: StateDir, top: int, skipped: list[Skipped]) -> list[str]:
 def _sessions_of(
     state: StateDir, agent: str, top: int, owner: int, skipped: list[Skipped]
 ) -> tuple[int, bool] | None:
-    """Open an agent's `sessions` folder; return it and whether a symlink led to it, None if
-    there is none or it was skipped.
+    """Open an agent's `sessions` folder. Return it and whether a symlink led to it; None if there
+    is none, or it was skipped.
     """
     path = f"{state.path}/agents/{agent}"
     try:
@@ -204,8 +203,7 @@ def _sessions_of(
 
 
 _LOST_AND_FOUND: Final = "lost+found"
-"""Each ext4 volume has such a folder at its top, readable by root only. No agent can have that
-name."""
+"""At the top of each ext4 volume, and readable by root only. No agent can have that name."""
 _AGENT_LINK: Final = (
     "OpenClaw ignores an agent's folder that is a symlink, and so does the reaper: make it a "
     "folder or a bind mount, or let its `sessions` be the link"
@@ -250,7 +248,7 @@ def _what_is_there(path: str) -> tuple[str, str]:
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        return "not-regular", "it changed during the look; the next sweep looks again"
+        return "not-regular", "it changed a moment ago; the next sweep looks again"
     if stat.S_ISLNK(mode):
         return (
             "symlink",
@@ -277,8 +275,8 @@ def _code(error: OSError) -> str:
 class OpenLock(NamedTuple):
     """A lock file that was read, and the descriptor through which it was read.
 
-    While the descriptor is open, no other file can get the inode number. `unread` says why the file
-    was not read, if it was not: see `open_unread`.
+    While the descriptor is open, no other file can get the inode number. `unread` says why
+    `open_unread` opened the file instead of reading it.
     """
 
     lock: Lock
@@ -297,7 +295,7 @@ class OpenLock(NamedTuple):
 def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
     """Open and read one lock file of the folder; None if it is gone.
 
-    Reads at most READ_LIMIT bytes, and one more, which shows that it is longer. Skipped if it is
+    Reads at most READ_LIMIT bytes, and one more to see whether the file is longer. Skipped if it is
     not a regular file or cannot be read. Never raises OSError.
     """
     path = f"{folder.path}/{name}"
@@ -337,8 +335,8 @@ def open_guard(folder: Folder, name: str) -> OpenLock | Skipped | None:
 
 
 def open_unread(folder: Folder, name: str, why: Skipped) -> OpenLock | Skipped | None:
-    """Open a file that has a lock's name and was skipped, without reading it, so that `remove` can
-    remove exactly that file; None if it is gone.
+    """Open a skipped file that has a lock's name, without reading it, so that `remove` can remove
+    exactly that file; None if it is gone.
 
     Whatever `rm` removes can be opened: a file of another uid, a symlink itself, a FIFO. A
     directory, and what cannot be opened, stays skipped. Never raises OSError.

@@ -41,11 +41,12 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
        other process can replace it there. If not, it gets its own name back.
     4. The placeholder is removed.
 
-    Where the file system cannot exchange files, the lock is moved without a placeholder. Nothing
-    waits. A stop in the middle leaves a private name, which a later sweep repairs.
+    Where the file system cannot exchange files, the lock is moved without a placeholder. No step
+    waits. If the process stops in the middle, a private name is left; a later sweep repairs it.
 
-    `forced`: a person takes the risk. Where the file system offers no way to put a lock back, the
-    name is unlinked at once, as `rm` does, and so is a lock that gets the name in that instant.
+    With `forced`, the name is unlinked at once, as `rm` does, where the file system offers no way
+    to put a lock back. A lock that gets the name in that instant is unlinked too: the user accepts
+    that risk.
 
     Nothing is created in a folder where a file that an earlier removal created is left and cannot
     be removed, because each attempt would leave one more.
@@ -56,7 +57,7 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
     try:
-        # A guard needs none: while its name is free, that of the lock it guards is not.
+        # A guard needs no placeholder: while the guard's name is free, its lock's name is not.
         placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
@@ -97,9 +98,7 @@ def _remove_litter(folder: Folder) -> str:
 
 
 def _note_litter(placeholder: int, opened: OpenLock) -> None:
-    """Remember a placeholder that is left under a private name. One that has the lock's own name is
-    judged and removed like any empty lock.
-    """
+    """Remember a placeholder under a private name; under the lock's name, it is judged as one."""
     with suppress(OSError):
         found = os.fstat(placeholder)
         name = _name_of(placeholder, opened) if found.st_nlink else None
@@ -129,14 +128,14 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
     try:
         if _file_at(parked, dir_fd=dir_fd) != opened.lock.file:
+            # Another lock got the name after the check, and was moved in place of the judged one.
             return _give_back(parked, name, placeholder, dir_fd=dir_fd)
         if _is_guard(opened):
             os.rmdir(parked, dir_fd=dir_fd)  # fails unless it is empty
             return Removal(outcome=Outcome.REMOVED)
         os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
-        # Another reaper took our private name for one that a crash left. It put the lock back or
-        # deleted it.
+        # Another reaper mistook our private name for a leftover, and put back or deleted the lock.
         return Removal(outcome=Outcome.VANISHED, note="another reaper removed it at the same time")
     except OSError as error:
         back = _give_back(parked, name, placeholder, dir_fd=dir_fd)
@@ -175,7 +174,7 @@ def _create_placeholder(parked: str, opened: OpenLock) -> int | None:
     because no process of that owner can create a lock under the free name either. Raises OSError,
     also if only the reaper's own quota is used up, because others may have space.
     """
-    # Open for reading only: another reaper must see that it is not held if we are stopped for long.
+    # Read-only, so that another reaper sees that it is not held if this process stops for long.
     flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(parked, flags, 0o644, dir_fd=opened.folder.fd)
@@ -207,8 +206,8 @@ def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
 
 
 def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
-    """Exchange lock and placeholder in one step; False if this file system has no such step. If
-    they are not exchanged, the placeholder is removed. Raises _ChangedError, OSError.
+    """Exchange lock and placeholder in one step, or remove the placeholder. Return False if this
+    file system has no such step. Raises _ChangedError, OSError.
     """
     try:
         _check(name, judged, dir_fd=dir_fd)
@@ -225,7 +224,7 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
     """Give a lock its own name back, in place of our placeholder and never over any other file."""
     removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
-    if removal.outcome is Outcome.FAILED:  # perhaps our placeholder has just got the name again
+    if removal.outcome is Outcome.FAILED:  # perhaps a rival just gave our placeholder the name
         removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
     return removal
 
@@ -236,7 +235,8 @@ def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: 
             return _put_back(parked, name, dir_fd=dir_fd)
         exchange(parked, name, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
-            # A process took the placeholder for a stale lock just now, and this is its own lock.
+            # Before the exchange, a process removed our placeholder as stale and created its lock.
+            # The exchange moved that lock away, so exchange again.
             exchange(parked, name, dir_fd=dir_fd)
             return _put_back(parked, name, dir_fd=dir_fd)
         os.unlink(parked, dir_fd=dir_fd)
@@ -250,9 +250,9 @@ def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: 
 def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
     """Remove our placeholder, whatever name it has. Return what went wrong, empty if nothing did.
 
-    Another reaper that removes the same lock may take our placeholder for that lock, move it, and
-    put it back after we have looked. So we look for it until it has no name. The number of searches
-    is limited, because any process may give it another name elsewhere.
+    Another reaper that removes the same lock may move our placeholder instead, and put it back
+    after we have looked. So we search until the placeholder has no name. The number of searches is
+    limited, because any process may give the placeholder another name elsewhere.
     """
     wrong = ""
     try:
@@ -271,16 +271,16 @@ can cause once or twice."""
 
 
 def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
-    """Remove our placeholder from where it is, once. Return what went wrong with another file that
-    was there instead, empty if nothing did. Raises OSError.
+    """Search and unlink our placeholder once. Raises OSError.
 
-    It is moved and looked at like a lock. If this process was stopped for long, a gateway may have
-    taken the placeholder for a stale lock, and the name is that gateway's now.
+    The placeholder is parked and checked like a lock. If this process was stopped for long, a
+    gateway may have removed the placeholder as stale and created a lock under the name. That lock
+    is then put back. Return why that failed; empty in all other cases.
     """
     dir_fd, parked = opened.folder.fd, private_name_of(opened.name)
     where = _name_of(placeholder, opened)
     if where is None:
-        return ""  # on its way from one name to another
+        return ""  # being renamed, or gone
     with suppress(FileNotFoundError):
         rename_noreplace(where, parked, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
@@ -304,8 +304,10 @@ def _name_of(fd: int, opened: OpenLock) -> str | None:
 
 
 def _park(parked: str, opened: OpenLock) -> bool:
-    """Rename the lock without ever replacing a file. False, with nothing done, if it could not be
-    put back in the same way. Raises _ChangedError, OSError.
+    """Rename the lock to its private name. Never replaces a file.
+
+    Return False, with the lock left where it is, if it could not be put back without replacing a
+    file. Raises _ChangedError, OSError.
     """
     name, dir_fd = opened.name, opened.folder.fd
     _check(name, opened.lock.file, dir_fd=dir_fd)
@@ -316,8 +318,8 @@ def _park(parked: str, opened: OpenLock) -> bool:
             raise
     else:
         return True
-    # Without that rename, a hard link is the way back. Not each file system has links, and another
-    # uid's file may not be linked (protected_hardlinks). So a link is tried first.
+    # Without that rename, only a hard link puts the lock back. Some file systems have no links, and
+    # the kernel may forbid one to another uid's file (protected_hardlinks). So try a link first.
     if opened.lock.uid != os.geteuid():
         return False
     trial = private_name_of(opened.name)
@@ -403,9 +405,7 @@ def drop_parked(opened: OpenLock) -> Removal:
 
 
 def _advice(error: OSError, opened: OpenLock | None = None) -> str:
-    """Say what failed in removing a lock, and what to do. With `opened`, also whose right is
-    missing.
-    """
+    """Say what failed, and what to do. With `opened`, also say whose right is missing."""
     match error.errno:
         case errno.EACCES | errno.EPERM if opened is not None:
             return f"{what(error)}: {advice_to_remove(opened.folder.fd, opened.name)}"

@@ -1,6 +1,6 @@
-"""The end of a run, as trajectory and session store beside the lock show it.
+"""The end of a run, as the trajectory and the session store beside the lock show it.
 
-Both are read within bounds, and what is not understood is "unknown". docs/facts.md has the cases.
+Both are read within bounds. What is not understood is "unknown". docs/facts.md has the cases.
 """
 
 import os
@@ -16,8 +16,8 @@ from reaper.core.json_text import NotJsonError, loads
 from reaper.core.trajectory import FIRST_TAIL, TAIL, Trajectory, last_attempt, last_record
 
 _FULL: Final = 10 * 1024 * 1024 - 64 * 1024
-"""Bytes. Gateways that append live silently drop what would make the file larger than 10 MiB, so a
-larger one may lack the records of a newer run, even its short `session.started`."""
+"""Bytes. Gateways that append during a run silently drop a record that would make the file larger
+than 10 MiB. So a file of this size may lack a newer run, even its short `session.started`."""
 _REMEMBERED: Final = 1000
 """Trajectories whose last attempt is remembered. It is read once for each change of the file."""
 _POINTER_LIMIT: Final = 64 * 1024
@@ -50,7 +50,7 @@ class Runs:
         except OSError:
             written_ms = None  # not known to be quiet
         if trajectory.unmet is Unmet.NO_TRAJECTORY:
-            # Such a run frees no lock; a person still wants to know whether it writes.
+            # Such a run frees no lock, but users want to know whether it still writes.
             written_ms = written_ms or transcript_ms or None
         return run._replace(
             trajectory=trajectory.state,
@@ -63,8 +63,8 @@ class Runs:
         )
 
     def by_store(self, session: Session) -> Run:
-        """Return what the session store alone says about the session's last run. Nothing else
-        counts once its holder is dead. Never raises OSError.
+        """Return what the session store alone says about the session's last run. If the holder is
+        dead, nothing else counts. Never raises OSError.
         """
         return self._stores.run(session)
 
@@ -106,15 +106,15 @@ class Runs:
             return shown
         other_owner = session.uid not in {None, found.st_uid}
         if session.through_symlink or other_owner or found.st_nlink != 1 or found.st_size >= _FULL:
-            # 2026.5.22 silently writes nothing more then (of a file that is not its own, it cannot
-            # set the mode): a later run would not be visible.
+            # Then 2026.5.22 silently writes nothing more, so a later run would not be visible.
+            # (Of another uid's file, it cannot set the mode.)
             return shown._replace(unmet=Unmet.UNUSUAL_FILE)
         key, stamp = session[:3], stamp_of(found)
         known = self._attempts.pop(key, None)
         if known is None or known[0] != stamp:
             data = read_at_most(fd, _FULL)
             if last_record(data, whole=True) != shown:
-                return Trajectory()  # written over since the last record was read
+                return Trajectory()  # overwritten between the two reads
             known = stamp, last_attempt(shown, data)
             if len(self._attempts) >= _REMEMBERED:
                 del self._attempts[next(iter(self._attempts))]
@@ -135,8 +135,8 @@ def _tail(fd: int, size: int, length: int) -> bytes:
 
 
 def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
-    """Return the last change (epoch ms, 0 if unknown) and the size. Without a transcript there is
-    nothing to compact.
+    """Return the last change (epoch ms, 0 if unknown) and the size (None if unknown). Without a
+    transcript both are 0, because there is nothing to compact.
     """
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -150,7 +150,7 @@ def _transcript(name: str, dir_fd: int) -> tuple[int, int | None]:
 
 def _youngest_checkpoint(session: Session, names: list[str]) -> int | None:
     """Return when the session's youngest checkpoint was written (epoch ms), None if it has none.
-    Raises OSError where one is there and its time cannot be read.
+    Raises OSError if the time of one cannot be read.
     """
     found = []
     for name in names:

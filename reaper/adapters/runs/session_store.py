@@ -49,14 +49,12 @@ _TICK_NS: Final = 20_000_000
 """Nanoseconds. Two writes this close to each other can leave the same times (10 ms at 100 Hz)."""
 _QUICK: Final = 0.05
 """Seconds. A store that took longer to read, and has changed since, is not read again at once."""
-_PUT_OFF: Final = 10
-"""It is read again after this many times as long as it took, so that no agent takes more of the
-worker's time."""
+_WAIT_FACTOR: Final = 10
+"""Such a store is read again after this many times the time that reading it took, so that no agent
+takes more of the worker's time."""
 
-_MAY_COME_BACK: Final = 60
-"""Seconds for which a store that was there and is gone may have said anything about its
-sessions.
-"""
+_GONE_GRACE: Final = 60
+"""Seconds for which the answer of a store that disappeared is UNKNOWN: it may come back."""
 
 _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
@@ -67,7 +65,7 @@ _STATUSES: Final[dict[str | None, StoreStatus]] = {
     **dict.fromkeys(("done", "timeout", "failed", "killed"), StoreStatus.ENDED),
 }
 """What a status means. Any other one is UNKNOWN."""
-_ODD: Final = ""
+_NOT_TEXT: Final = ""
 """Stands for a status that is not text."""
 _NO_ENTRY: Final = Run(store=StoreStatus.NONE)
 _UNKNOWN: Final = Run(store=StoreStatus.UNKNOWN)
@@ -76,9 +74,9 @@ _Stamp = tuple[int, ...]
 
 
 class Session(NamedTuple):
-    """Whose run is read, and where: `folder_fd` is its agent's open `sessions` folder, `locks` are
-    the names of lock files there that may be asked for next. `through_symlink`: a symlink leads
-    there. `uid` owns the session's lock, None if that does not matter.
+    """A session to read. `folder_fd` is its agent's open `sessions` folder, and `locks` are names
+    of lock files there that may be asked for next. `through_symlink`: a symlink leads to the
+    folder. `uid` owns the session's lock; None if that does not matter.
     """
 
     state_dir: str
@@ -93,11 +91,11 @@ class Session(NamedTuple):
 class Store(NamedTuple):
     """A store as read once.
 
-    `otherwise` is what it says about a session without an entry, `problem` why that is UNKNOWN.
-    `sessions` are those whose entries were looked for, None if the answer is the same for all.
-    `settled` is False while another write may have left the same stamp. A store that has changed is
-    not read before `not_before`; `gone_at` is when one that was there was first seen gone (both
-    monotonic seconds).
+    `otherwise` is the answer for a session without an entry, `problem` says why that is UNKNOWN.
+    `sessions` are those whose entries were looked for; None if the answer is the same for all.
+    `settled` is False while another write may have left the same stamp. A store that changed is not
+    read before `not_before`. `gone_at` is when it was first seen to be gone (both in monotonic
+    seconds).
     """
 
     otherwise: Run
@@ -148,7 +146,7 @@ class SessionStores:
             if known is not None and known.settled and known.stamp == stamp:
                 return known.problem
         except PermissionError:
-            return ""  # nothing in this folder can be read, so the locks are reported
+            return ""  # no lock of this folder can be read either, and each is reported
         except OSError:
             pass
         return self.store(session).problem
@@ -206,10 +204,10 @@ def _folder(session: Session) -> str:
 
 
 def _current(session: Session, known: Store | None) -> Store:
-    """Return the store as it is now: the known one, if it still holds. Raises OSError."""
+    """Return the store as it is now: the known one, if it did not change. Raises OSError."""
     stamp = _stamp_at(session.folder_fd)
     if stamp is None:
-        return _without(known)
+        return _missing(known)
     remembered: frozenset[str] = frozenset()
     if known is not None and known.stamp == stamp:
         if known.settled and known.run(session.name) is not None:
@@ -217,21 +215,21 @@ def _current(session: Session, known: Store | None) -> Store:
         if known.sessions is not None and len(known.sessions) <= _MOST_REMEMBERED:
             remembered = known.sessions
     elif known is not None and time.monotonic() < known.not_before:
-        why = f"changes faster than it can be read: {_tidy(session.agent)}"
+        why = f"changes faster than it can be read: {_cleanup_advice(session.agent)}"
         return Store(_UNKNOWN, {}, problem=why, not_before=known.not_before)
     locks = {name.removesuffix(LOCK_SUFFIX) for name in session.locks}
     return _read(session, remembered | locks | {session.name})
 
 
-def _without(known: Store | None) -> Store:
-    """Return what a missing store says. One that was there may come back in a moment, for example
-    if somebody edits or restores it.
+def _missing(known: Store | None) -> Store:
+    """Return the answer of a missing store. A store that was there may come back in a moment, for
+    example if somebody edits or restores it.
     """
     now = time.monotonic()
     if known is None or known == _NO_STORE:
         return _NO_STORE
     gone_at = now if known.gone_at is None else known.gone_at
-    if now - gone_at >= _MAY_COME_BACK:
+    if now - gone_at >= _GONE_GRACE:
         return _NO_STORE
     return Store(_UNKNOWN, {}, problem=_GONE, gone_at=gone_at)
 
@@ -246,22 +244,22 @@ def _read(session: Session, sessions: frozenset[str]) -> Store:
         return Store(_UNKNOWN, {}, problem=str(error))
     finally:
         os.close(fd)
-    store = _understood(data, sessions, session.agent)
+    store = _interpret(data, sessions, session.agent)
     took = time.monotonic() - started
     return store._replace(
-        stamp=_stamp(found),  # as it was before reading: a write since then changes it
+        stamp=_stamp(found),  # taken before the file was read, so a later write changes it
         # A clock that was set back must not unsettle a store for ever.
         settled=not 0 <= now_ns - found.st_ctime_ns < _TICK_NS,
-        not_before=0.0 if took < _QUICK else started + took + _PUT_OFF * took,
+        not_before=0.0 if took < _QUICK else started + took + _WAIT_FACTOR * took,
     )
 
 
 def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
-    """Return the file's content in memory that the system gets back as soon as it is not used. Of
-    freed `bytes` of this size, malloc keeps up to 64 MiB.
+    """Return the file's content in a mapping, which the system gets back as soon as it is not used.
+    Of freed `bytes` of this size, malloc keeps up to 64 MiB.
     """
     if size > _MOST_BYTES:
-        raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_tidy(agent)}")
+        raise _NotUnderstoodError(f"larger than {_MEBIBYTES} MiB: {_cleanup_advice(agent)}")
     if size == 0:
         raise _NotUnderstoodError(_NOT_JSON)
     data = mmap.mmap(-1, size)
@@ -270,7 +268,7 @@ def _bytes_of(fd: int, size: int, agent: str) -> mmap.mmap:
         while done < size:
             count = os.preadv(fd, [view[done:]], done)
             if count == 0:
-                raise _NotUnderstoodError(_NOT_JSON)  # cut off since its size was looked at
+                raise _NotUnderstoodError(_NOT_JSON)  # truncated since `fstat`
             done += count
     return data
 
@@ -284,12 +282,12 @@ _NOT_JSON: Final = (
 
 
 _GONE: Final = (
-    f"gone since the last look: put it back, or wait {_MAY_COME_BACK} s; then the folder counts as "
+    f"gone since the last look: put it back, or wait {_GONE_GRACE} s; then the folder counts as "
     "one without a store"
 )
 
 
-def _tidy(agent: str) -> str:
+def _cleanup_advice(agent: str) -> str:
     from shlex import quote  # noqa: PLC0415  # rarely needed
 
     return f"tidy it with `openclaw sessions cleanup --enforce --agent {quote(agent)}`"
@@ -313,7 +311,7 @@ def _why_not_read(error: OSError, session: Session) -> str:
 # What an entry says
 
 
-def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
+def _interpret(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
     entries: dict[str, Run] = {}
     otherwise, problem = _NO_ENTRY, ""
     try:
@@ -322,10 +320,10 @@ def _understood(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
                 # It may be the only entry of some session.
                 otherwise = _UNKNOWN
                 shown = beginning(_key(data, key) or "with a long key")
-                problem = f"the entry {shown} is not valid JSON: {_tidy(agent)}"
+                problem = f"the entry {shown} is not valid JSON: {_cleanup_advice(agent)}"
                 continue
-            spoken_of, named = _sessions(entry.sessionId, entry.sessionFile)
-            for name in spoken_of & sessions:
+            concerned, named = _sessions(entry.sessionId, entry.sessionFile)
+            for name in concerned & sessions:
                 run = Run(
                     store=_STATUSES.get(entry.status, StoreStatus.UNKNOWN),
                     store_started_ms=entry.startedAt,
@@ -404,7 +402,7 @@ class _Entry(NamedTuple):
     def of(cls, fields: list[Any]) -> Self:
         """Make an entry from its fields of any JSON type, in the order above."""
         session, file, status, started, ended = fields
-        status = status if status is None or isinstance(status, str) else _ODD
+        status = status if status is None or isinstance(status, str) else _NOT_TEXT
         return cls(
             session,
             file,
@@ -415,12 +413,12 @@ class _Entry(NamedTuple):
 
 
 _Entries = Iterable[tuple[str | slice, Any]]
-"""Keys, as text or where they are, with their entries; None for an entry that is not JSON."""
+"""Keys, as text or as positions, with their entries. None: the entry is not JSON."""
 
 
 def _as_written(data: mmap.mmap) -> _Entries | None:
     """Decode a small store at once, which is faster. None unless all of it is as a gateway writes
-    it, and no key is there twice.
+    it, and no key occurs twice.
     """
     if len(data) > _MOST_AT_ONCE:
         return None
@@ -428,7 +426,7 @@ def _as_written(data: mmap.mmap) -> _Entries | None:
         entries = _decoder(raw=False, whole=True).decode(data)
     except (ValueError, RecursionError):
         return None
-    # Of two equal keys, the decoder would show one entry only.
+    # If a key occurs twice, the decoder returns one entry only.
     with_id = sum(entry.sessionId is not None for entry in entries.values())
     return entries.items() if data[:].count(b'"sessionId"') == with_id else None
 
@@ -458,7 +456,7 @@ def _entry(data: mmap.mmap, value: slice) -> Any:  # noqa: ANN401  # _Entry, or 
 
 
 def _odd_entry(text: memoryview) -> _Entry:
-    """Return an entry that JSON.parse may accept, though it is not as a gateway writes it. Raises
+    """Return an entry that a gateway does not write but that JSON.parse may accept. Raises
     NotJsonError.
     """
     from msgspec import DecodeError, ValidationError  # noqa: PLC0415  # 15 ms: only with a store
@@ -468,7 +466,7 @@ def _odd_entry(text: memoryview) -> _Entry:
     except ValidationError:
         return _Entry()
     except (DecodeError, RecursionError):
-        # A gateway writes "\\ud83e" where it cut a text in the middle of an emoji.
+        # A gateway writes "\\ud83e" if it cut a text in the middle of an emoji.
         if text.nbytes > _MOST_ODD_BYTES:
             raise NotJsonError("too large") from None
         fields = loads(bytes(text))
@@ -504,7 +502,7 @@ def _value(raw: "msgspec.Raw") -> Any:  # noqa: ANN401  # any JSON value
 
 
 def _key(data: mmap.mmap, key: str | slice) -> str | None:
-    """Return a key for people to read, None if it is too long for that."""
+    """Return a key as text; None if it is too long or not valid JSON."""
     if isinstance(key, str):
         return key if len(key) <= _LONGEST_KEY else None
     if key.stop - key.start > _LONGEST_KEY:
@@ -538,8 +536,8 @@ _OPENING: Final = frozenset(b"{[")
 
 
 def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
-    """Yield where key and value of each member of the outer object are; of a key that is there
-    twice, both. Values may be anything. Raises _NotUnderstoodError.
+    """Yield the positions of key and value of each member of the outer object, also if a key occurs
+    twice. Values may be anything. Raises _NotUnderstoodError.
     """
     if _EMPTY.fullmatch(data):
         return
@@ -555,11 +553,13 @@ def _split(data: mmap.mmap, agent: str) -> Iterator[tuple[slice, slice]]:
         if _END.fullmatch(data, position):
             return
         pattern = _NEXT
-    raise _NotUnderstoodError(f"too many entries, or too many parts in them: {_tidy(agent)}")
+    raise _NotUnderstoodError(
+        f"too many entries, or too many parts in them: {_cleanup_advice(agent)}"
+    )
 
 
 def _end_of_value(data: mmap.mmap, position: int, brackets: int) -> tuple[int, int]:
-    """Return where a value ends, and the brackets seen so far; stops beyond _MOST_BRACKETS."""
+    """Return where a value ends, and the brackets seen so far. Stops beyond _MOST_BRACKETS."""
     if data[position : position + 1] not in {b"{", b"["}:
         scalar = _SCALAR.match(data, position)
         if scalar is None:
