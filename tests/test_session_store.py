@@ -410,7 +410,7 @@ def test_reading_any_store_takes_little_more_memory_than_the_file(
 import os, sys
 from reaper.adapters.runs.session_store import Session, SessionStores, _decoder
 def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+    return int(next(row for row in open("/proc/self/status") if row.startswith("VmHWM")).split()[1])
 _decoder(raw=True), _decoder(raw=False)
 fd = os.open(sys.argv[2], os.O_RDONLY)
 before = peak()
