@@ -18,7 +18,7 @@ TORTURE_CYCLES ?= 1000000
 .PHONY: help run test test-gateway test-gateway-611 test-gateway-96 test-page test-deploy-fast test-deploy torture mutants actionlint bench pages bundle lint format lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: .venv/.run ## set up, and show the locks of this machine (watch --dry-run), or a live demo; removes nothing
 	@if [ -n "$$REAPER_STATE_DIR" ] || \
