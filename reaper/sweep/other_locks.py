@@ -13,8 +13,8 @@ from reaper.core.lock import LockKey, StateDir
 from reaper.core.other_locks import GUARD_SUFFIX, judge_other, place_of
 from reaper.core.policy import Action
 from reaper.sweep.act import Actor
-from reaper.sweep.bug import bug
 from reaper.sweep.evidence import EvidenceCollector
+from reaper.sweep.failure import failure
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import Memory
 from reaper.sweep.plan import TOO_MANY_LOCKS, Plan
@@ -44,10 +44,8 @@ class OtherScanner(NamedTuple):
                     if only is None:
                         yield from settle_leftovers(folder, self.plan.mode, collector)
                     yield from self._scan_folder(folder, collector, only)
-                except OSError as error:
-                    yield reading.skip(folder.path, error)
-                except Exception as error:  # noqa: BLE001  # any bug that a folder's files trigger
-                    yield bug(folder.path, error)
+                except Exception as error:  # noqa: BLE001  # any bug that its files trigger, too
+                    yield failure(folder.path, error)
         if only is None:
             yield from skipped
 
@@ -61,10 +59,8 @@ class OtherScanner(NamedTuple):
             if is_wanted and (only is None or key in only):
                 try:
                     found = self._look_at(key, name, folder, collector)
-                except OSError as error:
-                    found = reading.skip(path, error)._replace(key=key)
-                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers
-                    found = bug(path, error, key)
+                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers, too
+                    found = failure(path, error, key)
                 if found is not None:
                     yield found
         if folder.locks_left_out and only is None:

@@ -24,8 +24,8 @@ from reaper.core.policy import GONE
 from reaper.core.text import beginning
 from reaper.core.verdict import STUCK
 from reaper.sweep.act import Actor
-from reaper.sweep.bug import bug
 from reaper.sweep.evidence import EvidenceCollector
+from reaper.sweep.failure import failure
 from reaper.sweep.leftovers import settle_leftovers
 from reaper.sweep.memory import MOST_REMEMBERED, Memory
 from reaper.sweep.other_locks import OtherScanner
@@ -142,10 +142,8 @@ class Scanner(NamedTuple):
             collector.enter(folder)
             folder.read_names(most, known=lambda name: _key(folder, name) in known)
             return list(settle_leftovers(folder, self.plan.mode, collector))
-        except OSError as error:
-            return [reading.skip(folder.path, error)]
-        except Exception as error:  # noqa: BLE001  # any bug that one agent's files trigger
-            return [bug(folder.path, error)]
+        except Exception as error:  # noqa: BLE001  # any bug that one agent's files trigger, too
+            return [failure(folder.path, error)]
 
     def _scan_locks(
         self, folder: Folder, collector: EvidenceCollector
@@ -157,10 +155,8 @@ class Scanner(NamedTuple):
             if wanted is None or wanted(key):
                 try:
                     found = self._look_at(key, folder, collector)
-                except OSError as error:
-                    found = reading.skip(f"{folder.path}/{name}", error)._replace(key=key)
-                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers
-                    found = bug(f"{folder.path}/{name}", error, key)
+                except Exception as error:  # noqa: BLE001  # any bug that one lock triggers, too
+                    found = failure(f"{folder.path}/{name}", error, key)
                 if found is not None:
                     yield found
 
@@ -173,7 +169,7 @@ class Scanner(NamedTuple):
         try:
             problem = collector.problem_of_store(folder)
         except Exception as error:  # noqa: BLE001  # any bug that one agent's files trigger
-            skipped.append(bug(folder.path, error))
+            skipped.append(failure(folder.path, error))
         if problem:
             path = f"{folder.path}/sessions.json"
             skipped.append(Skipped(path=path, reason=SESSION_STORE, failed=True, note=problem))
