@@ -99,8 +99,8 @@ def main() -> None:
                 f"  {cpu.user + cpu.system:.1f}"
             )
     counted = [process.communicate()[0].split() for process in steady]
-    lost = sum(int(process[1]) for process in counted)
-    print(f"{sum(int(process[0]) for process in counted)} holds, {lost} lost to their live holders")
+    lost = sum(int(counts[1]) for counts in counted)
+    print(f"{sum(int(counts[0]) for counts in counted)} holds, {lost} lost to their live holders")
     wanted = ("reaper_actions_total", "reaper_reap_delay")
     for line in text.splitlines():
         if line.startswith(wanted) and not line.endswith(" 0.0") and "bucket" not in line:

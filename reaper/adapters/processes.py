@@ -10,6 +10,7 @@ from typing import Final
 
 import psutil
 
+from reaper.core.abandoned import NOT_VISIBLE
 from reaper.core.evidence import Holder, HolderState, Program
 from reaper.core.other_locks import Suspects
 from reaper.core.programs import program_of
@@ -30,7 +31,6 @@ class _ProcessSnapshot:
 
 
 _GONE: Final = _ProcessSnapshot(state=HolderState.GONE)
-_MAY_BE_NESTED: Final = frozenset({HolderState.GONE, HolderState.REUSED})
 _GONE_HOLDER: Final = Holder(state=HolderState.GONE)
 
 
@@ -80,7 +80,7 @@ class ProcessTable:
                 state = HolderState.REUSED
         else:
             state = seen.state
-        if state in _MAY_BE_NESTED and starttime is not None and not known_here:
+        if state in NOT_VISIBLE and starttime is not None and not known_here:
             if self._nested is None:
                 self._nested = self._nested_pids()
             nested = self._nested.get((pid, starttime))

@@ -69,13 +69,14 @@ class Reporter:
             known = one.lock.identity, one.judgement.verdict, one.outcome
             self._others[one.key] = known
             plain = one.judgement.verdict is Verdict.HELD or TOO_EARLY in one.judgement.reasons
-            is_news = before.get(one.key) != known and not plain
-            lines += is_news
-            if is_news and (one.outcome is Outcome.REMOVED or lines <= _LINES_OF_AN_AGENT):
+            if plain or before.get(one.key) == known:
+                continue
+            lines += 1
+            if one.outcome is Outcome.REMOVED or lines <= _LINES_OF_AN_AGENT:
                 event, warn = _event(one)
                 self.journal.lock(event, other_record(one), one.lock, warn=warn)
             else:
-                left_out += is_news
+                left_out += 1
         if left_out:
             self.journal.warn("lines-left-out", of="other locks", lines=left_out)
         self.inventory.set_others([TrackedLock.of(one) for one in found])

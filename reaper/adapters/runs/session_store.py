@@ -478,18 +478,17 @@ def _odd_entry(text: memoryview) -> _Entry:
 
 @functools.cache
 def _decoder(*, raw: bool, whole: bool = False) -> "msgspec.json.Decoder[Any]":
-    """Return a decoder of entries. With `raw`, it does not decode their fields. Without, it refuses
-    an entry with a field of another type than a gateway writes.
+    """Return a decoder of one entry, or of the `whole` store. With `raw`, it does not decode the
+    fields of entries. Without, it refuses a field of another type than a gateway writes.
     """
     import msgspec  # noqa: PLC0415  # as above
 
     time = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)] | None
-    name = str | None if whole else Any
-    types: list[Any] = (
-        [msgspec.Raw] * len(_Entry._fields) if raw else [name, name, str | None, time, time]
-    )
+    types: list[Any] = [str | None] * 3 + [time] * 2
+    if raw:
+        types = [msgspec.Raw] * len(types)
     absent = msgspec.Raw() if raw else None
-    fields = [(field, kind, absent) for field, kind in zip(_Entry._fields, types, strict=True)]
+    fields = [(name, kind, absent) for name, kind in zip(_Entry._fields, types, strict=True)]
     entry = msgspec.defstruct("Entry", fields)
     return msgspec.json.Decoder(dict[str, entry] if whole else entry)  # type: ignore[valid-type]
 
