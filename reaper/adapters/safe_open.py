@@ -60,7 +60,8 @@ def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def followed(path: str, owner: int | None) -> os.stat_result | None:
-    """Return the directory at the path, None if there is none or it must not be followed.
+    """Return the directory at the path, None if the path leads to no directory or must not be
+    followed.
 
     A symlink is followed only if it and its target belong to the uid `owner`.
     """

@@ -119,11 +119,11 @@ before."""
 
 
 class RunEnd(NamedTuple):
-    """The trajectory's last record, where that is `session.ended`; epoch ms.
+    """The trajectory's last record, if that is `session.ended`. Times are epoch ms.
 
     `cut_short`: aborted, or timed out while a tool ran. `started_ms` is the `session.started` of
     the same attempt; None if the attempt was not looked at or is not whole. `prompted_ms` is its
-    `prompt.submitted`, None if there is none.
+    `prompt.submitted`, None if the attempt lacks that record.
     """
 
     at_ms: int

@@ -27,10 +27,10 @@ _RELEASE: Final = re.compile(r"([0-9]{4})\.([0-9]{1,2})\.([0-9]{1,2})(?:-[0-9]+)
 
 
 class Trajectory(NamedTuple):
-    """`state` is RUNNING where the last record is anything but `session.ended`, and UNKNOWN if
-    it is missing or malformed. `unmet` is the first condition of a live witness that the file does
-    not meet; None if it meets all that the file alone can show. `other_run_ms` is when the
-    youngest other run began (epoch) that has no end in the file, None if there is none.
+    """`state` is RUNNING if the last record is anything but `session.ended`, and UNKNOWN if it is
+    missing or malformed. `unmet` is the first condition of a live witness that the file does not
+    meet; None if it meets all that the file alone can show. `other_run_ms` is when the youngest
+    other run without an end in the file began (epoch); None if all other runs ended.
     """
 
     state: RunState = RunState.UNKNOWN
@@ -156,11 +156,12 @@ def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
 
 
 def _youngest_open_run(data: bytes, *, but: str, until_ms: int) -> int | None:
-    """Return when the youngest run began that has records and no end, None if there is none.
+    """Return when the youngest run that has records and no end began, None if all runs ended.
 
     Runs overlap: one that began before the last run can take the lock again after that, and writes
-    nothing while it waits for its model. A run whose start is not there, or has no date, counts as
-    begun at `until_ms`; so does one that announces another attempt, and a line that is no record.
+    nothing while it waits for its model. A run whose start is missing, or has no date, counts as
+    begun at `until_ms`; so does one that announces another attempt, and a line that is not a
+    record.
     """
     open_runs: dict[str, int] = {}
     for record in _from_first(data):

@@ -113,8 +113,8 @@ class TableOutput:
 class Table:
     """Writes a line for each lock, with a header before the first.
 
-    `width` is that of the terminal, None if there is none; then nothing is cut. `columns` are some
-    of `COLUMNS`, in their order.
+    `width` is that of the terminal, None without a terminal; then nothing is cut. `columns` are
+    some of `COLUMNS`, in their order.
     """
 
     def __init__(

@@ -41,8 +41,8 @@ class Histories(Collection[LockKey]):
         self._sizes: Counter[_Agent] = Counter()
 
     def of(self, key: LockKey, lock: Lock, now: float) -> LockHistory:
-        """Return the history of this very lock. If there is none, return one that begins `now` and
-        is not remembered yet.
+        """Return the history of this very lock. For a lock that is not remembered, return a new
+        history that begins `now`, without remembering it.
         """
         history = self._of.get(key)
         return history if history and history.is_of(lock) else LockHistory(lock, since=now)

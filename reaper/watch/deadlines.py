@@ -32,7 +32,7 @@ class Deadlines:
         heapq.heappush(self._heap, (at, key))
 
     def next(self) -> float:
-        """Return the first deadline, infinity if there is none."""
+        """Return the first deadline, infinity without one."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf

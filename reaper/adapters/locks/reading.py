@@ -177,8 +177,8 @@ def _agents_in(state: StateDir, top: int, skipped: list[Skipped]) -> list[str]:
 def _sessions_of(
     state: StateDir, agent: str, top: int, owner: int, skipped: list[Skipped]
 ) -> tuple[int, bool] | None:
-    """Open an agent's `sessions` folder. Return it and whether a symlink led to it; None if there
-    is none, or it was skipped.
+    """Open an agent's `sessions` folder. Return it and whether a symlink led to it; None if the
+    agent has no such folder, or it was skipped.
     """
     path = f"{state.path}/agents/{agent}"
     try:
