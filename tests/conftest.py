@@ -224,12 +224,12 @@ class Tree:
         return path
 
 
-def a_run(began: float, ended: float, **how: Any) -> list[dict[str, Any]]:
+def a_run(began: float, ended: float, **kwargs: Any) -> list[dict[str, Any]]:
     """Return the records of a gateway's run from `began` to `ended` seconds ago. It was cut short
     in its tool unless `cut_short=False` is given.
     """
     now = now_ms()
-    return attempt("run", now - int(began * 1000), now - int(ended * 1000), **how)
+    return attempt("run", now - int(began * 1000), now - int(ended * 1000), **kwargs)
 
 
 def created_ms(path: Path) -> int:
@@ -356,8 +356,8 @@ def hold(tree: Tree) -> Iterator[HoldLock]:
     """Return a function that starts a holder of a session's lock."""
     holders: list[Holder] = []
 
-    def start(session: str, *, agent: str = "main", **how: Any) -> Holder:
-        holder = Holder(tree.sessions(agent) / f"{session}.jsonl.lock", **how)
+    def start(session: str, *, agent: str = "main", **kwargs: Any) -> Holder:
+        holder = Holder(tree.sessions(agent) / f"{session}.jsonl.lock", **kwargs)
         holders.append(holder)
         return holder
 
@@ -370,8 +370,8 @@ def hold(tree: Tree) -> Iterator[HoldLock]:
 def watching(tree: Tree) -> Watching:
     """Return a function that starts a sidecar of the tree, or of another `root`."""
 
-    def start(*options: str, root: Path | None = None, **how: Any) -> Sidecar:
-        return Sidecar(root or tree.root, *options, **how)
+    def start(*options: str, root: Path | None = None, **kwargs: Any) -> Sidecar:
+        return Sidecar(root or tree.root, *options, **kwargs)
 
     return start
 
@@ -385,8 +385,8 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator["Serving"]:
     monkeypatch.setattr(app, "_CACHE_SECONDS", 0.0)
     served: list[Served] = []
 
-    def start(**how: Any) -> Served:
-        served.append(Served(**how))
+    def start(**kwargs: Any) -> Served:
+        served.append(Served(**kwargs))
         return served[-1]
 
     yield start
@@ -445,9 +445,9 @@ def gateways(openclaw: OpenClaw, provider: Provider, tmp_path: Path) -> Iterator
 
     started: list[Gateway] = []
 
-    def start(release: OpenClaw = openclaw, *, root: Path | None = None, **how: Any) -> Gateway:
+    def start(release: OpenClaw = openclaw, *, root: Path | None = None, **kwargs: Any) -> Gateway:
         root = root or tmp_path / f"gateway{len(started)}"
-        gateway = Gateway(release, root, provider, **how)
+        gateway = Gateway(release, root, provider, **kwargs)
         started.append(gateway)
         gateway.start()
         # The first run of each gateway begins slowly.

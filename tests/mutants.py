@@ -94,24 +94,24 @@ def _exit_code(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=_PATIENCE)
+        output, _ = process.communicate(timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return _FAILED, "the tests hang"
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return process.returncode, (failed or said.splitlines() or [""])[-1]
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return process.returncode, (failed or output.splitlines() or [""])[-1]
 
 
 def _try(mutant: Mutant, source: Path) -> tuple[int, str]:
     with _copy(source) as tree:
         mutant.apply(tree)
-        code, said = _exit_code(tree, mutant.tests)
+        code, line = _exit_code(tree, mutant.tests)
     if code == _FAILED:
-        return 0, f"noticed   {mutant.name}: {said}"
+        return 0, f"noticed   {mutant.name}: {line}"
     if code == _PASSED:
         return 1, f"SURVIVES  {mutant.name}: {mutant.means}"
-    return 2, f"BROKEN    {mutant.name}: pytest exits {code}: {said}"
+    return 2, f"BROKEN    {mutant.name}: pytest exits {code}: {line}"
 
 
 def run(mutants: list[Mutant], repo: Path = _REPO, *, workers: int = 1) -> int:
@@ -121,9 +121,9 @@ def run(mutants: list[Mutant], repo: Path = _REPO, *, workers: int = 1) -> int:
     with ThreadPoolExecutor(workers) as pool, _copy(repo, "__pycache__") as checked_copy:
         for mutant in mutants:
             mutant.mutated(checked_copy)  # checks that its text occurs
-        code, said = _exit_code(checked_copy, tests)
+        code, line = _exit_code(checked_copy, tests)
         if code != _PASSED:
-            print(f"the tests do not pass without any mutant: {said}")
+            print(f"the tests do not pass without any mutant: {line}")
             return 2
         # The copies of this copy include the bytecode that the tests left.
         for code, line in pool.map(lambda mutant: _try(mutant, checked_copy), mutants):

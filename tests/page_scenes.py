@@ -36,12 +36,12 @@ def ident(number: int) -> str:
 
 
 def seen(
-    number: int, *, pid: int = 6788, agent: str = "main", key: str = "", **how: Any
+    number: int, *, pid: int = 6788, agent: str = "main", key: str = "", **kwargs: Any
 ) -> TrackedLock:
-    age: float = how.get("age", 0.0)
+    age: float = kwargs.get("age", 0.0)
     text = {"pid": pid, "createdAt": iso(int((time.time() - age) * 1000)), "maxHoldMs": 1_020_000}
     text["starttime"] = 12_345
-    session: str = how.pop("session", ident(number))
+    session: str = kwargs.pop("session", ident(number))
     lock = Lock(
         state_dir="openclaw",
         agent=agent,
@@ -56,21 +56,29 @@ def seen(
     )
     gateway = Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=pid, up_for=18_000.0)
     run = Run(session_key=f"agent:{agent}:{key}" if key else None)
-    fields = {"proof": HoldProof.OPEN, "holder": gateway, "file_age": age, "run": run, **how}
+    fields = {"proof": HoldProof.OPEN, "holder": gateway, "file_age": age, "run": run, **kwargs}
     fields["age"] = age
     return judged(Evidence(lock=lock, **fields), at=time.monotonic(), outcome=Outcome.KEPT)
 
 
-def overdue(number: int, **how: Any) -> TrackedLock:
+def overdue(number: int, **kwargs: Any) -> TrackedLock:
+    agent = kwargs.get("agent", "main")
+    key = kwargs.pop("key", "telegram:group:-1001234")
     run = Run(
         trajectory=RunState.RUNNING,
         unmet=Unmet.RUN_GOES_ON,
-        session_key=f"agent:{how.get('agent', 'main')}:{how.pop('key', 'telegram:group:-1001234')}",
+        session_key=f"agent:{agent}:{key}",
         last_write_ms=int((time.time() - 1_900) * 1000),
     )
     late = seen(
         number,
-        **{"age": 2_520.0, "run": run, "holder_began_ms": 1, "may_be_newer_gateway": False, **how},
+        **{
+            "age": 2_520.0,
+            "run": run,
+            "holder_began_ms": 1,
+            "may_be_newer_gateway": False,
+            **kwargs,
+        },
     )
     return late._replace(outcome=Outcome.FLAGGED)
 
@@ -100,8 +108,8 @@ def dead(number: int, age: float = 90.0) -> TrackedLock:
 
 def unprobed(number: int) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
-    how: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
-    return seen(number, age=900.0 + number, pid=41, holder=gone, **how)
+    kwargs: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
+    return seen(number, age=900.0 + number, pid=41, holder=gone, **kwargs)
 
 
 KEYS = ("telegram:direct:47110815", "whatsapp:group:1203630", "cron:nightly-report", "main")

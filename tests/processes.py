@@ -112,9 +112,9 @@ _started: list[AnyProcess] = []
 _server: list[_ForkServer] = []
 
 
-def start(command: Any, **how: Any) -> "subprocess.Popen[str]":
+def start(command: Any, **kwargs: Any) -> "subprocess.Popen[str]":
     """Start a process as Popen does, with text pipes; it ends with the test at the latest."""
-    process = subprocess.Popen(command, text=True, **how)
+    process = subprocess.Popen(command, text=True, **kwargs)
     _started.append(process)
     return process
 

@@ -29,22 +29,22 @@ HOST = "gateway-1"
 class Served:
     """A web server in this process, on a free port, with an inventory of the test."""
 
-    def __init__(self, **how: Any) -> None:
-        self.inventory: LockInventory = how.pop("inventory", None) or LockInventory()
+    def __init__(self, **kwargs: Any) -> None:
+        self.inventory: LockInventory = kwargs.pop("inventory", None) or LockInventory()
         self.inventory.set_skipped(self.inventory.skipped())
         self.not_ready = ""
         self.stopped_at: float | None = None
         self.wedged = False
         self.wedged_holders: list[dict[str, Any]] = []
         self.errors = 0
-        dry_run = how.pop("dry_run", False)
+        dry_run = kwargs.pop("dry_run", False)
         metrics = self.metrics = metrics_of(self.inventory)
         self.view = View(
             self.inventory,
             metrics,
             version="1.2.3",
             host=Host(HOST, 1000),
-            states=how.pop("states", [StateDir("s", "/secret-session/state")]),
+            states=kwargs.pop("states", [StateDir("s", "/secret-session/state")]),
             policy=Policy(),
             acquire_timeout=60.0,
             stopped_at=lambda: self.stopped_at,
@@ -57,7 +57,7 @@ class Served:
             self.view,
             gateway=lambda: (not self.wedged, {"wedged": self.wedged, "holders": [{"pid": 7}]}),
             on_error=self._count,
-            **how,
+            **kwargs,
         )
         (self.port,) = self.web.start([Address("127.0.0.1", 0)])
         (self.listener,) = self.web._server.listeners
@@ -89,28 +89,28 @@ class Served:
 
 
 def put(
-    inventory: LockInventory, *, session: str = SECRET, note: str = "", **how: Any
+    inventory: LockInventory, *, session: str = SECRET, note: str = "", **kwargs: Any
 ) -> TrackedLock:
     """Put a lock into the inventory, as of now, so that it has the given age."""
-    tracked = a_lock(session=session, **how)._replace(at=time.monotonic(), note=note)
+    tracked = a_lock(session=session, **kwargs)._replace(at=time.monotonic(), note=note)
     inventory.put(session, tracked)
     return tracked
 
 
-def stale(inventory: LockInventory, **how: Any) -> TrackedLock:
+def stale(inventory: LockInventory, **kwargs: Any) -> TrackedLock:
     fields: dict[str, Any] = {
         "proof": HoldProof.NOT_OPEN,
         "holder": Holder(state=HolderState.GONE),
         "run": Run(store=StoreStatus.NONE),
         "age": 700.0,
     }
-    return put(inventory, **{**fields, **how})
+    return put(inventory, **{**fields, **kwargs})
 
 
-def unprobed(inventory: LockInventory, **how: Any) -> TrackedLock:
+def unprobed(inventory: LockInventory, **kwargs: Any) -> TrackedLock:
     gone = Holder(state=HolderState.GONE)
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
-    return put(inventory, holder=gone, **unproven, **how)
+    return put(inventory, holder=gone, **unproven, **kwargs)
 
 
 def remember_hour(inventory: LockInventory, *stuck: int) -> None:
@@ -147,8 +147,8 @@ def level(served: Served) -> str:
     return str(found)
 
 
-def overdue(served: Served, session: str, **how: Any) -> None:
-    fields = {"age": 99_999.0, "file_age": 99_999.0, **how}
+def overdue(served: Served, session: str, **kwargs: Any) -> None:
+    fields = {"age": 99_999.0, "file_age": 99_999.0, **kwargs}
     put(served.inventory, session=session, **fields)
 
 

@@ -441,10 +441,10 @@ def test_an_unlock_fails_if_the_folder_disappears_meanwhile(tree: Tree, hold: Ho
         "unlock", "forgotten", tree=tree, limits={"orphan_grace": 4.0, "confirm": 0.0}
     )
     tree.root.rename(tree.root.with_name("away"))
-    _, said = process.communicate(timeout=PATIENCE)
+    _, errors = process.communicate(timeout=PATIENCE)
     tree.root.with_name("away").rename(tree.root)
     assert process.returncode == 1
-    assert "not removed" in said
+    assert "not removed" in errors
     assert (tree.sessions() / "forgotten.jsonl.lock").exists()
 
 
@@ -453,9 +453,9 @@ def test_an_unlock_that_is_interrupted_leaves_the_lock(tree: Tree, hold: HoldLoc
     holder.ask("close")
     process = waiting("unlock", "forgotten", tree=tree)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "not removed: interrupted" in said
+    assert "not removed: interrupted" in errors
     assert holder.path.exists()
 
 
@@ -584,7 +584,7 @@ def test_explain_shows_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
 
 def test_explain_names_the_condition_that_is_not_met(tree: Tree, hold: HoldLock) -> None:
     hold("sid", age=600)
-    said = {}
+    not_removed = {}
     for name, records in {
         "goes on": a_run(610, 599)[:-1],
         "upgraded": a_run(610, 599),
@@ -592,11 +592,11 @@ def test_explain_names_the_condition_that_is_not_met(tree: Tree, hold: HoldLock)
     }.items():
         tree.trajectory("sid", *records, quiet=599)
         done = reap("explain", "sid", "--state-dir", tree.root)
-        (said[name],) = (line for line in done.stdout.splitlines() if "not removed" in line)
+        (not_removed[name],) = (line for line in done.stdout.splitlines() if "not removed" in line)
         assert done.returncode == 0
-    assert "the run has not ended" in said["goes on"]
-    assert "not known to be older than the run" in said["upgraded"]
-    assert "not known to be of OpenClaw 2026.4.22 to 2026.5.27" in said["buffered"]
+    assert "the run has not ended" in not_removed["goes on"]
+    assert "not known to be older than the run" in not_removed["upgraded"]
+    assert "not known to be of OpenClaw 2026.4.22 to 2026.5.27" in not_removed["buffered"]
     found = json.loads(reap("list", "--json", "--state-dir", tree.root).stdout)
     assert found["locks"][0]["not_freed_because"] == "version"
 
@@ -639,8 +639,8 @@ def test_an_interrupt_ends_a_waiting_sweep_with_130(tree: Tree, hold: HoldLock) 
     hold("forgotten").ask("close")
     process = waiting("sweep", tree=tree)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert "interrupted" in said
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert "interrupted" in errors
     assert process.returncode == 130
 
 
@@ -740,13 +740,13 @@ def test_an_unknown_variable_is_reported_with_the_nearest_known_one(command: str
     arguments = {"explain": ["no-such"], "unlock": ["no-such"], "watch": ["--listen", "nonsense"]}
     env = {"REAPER_ABANDONED_AFTR": "5m", "REAPER_ZZZ": "1", "HOME": "/nonexistent"}
     env["REAPER_PROBE_URL"] = "http://127.0.0.1:1/"
-    said = reap(command, *arguments.get(command, []), env=env).stderr
+    output = reap(command, *arguments.get(command, []), env=env).stderr
     assert (
         "warning: REAPER_ABANDONED_AFTR has no effect, no option has this name; did you mean "
         "REAPER_ABANDONED_AFTER?\n"
-    ) in said
-    assert "warning: REAPER_ZZZ has no effect, no option has this name\n" in said
-    assert "PROBE_URL" not in said
+    ) in output
+    assert "warning: REAPER_ZZZ has no effect, no option has this name\n" in output
+    assert "PROBE_URL" not in output
 
 
 def test_the_variables_of_a_kubernetes_service_called_reaper_are_ignored() -> None:
@@ -763,9 +763,9 @@ def test_list_and_explain_show_what_a_policy_would_do(tree: Tree, hold: HoldLock
     assert lock["action"] == "flag"
     (lock,) = report(reap("list", "--json", "--on-overdue", "remove", *where))["locks"]
     assert lock["action"] == "remove"
-    said = reap("explain", "overdue", "--on-overdue", "remove", *where).stdout
-    assert "a sweep removes it" in " ".join(said.split())
-    assert "reaper sweep --state-dir" in said
+    output = reap("explain", "overdue", "--on-overdue", "remove", *where).stdout
+    assert "a sweep removes it" in " ".join(output.split())
+    assert "reaper sweep --state-dir" in output
 
 
 def test_the_default_state_directory_is_upstreams(tmp_path: Path) -> None:
@@ -876,8 +876,8 @@ COMMANDS = {"list", "explain", "unlock", "sweep", "watch", "demo", "probe"}
 
 @pytest.mark.parametrize("asked", sorted(COMMANDS))
 def test_no_command_imports_another_one(asked: str) -> None:
-    said, imported = run_and_evaluate("sys.modules", asked, "--help")
-    assert f"reaper {asked}" in said
+    output, imported = run_and_evaluate("sys.modules", asked, "--help")
+    assert f"reaper {asked}" in output
     found = {name for name in COMMANDS if f"reaper.commands.{name}" in imported}
     assert found == ({"unlock", "explain"} if asked == "unlock" else {asked})
     heavy = {"http.client", "prometheus_client", "psutil", "watchdog"}
@@ -886,20 +886,20 @@ def test_no_command_imports_another_one(asked: str) -> None:
 
 @pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
 def test_the_help_fits_80_columns_and_shows_no_internal_type(command: str) -> None:
-    said = reap(*filter(None, [command]), "--help", env={"COLUMNS": "80"}).stdout
-    assert max(map(len, said.splitlines())) <= 80
-    assert not re.findall(r"<(?:str|int)|x>=|\(\d+s\)\]|\w\.\.\.$", said, re.MULTILINE)
+    output = reap(*filter(None, [command]), "--help", env={"COLUMNS": "80"}).stdout
+    assert max(map(len, output.splitlines())) <= 80
+    assert not re.findall(r"<(?:str|int)|x>=|\(\d+s\)\]|\w\.\.\.$", output, re.MULTILINE)
 
 
 def test_the_version_is_shown_without_importing_a_command() -> None:
-    said, imported = run_and_evaluate("sys.modules", "--version")
-    assert said == f"reaper {__version__}\n"
+    output, imported = run_and_evaluate("sys.modules", "--version")
+    assert output == f"reaper {__version__}\n"
     assert "reaper.commands" not in imported
 
 
 def test_the_help_lists_each_command_and_a_mistyped_command_gets_a_suggestion() -> None:
-    said = reap("--help").stdout
-    assert all(re.search(rf"^\W+{name} +\w", said, re.MULTILINE) for name in COMMANDS)
+    output = reap("--help").stdout
+    assert all(re.search(rf"^\W+{name} +\w", output, re.MULTILINE) for name in COMMANDS)
     assert "Did you mean 'sweep'?" in reap("swep").stderr
 
 

@@ -28,9 +28,9 @@ from tests.test_metrics import a_lock
 REMOVED = ("killed", "forgotten", "run-timed-out")
 
 
-def demo(tmp_path: Path, **how: Any) -> "subprocess.Popen[Any]":
+def demo(tmp_path: Path, **kwargs: Any) -> "subprocess.Popen[Any]":
     env = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm"}
-    return start(command_of("demo"), env=env, **how)
+    return start(command_of("demo"), env=env, **kwargs)
 
 
 @pytest.mark.long(seconds=30)
@@ -42,9 +42,9 @@ def test_without_a_terminal_each_caption_is_printed_when_it_is_true(tmp_path: Pa
     assert lines[-1].startswith("Now try: reaper list")
     for session in REMOVED:
         (removed_at,) = [at for at, line in enumerate(lines) if f" removed  {session} " in line]
-        said = [at for at, line in enumerate(lines) if line.startswith(f"'{session}': ")]
-        assert said[0] < removed_at < said[-1]
-        assert re.search("is gone|was removed", lines[said[-1]])
+        mentions = [at for at, line in enumerate(lines) if line.startswith(f"'{session}': ")]
+        assert mentions[0] < removed_at < mentions[-1]
+        assert re.search("is gone|was removed", lines[mentions[-1]])
     assert not [line for line in lines if " removed  healthy " in line]
     assert lines[-2] == "'healthy': its lock is still there. The reaper never touched it."
     assert list(tmp_path.iterdir()) == []
@@ -110,8 +110,8 @@ def test_a_lock_that_is_not_removed_is_reported_with_the_reason(
         assert not the_story._removed("sid", "removed")
         inventory.put(1, a_lock(session="sid"))
         assert not the_story._removed("sid", "removed")
-        how: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "file-system"}
-        inventory.put(1, a_lock(session="sid", holder=Holder(state=HolderState.GONE), **how))
+        kwargs: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "file-system"}
+        inventory.put(1, a_lock(session="sid", holder=Holder(state=HolderState.GONE), **kwargs))
         assert not the_story._removed("sid", "removed")
     assert shown.getvalue() == (
         "'sid': its lock was not removed (unknown).\n"

@@ -152,7 +152,7 @@ def _to_too_long_a_name(link: Path) -> None:
 
 @pytest.mark.parametrize("position", ["agents", "agents/main/sessions"])
 @pytest.mark.parametrize(
-    ("make", "reason", "said"),
+    ("make", "reason", "note"),
     [
         (_dangling, "symlink", "'/nowhere', which does not exist: mount it"),
         (_to_itself, "symlink", "endless chain"),
@@ -164,7 +164,7 @@ def _to_too_long_a_name(link: Path) -> None:
     ],
 )
 def test_a_link_that_leads_to_no_folder_is_a_failure_with_its_cause(
-    tree: Tree, position: str, make: Callable[[Path], None], reason: str, said: str
+    tree: Tree, position: str, make: Callable[[Path], None], reason: str, note: str
 ) -> None:
     link = free_for_something_else(tree, position)
     make(link)
@@ -173,7 +173,7 @@ def test_a_link_that_leads_to_no_folder_is_a_failure_with_its_cause(
     assert [(skip.path, skip.reason, skip.failed) for skip in skipped] == [
         (str(link), reason, True)
     ]
-    assert said in skipped[0].note
+    assert note in skipped[0].note
 
 
 @pytest.mark.root
@@ -496,9 +496,9 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
         with suppress(OSError):
             while True:
                 opened.append(os.open("/", os.O_RDONLY))
-        said = []
+        skipped = []
         while opened:
-            said += [skip for skip in the_reaper.look() if isinstance(skip, Skipped)]
+            skipped += [skip for skip in the_reaper.look() if isinstance(skip, Skipped)]
             if any(isinstance(finding, Finding) for finding in the_reaper.look()):
                 break
             os.close(opened.pop())
@@ -507,9 +507,9 @@ def test_without_descriptors_everything_is_a_failure(tree: Tree) -> None:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert opened, "the lock was never seen"
-    assert {(skip.reason, skip.failed) for skip in said} == {("error-EMFILE", True)}
-    assert all("raise the reaper's limit" in skip.note for skip in said)
-    refused = {os.path.relpath(skip.path, tree.root) for skip in said}
+    assert {(skip.reason, skip.failed) for skip in skipped} == {("error-EMFILE", True)}
+    assert all("raise the reaper's limit" in skip.note for skip in skipped)
+    refused = {os.path.relpath(skip.path, tree.root) for skip in skipped}
     assert refused >= {".", "agents", "agents/main/sessions"}
 
 

@@ -762,13 +762,13 @@ def test_a_python_warning_is_passed_on_too() -> None:
     script = """
 import warnings
 from reaper.adapters.file_events import EventSource
-said, nothing = [], lambda *_: None
+messages, nothing = [], lambda *_: None
 callbacks = {"on_lock": nothing, "on_change": nothing, "on_overflow": nothing}
-events = EventSource(**callbacks, on_warning=said.append)
+events = EventSource(**callbacks, on_warning=messages.append)
 events.start()
 warnings.warn_explicit("trouble", RuntimeWarning, "watchdog/observers/inotify_c.py", 7)
 events.stop()
-(text,) = said
+(text,) = messages
 assert "RuntimeWarning: trouble" in text, text
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

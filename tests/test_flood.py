@@ -49,14 +49,14 @@ def files_in(tree: Tree) -> set[str]:
 class Sweeps:
     """A reaper with its own clock, and the times of its attempts to remove."""
 
-    def __init__(self, tree: Tree, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
+    def __init__(self, tree: Tree, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> None:
         self.clock = FakeClock()
         self.reaper = Reaper(
             [StateDir("s", str(tree.root))],
             limits=Limits(),
             policy=Policy(),
             clock=self.clock,
-            **how,
+            **kwargs,
         )
         self.attempts: list[float] = []
         real = removal.remove
@@ -196,10 +196,10 @@ def test_the_events_of_a_failed_removal_do_not_reset_its_delay(
     sweeps = Sweeps(tree, monkeypatch)
     unlink = os.unlink
 
-    def may_not(name: str, **how: Any) -> None:
-        if os.stat(name, dir_fd=how["dir_fd"]).st_ino == inode:
+    def may_not(name: str, **kwargs: Any) -> None:
+        if os.stat(name, dir_fd=kwargs["dir_fd"]).st_ino == inode:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        unlink(name, **how)
+        unlink(name, **kwargs)
 
     monkeypatch.setattr(os, "unlink", may_not)
     key = LockKey(sweeps.reaper.states[0], "main", path.name)
@@ -396,10 +396,10 @@ def test_a_trial_link_that_cannot_be_removed_is_the_last_one(
         placeholders.add(parked)
         return placeholder(parked, opened)
 
-    def only_placeholders(name: str, **how: Any) -> None:
+    def only_placeholders(name: str, **kwargs: Any) -> None:
         if name not in placeholders:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        unlink(name, **how)
+        unlink(name, **kwargs)
 
     monkeypatch.setattr(removal, "_create_placeholder", recorded)
     monkeypatch.setattr(removal, "exchange", failing(errno.EINVAL))
@@ -433,10 +433,10 @@ def test_without_space_a_lock_is_moved_unless_only_the_reapers_quota_is_full(
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     open_ = os.open
 
-    def full(path: Any, flags: int, *rest: Any, **how: Any) -> int:
+    def full(path: Any, flags: int, *rest: Any, **kwargs: Any) -> int:
         if flags & os.O_CREAT:
             raise OSError(code, os.strerror(code))
-        return open_(path, flags, *rest, **how)
+        return open_(path, flags, *rest, **kwargs)
 
     monkeypatch.setattr(os, "open", full)
     moved = []
@@ -539,11 +539,11 @@ def test_too_many_checkpoints_are_an_error(tree: Tree, monkeypatch: pytest.Monke
 class Sidecar:
     """A Watch that the test steps, with its log, inventory and metrics."""
 
-    def __init__(self, tree: Tree, **how: Any) -> None:
+    def __init__(self, tree: Tree, **kwargs: Any) -> None:
         self.log = io.StringIO()
         self.inventory = LockInventory()
         self.metrics = metrics_of(self.inventory)
-        reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
+        reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **kwargs)
         self.watch = Watch(
             reaper,
             resync=60,
@@ -584,8 +584,8 @@ def sidecar(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.setattr(EventSource, "follow", lambda *_: True)
     sidecars: list[Sidecar] = []
 
-    def make(**how: Any) -> Sidecar:
-        sidecars.append(Sidecar(tree, **how))
+    def make(**kwargs: Any) -> Sidecar:
+        sidecars.append(Sidecar(tree, **kwargs))
         return sidecars[-1]
 
     yield make

@@ -481,8 +481,8 @@ def test_after_a_kill_the_next_gateway_finds_only_the_locks_of_running_sessions(
             assert [identity(lock) for lock in resumable] == known
             assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
             gateway.start()
-            said = "marked 1 interrupted main session(s) from stale transcript locks"
-            eventually(lambda: gateway.log().count(said) == 2, f"twice: {said}")
+            message = "marked 1 interrupted main session(s) from stale transcript locks"
+            eventually(lambda: gateway.log().count(message) == 2, f"twice: {message}")
             eventually(lambda: turns.asked == 6, "both runs are resumed")
             go.set()
             eventually(
@@ -665,8 +665,8 @@ def succeeds(run: "Future[Any] | subprocess.Popen[str]") -> None:
         answer = run.result()
         assert answer.get("status", "ok") == "ok", answer
     else:
-        said, _ = run.communicate(timeout=PATIENCE)
-        assert run.returncode == 0, said[-2000:]
+        output, _ = run.communicate(timeout=PATIENCE)
+        assert run.returncode == 0, output[-2000:]
 
 
 # PID namespaces

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.root
 def sweep(root: Path, *wrap: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """Run a sweep; return exit code and standard error as text, and the locks by session."""
     done = reap("sweep", "--wait", "0", "--json", "--state-dir", root, wrap=wrap)
-    said = f"{done.returncode} {done.stderr}".strip()
-    return said, {lock["session"]: lock for lock in report(done)["locks"]}
+    result = f"{done.returncode} {done.stderr}".strip()
+    return result, {lock["session"]: lock for lock in report(done)["locks"]}
 
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs", "f2fs"])
@@ -66,10 +66,10 @@ def test_through_sshfs_nothing_is_proven_or_removed(tmp_path: Path, root_only: N
             ["sshfs", f"here:{tree.root}", seen, "-o", f"ssh_command={pipe}"], check=True
         )
         try:
-            said, found = sweep(seen)
+            result, found = sweep(seen)
         finally:
             subprocess.run(["umount", seen], check=True)
-        assert said.startswith("4 "), said
+        assert result.startswith("4 "), result
         assert {lock["hold_proof"] for lock in found.values()} == {"unavailable"}
         assert {lock["outcome"] for lock in found.values()} == {"kept"}
         assert dead.exists()
@@ -83,10 +83,10 @@ def test_the_proof_counts_on_each_file_system_of_the_allow_list(file_system: Pat
     tree.lock("dead", record(DEAD))
     live = Holder(tree.sessions() / "live.jsonl.lock")
     try:
-        said, found = sweep(tree.root)
+        result, found = sweep(tree.root)
         assert (found["live"]["hold_proof"], found["live"]["outcome"]) == ("open", "kept")
         assert (found["dead"]["hold_proof"], found["dead"]["outcome"]) == ("not-open", "removed")
-        assert said == "0"
+        assert result == "0"
         assert os.listdir(tree.sessions()) == ["live.jsonl.lock"]
     finally:
         live.close()
@@ -116,8 +116,8 @@ def test_without_the_right_to_a_lease_no_lock_of_another_uid_is_changed(
     live = _shared(public_tree, mode)
     try:
         before = sorted(os.listdir(public_tree.sessions()))
-        said, found = sweep(public_tree.root, *as_other_uid(*WITHOUT_RIGHTS))
-        assert said.startswith("4 "), said
+        result, found = sweep(public_tree.root, *as_other_uid(*WITHOUT_RIGHTS))
+        assert result.startswith("4 "), result
         assert found["dead"]["reasons"] == ["no-hold-proof", "no-rights"]
         assert {lock["outcome"] for lock in found.values()} == {"kept"}
         assert sorted(os.listdir(public_tree.sessions())) == before

@@ -74,8 +74,8 @@ StartHolder = Callable[..., NodeHolder]
 def node(openclaw: OpenClaw) -> Iterator[StartHolder]:
     holders: list[NodeHolder] = []
 
-    def start(**how: Any) -> NodeHolder:
-        holders.append(NodeHolder(openclaw, **how))
+    def start(**kwargs: Any) -> NodeHolder:
+        holders.append(NodeHolder(openclaw, **kwargs))
         return holders[-1]
 
     yield start

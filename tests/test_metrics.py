@@ -37,7 +37,7 @@ def inventory() -> LockInventory:
     return LockInventory()
 
 
-def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
+def metrics_of(inventory: LockInventory, **kwargs: Any) -> Metrics:
     options: dict[str, Any] = {
         "version": "1",
         "states": ["s"],
@@ -47,10 +47,10 @@ def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
         "now": lambda: 100.0,
         "holder_use": lambda pid: Use() if pid == 7 else None,
     }
-    return Metrics(inventory, **{**options, **how})
+    return Metrics(inventory, **{**options, **kwargs})
 
 
-def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> TrackedLock:
+def a_lock(agent: str = "main", session: str = "sid", **kwargs: Any) -> TrackedLock:
     lock = Lock(
         state_dir="s",
         agent=agent,
@@ -69,7 +69,7 @@ def a_lock(agent: str = "main", session: str = "sid", **how: Any) -> TrackedLock
         "age": 10.0,
         "file_age": 10.0,
     }
-    return judged(Evidence(lock=lock, **{**fields, **how}), at=100.0)
+    return judged(Evidence(lock=lock, **{**fields, **kwargs}), at=100.0)
 
 
 def exposed(metrics: Metrics) -> str:
@@ -196,8 +196,11 @@ def test_the_build_and_the_policy_are_labels(inventory: LockInventory) -> None:
     text = exposed(metrics_of(inventory, version="1.2", revision="abc"))
     python = platform.python_version()
     assert f'reaper_build_info{{python="{python}",revision="abc",version="1.2"}} 1.0' in text
-    how = {"policy": Policy(on_overdue=Action.REMOVE, on_abandoned=Action.FLAG), "dry_run": True}
-    text = exposed(metrics_of(inventory, **how))
+    options = {
+        "policy": Policy(on_overdue=Action.REMOVE, on_abandoned=Action.FLAG),
+        "dry_run": True,
+    }
+    text = exposed(metrics_of(inventory, **options))
     policy = re.findall(r'reaper_policy_info{action="(.*)",verdict="(.*)"}', text)
     assert {verdict: action for action, verdict in policy} == {
         "held": "keep",
@@ -260,7 +263,7 @@ REMOVALS = ("removed", "vanished", "changed", "restored", "failed")
 
 
 @pytest.mark.parametrize(
-    ("how", "outcomes_of_stale", "flagged"),
+    ("options", "outcomes_of_stale", "flagged"),
     [
         ({}, REMOVALS, {"hold-exceeded"}),
         ({"dry_run": True}, ("would-remove",), {"hold-exceeded"}),
@@ -270,11 +273,11 @@ REMOVALS = ("removed", "vanished", "changed", "restored", "failed")
 )
 def test_actions_that_the_policy_allows_are_counted_from_0_and_no_others(
     inventory: LockInventory,
-    how: dict[str, Any],
+    options: dict[str, Any],
     outcomes_of_stale: tuple[str, ...],
     flagged: set[str],
 ) -> None:
-    found = action_series(metrics_of(inventory, **how))
+    found = action_series(metrics_of(inventory, **options))
     assert {outcome for _, outcome, reason in found if reason == "dead-pid"} == set(
         outcomes_of_stale
     )

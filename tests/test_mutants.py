@@ -32,7 +32,7 @@ def mutant(old: str, new: str) -> Mutant:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "code", "said"),
+    ("old", "new", "code", "line"),
     [
         ("// 2", "// 3", 0, "noticed   X: FAILED tests/test_half.py::test_half"),
         ("if number else 0", "", 1, "SURVIVES  X: it is wrong"),
@@ -40,10 +40,10 @@ def mutant(old: str, new: str) -> Mutant:
     ],
 )
 def test_only_a_test_that_fails_has_noticed_a_mutant(
-    repo: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, code: int, said: str
+    repo: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, code: int, line: str
 ) -> None:
     assert run([mutant(old, new)], repo) == code
-    assert capsys.readouterr().out.startswith(said)
+    assert capsys.readouterr().out.startswith(line)
 
 
 def test_tests_that_fail_without_a_mutant_notice_none(

@@ -58,7 +58,7 @@ def test_the_largest_text_is_read_fast() -> None:
         assert session_store(odd * (256 * 1024 // len(odd))) is None
 
 
-def said(tree: Tree) -> dict[str, str]:
+def hints(tree: Tree) -> dict[str, str]:
     return {found.reason: found.note for found in reaper(tree).look() if isinstance(found, Skipped)}
 
 
@@ -70,7 +70,7 @@ def test_a_store_beside_the_agents_sessions_is_not_reported(tree: Tree) -> None:
         f"{tree.root}/./agents/main/sessions/store.json",
     ):
         (tree.root / "openclaw.json").write_text(json.dumps({"session": {"store": store}}))
-        assert said(tree) == {}
+        assert hints(tree) == {}
 
 
 @pytest.mark.parametrize(
@@ -93,25 +93,25 @@ def test_a_configuration_that_cannot_be_read_is_ignored(tree: Tree) -> None:
     tree.sessions()
     config = tree.root / "openclaw.json"
     os.mkfifo(config)
-    assert said(tree) == {}
+    assert hints(tree) == {}
     config.unlink()
     config.symlink_to("/nowhere")
-    assert said(tree) == {}
+    assert hints(tree) == {}
     config.unlink()
     config.write_bytes(b"\xff" * 1000)
-    assert said(tree) == {}
+    assert hints(tree) == {}
 
 
 def test_a_state_directory_without_sessions_is_reported(tree: Tree, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert list(said(Tree(empty))) == ["missing"]
+    assert list(hints(Tree(empty))) == ["missing"]
     (empty / "agents").mkdir()
-    assert list(said(Tree(empty))) == ["no-sessions"]
+    assert list(hints(Tree(empty))) == ["no-sessions"]
     (empty / "agents" / "main").mkdir()
-    assert list(said(Tree(empty))) == ["no-sessions"]
+    assert list(hints(Tree(empty))) == ["no-sessions"]
     (empty / "agents" / "main" / "sessions").mkdir()
-    assert said(Tree(empty)) == {}
+    assert hints(Tree(empty)) == {}
 
 
 def test_a_directory_without_sessions_is_reported_beside_others(tree: Tree, tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_directory_without_sessions_is_reported_beside_others(tree: Tree, tmp_
 
 def test_a_folder_that_cannot_be_read_is_not_reported_as_empty(tree: Tree) -> None:
     free_for_something_else(tree, "agents/main/sessions").symlink_to("/nowhere")
-    assert list(said(tree)) == ["symlink"]
+    assert list(hints(tree)) == ["symlink"]

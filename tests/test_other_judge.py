@@ -59,7 +59,7 @@ UNNAMED = HolderState.UNNAMED
 
 
 @pytest.mark.parametrize(
-    ("place", "how", "suspects", "expected"),
+    ("place", "fields", "suspects", "expected"),
     [
         # An open lock is held, no matter what else is known.
         (KEPT_OPEN, {"record": BARE, "proof": OPEN}, NOBODY, ("held", "")),
@@ -154,9 +154,9 @@ UNNAMED = HolderState.UNNAMED
     ],
 )
 def test_an_other_lock_is_stuck_only_with_proof(
-    place: Place, how: dict[str, Any], suspects: Suspects, expected: tuple[str, str]
+    place: Place, fields: dict[str, Any], suspects: Suspects, expected: tuple[str, str]
 ) -> None:
-    assert verdict(found(**how), place, suspects) == expected
+    assert verdict(found(**fields), place, suspects) == expected
 
 
 def test_a_look_reports_what_a_second_look_would_confirm() -> None:

@@ -272,10 +272,10 @@ def test_explain_finds_an_other_lock_by_name_or_path_and_unlock_does_not(tree: T
     time.sleep(0.3)
     where = ("--state-dir", tree.root)
     for name in (path, path.name):
-        said = processes.reap("explain", name, *where, limits=SHORT).stdout
-        assert "verdict       STALE (missing-pid, empty)" in said
-        assert f"reaper sweep --state-dir {tree.root} --on-other remove" in said
-        assert "#other-locks" in said
+        output = processes.reap("explain", name, *where, limits=SHORT).stdout
+        assert "verdict       STALE (missing-pid, empty)" in output
+        assert f"reaper sweep --state-dir {tree.root} --on-other remove" in output
+        assert "#other-locks" in output
     done = processes.reap("unlock", "--force", path, *where, limits=SHORT)
     assert done.returncode == 1
     assert "this command is for session locks: ask `reaper explain`" in done.stderr
@@ -306,8 +306,8 @@ def test_the_sidecar_counts_logs_and_serves_other_locks(tree: Tree) -> None:
         assert "<h2>Other locks of OpenClaw: 1 stuck or cannot be judged</h2>" in page
         assert re.search(r'<b class="bad">Stale</b> for \d+(\.\d)?s:', page)
         assert "config openclaw.json.lock" in page
-        (said,) = sidecar.journal("stuck")
-        assert (said["kind"], said["path"]) == ("config", str(tree.root / "openclaw.json.lock"))
+        (event,) = sidecar.journal("stuck")
+        assert (event["kind"], event["path"]) == ("config", str(tree.root / "openclaw.json.lock"))
         (tree.root / "openclaw.json.lock").unlink()
         until(lambda: sidecar.metric("reaper_other_locks", **labels) == 0)
         assert sidecar.metric("reaper_locks", verdict="stale") == 0
@@ -322,8 +322,8 @@ def test_the_sidecar_removes_a_stuck_other_lock_if_allowed(tree: Tree) -> None:
     sidecar = Sidecar(tree.root, "--resync", "1s", "--on-other", "remove", limits=SHORT)
     try:
         until(lambda: not left.exists())
-        (said,) = until(lambda: sidecar.journal("removed"))
-        assert (said["kind"], said["reasons"]) == ("oauth-refresh", ["non-openclaw-owner"])
+        (event,) = until(lambda: sidecar.journal("removed"))
+        assert (event["kind"], event["reasons"]) == ("oauth-refresh", ["non-openclaw-owner"])
     finally:
         sidecar.stop()
 

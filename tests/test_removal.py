@@ -83,8 +83,8 @@ def test_without_exchange_a_lock_that_was_moved_by_mistake_is_put_back(
     check = removal._check
     checks: list[str] = []
 
-    def replaced_after_the_second(name: str, *rest: Any, **how: Any) -> None:
-        check(name, *rest, **how)
+    def replaced_after_the_second(name: str, *rest: Any, **kwargs: Any) -> None:
+        check(name, *rest, **kwargs)
         checks.append(name)
         if len(checks) == 2:
             replaced(path)()
@@ -172,9 +172,9 @@ def test_a_lock_that_is_deleted_while_the_way_back_is_tried_has_vanished(
     path = tree.lock("sid", record(DEAD))
     real = getattr(os, call)
 
-    def gone(*arguments: Any, **how: Any) -> None:
+    def gone(*arguments: Any, **kwargs: Any) -> None:
         path.unlink()
-        real(*arguments, **how)
+        real(*arguments, **kwargs)
 
     monkeypatch.setattr(os, call, gone)
     with the_folder(tree) as folder, opened(folder) as lock:

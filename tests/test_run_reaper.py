@@ -23,8 +23,8 @@ def test_a_forked_reaper_ends_like_a_cold_one(arguments: tuple[str, ...]) -> Non
     cold = subprocess.run(
         command_of(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    said = cold.stdout, cold.stderr.replace("python -m reaper", "reaper")
-    assert (forked.returncode, forked.stdout, forked.stderr) == (cold.returncode, *said)
+    output = cold.stdout, cold.stderr.replace("python -m reaper", "reaper")
+    assert (forked.returncode, forked.stdout, forked.stderr) == (cold.returncode, *output)
 
 
 def test_a_forked_reaper_has_the_environment_and_folder_of_the_test_and_no_other_descriptors(

@@ -119,13 +119,13 @@ def test_a_trajectory_of_another_uid_is_no_witness(tree: Tree) -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize("how", ["full", "two names", "through a symlink"])
-def test_a_file_that_a_gateway_may_no_longer_write_is_no_witness(tree: Tree, how: str) -> None:
+@pytest.mark.parametrize("case", ["full", "two names", "through a symlink"])
+def test_a_file_that_a_gateway_may_no_longer_write_is_no_witness(tree: Tree, case: str) -> None:
     """2026.5.22 silently drops its records then, so a newer run is not visible."""
     path = tree.trajectory("sid", *a_run(200, 100))
     assert read(tree).unmet is None
     through_symlink = False
-    match how:
+    match case:
         case "full":
             data = path.read_bytes()
             for room, unmet in ((65536 + 1, None), (65536, Unmet.UNUSUAL_FILE)):
@@ -239,10 +239,10 @@ def test_a_checkpoint_with_an_unreadable_time_makes_the_last_write_unknown(
     real = os.stat
     error = OSError(errno.EIO, "input/output error")
 
-    def stat(path: Any, **how: Any) -> os.stat_result:
+    def stat(path: Any, **kwargs: Any) -> os.stat_result:
         if ".checkpoint." in str(path):
             raise error
-        return real(path, **how)
+        return real(path, **kwargs)
 
     monkeypatch.setattr("reaper.adapters.runs.runs.os.stat", stat)
     assert read(tree).last_write_ms is None

@@ -114,8 +114,8 @@ def test_a_session_database_is_reported_and_older_locks_are_judged(
     tree.lock("dead", record(2**22 + 1))
     reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy())
     found = list(reaper.look())
-    said = [skip.reason for skip in found if isinstance(skip, Skipped)]
-    assert said == ["sqlite-sessions"]
+    reasons = [skip.reason for skip in found if isinstance(skip, Skipped)]
+    assert reasons == ["sqlite-sessions"]
     assert not any(skip.failed for skip in found if isinstance(skip, Skipped))
     assert len(found) == 2
 

@@ -648,5 +648,5 @@ print(stores.run(asked).store.value, stores.problem(asked))
         text=True,
         check=True,
     )
-    said = "Permission denied: run the reaper as uid 0, like the gateway"
-    assert done.stdout == f"unknown {said}\n"
+    advice = "Permission denied: run the reaper as uid 0, like the gateway"
+    assert done.stdout == f"unknown {advice}\n"

@@ -108,15 +108,15 @@ def noting_probe(probed: list[int]) -> Probe:
     return probe
 
 
-def reaper(tree: Tree, **how: Any) -> Reaper:
-    how = {
+def reaper(tree: Tree, **kwargs: Any) -> Reaper:
+    kwargs = {
         "limits": Limits(),
         "policy": Policy(),
         "clock": FakeClock(),
         "process_table": LongUp,
-        **how,
+        **kwargs,
     }
-    return Reaper([StateDir("s", str(tree.root))], **how)
+    return Reaper([StateDir("s", str(tree.root))], **kwargs)
 
 
 def findings(found: Iterator[Finding | Skipped]) -> dict[str, Finding]:

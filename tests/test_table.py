@@ -21,10 +21,10 @@ UUID = "{:08x}-0001-4000-8000-000000000001"
 KEY = "agent:main:telegram:group:-1001234567890"
 
 
-def a_look(session: str = "sid", key: str | None = None, **how: Any) -> Any:
+def a_look(session: str = "sid", key: str | None = None, **kwargs: Any) -> Any:
     lock = a_lock()._replace(session=session)
     run = Run(store=StoreStatus.ENDED, session_key=key)
-    return found(evidence(NOT_OPEN, HolderState.GONE, lock=lock, run=run), **how)
+    return found(evidence(NOT_OPEN, HolderState.GONE, lock=lock, run=run), **kwargs)
 
 
 def lines(
@@ -226,8 +226,8 @@ def test_an_exact_name_is_found_before_any_longer_one(tree: Tree) -> None:
     for name in ("abcdef12", "abcdef12-and-more", "main", "main-2"):
         tree.lock(name, record(DEAD))
     for name in ("abcdef12", "main"):
-        said = reap("explain", name, "--state-dir", tree.root).stdout
-        assert [line for line in said.splitlines() if line.startswith("/")] == [
+        output = reap("explain", name, "--state-dir", tree.root).stdout
+        assert [line for line in output.splitlines() if line.startswith("/")] == [
             f"{tree.sessions()}/{name}.jsonl.lock"
         ]
 
@@ -247,18 +247,18 @@ def test_the_summary_is_on_standard_error_unless_that_is_a_terminal(tree: Tree) 
 
 def test_an_unreadable_file_is_never_reported_as_no_locks(tree: Tree) -> None:
     (tree.sessions() / "gone.jsonl.lock").symlink_to("nowhere")
-    said = reap("list", "--state-dir", tree.root).stderr
-    assert "no locks found, but 1 file or folder cannot be checked\n" in said
+    output = reap("list", "--state-dir", tree.root).stderr
+    assert "no locks found, but 1 file or folder cannot be checked\n" in output
     tree.lock("dead", record(DEAD))
-    said = reap("list", "--state-dir", tree.root).stderr
-    assert "1 lock: 1 stale; 1 file or folder cannot be checked\n" in said
+    output = reap("list", "--state-dir", tree.root).stderr
+    assert "1 lock: 1 stale; 1 file or folder cannot be checked\n" in output
 
 
 def test_the_commands_that_are_shown_work(tree: Tree, hold: HoldLock) -> None:
     hold(UUID.format(1), age=7200)
     tree.lock("dead", record(DEAD))
-    said = reap("list", "--state-dir", tree.root).stderr
-    sweep, explain = (shlex.split(command) for command in re.findall("`([^`]*)`", said))
+    output = reap("list", "--state-dir", tree.root).stderr
+    sweep, explain = (shlex.split(command) for command in re.findall("`([^`]*)`", output))
     assert explain[:-1] == ["reaper", "explain", "--state-dir", str(tree.root)]
     assert reap(*explain[1:-1], "00000001").returncode == 3
     assert reap(*sweep[1:]).returncode == 3
@@ -270,8 +270,8 @@ def test_the_commands_that_are_shown_work(tree: Tree, hold: HoldLock) -> None:
     assert not list(tree.sessions().glob("*.lock"))
     hold("overdue", age=7200)
     policy = ("--on-overdue", "remove", "--abandoned-after", "90.5")
-    said = reap("list", *policy, "--state-dir", tree.root).stderr
-    (sweep,) = (shlex.split(command) for command in re.findall("`([^`]*)`", said))
+    output = reap("list", *policy, "--state-dir", tree.root).stderr
+    (sweep,) = (shlex.split(command) for command in re.findall("`([^`]*)`", output))
     assert sweep[4:] == ["--on-overdue", "remove", "--abandoned-after", "90.5s"]
     assert reap(*sweep[1:]).returncode == 0
     assert not list(tree.sessions().glob("*.lock"))

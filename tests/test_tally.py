@@ -138,8 +138,8 @@ def test_a_scrape_depends_only_on_the_current_locks(
     for index, tracked in enumerate(inventory.all()):
         fresh.put(index, tracked)
     # Without `watching`, because the metrics of the process change each time.
-    how: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
-    assert series(metrics_of(inventory, **how)) == series(metrics_of(fresh, **how))
+    kwargs: dict[str, Any] = {"max_agents": 100, "states": ["s", "t"], "watching": False}
+    assert series(metrics_of(inventory, **kwargs)) == series(metrics_of(fresh, **kwargs))
 
 
 def test_the_counts_of_agents_beyond_the_cap_are_added_up() -> None:

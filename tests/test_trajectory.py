@@ -26,9 +26,9 @@ def read_bytes(data: bytes) -> Trajectory:
     return last_attempt(found, data) if found.unmet is None else found
 
 
-def stuck(run: str = "A", **how: Any) -> list[dict[str, Any]]:
+def stuck(run: str = "A", **kwargs: Any) -> list[dict[str, Any]]:
     """Return the records of the reported run: cut short while it was in its tool."""
-    return attempt(run, BEGAN, ENDED, **how)
+    return attempt(run, BEGAN, ENDED, **kwargs)
 
 
 def test_the_whole_attempt_of_a_gateway_that_appends_live_is_a_live_witness() -> None:
@@ -118,8 +118,8 @@ def test_a_run_that_began_before_and_has_no_end_may_go_on() -> None:
     assert read(*earlier, *retried, *stuck()).other_run_ms == BEGAN - 100
 
 
-@pytest.mark.parametrize("how", ["no start", "no date", "next attempt", "no record"])
-def test_a_run_with_an_unknown_start_counts_as_young(how: str) -> None:
+@pytest.mark.parametrize("case", ["no start", "no date", "next attempt", "no record"])
+def test_a_run_with_an_unknown_start_counts_as_young(case: str) -> None:
     earlier = attempt("L", BEGAN - 500, BEGAN - 100)
     before = {
         "no start": lines(*earlier[1:-1]),
@@ -127,7 +127,7 @@ def test_a_run_with_an_unknown_start_counts_as_young(how: str) -> None:
         "next attempt": lines(*earlier, step("L", 1, "next_fallback")),
         "no record": b"torn\n",
     }
-    assert read_bytes(before[how] + lines(*stuck())).other_run_ms == ENDED
+    assert read_bytes(before[case] + lines(*stuck())).other_run_ms == ENDED
     assert read(*earlier, step("L", 1, "chain_exhausted"), *stuck()).other_run_ms is None
 
 

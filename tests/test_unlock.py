@@ -452,6 +452,6 @@ def test_removing_a_lock_that_may_be_held_warns_of_old_gateways(tree: Tree, hold
 
 def test_the_help_warns_of_old_gateways() -> None:
     for command, option in (("unlock", "--force"), ("sweep", "--on-overdue")):
-        said = " ".join(re.sub(r"[│\s]+", " ", reap(command, "--help").stdout).split())
+        help_text = " ".join(re.sub(r"[│\s]+", " ", reap(command, "--help").stdout).split())
         risk = "a gateway up to 2026.5.7 may delete the lock of the next run"
-        assert risk in said.partition(f"{option} ")[2]
+        assert risk in help_text.partition(f"{option} ")[2]

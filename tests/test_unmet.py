@@ -17,9 +17,9 @@ from tests.test_verdict import NO_PROOF, NOT_OPEN, a_lock, evidence, stuck
 SWEEP = Limits()
 
 
-def why(seen: Evidence, **how: Any) -> tuple[str, str]:
+def why(seen: Evidence, **kwargs: Any) -> tuple[str, str]:
     """Return code and text for a lock that a sweep finds."""
-    not_freed = why_not_freed(found(seen, limits=SWEEP, **how))
+    not_freed = why_not_freed(found(seen, limits=SWEEP, **kwargs))
     assert not_freed is not None
     return not_freed
 

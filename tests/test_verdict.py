@@ -244,8 +244,8 @@ def test_without_an_end_in_the_store_the_run_end_window_bounds_the_creation(
     store: StoreStatus,
 ) -> None:
     def created_after(seconds: float) -> Verdict:
-        how = stuck(end_after=-seconds, store=store, store_ended_ms=None)
-        return verdict(evidence(**how))[0]
+        kwargs = stuck(end_after=-seconds, store=store, store_ended_ms=None)
+        return verdict(evidence(**kwargs))[0]
 
     assert created_after(5.0) is Verdict.ABANDONED
     assert created_after(5.001) is Verdict.HELD
@@ -300,12 +300,14 @@ def test_the_lock_of_a_completed_run_is_not_abandoned() -> None:
 )
 def test_each_age_must_reach_abandoned_after(age_name: str, unmet: Unmet) -> None:
     old: dict[str, Any] = {"lock": a_lock(), "file_age": 600.0, **stuck()}
-    how = old | {age_name: LIMITS.abandoned_after - 0.001}
-    judgement = judge(evidence(**how), LIMITS)
+    kwargs = old | {age_name: LIMITS.abandoned_after - 0.001}
+    judgement = judge(evidence(**kwargs), LIMITS)
     assert judgement.verdict is Verdict.HELD
     assert judgement.due_in == pytest.approx(0.001)
     assert judgement.unmet is unmet
-    assert verdict(evidence(**(how | {age_name: LIMITS.abandoned_after})))[0] is Verdict.ABANDONED
+    assert (
+        verdict(evidence(**(kwargs | {age_name: LIMITS.abandoned_after})))[0] is Verdict.ABANDONED
+    )
 
 
 def test_of_several_ages_that_are_too_low_the_last_to_be_high_enough_is_named() -> None:

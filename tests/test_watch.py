@@ -217,10 +217,10 @@ class CountingWatch(Watch):
         super()._step()
 
 
-def watch_of(tree: Tree, **how: Any) -> CountingWatch:
+def watch_of(tree: Tree, **kwargs: Any) -> CountingWatch:
     inventory = LockInventory()
     metrics = metrics_of(inventory)
-    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **how)
+    reaper = Reaper([StateDir("s", str(tree.root))], limits=Limits(), policy=Policy(), **kwargs)
     journal = Journal(sys.stderr, json=True)
     watch = CountingWatch(
         reaper,
@@ -638,8 +638,8 @@ def test_a_folder_that_may_not_be_read_is_reported_once_and_counted(
     wrap = as_other_uid("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
     sidecar = watching("--resync", "1s", wrap=wrap)
     until(lambda: (sidecar.metric("reaper_sweep_duration_seconds_count") or 0) >= 3)
-    (said,) = sidecar.journal("skipped")
-    assert "run the reaper as uid" in said["note"]
+    (skipped,) = sidecar.journal("skipped")
+    assert "run the reaper as uid" in skipped["note"]
     assert sidecar.metric("reaper_observer_up") == 1
     assert sidecar.metric("reaper_errors_total", kind="unreadable") == 1
     assert sidecar.metric("reaper_skipped_files", reason="unreadable") == 1
@@ -922,8 +922,8 @@ def test_a_lock_that_is_a_symlink_is_counted_and_the_sidecar_stays_ready(
     sidecar = watching("--resync", "1s")
     until(lambda: sidecar.metric("reaper_skipped_files", reason="symlink") == 1)
     assert sidecar.status("/-/ready") == 200
-    (said,) = sidecar.journal("skipped")
-    assert "remove it" in said["note"]
+    (skipped,) = sidecar.journal("skipped")
+    assert "remove it" in skipped["note"]
 
 
 def test_memory_does_not_grow_with_deleted_locks(

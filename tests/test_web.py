@@ -651,7 +651,7 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[]", "must be a mapping of keys and values"),
         ("x: [", "invalid YAML"),
@@ -714,12 +714,14 @@ _PAIR = "tls_server_config:\n  cert_file: x\n  key_file: x\n"
         ("#" * 1024 * 1024 + "##", "larger than"),
     ],
 )
-def test_a_wrong_or_unsupported_web_config_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_or_unsupported_web_config_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "web.yml"
     path.write_text(text)
     with pytest.raises(WebConfigError) as error:
         WebConfigFile(str(path), on_trouble=lambda _: None)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "secret" not in str(error.value)  # a password that is not hashed
 
 
@@ -1045,8 +1047,8 @@ def test_a_plain_probe_imports_no_slow_module(serving: Serving) -> None:
         path = os.pathsep.join(sys.path[1:])
         environment = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        said = "200 {" if "--gateway" in options else "200 OK\n"
-        assert done.stdout.startswith(said), done.stderr
+        answer = "200 {" if "--gateway" in options else "200 OK\n"
+        assert done.stdout.startswith(answer), done.stderr
         assert done.stdout.endswith("\n\n"), done.stdout
 
 

@@ -138,8 +138,8 @@ def test_without_a_hold_proof_the_page_never_says_that_nobody_holds_the_lock(
     unproven: dict[str, Any] = {"proof": HoldProof.UNAVAILABLE, "proof_note": "no-rights"}
     put(served.inventory, age=99_999.0, file_age=99_999.0, **unproven)
     assert first_line(served).endswith(" UTC, taken by pid 7, which still runs.")
-    for said in ("held by nobody", "nobody holds", "nobody has"):
-        assert said not in served.text().lower()
+    for phrase in ("held by nobody", "nobody holds", "nobody has"):
+        assert phrase not in served.text().lower()
 
 
 def test_locks_that_cannot_be_judged_are_a_doubt_with_advice(serving: Serving) -> None:

@@ -131,7 +131,7 @@ def next_step(served: Served) -> str:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said", "step"),
+    ("outcome", "text", "step"),
     [
         (Outcome.FAILED, "the removal failed: EPERM.", "Fix what made the removal fail"),
         (Outcome.CHANGED, "another lock has its name now.", "Look again: "),
@@ -140,12 +140,12 @@ def next_step(served: Served) -> str:
     ],
 )
 def test_a_stuck_lock_shows_why_it_is_not_removed_and_what_to_do(
-    serving: Serving, outcome: Outcome, said: str, step: str
+    serving: Serving, outcome: Outcome, text: str, step: str
 ) -> None:
     served = serving()
     seen = stale(served.inventory, session="sid", note="EPERM")
     served.inventory.put("sid", seen._replace(outcome=outcome))
-    assert why(served) == said
+    assert why(served) == text
     assert next_step(served).startswith(step)
     assert "EPERM" not in served.text(Host="evil.example")
 

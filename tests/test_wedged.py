@@ -58,7 +58,7 @@ class World:
         *,
         pid: int = 7,
         starttime: int | None = 5,
-        **how: Any,
+        **kwargs: Any,
     ) -> TrackedLock:
         """Add a lock, overdue unless `how` changes the evidence."""
         data = record(pid, age=7200, starttime=starttime)
@@ -80,15 +80,15 @@ class World:
             "age": 7200.0,
             "file_age": 7200.0,
         }
-        seen = judged(Evidence(lock=lock, **{**fields, **how}), at=0.0)
+        seen = judged(Evidence(lock=lock, **{**fields, **kwargs}), at=0.0)
         self.inventory.put(session, seen)
         self.health.add(seen)
         return seen
 
-    def free(self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **how: Any) -> None:
+    def free(self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **kwargs: Any) -> None:
         """Remove an abandoned lock, or fail to."""
         judgement = Judgement(verdict=Verdict.ABANDONED, reasons=(RUN_ENDED,), row=1)
-        seen = self.put(session, **how)._replace(
+        seen = self.put(session, **kwargs)._replace(
             judgement=judgement, action=Action.REMOVE, outcome=outcome
         )
         self.inventory.put(session, seen)
@@ -201,7 +201,7 @@ NOT_OPEN = {"proof": HoldProof.NOT_OPEN, "seen_for": 99.0}
 
 
 @pytest.mark.parametrize(
-    "how",
+    "fields",
     [
         {"age": 1.0},
         {"proof": HoldProof.NOT_OPEN, "holder": UNSEEN},
@@ -212,9 +212,11 @@ NOT_OPEN = {"proof": HoldProof.NOT_OPEN, "seen_for": 99.0}
     ],
     ids=["held", "of a dead holder", "no proof", "not open", "of an agent", "of a stranger"],
 )
-def test_a_lock_that_is_not_stuck_or_not_a_gateways_wedges_no_holder(how: dict[str, Any]) -> None:
+def test_a_lock_that_is_not_stuck_or_not_a_gateways_wedges_no_holder(
+    fields: dict[str, Any],
+) -> None:
     world = World(sessions=1)
-    world.put(**how)
+    world.put(**fields)
     assert not world.is_wedged()
 
 

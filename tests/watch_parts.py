@@ -45,7 +45,7 @@ def a_lock(session: str, *, agent: str = "main", data: bytes | None = None) -> L
     )
 
 
-def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
+def a_finding(session: str, *, agent: str = "main", **kwargs: Any) -> Finding:
     """Return the finding of a held lock; `how` replaces evidence or fields of the finding."""
     fields: dict[str, Any] = {
         "proof": HoldProof.OPEN,
@@ -53,16 +53,16 @@ def a_finding(session: str, *, agent: str = "main", **how: Any) -> Finding:
         "age": 10.0,
         "file_age": 10.0,
     }
-    fields |= {name: how.pop(name) for name in list(how) if name in Evidence._fields}
+    fields |= {name: kwargs.pop(name) for name in list(kwargs) if name in Evidence._fields}
     evidence = Evidence(lock=a_lock(session, agent=agent), **fields)
     judgement = judge(evidence, Limits())
     found = Finding(
         key(session, agent), evidence.lock, evidence, judgement, decide(judgement, Policy()), None
     )
-    return found._replace(**how)
+    return found._replace(**kwargs)
 
 
-def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
+def metrics_of(inventory: LockInventory, **kwargs: Any) -> Metrics:
     """Return the metrics of a sidecar; `how` replaces arguments of Metrics."""
     options: dict[str, Any] = {"now": time.monotonic, "holder_use": use_of}
     return Metrics(
@@ -71,7 +71,7 @@ def metrics_of(inventory: LockInventory, **how: Any) -> Metrics:
         states=["s"],
         policy=Policy(),
         acquire_timeout=60,
-        **{**options, **how},
+        **{**options, **kwargs},
     )
 
 

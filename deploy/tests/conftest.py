@@ -36,20 +36,20 @@ def tool(name: str) -> str:
     return path
 
 
-def run(*command: str | Path, **how: Any) -> "subprocess.CompletedProcess[str]":
+def run(*command: str | Path, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
     """Run a command that must succeed; the failure shows its output."""
-    options: dict[str, Any] = {"cwd": ROOT, "timeout": 300, **how}
+    options: dict[str, Any] = {"cwd": ROOT, "timeout": 300, **kwargs}
     done = subprocess.run(command, capture_output=True, text=True, **options)
-    said = f"{done.stdout}\n{done.stderr}"
-    assert done.returncode == 0, f"{' '.join(map(str, command))} exits {done.returncode}:\n{said}"
+    output = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{' '.join(map(str, command))} exits {done.returncode}:\n{output}"
     return done
 
 
-def node(script: str, *arguments: str, **how: Any) -> "subprocess.CompletedProcess[str]":
+def node(script: str, *arguments: str, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
     """Run a script that may import the npm packages of these tests."""
     if not NPM.is_dir():
         not_tested("what npm brings", cure="make .venv/.deploy")
-    return run(tool("node"), "-e", script, *arguments, cwd=NPM, **how)
+    return run(tool("node"), "-e", script, *arguments, cwd=NPM, **kwargs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,6 +108,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         notes = [f"  - {text}" for node_, text in _NOTES if node_ == nodeid]
         if outcome != "passed" or "test_live.py" in nodeid or notes:
             name = nodeid.split("::")[-1].removeprefix("test_").replace("_", " ")
-            said = f"{outcome} ({why.removeprefix('Skipped: ')})" if why else outcome
-            lines += [f"- {name}: **{said}**, {seconds:.0f} s", *notes]
+            result = f"{outcome} ({why.removeprefix('Skipped: ')})" if why else outcome
+            lines += [f"- {name}: **{result}**, {seconds:.0f} s", *notes]
     Path(path).write_text("\n".join(lines) + "\n")

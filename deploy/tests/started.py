@@ -96,8 +96,8 @@ def firing(address: str) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def process(*command: str | Path, **how: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    popen = subprocess.Popen(command, **how)
+def process(*command: str | Path, **kwargs: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    popen = subprocess.Popen(command, **kwargs)
     try:
         yield popen
     finally:

@@ -65,8 +65,8 @@ class Podman:
         )
         self.environment = {**os.environ, "CONTAINERS_CONF": str(conf)}
 
-    def __call__(self, *command: str | Path, **how: Any) -> str:
-        done = run(self.program, *command, env=self.environment, **{"timeout": 600, **how})
+    def __call__(self, *command: str | Path, **kwargs: Any) -> str:
+        done = run(self.program, *command, env=self.environment, **{"timeout": 600, **kwargs})
         return done.stdout.strip()
 
     def build(self, tag: str, *options: str | Path) -> None:

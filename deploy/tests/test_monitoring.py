@@ -261,8 +261,8 @@ def test_each_query_of_alerts_and_panels_finds_the_metrics_of_a_reaper(
     with ExitStack() as stack:
 
         def start(*command: str | Path, **environment: str) -> None:
-            how = {"env": {**os.environ, **environment}, **quiet}
-            stack.enter_context(process(*command, **how))
+            kwargs = {"env": {**os.environ, **environment}, **quiet}
+            stack.enter_context(process(*command, **kwargs))
 
         node_port = stack.enter_context(serving(textfile))
         configure(tmp_path / "prometheus", {"openclaw-lock-reaper": reaper_port, "node": node_port})

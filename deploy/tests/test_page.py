@@ -213,8 +213,8 @@ def test_a_click_copies_a_command_and_each_row_has_an_address(
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="light")
     click = "document.querySelector('.command').click()"
     browser.cdp("Runtime.evaluate", expression=click, userGesture=True)
-    said = "return document.getElementById('said').textContent"
-    until(lambda: browser.run(said) == f"Copied: reaper explain {ident(4)}")
+    message = "return document.getElementById('copied').textContent"
+    until(lambda: browser.run(message) == f"Copied: reaper explain {ident(4)}")
     link = browser.run("return document.querySelector('.self').hash")
     browser.run("document.querySelector('.self').click()")
     assert browser.run("return document.querySelector('tr:target').id") == link[1:]

@@ -37,8 +37,8 @@ def test_the_man_page_is_shown_without_an_error() -> None:
     environment = {**os.environ, "MANWIDTH": "80", "MAN_KEEP_FORMATTING": "", "PAGER": "cat"}
     done = run(tool("man"), "--warnings", "-l", TERMINAL / "reaper.1", env=environment)
     assert done.stderr == ""
-    for said in ("reaper sweep", "EXIT STATUS", "--state-dir", "REAPER_ON_OVERDUE", "EXAMPLES"):
-        assert said in done.stdout
+    for text in ("reaper sweep", "EXIT STATUS", "--state-dir", "REAPER_ON_OVERDUE", "EXAMPLES"):
+        assert text in done.stdout
 
 
 class Terminal:

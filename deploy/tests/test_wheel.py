@@ -103,8 +103,8 @@ def test_the_projects_address_is_in_the_metadata_if_it_is_known(tmp_path: Path) 
     )
     program = "from reaper.reports.links import runbook; print(runbook('overdue'))"
     installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    said = run(sys.executable, "-P", "-c", program, env=installed, cwd=tmp_path).stdout
-    assert said == f"{FILES}/docs/runbook.md#overdue\n"
+    output = run(sys.executable, "-P", "-c", program, env=installed, cwd=tmp_path).stdout
+    assert output == f"{FILES}/docs/runbook.md#overdue\n"
     assert {
         link for link in links(text) if not link.startswith((f"{FILES}/", f"{ADDRESS}/raw/"))
     } == {link for link in links(README.read_text()) if link.startswith("http")}
@@ -180,10 +180,10 @@ def test_make_run_shows_and_removes_nothing(found: bool, tmp_path: Path) -> None
         lock.parent.mkdir(parents=True)
         lock.write_text('{"pid": 4194305, "createdAt": "2026-01-01T00:00:00.000Z"}')
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "REAPER_LISTEN": "off"}
-    said = tmp_path / "said"
-    with said.open("wb") as log, process("make", "run", cwd=ROOT, env=environment, stderr=log,
+    log_path = tmp_path / "log_path"
+    with log_path.open("wb") as log, process("make", "run", cwd=ROOT, env=environment, stderr=log,
                                          stdout=log, start_new_session=True) as make:  # fmt: skip
         shown = "would-remove" if found else "a live demo"
-        until(lambda: shown in said.read_text(), shown)
+        until(lambda: shown in log_path.read_text(), shown)
         os.killpg(make.pid, signal.SIGTERM)
     assert lock.exists() is found

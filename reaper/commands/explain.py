@@ -262,28 +262,30 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _which(search: _Search, text: str) -> str:
     """Return the locks that a short name fits, one on each line."""
-    said = [f"{printable(text)} fits {search.fitting} locks. Type more of the one that you mean:"]
+    lines = [f"{printable(text)} fits {search.fitting} locks. Type more of the one that you mean:"]
     for match in search.ambiguous:
         key = match.found.evidence.run.session_key
         agent = f"agent {match.found.lock.agent}"
-        said.append(printable(f"  {match.found.lock.session}  {agent if key is None else key}"))
+        lines.append(printable(f"  {match.found.lock.session}  {agent if key is None else key}"))
     if search.fitting > len(search.ambiguous):
-        said.append("  ...")
-    return "\n".join(said)
+        lines.append("  ...")
+    return "\n".join(lines)
 
 
 def _not_found(judging: Judging, search: _Search, text: str) -> str:
     places = ", ".join(state.path for state in judging.states)
-    said = f"no lock for {printable(text)} in {printable(places)}"
+    message = f"no lock for {printable(text)} in {printable(places)}"
     if not search.is_lock_path:
         if not search.finds_others and text.endswith(_OTHER_SUFFIXES):
-            said += "; this command is for session locks: ask `reaper explain` about other locks"
+            message += "; this command is for session locks: ask `reaper explain` about other locks"
         elif "/" in text:
-            said += "; the path of a lock ends in agents/AGENT/sessions/FILE"
+            message += "; the path of a lock ends in agents/AGENT/sessions/FILE"
     if search.stores_not_understood:
         stores = ", ".join(printable(store) for store in sorted(search.stores_not_understood))
-        said += f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
-    return said
+        message += (
+            f"; as a session key it cannot be looked up: {stores} cannot be read or understood"
+        )
+    return message
 
 
 @with_judging("as_json", *POLICY)

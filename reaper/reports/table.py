@@ -97,17 +97,17 @@ class TableOutput:
         if summary.others:
             self._say(others_sentence(summary))
         removable, others = self._next["sweep"], self._next["explain"] + self._next["unlock"]
-        said = []
+        advice = []
         if removable:
-            said.append(f"`reaper sweep{self._options()}` removes {locks(removable)}")
+            advice.append(f"`reaper sweep{self._options()}` removes {locks(removable)}")
         if others:
             command = f"reaper explain{self._options()} ID"
-            said.append(f"`{command}` says what to do about {locks(others)}")
+            advice.append(f"`{command}` says what to do about {locks(others)}")
         if summary.others_stuck or summary.others_unjudged:
             command = f"reaper explain{self._options()} PATH"
-            said.append(f"`{command}` says what to do about the other locks")
-        if said:
-            self._say(f"next: {', '.join(said)}")
+            advice.append(f"`{command}` says what to do about the other locks")
+        if advice:
+            self._say(f"next: {', '.join(advice)}")
 
 
 class Table:

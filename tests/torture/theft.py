@@ -41,8 +41,8 @@ def _remover(how: str, state: Path) -> Iterator[None]:
         "watch": [sys.executable, "-m", "reaper", "watch", "--listen", "off", *options],
         "sweep": ["sh", "-c", _SWEEPS, sys.executable, str(state)],
     }.get(how, [sys.executable, "-m", "tests.torture.removers", how, str(state)])
-    with tempfile.TemporaryFile("w+") as said:
-        process = start(command, cwd=_REPO, stderr=said, process_group=0)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = start(command, cwd=_REPO, stderr=errors, process_group=0)
         try:
             yield
         finally:
@@ -50,8 +50,8 @@ def _remover(how: str, state: Path) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            said.seek(0)
-            assert ended is None, f"{how} exits {ended}:\n{said.read()}"
+            errors.seek(0)
+            assert ended is None, f"{how} exits {ended}:\n{errors.read()}"
 
 
 def race(
