@@ -302,7 +302,7 @@ def test_in_an_append_only_folder_all_attempts_create_one_file_at_most(
         again = list(Sweeps(tree, monkeypatch).reaper.sweep(wait=0))
         assert len(files_in(tree) - locks) == 1
         (left,) = (finding for finding in again if isinstance(finding, Skipped))
-        assert (left.reason, left.failed) == ("left-aside", True)
+        assert (left.reason, left.failed) == ("leftover", True)
         assert "Operation not permitted" in left.note
     sweeps.act_for(60)
     assert files_in(tree) == set()
@@ -347,7 +347,7 @@ def test_a_file_that_was_left_is_removed_first_and_then_removals_go_on(
         assert len(files_in(tree) - {"one.jsonl.lock", "two.jsonl.lock"}) == 1
     sweeps.act_for(10)
     assert files_in(tree) == set()
-    assert sweeps.reaper.memory.litter == {}
+    assert sweeps.reaper.memory.leftovers == {}
 
 
 def test_a_left_file_that_another_process_removed_blocks_nothing(
@@ -608,7 +608,7 @@ def test_a_failure_is_logged_when_its_cause_changes_and_counted_each_time(
     notes = [line["note"] for line in the_sidecar.lines("failed")]
     assert [note.split(" (")[1].split(")")[0] for note in notes] == ["EIO", "EROFS", "EIO"]
     assert 'reaper_errors_total{kind="removal"} 5.0' in the_sidecar.scrape()
-    (action,) = the_sidecar.inventory.acts()
+    (action,) = the_sidecar.inventory.recent_actions()
     assert action.times == 5
     the_sidecar.sweep_when_due()
     assert [line["session"] for line in the_sidecar.lines("removed")] == ["dead"]

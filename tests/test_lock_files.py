@@ -485,5 +485,5 @@ def test_plain_unlink_steals_live_locks_and_our_removal_steals_none(tree: Tree) 
     assert ours["removed"] > 100, ours
     # A lock that was moved by mistake stays parked only if another lock has its name meanwhile.
     # Each was reported, and the next pass deletes it when it is proven not open.
-    left_aside = [name for name in os.listdir(tree.sessions()) if name.startswith(".rpr")]
-    assert len(left_aside) == ours["failed"], ours
+    leftover = [name for name in os.listdir(tree.sessions()) if name.startswith(".rpr")]
+    assert len(leftover) == ours["failed"], ours

@@ -54,7 +54,7 @@ def test_a_lock_is_removed_with_each_rename_that_the_file_system_may_have(
     tree.lock("sid", record(DEAD))
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock) == removal.Removal(outcome=Outcome.REMOVED)
-        assert folder.litter is None
+        assert folder.leftover is None
     assert listing(tree) == set()
 
 
@@ -287,7 +287,7 @@ def test_a_move_that_fails_leaves_the_lock_and_no_placeholder(
     before = state_of(path)
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.FAILED
-        assert folder.litter is None
+        assert folder.leftover is None
     assert state_of(path) == before
     assert listing(tree) == {NAME}
 
@@ -318,7 +318,7 @@ def test_a_lock_that_cannot_be_unlinked_gets_its_name_back_and_leaves_no_other_f
         assert done.note.startswith("Input/output error")
         assert path.stat().st_ino == lock.lock.file.inode
         assert listing(tree) == {NAME}
-        assert folder.litter is None
+        assert folder.leftover is None
         assert remove(lock).outcome is Outcome.REMOVED
     assert listing(tree) == set()
 
@@ -327,7 +327,7 @@ def test_a_placeholder_keeps_the_name_of_a_lock_that_could_not_be_put_back(
     tree: Tree, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the name were free, a gateway would create another lock. The placeholder does not count as
-    litter, because a gateway's lock may have its name by now.
+    leftover, because a gateway's lock may have its name by now.
     """
     path = tree.lock("sid", record(DEAD))
 
@@ -338,7 +338,7 @@ def test_a_placeholder_keeps_the_name_of_a_lock_that_could_not_be_put_back(
         done = remove(lock)
         assert done.outcome is Outcome.FAILED
         assert "left at '.rpr" in done.note
-        assert folder.litter is None
+        assert folder.leftover is None
     (parked,) = listing(tree) - {NAME}
     assert path.read_bytes() == b""
     assert pid_of(tree.sessions() / parked) == DEAD
@@ -355,8 +355,8 @@ def test_a_placeholder_that_cannot_be_removed_is_reported_with_the_outcome(
         assert done.outcome is Outcome.FAILED
         assert done.note == "removed, but an empty file is left: Input/output error (EIO)"
         (left,) = listing(tree)
-        assert folder.litter is not None
-        assert folder.litter.name == left
+        assert folder.leftover is not None
+        assert folder.leftover.name == left
         tree.lock("sid", record(DEAD))
         with opened(folder) as again:
             refused = remove(again)

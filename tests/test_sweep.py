@@ -939,7 +939,7 @@ def test_a_parked_lock_whose_name_is_in_use_is_deleted_only_when_nobody_has_it_o
     the_reaper = reaper(tree)
     left = [skip for skip in the_reaper.sweep() if isinstance(skip, Skipped)]
     assert [(skip.path, skip.reason, skip.failed) for skip in left] == [
-        (str(parked), "left-aside", True)
+        (str(parked), "leftover", True)
     ]
     assert parked.exists()
     displaced.ask("close")
@@ -973,7 +973,7 @@ def test_a_look_leaves_a_parked_lock_in_place(tree: Tree) -> None:
     path.rename(parked)
     (left,) = reaper(tree).look()
     assert isinstance(left, Skipped)
-    assert (left.path, left.reason, left.failed) == (str(parked), "left-aside", True)
+    assert (left.path, left.reason, left.failed) == (str(parked), "leftover", True)
     assert parked.exists()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from reaper.core.finding import Skipped
-from reaper.sweep import LEFT_ASIDE
+from reaper.sweep import LEFTOVER
 from reaper.watch.event_trust import EventTrust
 from reaper.watch.inbox import Inbox
 from reaper.watch.sweeps import SkippedFiles, Sweeps
@@ -71,7 +71,7 @@ def test_failed_sweeps_are_retried_with_growing_delays_until_one_succeeds(
 
 def test_a_parked_lock_makes_twelve_sweeps_frequent(sweeps: Sweeps) -> None:
     files = SkippedFiles(10)
-    files.add(Skipped(path="/s/.rprx", reason=LEFT_ASIDE, failed=True))
+    files.add(Skipped(path="/s/.rprx", reason=LEFTOVER, failed=True))
     for number in range(13):
         sweeps.ended(number, number, files)
         assert sweeps.interval == (5 if number < 12 else 60)

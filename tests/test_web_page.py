@@ -284,7 +284,7 @@ def test_recent_actions_are_bounded_and_repeated_ones_are_counted(serving: Servi
         served.inventory.remember({**record, "path": f"/{number}", "session": f"n{number}"}, number)
     for _ in range(200):
         served.inventory.remember({**record, "path": "/1", "session": "again"}, 1000)
-    actions = served.inventory.acts()
+    actions = served.inventory.recent_actions()
     assert len(actions) == 50
     # It is counted although it was no longer among the latest.
     latest = actions[0]

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from reaper.core.policy import GONE, Outcome
-from reaper.reports.records import Act, SkippedFile, TrackedLock
+from reaper.reports.records import RecentAction, SkippedFile, TrackedLock
 from reaper.reports.stuck_history import StuckHistory
 from reaper.reports.tally import Tallies
 
-_ACTS: Final = 50
+_ACTIONS: Final = 50
 """Actions that are remembered for the page."""
 _COUNTED: Final = 1000
 """Actions that are counted, by lock and outcome."""
@@ -26,7 +26,7 @@ class LockInventory:
         self._skipped: list[SkippedFile] | None = None
         self._others: list[TrackedLock] = []
         self._watched_folders: dict[str, int] = {}
-        self._acts: dict[tuple[str, str], Act] = {}
+        self._actions: dict[tuple[str, str], RecentAction] = {}
         self._times: dict[tuple[str, str], int] = {}
         self._tallies = Tallies()
         self._history = StuckHistory()
@@ -77,23 +77,23 @@ class LockInventory:
         return self._watched_folders
 
     def remember(self, record: dict[str, Any], at_ms: int) -> None:
-        """Keep an action, as `lock_record` returns it. The last _ACTS are kept. The same outcome
+        """Keep an action, as `lock_record` returns it. The last _ACTIONS are kept. The same outcome
         for the same lock is only counted, so a removal that fails each second pushes nothing out.
         """
         key = (record["path"], record["outcome"])
         with self._lock:
             times = self._times.pop(key, 0) + 1
-            self._acts.pop(key, None)
+            self._actions.pop(key, None)
             self._times[key] = times
-            self._acts[key] = Act(record=record, at_ms=at_ms, times=times)
-            for remembered, most in ((self._acts, _ACTS), (self._times, _COUNTED)):
+            self._actions[key] = RecentAction(record=record, at_ms=at_ms, times=times)
+            for remembered, most in ((self._actions, _ACTIONS), (self._times, _COUNTED)):
                 if len(remembered) > most:
                     del remembered[next(iter(remembered))]
 
-    def acts(self) -> list[Act]:
+    def recent_actions(self) -> list[RecentAction]:
         """Return what is remembered, the latest first."""
         with self._lock:
-            return list(reversed(self._acts.values()))
+            return list(reversed(self._actions.values()))
 
     def times_removed(self, path: str) -> int:
         """Return how often a lock with this path was removed, as far as that is remembered."""

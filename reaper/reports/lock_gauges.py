@@ -24,7 +24,7 @@ _LONGEST_LABEL: Final = 64
 _ERROR: Final = "error"
 _SKIP_REASONS: Final = (
     _ERROR,
-    "left-aside",
+    "leftover",
     "missing",
     "not-regular",
     "session-store",

@@ -133,7 +133,7 @@ class SkippedFile(Protocol):
     def files(self) -> int: ...
 
 
-class Act(NamedTuple):
+class RecentAction(NamedTuple):
     """An action on one lock, or a report about it. It happened `times` times, last at `at_ms`
     (epoch).
     """

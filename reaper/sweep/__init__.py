@@ -1,11 +1,11 @@
 """Passes over all locks: look at each, collect evidence, judge, act."""
 
-from reaper.sweep.plan import LEFT_ASIDE, TOO_MANY_LOCKS, Unlock, Unseen, hides_locks
+from reaper.sweep.plan import LEFTOVER, TOO_MANY_LOCKS, Unlock, Unseen, hides_locks
 from reaper.sweep.reaper import Reaper
 from reaper.sweep.sources import Clock, Processes, SystemClock
 
 __all__ = [
-    "LEFT_ASIDE",
+    "LEFTOVER",
     "TOO_MANY_LOCKS",
     "Clock",
     "Processes",

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from reaper.adapters.locks import names, reading, removal
-from reaper.adapters.locks.reading import Folder, Litter, OpenLock
+from reaper.adapters.locks.reading import Folder, Leftover, OpenLock
 from reaper.core.evidence import HoldProof
 from reaper.core.finding import Mode, Skipped
 from reaper.core.lock import LOCK_SUFFIX, Shape
 from reaper.core.other_locks import GUARD_SUFFIX
 from reaper.core.policy import Outcome
 from reaper.sweep.evidence import EvidenceCollector
-from reaper.sweep.plan import LEFT_ASIDE
+from reaper.sweep.plan import LEFTOVER
 
 _DELETED: Final = {
     Outcome.REMOVED: "deleted",
@@ -33,7 +33,7 @@ def settle_leftovers(folder: Folder, mode: Mode, collector: EvidenceCollector) -
     for name in folder.parked:
         if mode is not Mode.ACT:
             path = f"{folder.path}/{name}"
-            yield Skipped(path=path, reason=LEFT_ASIDE, failed=True, note=_INTERRUPTED_NOTE)
+            yield Skipped(path=path, reason=LEFTOVER, failed=True, note=_INTERRUPTED_NOTE)
             continue
         is_guard = names.original_name(name).endswith(GUARD_SUFFIX)
         opened = (reading.open_guard if is_guard else reading.open_lock)(folder, name)
@@ -66,6 +66,6 @@ def _settle(opened: OpenLock, collector: EvidenceCollector) -> Skipped | None:
         dropped = removal.drop_parked(opened)
         failed = dropped.outcome is Outcome.FAILED
         if failed:
-            folder.litter = Litter(name, opened.lock.file)
+            folder.leftover = Leftover(name, opened.lock.file)
         note = f"cannot be deleted: {dropped.note}" if failed else _DELETED[dropped.outcome]
-    return Skipped(path=opened.lock.path, reason=LEFT_ASIDE, failed=failed, note=note)
+    return Skipped(path=opened.lock.path, reason=LEFTOVER, failed=failed, note=note)

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from reaper.adapters.locks.reading import Folder, Litter
+from reaper.adapters.locks.reading import Folder, Leftover
 from reaper.core.history import EarlierLocks, LockHistory
 from reaper.core.lock import Lock, LockKey, StateDir
 from reaper.core.policy import Outcome
@@ -138,8 +138,8 @@ class FolderNames:
 
 
 class Memory:
-    """What one Reaper remembers. `litter` is what removals left in each folder. A folder of other
-    locks has its path in place of an agent's name.
+    """What one Reaper remembers. A folder of other locks has its path in place of an agent's
+    name.
     """
 
     def __init__(self, most_remembered: int) -> None:
@@ -147,7 +147,7 @@ class Memory:
         self.failures: dict[LockKey, FailedRemoval] = {}
         self.earlier: dict[_Agent, EarlierLocks] = defaultdict(EarlierLocks)
         self.folder_names = FolderNames()
-        self.litter: dict[_Agent, Litter] = {}
+        self.leftovers: dict[_Agent, Leftover] = {}
         self.had_sessions: set[StateDir] = set()
         """State directories in which some pass found a `sessions` folder."""
 
@@ -159,20 +159,18 @@ class Memory:
         """Forget what is remembered about all other agents, except their locks."""
         for agent in self.earlier.keys() - known:
             del self.earlier[agent]
-        for agent in self.litter.keys() - known:
+        for agent in self.leftovers.keys() - known:
             if "/" not in agent[1]:
-                del self.litter[agent]
+                del self.leftovers[agent]
 
     @contextmanager
-    def with_litter(self, folder: Folder) -> Iterator[None]:
-        """Give a folder the litter that it had at the end of the last pass. On exit, remember the
-        litter that it has then.
-        """
+    def with_leftover(self, folder: Folder) -> Iterator[None]:
+        """Give a folder its leftover from the last pass, and remember the one it has on exit."""
         agent = folder.state, folder.path if folder.places else folder.agent
-        folder.litter = self.litter.get(agent)
+        folder.leftover = self.leftovers.get(agent)
         try:
             yield
         finally:
-            self.litter.pop(agent, None)
-            if folder.litter is not None:
-                self.litter[agent] = folder.litter
+            self.leftovers.pop(agent, None)
+            if folder.leftover is not None:
+                self.leftovers[agent] = folder.leftover

@@ -38,7 +38,7 @@ class OtherScanner(NamedTuple):
             return
         skipped: list[Skipped] = []
         for folder in folders_of_places(self.state, skipped):
-            with self.memory.with_litter(folder), folder:
+            with self.memory.with_leftover(folder), folder:
                 try:
                     collector.enter(folder)
                     if only is None:

@@ -39,9 +39,9 @@ class Plan(NamedTuple):
 
 TOO_MANY_LOCKS: Final = "too-many-locks"
 """The reason for locks that are not remembered because their agent has too many."""
-LEFT_ASIDE: Final = "left-aside"
+LEFTOVER: Final = "leftover"
 """The reason for a file that a removal left under a private name."""
-_HIDE_NOTHING: Final = frozenset({TOO_MANY_LOCKS, LEFT_ASIDE, SESSION_STORE})
+_HIDE_NOTHING: Final = frozenset({TOO_MANY_LOCKS, LEFTOVER, SESSION_STORE})
 
 
 def hides_locks(skipped: Skipped) -> bool:

@@ -90,7 +90,7 @@ class Scanner(NamedTuple):
         met: set[str] = set()
         for folder in reading.folders(state, skipped, None):
             met.add(folder.agent)
-            with self.memory.with_litter(folder), folder:
+            with self.memory.with_leftover(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
                     yield self._begin_folder(folder, collector)
@@ -124,7 +124,7 @@ class Scanner(NamedTuple):
         met: set[str] = set()
         for folder in reading.folders(state, skipped, set(names)):
             met.add(folder.agent)
-            with self.memory.with_litter(folder), folder:
+            with self.memory.with_leftover(folder), folder:
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
                 folder.locks = sorted(names[folder.agent])

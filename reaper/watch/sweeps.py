@@ -6,11 +6,11 @@ from typing import Final
 
 from reaper.core.finding import Finding, Skipped
 from reaper.core.retry import Retry
-from reaper.sweep import LEFT_ASIDE, TOO_MANY_LOCKS, hides_locks
+from reaper.sweep import LEFTOVER, TOO_MANY_LOCKS, hides_locks
 from reaper.watch.event_trust import DEGRADED_RESYNC, EventTrust
 from reaper.watch.reporter import Reporter
 
-_WHILE_LEFT_ASIDE: Final = 12
+_WHILE_LEFTOVER: Final = 12
 """Sweeps in a row that come sooner because a lock is still under a private name."""
 _FOLDERS_SETTLE: Final = 1.0
 """Seconds between two sweeps because folders appeared or went."""
@@ -48,9 +48,9 @@ class SkippedFiles:
         self._found[key] = skipped
 
     @property
-    def left_aside(self) -> bool:
+    def has_leftover(self) -> bool:
         """Whether a lock that may be live is without its name because a removal was interrupted."""
-        return any(found.failed and found.reason == LEFT_ASIDE for found in self._found.values())
+        return any(found.failed and found.reason == LEFTOVER for found in self._found.values())
 
     def all(self) -> list[Skipped]:
         return [
@@ -89,13 +89,13 @@ class Sweeps:
         self._reporter = reporter
         self._ended_at = 0.0
         self._folders_changed = False
-        self._with_left_aside = 0
+        self._sweeps_with_leftover = 0
         self._retry: Retry | None = None
 
     @property
     def interval(self) -> float:
         """Seconds from one sweep to the next."""
-        soon = 0 < self._with_left_aside <= _WHILE_LEFT_ASIDE
+        soon = 0 < self._sweeps_with_leftover <= _WHILE_LEFTOVER
         interval = self._trust.resync_interval
         return min(interval, DEGRADED_RESYNC) if soon else interval
 
@@ -113,7 +113,7 @@ class Sweeps:
         self._reporter.metrics.sweep_duration.observe(now - started)
         self._reporter.metrics.last_sweep.set_to_current_time()
         self.not_ready_because = files.not_ready_because
-        self._with_left_aside = self._with_left_aside + 1 if files.left_aside else 0
+        self._sweeps_with_leftover = self._sweeps_with_leftover + 1 if files.has_leftover else 0
         self._folders_changed = False
         self._ended_at = now
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from reaper.core.policy import Outcome
 from reaper.reports.explain import duration
-from reaper.reports.records import Act
+from reaper.reports.records import RecentAction
 from reaper.web.html import Html, html, joined, many, moment
 from reaper.web.rows import session
 from reaper.web.shown import visible
@@ -24,11 +24,11 @@ _MAX_UNFOLDED: Final = 8
 """Number of actions that are shown; earlier ones are folded."""
 
 
-def actions(acts: Sequence[Act], now_ms: int, *, names: bool) -> Html:
+def actions(recent: Sequence[RecentAction], now_ms: int, *, names: bool) -> Html:
     """Return the actions, the latest first, as of `now_ms` (epoch ms)."""
-    if not acts:
+    if not recent:
         return Html("<p>None since the reaper started.</p>")
-    rows = [_row(act, now_ms, names=names) for act in acts]
+    rows = [_row(action, now_ms, names=names) for action in recent]
     earlier = rows[_MAX_UNFOLDED:]
     return html(
         "{latest}{earlier}",
@@ -47,15 +47,15 @@ def _table(rows: Sequence[Html]) -> Html:
     return html("<table><tbody>{rows}</tbody></table>", rows=joined(rows))
 
 
-def _row(act: Act, now_ms: int, *, names: bool) -> Html:
-    record = visible(act.record, names=names)
-    often = f" {many(act.times, 'time')}" if act.times > 1 else ""
+def _row(action: RecentAction, now_ms: int, *, names: bool) -> Html:
+    record = visible(action.record, names=names)
+    often = f" {many(action.times, 'time')}" if action.times > 1 else ""
     return html(
         '<tr><th scope="row">{session}</th><td>{ago} ago <span class="soft">{at}</span></td>'
         '<td><b class="{tone}">{outcome}</b>: {why}{note}</td></tr>',
         session=session(record),
-        ago=duration(max(0, now_ms - act.at_ms) / 1000),
-        at=moment(act.at_ms),
+        ago=duration(max(0, now_ms - action.at_ms) / 1000),
+        at=moment(action.at_ms),
         tone="bad" if record["outcome"] == Outcome.FAILED.value else "",
         outcome=f"{_WORDS[Outcome(record['outcome'])]}{often}",
         why=f"{record['verdict']} ({', '.join(record['reasons'])})",

@@ -169,7 +169,7 @@ class View:
             ),
             "locks": groups(rows, reader),
             "others": others(self._inventory.others(), clock.as_of, names=names),
-            "actions": actions(self._inventory.acts(), clock.as_of_ms, names=names),
+            "actions": actions(self._inventory.recent_actions(), clock.as_of_ms, names=names),
             "state": state(
                 self._metrics,
                 states=self._states,

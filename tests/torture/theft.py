@@ -58,7 +58,7 @@ def race(
     harness: Path, how: str, *, seconds: float, removals: int = 10**9, rival: bool = False
 ) -> Counter[str]:
     """Run the harness and a remover on one folder until a bound is reached. Return the counts of
-    theft.c, and the number of private names that were `left_aside`.
+    theft.c, and the number of private names that are left (`leftover`).
     """
     order = "sorted" if how == "watch" else "listed"
     with tempfile.TemporaryDirectory(prefix="reaper-theft-") as folder:
@@ -75,5 +75,5 @@ def race(
                 timeout=seconds + 120,
             )
         counts: Counter[str] = Counter(json.loads(done.stdout))
-        counts["left_aside"] = sum(name.startswith(".rpr") for name in os.listdir(sessions))
+        counts["leftover"] = sum(name.startswith(".rpr") for name in os.listdir(sessions))
     return counts

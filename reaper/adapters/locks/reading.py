@@ -36,7 +36,7 @@ _MOST_CHECKPOINTS: Final = 100_000
 """Names of checkpoint files that are kept for one folder."""
 
 
-class Litter(NamedTuple):
+class Leftover(NamedTuple):
     """A file that a removal created under a private name and could not remove."""
 
     name: str
@@ -48,7 +48,7 @@ class Folder:
     directory, which has `places` of other locks. All names are relative to the folder.
 
     `locks` are the names of its lock files, `parked` the private names that a removal left.
-    `through_symlink`: a symlink leads to it, by this name or by another known one. While `litter`
+    `through_symlink`: a symlink leads to it, by this name or by another known one. While `leftover`
     exists and cannot be removed, `remove` creates nothing in this folder.
     """
 
@@ -74,7 +74,7 @@ class Folder:
         self.locks_left_out = 0
         self.regular: set[str] = set()
         """Names of locks that `read_names` found to be regular files."""
-        self.litter: Litter | None = None
+        self.leftover: Leftover | None = None
         self._checkpoints: list[str] | None = None
 
     def identity(self) -> tuple[int, int]:

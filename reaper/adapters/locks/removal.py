@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from reaper.adapters import kernel
 from reaper.adapters.kernel import exchange, rename_noreplace
 from reaper.adapters.locks.names import PREFIX, PRIVATE_NAME, RANDOM, original_name, private_name_of
-from reaper.adapters.locks.reading import Folder, Litter, OpenLock, what
+from reaper.adapters.locks.reading import Folder, Leftover, OpenLock, what
 from reaper.adapters.owners import advice_to_remove
 from reaper.core.lock import FileId, Shape
 from reaper.core.policy import Outcome
@@ -52,7 +52,7 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     be removed, because each attempt would leave one more.
     """
     kernel.load()  # so that loading does not come between the steps below
-    refused = _remove_litter(opened.folder)
+    refused = _remove_leftover(opened.folder)
     if refused:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
@@ -70,40 +70,40 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
             if not left:
                 return removal
             removal = Removal(outcome=Outcome.FAILED, note=f"{removal.outcome.value}, but {left}")
-        _note_litter(placeholder, opened)
+        _note_leftover(placeholder, opened)
         return removal
     finally:
         if placeholder is not None:
             os.close(placeholder)
 
 
-def _remove_litter(folder: Folder) -> str:
+def _remove_leftover(folder: Folder) -> str:
     """Remove what an earlier removal left in the folder. Return why that is impossible, empty if
     nothing is left.
 
     Unlinks only the very file that was left. No other process puts a file under its private name.
     """
-    litter = folder.litter
-    if litter is None:
+    left = folder.leftover
+    if left is None:
         return ""
     try:
-        if _file_at(litter.name, dir_fd=folder.fd) == litter.file:
-            os.unlink(litter.name, dir_fd=folder.fd)
+        if _file_at(left.name, dir_fd=folder.fd) == left.file:
+            os.unlink(left.name, dir_fd=folder.fd)
     except FileNotFoundError:
         pass
     except OSError as error:
-        return f"nothing is created here while {litter.name!r} cannot be removed: {_advice(error)}"
-    folder.litter = None
+        return f"nothing is created here while {left.name!r} cannot be removed: {_advice(error)}"
+    folder.leftover = None
     return ""
 
 
-def _note_litter(placeholder: int, opened: OpenLock) -> None:
+def _note_leftover(placeholder: int, opened: OpenLock) -> None:
     """Remember a placeholder under a private name; under the lock's name, it is judged as one."""
     with suppress(OSError):
         found = os.fstat(placeholder)
         name = _name_of(placeholder, opened) if found.st_nlink else None
         if name is not None and name != opened.name:
-            opened.folder.litter = Litter(name, FileId(found.st_dev, found.st_ino))
+            opened.folder.leftover = Leftover(name, FileId(found.st_dev, found.st_ino))
 
 
 def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
@@ -334,7 +334,7 @@ def _park(parked: str, opened: OpenLock) -> bool:
     except FileNotFoundError:
         raise
     except OSError:
-        opened.folder.litter = Litter(trial, opened.lock.file)
+        opened.folder.leftover = Leftover(trial, opened.lock.file)
         return False
     os.rename(name, parked, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     return True
