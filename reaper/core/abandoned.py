@@ -19,7 +19,7 @@ NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
 """States of a holder that is in another PID namespace, if a process has its lock open."""
 CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
 """Bytes. Upstream makes no checkpoint of a larger transcript, so a compaction's lock looks like one
-that was left behind (docs/decisions/0012-late-shape.md)."""
+that was left behind (docs/decisions/0012-late-case.md)."""
 CHECKPOINT_MARGIN_MS: Final = 60_000
 """A checkpoint may be that much older than the lock and still belong to the compaction that holds
 it: a plugin's context engine writes it before it takes the lock."""
