@@ -1,6 +1,5 @@
 """What is remembered about locks between two looks, and what it adds to the evidence."""
 
-from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from reaper.core.evidence import (
@@ -182,7 +181,7 @@ class EarlierLocks:
     """Who took the locks of one agent's sessions before, within bounds."""
 
     def __init__(self) -> None:
-        self._of: OrderedDict[str, tuple[EarlierLock, ...]] = OrderedDict()
+        self._of: dict[str, tuple[EarlierLock, ...]] = {}
 
     def with_this(self, lock: Lock) -> tuple[EarlierLock, ...]:
         """Remember this lock; return it and the others of its session, the newest last."""
@@ -193,8 +192,8 @@ class EarlierLocks:
         taken = EarlierLock(record.created_at_ms, record.pid, record.starttime)
         if taken not in known:
             known = (*known, taken)[-_EARLIER_LOCKS:]
+            self._of.pop(lock.session, None)  # so that the session becomes the last one
             self._of[lock.session] = known
-            self._of.move_to_end(lock.session)
             if len(self._of) > _SESSIONS:
-                self._of.popitem(last=False)
+                del self._of[next(iter(self._of))]
         return known

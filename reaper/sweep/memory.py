@@ -133,8 +133,8 @@ class FolderNames:
 
     def first_name(self, key: LockKey) -> LockKey:
         """Return the key under which this lock is remembered."""
-        state, agent = self._first_of.get((key.state, key.agent), key[:2])
-        return LockKey(state, agent, key.name)
+        first = self._first_of.get((key.state, key.agent))
+        return key if first is None else LockKey(*first, key.name)
 
 
 class Memory:

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -94,7 +95,8 @@ class Scanner(NamedTuple):
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
                     yield self._begin_folder(folder, collector)
-                    yield self._scan_locks(folder, collector)
+                    keys = map(partial(LockKey, state, folder.agent), folder.locks)
+                    yield self._scan_locks(keys, folder, collector)
                     yield self._end_folder(folder, collector)
         yield skipped
         had_sessions = state in self.memory.had_sessions
@@ -109,26 +111,26 @@ class Scanner(NamedTuple):
         lost -= met
         if lost:
             known = self.memory.histories
-            keys = [key for key in known if key.state == state and key.agent in lost]
-            yield _lost(keys, skipped)
+            yield _lost([key for key in known if key.state == state and key.agent in lost], skipped)
         yield self._hints(state, is_empty=not met and not skipped)
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
     ) -> Iterator[_Part]:
-        names: dict[str, list[str]] = defaultdict(list)
+        keys: dict[str, list[LockKey]] = defaultdict(list)
         for key in only:
             if key.state == state and key.agent:
-                names[key.agent].append(key.name)
+                keys[key.agent].append(key)
         skipped: list[Skipped] = []
         met: set[str] = set()
-        for folder in reading.folders(state, skipped, set(names)):
+        for folder in reading.folders(state, skipped, set(keys)):
             met.add(folder.agent)
             with self.memory.with_leftover(folder), folder:
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
-                folder.locks = sorted(names[folder.agent])
-                yield self._scan_locks(folder, collector)
+                wanted = sorted(keys[folder.agent])
+                folder.locks = [key.name for key in wanted]
+                yield self._scan_locks(wanted, folder, collector)
         yield (one for one in skipped if one.failed)
         known = (key for key in only if key.agent and key in self.memory.histories)
         lost = [key for key in known if key.state == state and key.agent not in met]
@@ -146,17 +148,16 @@ class Scanner(NamedTuple):
             return [failure(folder.path, error)]
 
     def _scan_locks(
-        self, folder: Folder, collector: EvidenceCollector
+        self, keys: Iterable[LockKey], folder: Folder, collector: EvidenceCollector
     ) -> Iterator[Finding | Skipped]:
-        """Look at each of `folder.locks`. Never raises, so one lock's error delays no other."""
+        """Look at each of a folder's locks. Never raises, so one lock's error delays no other."""
         wanted = self.plan.wanted
-        for name in folder.locks:
-            key = LockKey(folder.state, folder.agent, name)
+        for key in keys:
             if wanted is None or wanted(key):
                 try:
                     found = self._look_at(key, folder, collector)
                 except Exception as error:  # noqa: BLE001  # any bug that one lock triggers, too
-                    found = failure(f"{folder.path}/{name}", error, key)
+                    found = failure(f"{folder.path}/{key.name}", error, key)
                 if found is not None:
                     yield found
 
