@@ -1,3 +1,3 @@
-"""The stale-lock reaper: frees exactly the session locks whose holding is provably over."""
+"""The stale-lock reaper: removes exactly the session locks that are provably no longer in use."""
 
 __version__ = "0.1.0"

@@ -47,7 +47,7 @@ class HolderHealth(NamedTuple):
             "why": list(self.why),
             "leaked_sessions": self.load.leaked_sessions,
             "stuck_locks": self.load.stuck_locks,
-            "freed_locks": self.load.freed_locks,
+            "removed_locks": self.load.removed_locks,
             "resident_bytes": self.load.resident_bytes,
         }
 
@@ -69,19 +69,19 @@ class GatewayHealth:
         self._use = use
         self._starttime = starttime
         self._mutex = threading.Lock()
-        self._freed: dict[HolderName, int] = {}
+        self._leaked: dict[HolderName, int] = {}
 
     def add(self, seen: TrackedLock) -> None:
         """Add a finding: the lock's holder, and whether the lock was removed from it."""
         name = self._name(seen) if self._enabled else None
         if name is None:
             return
-        freed = seen.judgement.verdict is Verdict.ABANDONED and seen.outcome is Outcome.REMOVED
-        if freed or name.visible:
+        leaked = seen.judgement.verdict is Verdict.ABANDONED and seen.outcome is Outcome.REMOVED
+        if leaked or name.visible:
             with self._mutex:
-                self._freed[name] = self._freed.pop(name, 0) + freed  # the latest one last
-                if len(self._freed) > _MOST_REMEMBERED:
-                    del self._freed[next(iter(self._freed))]
+                self._leaked[name] = self._leaked.pop(name, 0) + leaked  # the latest one last
+                if len(self._leaked) > _MOST_REMEMBERED:
+                    del self._leaked[next(iter(self._leaked))]
 
     def holders(self) -> list[HolderHealth]:
         """Return the live holders, those that are wedged or leak most first.
@@ -92,22 +92,22 @@ class GatewayHealth:
         if not self._enabled:
             return []
         with self._mutex:
-            freed = dict(self._freed)
-        stuck = Counter({name: 0 for name in freed if name.visible})
+            leaked = dict(self._leaked)
+        stuck = Counter({name: 0 for name in leaked if name.visible})
         for seen in self._inventory.all():
             name = self._name(seen)
             if name is not None:
                 stuck[name] += is_held_stuck(seen.evidence, seen.judgement)
         found = [
-            self._health(name, count, freed.get(name, 0))
+            self._health(name, count, leaked.get(name, 0))
             for name, count in stuck.items()
             if not name.visible or self._starttime(name.pid) == name.starttime
         ]
         return sorted(found, key=lambda health: (not health.why, -health.load.leaked_sessions))
 
-    def _health(self, name: HolderName, stuck: int, freed: int) -> HolderHealth:
+    def _health(self, name: HolderName, stuck: int, leaked: int) -> HolderHealth:
         use = self._use(name.pid) if name.visible else None
-        load = Load(stuck, freed, None if use is None else use.resident_bytes)
+        load = Load(stuck, leaked, None if use is None else use.resident_bytes)
         return HolderHealth(name, load, load.exceeded(self._limits))
 
     def _name(self, seen: TrackedLock) -> HolderName | None:

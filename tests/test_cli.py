@@ -207,7 +207,7 @@ def test_the_other_directories_are_swept_if_one_is_missing(tree: Tree, tmp_path:
 FIELDS = {
     "path", "state_dir", "agent", "session", "session_key", "pid", "starttime", "created_at",
     "max_hold_ms", "fingerprint", "age_seconds", "holder", "holder_pid", "hold_proof", "run",
-    "verdict", "reasons", "rule", "not_freed_because", "not_freed_text", "action", "outcome",
+    "verdict", "reasons", "rule", "not_removed_because", "not_removed_text", "action", "outcome",
     "note",
 }  # fmt: skip
 
@@ -244,8 +244,8 @@ def test_the_json_schema_is_as_documented(tree: Tree, hold: HoldLock) -> None:
         "verdict": "held",
         "reasons": [],
         "rule": 3,
-        "not_freed_because": "run-goes-on",
-        "not_freed_text": "the run has not ended: the last record of its trajectory is not "
+        "not_removed_because": "run-goes-on",
+        "not_removed_text": "the run has not ended: the last record of its trajectory is not "
         "session.ended",
         "action": "keep",
         "outcome": None,
@@ -598,7 +598,7 @@ def test_explain_names_the_condition_that_is_not_met(tree: Tree, hold: HoldLock)
     assert "not known to be older than the run" in not_removed["upgraded"]
     assert "not known to be of OpenClaw 2026.4.22 to 2026.5.27" in not_removed["buffered"]
     found = json.loads(reap("list", "--json", "--state-dir", tree.root).stdout)
-    assert found["locks"][0]["not_freed_because"] == "version"
+    assert found["locks"][0]["not_removed_because"] == "version"
 
 
 def test_explain_says_that_an_overdue_lock_may_be_healthy(tree: Tree, hold: HoldLock) -> None:

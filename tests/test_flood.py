@@ -103,8 +103,8 @@ def test_a_failed_removal_is_retried_with_growing_delays_by_all_sweeps(
     assert found.judgement.wants_freeing
     assert path.exists()
     sweeps.clock.pass_by(60)
-    (freed,) = sweeps.act()
-    assert (freed.outcome, freed.attempted, freed.retry) == (Outcome.REMOVED, True, None)
+    (removed,) = sweeps.act()
+    assert (removed.outcome, removed.attempted, removed.retry) == (Outcome.REMOVED, True, None)
     assert files_in(tree) == set()
 
 
@@ -833,7 +833,7 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     assert the_sidecar.watch.ready()
     assert len(the_sidecar.watch.tracker.keys()) == 11
     assert len(the_sidecar.inventory.all()) == 11
-    # A held lock of another agent is waited for by its pidfd, and freed when that is ready.
+    # A held lock of another agent is waited for by its pidfd, and removed when that is ready.
     dying.kill()
     the_sidecar.watch.judge(
         the_sidecar.watch.holders.exited(the_sidecar.watch.holders.wait(0), time.monotonic())
@@ -894,7 +894,7 @@ def test_events_are_handled_during_a_long_sweep(
     monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
     monkeypatch.setattr(tracker, "SETTLE", 0.0)
     act = the_sidecar.watch.reaper.act
-    freed: list[bool] = []
+    removed: list[bool] = []
 
     def during(only: Any = None) -> Iterator[Any]:
         for found in act(only):
@@ -905,13 +905,13 @@ def test_events_are_handled_during_a_long_sweep(
                     the_sidecar.announce("dead", CREATED, "a-new-one")
                 yield found
                 if key.name == "x0.jsonl.lock":
-                    freed.append(not path.exists())
+                    removed.append(not path.exists())
             else:
                 yield found
 
     monkeypatch.setattr(the_sidecar.watch.reaper, "act", during)
     the_sidecar.sweep()
-    assert freed == [True]
+    assert removed == [True]
     assert the_sidecar.key("dead", "a-new-one") not in the_sidecar.watch.tracker
     the_sidecar.announce("dead", DELETED, "a-new-one")
     the_sidecar.watch.handle_events()

@@ -244,7 +244,7 @@ def stuck(gateway: Gateway, wanted: list[Wanted]) -> list[Begun]:
         locks = look(gateway, "--abandoned-after", "2s")
         for case, begun in tried:
             if left_behind(gateway, begun):
-                unmet = locks[begun.session]["not_freed_because"]
+                unmet = locks[begun.session]["not_removed_because"]
                 assert unmet in {"seen-once", *_TOO_SLOW}, (begun, unmet)
                 if unmet == "seen-once":
                     found[case] = begun
@@ -265,10 +265,10 @@ def left_behind(gateway: Gateway, begun: Begun) -> bool:
     return False
 
 
-def wait_until_freed(gateway: Gateway, begun: list[Begun]) -> None:
+def wait_until_removed(gateway: Gateway, begun: list[Begun]) -> None:
     for run in begun:
         lock = gateway.lock(run.session, run.agent)
-        eventually(lambda lock=lock: not lock.exists(), f"freed: {run}")
+        eventually(lambda lock=lock: not lock.exists(), f"removed: {run}")
 
 
 # Healthy
@@ -368,7 +368,7 @@ def test_stuck_locks_are_removed_and_healthy_ones_beside_them_are_kept(
 
         # With the reaper:
         with watching(gateway, limits=SHORT) as sidecar:
-            wait_until_freed(gateway, found)
+            wait_until_removed(gateway, found)
             for begun in blocked:
                 gateway.hello(begun.session, agent=begun.agent)
             # Wait until the healthy locks are much older than a stuck lock must be.
@@ -379,14 +379,14 @@ def test_stuck_locks_are_removed_and_healthy_ones_beside_them_are_kept(
             )
             for run in healthy:
                 assert identity(run.lock(gateway)) == run.identity, run.kind
-            freed = {line["session"] for line in sidecar.journal("removed")}
-            assert not freed & {"busy", *(entry.session for entry in healthy)}
+            removed = {line["session"] for line in sidecar.journal("removed")}
+            assert not removed & {"busy", *(entry.session for entry in healthy)}
             go.set()
             assert busy.result()["status"] == "ok"
             for run in healthy:
                 succeeds(run.answer)
-            freed = {line["session"] for line in sidecar.journal("removed")}
-            assert not freed & {"busy", *(entry.session for entry in healthy)}
+            removed = {line["session"] for line in sidecar.journal("removed")}
+            assert not removed & {"busy", *(entry.session for entry in healthy)}
         for run in healthy:
             assert transcript_is_intact(gateway.sessions() / f"{run.session}.jsonl")
         assert transcript_is_intact(gateway.sessions() / "busy.jsonl")
@@ -410,7 +410,7 @@ def test_stuck_locks_of_a_tool_that_ends_late_are_removed(gateways: StartGateway
     found = stuck(gateway, [(kind, _LATE) for kind in FOUR_KINDS])
     assert_found_stuck(gateway, found)
     with watching(gateway, limits=SHORT):
-        wait_until_freed(gateway, found)
+        wait_until_removed(gateway, found)
 
 
 @pytest.mark.torture  # four minutes; it differs from the tests above by one record
@@ -428,7 +428,7 @@ def test_stuck_locks_are_removed_where_fallback_models_are_configured(
         assert "model.fallback_step" in {record["type"] for record in records}
         assert_found_stuck(gateway, found)
         with watching(gateway, limits=SHORT):
-            wait_until_freed(gateway, found)
+            wait_until_removed(gateway, found)
     finally:
         provider.down.clear()
 
@@ -476,7 +476,7 @@ def test_after_a_kill_the_next_gateway_finds_only_the_locks_of_running_sessions(
             for member in gateway.family():
                 member.kill()
             end_process(local)
-            eventually(lambda: not served.exists(), "the lock of a session that is done is freed")
+            eventually(lambda: not served.exists(), "the lock of a session that is done is removed")
             eventually(lambda: len(pending(sidecar)) == 2, "the others wait for the next gateway")
             assert [identity(lock) for lock in resumable] == known
             assert {line["session"] for line in sidecar.journal("removed")} == {"served"}
@@ -713,7 +713,7 @@ def test_reapers_inside_and_outside_the_gateways_pid_namespace_agree(
             assert seen_inside == seen_outside
             assert {seen_inside[run.session][0] for run in found} == {"abandoned"}
             with watching(gateway, limits=SHORT, wrap=wrap) as sidecar:
-                wait_until_freed(gateway, found)
+                wait_until_removed(gateway, found)
                 assert "slow" not in {line["session"] for line in sidecar.journal("removed")}
             assert identity(gateway.lock("slow")) == healthy
         go.set()

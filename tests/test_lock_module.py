@@ -315,7 +315,7 @@ def test_live_gateways_keep_their_locks_while_others_are_killed_at_random(
             at_work[lane_number] = standby
         for holder in at_work:
             holder.kill()
-        until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are freed")
+        until(lambda: not list(tree.root.rglob("*.lock")), "all locks of the dead are removed")
         assert not list(tree.root.rglob("disturbed"))
         until(lambda: sidecar.journal("removed"))
         note_figures(f"{kills} gateways killed at random", removed=len(sidecar.journal("removed")))

@@ -552,7 +552,7 @@ def interrupted(tree: Tree, dead_pid: int) -> None:
 
 
 PENDING = ("stale", ("recovery-pending", "dead-pid"), "kept")
-FREED = ("stale", ("dead-pid",), "removed")
+REMOVED = ("stale", ("dead-pid",), "removed")
 
 
 def test_the_lock_of_an_interrupted_run_is_kept_for_the_next_gateway(
@@ -925,7 +925,7 @@ def test_a_parked_lock_is_put_back_and_judged(tree: Tree, hold: HoldLock) -> Non
     dead = tree.lock("dead", record(2**22 + 1))
     dead.rename(dead.with_name(names.private_name("dead")))
     found = ends(reaper(tree, process_table=ProcessTable).sweep())
-    assert found == {"live": ("held", (), "kept"), "dead": FREED}
+    assert found == {"live": ("held", (), "kept"), "dead": REMOVED}
     assert {path.name for path in tree.sessions().iterdir()} == {"live.jsonl.lock"}
 
 
@@ -1033,8 +1033,8 @@ def test_several_state_directories_are_swept_and_a_missing_one_is_reported(
     ]
     reaper = Reaper(states, limits=Limits(), policy=Policy(), process_table=FakeProcesses)
     found = list(reaper.sweep())
-    freed = [finding.lock.state_dir for finding in found if isinstance(finding, Finding)]
-    assert freed == ["s", "o"]
+    removed = [finding.lock.state_dir for finding in found if isinstance(finding, Finding)]
+    assert removed == ["s", "o"]
     (missing,) = (skip for skip in found if isinstance(skip, Skipped))
     assert (missing.path, missing.failed) == (str(tmp_path / "gone"), True)
 

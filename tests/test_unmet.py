@@ -10,7 +10,7 @@ from reaper.core.evidence import Evidence, HolderState, Program, StoreStatus, Un
 from reaper.core.policy import Action, Outcome, Policy
 from reaper.core.verdict import Judgement, Limits, Verdict
 from reaper.reports.records import TrackedLock
-from reaper.reports.unmet import POLICY, why_not_freed
+from reaper.reports.unmet import POLICY, why_not_removed
 from tests.test_advice import found
 from tests.test_verdict import NO_PROOF, NOT_OPEN, a_lock, evidence, stuck
 
@@ -19,20 +19,22 @@ SWEEP = Limits()
 
 def why(seen: Evidence, **kwargs: Any) -> tuple[str, str]:
     """Return code and text for a lock that a sweep finds."""
-    not_freed = why_not_freed(found(seen, limits=SWEEP, **kwargs))
-    assert not_freed is not None
-    return not_freed
+    not_removed = why_not_removed(found(seen, limits=SWEEP, **kwargs))
+    assert not_removed is not None
+    return not_removed
 
 
 @pytest.mark.parametrize("unmet", Unmet)
 def test_each_condition_has_a_sentence(unmet: Unmet) -> None:
     seen = evidence()
     judgement = Judgement(Verdict.HELD, (), 3, unmet=unmet)
-    not_freed = why_not_freed(TrackedLock(seen.lock, seen, judgement, Action.KEEP, None, at=0.0))
-    assert not_freed is not None
-    assert not_freed.code == unmet.value
-    assert len(not_freed.text.split()) > 3
-    assert not not_freed.text.endswith(".")
+    not_removed = why_not_removed(
+        TrackedLock(seen.lock, seen, judgement, Action.KEEP, None, at=0.0)
+    )
+    assert not_removed is not None
+    assert not_removed.code == unmet.value
+    assert len(not_removed.text.split()) > 3
+    assert not not_removed.text.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,9 @@ def test_an_unknown_program_is_not_reported_as_another() -> None:
 
 def test_a_look_says_that_a_sweep_looks_twice() -> None:
     for seen in (evidence(**stuck() | {"seen_for": 0.0}), evidence(NOT_OPEN)):
-        not_freed = why_not_freed(found(seen))
-        assert not_freed is not None
-        assert not_freed.code == "seen-once"
+        not_removed = why_not_removed(found(seen))
+        assert not_removed is not None
+        assert not_removed.code == "seen-once"
 
 
 def test_a_lock_that_the_gateway_needs_is_reported_so() -> None:
@@ -107,13 +109,13 @@ def test_an_overdue_lock_without_a_limit_may_be_healthy() -> None:
 
 
 def test_a_removed_or_deleted_lock_has_no_unmet_condition() -> None:
-    assert why_not_freed(found(evidence(**stuck()), limits=SWEEP)) is None
-    assert why_not_freed(found(evidence(), Outcome.REMOVED)) is None
-    assert why_not_freed(found(evidence(), Outcome.VANISHED)) is None
+    assert why_not_removed(found(evidence(**stuck()), limits=SWEEP)) is None
+    assert why_not_removed(found(evidence(), Outcome.REMOVED)) is None
+    assert why_not_removed(found(evidence(), Outcome.VANISHED)) is None
 
 
 def test_each_code_is_documented() -> None:
     text = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
-    table = text.partition("## Not freed because")[2].partition("## The summary")[0]
+    table = text.partition("## Not removed because")[2].partition("## The summary")[0]
     codes = set(re.findall("`([a-z-]+)`", table)) - {"remove", "--abandoned-after"}
     assert {unmet.value for unmet in Unmet} | {POLICY} <= codes

@@ -92,7 +92,7 @@ def test_the_death_of_a_holder_in_another_pid_namespace_is_noticed(
     sidecar.stop()
     nested.kill()
     outside.kill()
-    until(gone(nested.path), "the sidecar sees neither holder, and frees both locks")
+    until(gone(nested.path), "the sidecar sees neither holder, and removes both locks")
     until(gone(outside.path))
 
 

@@ -377,8 +377,8 @@ def test_the_json_has_the_schema_of_the_list_command(tree: Tree, hold: HoldLock)
     assert served["summary"].keys() == listed["summary"].keys()
     assert served["summary"]["verdicts"] == listed["summary"]["verdicts"]
     assert served["summary"]["stuck"] == listed["summary"]["stuck"] == 0
-    changing = {"age_seconds", "outcome", "run", "session_key", "not_freed_because"}
-    changing |= {"not_freed_text"}
+    changing = {"age_seconds", "outcome", "run", "session_key", "not_removed_because"}
+    changing |= {"not_removed_text"}
     for lock in listed["locks"]:
         (same,) = [shown for shown in served["locks"] if shown["path"] == lock["path"]]
         assert list(same) == list(lock)

@@ -200,7 +200,7 @@ def test_an_unchecked_file_is_a_doubt(serving: Serving, skipped: Skipped, line: 
 
 def holder(*why: str) -> dict[str, Any]:
     name = HolderName("s", 7, 1, visible=True)
-    load = Load(stuck_locks=1, freed_locks=3, resident_bytes=5 * 2**30)
+    load = Load(stuck_locks=1, removed_locks=3, resident_bytes=5 * 2**30)
     return HolderHealth(name, load, why).as_record()
 
 

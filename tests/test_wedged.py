@@ -20,17 +20,17 @@ from tests.conftest import judged, record
 @pytest.mark.parametrize(
     ("load", "why"),
     [
-        (Load(stuck_locks=2, freed_locks=0, resident_bytes=None), ()),
-        (Load(stuck_locks=2, freed_locks=1, resident_bytes=None), ("leaked-sessions",)),
-        (Load(stuck_locks=0, freed_locks=3, resident_bytes=999), ("leaked-sessions",)),
-        (Load(stuck_locks=0, freed_locks=0, resident_bytes=1000), ("resident-memory",)),
+        (Load(stuck_locks=2, removed_locks=0, resident_bytes=None), ()),
+        (Load(stuck_locks=2, removed_locks=1, resident_bytes=None), ("leaked-sessions",)),
+        (Load(stuck_locks=0, removed_locks=3, resident_bytes=999), ("leaked-sessions",)),
+        (Load(stuck_locks=0, removed_locks=0, resident_bytes=1000), ("resident-memory",)),
         (
-            Load(stuck_locks=3, freed_locks=3, resident_bytes=1001),
+            Load(stuck_locks=3, removed_locks=3, resident_bytes=1001),
             ("leaked-sessions", "resident-memory"),
         ),
     ],
 )
-def test_stuck_and_freed_locks_count_together_and_memory_separately(
+def test_stuck_and_removed_locks_count_together_and_memory_separately(
     load: Load, why: tuple[str, ...]
 ) -> None:
     assert load.exceeded(WedgedLimits(leaked_sessions=3, resident_bytes=1000)) == why
@@ -85,7 +85,9 @@ class World:
         self.health.add(seen)
         return seen
 
-    def free(self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **kwargs: Any) -> None:
+    def remove(
+        self, session: str = "sid", outcome: Outcome = Outcome.REMOVED, **kwargs: Any
+    ) -> None:
         """Remove an abandoned lock, or fail to."""
         judgement = Judgement(verdict=Verdict.ABANDONED, reasons=(RUN_ENDED,), row=1)
         seen = self.put(session, **kwargs)._replace(
@@ -109,7 +111,7 @@ UNSEEN = Holder(state=HolderState.GONE)
 def test_without_limits_no_holder_is_wedged() -> None:
     world = World()
     world.put()
-    world.free("other")
+    world.remove("other")
     assert not world.is_wedged()
     assert world.health.answer(fresh=True) == (True, {"wedged": False, "enabled": False})
     assert world.health.labelled() == []
@@ -125,10 +127,10 @@ def test_a_stuck_lock_counts_as_long_as_it_exists() -> None:
 
 def test_an_abandoned_lock_still_counts_after_its_removal() -> None:
     world = World(sessions=2)
-    world.free("one")
+    world.remove("one")
     assert not world.is_wedged()
-    world.free("two", Outcome.FAILED)
-    world.free("two", Outcome.FAILED)
+    world.remove("two", Outcome.FAILED)
+    world.remove("two", Outcome.FAILED)
     assert world.health.answer(fresh=True)[1]["holders"] == [
         {
             "state_dir": "s",
@@ -137,18 +139,18 @@ def test_an_abandoned_lock_still_counts_after_its_removal() -> None:
             "why": ["leaked-sessions"],
             "leaked_sessions": 2,
             "stuck_locks": 1,
-            "freed_locks": 1,
+            "removed_locks": 1,
             "resident_bytes": 1000,
         }
     ]
-    world.free("two")
+    world.remove("two")
     (holder,) = world.health.wedged()
-    assert (holder["stuck_locks"], holder["freed_locks"]) == (0, 2)
+    assert (holder["stuck_locks"], holder["removed_locks"]) == (0, 2)
 
 
 def test_a_dead_holder_is_not_wedged_and_its_successor_starts_at_0() -> None:
     world = World(sessions=1)
-    world.free()
+    world.remove()
     world.put(starttime=None)
     assert world.is_wedged()
     world.inventory.drop("sid")
@@ -181,8 +183,8 @@ def test_memory_is_bounded_for_any_number_of_holders_and_the_latest_are_kept() -
     for number in range(2000):
         world.alive[number + 10] = 5
         holder = Holder(state=HolderState.SAME, program=Program.GATEWAY, pid=number + 10)
-        world.free("sid", pid=number + 10, holder=holder)
-    assert len(world.health._freed) == 1000
+        world.remove("sid", pid=number + 10, holder=holder)
+    assert len(world.health._leaked) == 1000
     assert {health.name.pid for health in world.health.holders()} == set(range(1010, 2010))
 
 
@@ -222,7 +224,7 @@ def test_a_lock_that_is_not_stuck_or_not_a_gateways_wedges_no_holder(
 
 def test_a_holder_that_is_not_visible_is_wedged_only_while_it_holds_a_lock() -> None:
     world = World(sessions=1)
-    world.free("freed", pid=8, holder=UNSEEN)
+    world.remove("removed", pid=8, holder=UNSEEN)
     assert not world.is_wedged(), "nothing says whether it lives"
     world.put(pid=8, holder=UNSEEN, age=1.0)
     assert world.is_wedged()

@@ -217,10 +217,10 @@ def test_the_sidecar_removes_stuck_locks_of_a_gateway_in_another_container(
         )  # fmt: skip
         held = 'reaper_locks{state_dir="openclaw",verdict="held"}'
         until(lambda: metric(port, held), "the sidecar sees held locks")
-        until(lambda: "stuck" not in state.locks(), "the abandoned lock is freed")
+        until(lambda: "stuck" not in state.locks(), "the abandoned lock is removed")
         state.order("kill-killed")
         began = time.monotonic()
-        until(lambda: "killed" not in state.locks(), "the killed holder's lock is freed")
+        until(lambda: "killed" not in state.locks(), "the killed holder's lock is removed")
         seconds = time.monotonic() - began
         reasons = removed_for(port) - {"run-ended"}
         note(f"a killed holder's lock went after {seconds:.1f} s, as {', '.join(reasons)}")
@@ -241,9 +241,9 @@ def test_the_sidecar_removes_stuck_locks_of_a_gateway_in_another_container(
             assert code == "137"
             note("a shared PID namespace dies with its first process, and the sidecar with it: 137")
         else:
-            until(lambda: not state.locks(), "the killed gateway's lock is freed")
+            until(lambda: not state.locks(), "the killed gateway's lock is removed")
             assert podman("inspect", "--format={{.State.Running}}", reaper) == "true"
-            note("the gateway is killed: its lock is freed, and the sidecar lives")
+            note("the gateway is killed: its lock is removed, and the sidecar lives")
 
 
 def test_a_new_volume_belongs_to_the_gateway_no_matter_which_container_mounts_it_first(
@@ -293,7 +293,7 @@ def test_compose_starts_gateway_reaper_and_prometheus(
         run(*inside, "touch", f"{folder}/stand-in/kill-a", env=environment)
         removed = 'reaper_actions_total{action="remove",outcome="removed",reason="orphan-self-pid"}'
         either = removed.replace("orphan-self-pid", "dead-pid"), removed
-        until(lambda: any(metric(port, name) for name in either), "the lock is freed")
+        until(lambda: any(metric(port, name) for name in either), "the lock is removed")
         address = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
         asked = "sum(reaper_actions_total{outcome='removed'})"
         until(

@@ -20,7 +20,7 @@ from reaper.core.text import printable
 from reaper.reports.advice import advice
 from reaper.reports.explain import evidence_lines, line
 from reaper.reports.links import runbook
-from reaper.reports.unmet import why_not_freed
+from reaper.reports.unmet import why_not_removed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,10 +232,10 @@ def _in_words(judging: Judging, found: "Finding") -> list[str]:
     """Return the evidence for one lock, why it is not removed, and what to do next."""
     state_dir = found.key.state.path if judging.by_option else None
     step = advice(found, state_dir=state_dir, explained=True)
-    not_freed = why_not_freed(found)
+    not_removed = why_not_removed(found)
     lines = evidence_lines(found, judging.limits)
-    if not_freed is not None:
-        lines.append(line("not removed", f"because {not_freed.text}"))
+    if not_removed is not None:
+        lines.append(line("not removed", f"because {not_removed.text}"))
     lines.append(line("next step", step.text))
     if step.command is not None:
         lines.append(line("command", step.command))

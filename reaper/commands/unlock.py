@@ -69,7 +69,7 @@ def command(
         if shown and refusal is None and not stop():
             seen = shown[0].found
             wanted = Unlock(seen.key, seen.lock.fingerprint, force=force)
-            refusal = _free(judging, reaper, wanted, report=report, journal=journal, stop=stop)
+            refusal = _remove(judging, reaper, wanted, report=report, journal=journal, stop=stop)
         else:
             refusal = refusal or (_INTERRUPTED if shown else None)
             for match in shown:
@@ -84,7 +84,7 @@ def command(
 _INTERRUPTED: Final = "interrupted"
 
 
-def _free(
+def _remove(
     judging: Judging,
     reaper: "Reaper",
     wanted: "Unlock",
@@ -103,16 +103,16 @@ def _free(
     refusal = None
     for found in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
         if isinstance(found, Finding):
-            freed = found.outcome in GONE
-            refusal = None if freed else found.note or why_kept(found.evidence, found.judgement)
-            if not freed and stop():
+            is_gone = found.outcome in GONE
+            refusal = None if is_gone else found.note or why_kept(found.evidence, found.judgement)
+            if not is_gone and stop():
                 refusal = _INTERRUPTED
             # First of all, because the reader of standard output may be gone.
             journal.lock(
                 (found.outcome or Outcome.KEPT).value,
                 {**lock_record(found), "by": "unlock", "forced": wanted.force},
                 found.lock,
-                warn=wanted.force or not freed,
+                warn=wanted.force or not is_gone,
             )
         elif found.failed:
             refusal = f"{printable(found.path)} cannot be checked: {found.reason}"

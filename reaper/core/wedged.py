@@ -19,18 +19,18 @@ class WedgedLimits(NamedTuple):
 class Load(NamedTuple):
     """What one holder carries now.
 
-    `stuck_locks` of its locks are stuck, and `freed_locks` were removed although it lives: in both
+    `stuck_locks` of its locks are stuck, and `removed_locks` were removed while it lived. In both
     cases the gateway keeps the session's run in memory. `resident_bytes` is None if the process is
     not visible.
     """
 
     stuck_locks: int
-    freed_locks: int
+    removed_locks: int
     resident_bytes: int | None
 
     @property
     def leaked_sessions(self) -> int:
-        return self.stuck_locks + self.freed_locks
+        return self.stuck_locks + self.removed_locks
 
     def exceeded(self, limits: WedgedLimits) -> tuple[str, ...]:
         """Return which limits are reached."""

@@ -10,7 +10,7 @@ from reaper.core.evidence import Evidence
 from reaper.core.lock import Lock, iso
 from reaper.core.policy import GONE, Action, Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, OTHER_VERDICTS, TOO_EARLY, Judgement, Verdict
-from reaper.reports.unmet import why_not_freed
+from reaper.reports.unmet import why_not_removed
 
 if TYPE_CHECKING:
     from reaper.core.finding import Finding
@@ -41,7 +41,7 @@ class Found(Protocol):
 def lock_record(found: Found) -> dict[str, Any]:
     """Return one lock as `--json` shows it."""
     lock, evidence, judgement = found.lock, found.evidence, found.judgement
-    record, not_freed = lock.record, why_not_freed(found)
+    record, not_removed = lock.record, why_not_removed(found)
     return {
         "path": lock.path,
         "state_dir": lock.state_dir,
@@ -61,8 +61,8 @@ def lock_record(found: Found) -> dict[str, Any]:
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
         "rule": judgement.row,
-        "not_freed_because": None if not_freed is None else not_freed.code,
-        "not_freed_text": None if not_freed is None else not_freed.text,
+        "not_removed_because": None if not_removed is None else not_removed.code,
+        "not_removed_text": None if not_removed is None else not_removed.text,
         "action": found.action.value,
         "outcome": None if found.outcome is None else found.outcome.value,
         "note": found.note,

@@ -15,7 +15,7 @@ POLICY: Final = "policy"
 """The code of a lock that could be removed, but that the policy only reports."""
 
 
-class NotFreed(NamedTuple):
+class NotRemoved(NamedTuple):
     """`code` is stable: a value of `Unmet`, or POLICY. `text` completes "not removed because ..."
     and names no session.
     """
@@ -24,7 +24,7 @@ class NotFreed(NamedTuple):
     text: str
 
 
-def why_not_freed(found: "Found") -> NotFreed | None:
+def why_not_removed(found: "Found") -> NotRemoved | None:
     """Return the first condition for removing the lock that is not met; None if all are met, or
     the lock is gone.
     """
@@ -36,11 +36,11 @@ def why_not_freed(found: "Found") -> NotFreed | None:
         no_limit = found.evidence.lock.record.max_hold_ms is None
         if no_limit and found.judgement.verdict is Verdict.OVERDUE:
             text += "; a long healthy run looks the same"
-        return NotFreed(unmet.value, text)
+        return NotRemoved(unmet.value, text)
     if found.action is Action.FLAG:
         what = "other" if found.lock.kind else found.judgement.verdict.value
         option = f"--on-{what} flag"
-        return NotFreed(POLICY, f"the reaper only reports such locks ({option})")
+        return NotRemoved(POLICY, f"the reaper only reports such locks ({option})")
     return None
 
 

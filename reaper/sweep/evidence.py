@@ -100,7 +100,8 @@ class EvidenceCollector:
         if run.end is not None and run.is_live_witness and record.starttime is not None:
             began_ms, may_be_newer = self._gateway(record.starttime, holder)
         earlier: tuple[EarlierLock, ...] = ()
-        # In a one-shot, a dead holder's lock that no process has open never frees another lock.
+        # In a one-shot, the lock of a dead holder that no process has open is never evidence for
+        # another lock.
         if self._plan.remembers or proof is not HoldProof.NOT_OPEN or holder.state not in DEAD:
             earlier = self._memory.earlier[key.state, key.agent].with_this(lock)
         facts = Facts(

@@ -9,7 +9,7 @@ from reaper.core.policy import Action, Outcome, Policy, decide
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING
 from reaper.reports.advice import Advice, advice
 from reaper.reports.records import TrackedLock
-from reaper.reports.unmet import why_not_freed
+from reaper.reports.unmet import why_not_removed
 
 _PLAIN_FIELDS: Final = frozenset(
     {
@@ -29,8 +29,8 @@ _PLAIN_FIELDS: Final = frozenset(
         "verdict",
         "reasons",
         "rule",
-        "not_freed_because",
-        "not_freed_text",
+        "not_removed_because",
+        "not_removed_text",
         "action",
         "outcome",
     }
@@ -115,7 +115,7 @@ def why_still_there(seen: TrackedLock, *, names: bool) -> str:
         case Outcome.WOULD_REMOVE:
             return "this is a dry run"
         case _:
-            why = why_not_freed(seen)
+            why = why_not_removed(seen)
             return "it was found just now" if why is None else why.text
 
 

@@ -50,7 +50,7 @@ class Runs:
         except OSError:
             written_ms = None  # not known to be quiet
         if trajectory.unmet is Unmet.NO_TRAJECTORY:
-            # Such a run frees no lock, but users want to know whether it still writes.
+            # Not a reason to remove a lock, but users want to know whether the run still writes.
             written_ms = written_ms or transcript_ms or None
         return run._replace(
             trajectory=trajectory.state,

@@ -367,7 +367,8 @@ _STRICTNESS: Final = (
 
 
 def _stricter(one: Run, other: Run) -> Run:
-    """Of two entries for one session, return the one that frees less: running before ended.
+    """Of two entries for one session, return the one that is less reason to remove a lock: running
+    before ended.
 
     Two keys can have one session id, and their runs can overlap. If the entries differ, neither's
     times bound what the other's run did, so the result has no times.
