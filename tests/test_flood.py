@@ -100,7 +100,7 @@ def test_a_failed_removal_is_retried_with_growing_delays_by_all_sweeps(
     assert sweeps.delays() == [1, 2, 4, 8, 16, 32, 60, 60]
     assert (found.outcome, found.attempted) == (FAILED, False)
     assert os.strerror(code) in found.note
-    assert found.judgement.wants_freeing
+    assert found.judgement.is_stuck
     assert path.exists()
     sweeps.clock.pass_by(60)
     (removed,) = sweeps.act()

@@ -57,9 +57,7 @@ def recounted_all(locks: list[TrackedLock]) -> dict[str, Any]:
             tracked for tracked in locks if (tracked.lock.state_dir, tracked.lock.agent) == key
         ]
         agents[key] = (
-            sorted(
-                tracked.lock.taken_ms for tracked in of_agent if tracked.judgement.wants_freeing
-            ),
+            sorted(tracked.lock.taken_ms for tracked in of_agent if tracked.judgement.is_stuck),
             sum(tracked.age_at(130.0) > 60.0 for tracked in of_agent),
             min(tracked.lock.taken_ms for tracked in of_agent),
         )
@@ -151,7 +149,7 @@ def test_the_counts_of_agents_beyond_the_cap_are_added_up() -> None:
     found = series(metrics_of(inventory, max_agents=2))
     labels = 'agent="other",state_dir="s"'
     assert found[f"reaper_blocking_locks{{{labels}}}"] == 3
-    stuck = sum(tracked.judgement.wants_freeing for tracked in inventory.all()) / 5 * 3
+    stuck = sum(tracked.judgement.is_stuck for tracked in inventory.all()) / 5 * 3
     assert found[f"reaper_stuck_locks{{{labels}}}"] == stuck
     assert found[f"reaper_oldest_lock_created_timestamp_seconds{{{labels}}}"] == 9.0
     assert found[f"reaper_oldest_stuck_lock_created_timestamp_seconds{{{labels}}}"] == 9.0

@@ -880,7 +880,7 @@ def test_the_first_reason_of_a_stuck_lock_is_one_of_those_listed(
     seen: Evidence, limits: Limits
 ) -> None:
     judgement = judge(seen, limits)
-    if judgement.wants_freeing:
+    if judgement.is_stuck:
         assert judgement.reasons[0] in FIRST_REASONS[judgement.verdict]
 
 

@@ -82,6 +82,6 @@ class Judgement(NamedTuple):
     unmet: Unmet | None = None
 
     @property
-    def wants_freeing(self) -> bool:
-        """Whether the lock is stuck, and not kept for the next gateway."""
+    def is_stuck(self) -> bool:
+        """Whether the lock is stuck. A lock that is kept for the next gateway is not."""
         return self.verdict in STUCK and RECOVERY_PENDING not in self.reasons

@@ -1,4 +1,4 @@
-"""When freeing locks is not enough: what a holder has leaked, and which limits that exceeds."""
+"""When removing locks is not enough: what a holder has leaked, and which limits that exceeds."""
 
 from typing import Final, NamedTuple
 
@@ -49,7 +49,7 @@ def is_held_stuck(evidence: Evidence, judgement: Judgement) -> bool:
     """Whether a live process holds the lock and it is stuck. What a dead process left says nothing
     about its successor.
     """
-    if not judgement.wants_freeing:
+    if not judgement.is_stuck:
         return False
     return evidence.proof is HoldProof.OPEN or (
         evidence.proof is HoldProof.UNAVAILABLE and evidence.holder.state is HolderState.SAME

@@ -128,7 +128,7 @@ def _other(found: Found) -> Step:
         text = "Nothing to do: a process uses this lock."
     elif TOO_EARLY in judgement.reasons:
         text = "Look again in a minute: the lock is too new to be judged."
-    elif judgement.wants_freeing:
+    elif judgement.is_stuck:
         text = "Nobody needs this lock: the command removes it and others that are surely over."
         command, brief = _Command.SWEEP, "sweep"
     else:

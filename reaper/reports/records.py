@@ -168,7 +168,7 @@ class Summary:
         return sum(
             number
             for (verdict, reasons, outcome), number in self._locks.items()
-            if Judgement(verdict, reasons, row=0).wants_freeing and outcome not in _NOT_LEFT
+            if Judgement(verdict, reasons, row=0).is_stuck and outcome not in _NOT_LEFT
         )
 
     @property
@@ -183,7 +183,7 @@ class Summary:
         """Count a lock that is not a session lock."""
         self.others[judgement.verdict] += 1
         self.failed += outcome is Outcome.FAILED
-        self.others_stuck += judgement.wants_freeing and outcome not in _NOT_LEFT
+        self.others_stuck += judgement.is_stuck and outcome not in _NOT_LEFT
         is_early = TOO_EARLY in judgement.reasons
         self.others_unjudged += judgement.verdict is Verdict.UNCERTAIN and not is_early
 

@@ -68,7 +68,7 @@ class Tallies:
         _add(self.verdicts, (state, VERDICTS.index(verdict)), by)
         _change(agent.taken_ms, lock.taken_ms, by)
         _change(agent.since, tracked.at - evidence.age, by)
-        if verdict is not _HELD and judgement.wants_freeing:
+        if verdict is not _HELD and judgement.is_stuck:
             self.stuck += by
             _change(agent.stuck_taken_ms, lock.taken_ms, by)
         if not agent.since:

@@ -104,7 +104,7 @@ def _now(opened: OpenLock) -> Lock:
 
 def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
     """Whether a removed lock may have a holder that will release it."""
-    judged_over = judgement.wants_freeing and judgement.verdict is not Verdict.OVERDUE
+    judged_over = judgement.is_stuck and judgement.verdict is not Verdict.OVERDUE
     return evidence.proof is not HoldProof.NOT_OPEN and not judged_over
 
 

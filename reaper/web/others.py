@@ -35,7 +35,7 @@ def _is_notable(seen: TrackedLock) -> bool:
 def _row(seen: TrackedLock, *, names: bool) -> Html:
     """Return one lock with its verdict and what to do next."""
     judgement, step = seen.judgement, advice(seen)
-    tone = "bad" if judgement.wants_freeing else "doubt"
+    tone = "bad" if judgement.is_stuck else "doubt"
     return html(
         '<div class="case"><p><b class="{tone}">{verdict}</b> for {age}: {kind} {path}</p>'
         "<p>{why} ({reasons}).</p><p><b>Next:</b> {text}</p>{command}</div>",

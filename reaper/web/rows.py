@@ -212,7 +212,7 @@ def _details(
     removed = reader.removed(seen.lock.path)
     if removed:
         yield html("removed {times} before", times=many(removed, "time"))
-    if seen.judgement.wants_freeing and seen.evidence.run.last_write_ms is not None:
+    if seen.judgement.is_stuck and seen.evidence.run.last_write_ms is not None:
         yield html("last write {at}", at=moment(seen.evidence.run.last_write_ms))
 
 

@@ -99,7 +99,7 @@ def later(seen: TrackedLock, moment: float) -> TrackedLock:
 
 
 def _kind(seen: TrackedLock) -> Kind:
-    if seen.judgement.wants_freeing:
+    if seen.judgement.is_stuck:
         return Kind.STUCK
     if NO_HOLD_PROOF in seen.judgement.reasons:
         return Kind.UNJUDGED
