@@ -100,17 +100,17 @@ def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
     unmet = unmet_condition(evidence)
     if unmet is not None:
         # Whether its run has ended matters once the lock is old enough.
-        ripe_in = limits.abandoned_after - evidence.age
-        may_be = unmet_by_holder(evidence.lock, evidence.holder) is None
-        again_in = ripe_in if may_be and ripe_in > 0 else None
-        return _judge_by_promise(evidence, limits, again_in=again_in, rows=(2, 3), unmet=unmet)
-    ripe_in = abandoned_in(evidence, limits)
-    if ripe_in > 0:
-        return _judge_by_promise(
-            evidence, limits, again_in=ripe_in, rows=(2, 3), unmet=unmet_by_age(evidence)
+        old_enough_in = limits.abandoned_after - evidence.age
+        holder_fits = unmet_by_holder(evidence.lock, evidence.holder) is None
+        again_in = old_enough_in if holder_fits and old_enough_in > 0 else None
+        return _judge_by_hold_time(evidence, limits, again_in=again_in, rows=(2, 3), unmet=unmet)
+    old_enough_in = abandoned_in(evidence, limits)
+    if old_enough_in > 0:
+        return _judge_by_hold_time(
+            evidence, limits, again_in=old_enough_in, rows=(2, 3), unmet=unmet_by_age(evidence)
         )
-    unseen = limits.confirm - evidence.seen_for
-    if unseen <= 0:
+    confirmed_in = limits.confirm - evidence.seen_for
+    if confirmed_in <= 0:
         return Judgement(verdict=Verdict.ABANDONED, reasons=(RUN_ENDED,), row=1)
     if limits.seen_once_suffices:
         return Judgement(
@@ -118,14 +118,16 @@ def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
             reasons=(RUN_ENDED, SEEN_ONCE),
             row=1,
             confirmed=False,
-            due_in=unseen,
+            due_in=confirmed_in,
             unmet=Unmet.SEEN_ONCE,
         )
-    held = _judge_by_promise(evidence, limits, again_in=unseen, rows=(2, 3), unmet=Unmet.SEEN_ONCE)
+    held = _judge_by_hold_time(
+        evidence, limits, again_in=confirmed_in, rows=(2, 3), unmet=Unmet.SEEN_ONCE
+    )
     return held._replace(pending=True)
 
 
-def _judge_by_promise(
+def _judge_by_hold_time(
     evidence: Evidence,
     limits: Limits,
     *,
@@ -137,8 +139,8 @@ def _judge_by_promise(
     is_elsewhere = evidence.holder.state in NOT_VISIBLE and not died_here(evidence)
     notes = (OTHER_PID_NAMESPACE,) if is_elsewhere else ()
     max_hold_ms = evidence.lock.record.max_hold_ms
-    promise = TOO_OLD if max_hold_ms is None else max_hold_ms / 1000
-    overdue_in = promise + limits.grace - evidence.age
+    max_hold = TOO_OLD if max_hold_ms is None else max_hold_ms / 1000
+    overdue_in = max_hold + limits.grace - evidence.age
     if overdue_in < 0:
         return Judgement(
             verdict=Verdict.OVERDUE,
@@ -229,7 +231,7 @@ def _judge_without_proof(evidence: Evidence, limits: Limits) -> Judgement:
     if evidence.holder.state in DEAD and evidence.holder_seen_alive:
         return _judge_dead(evidence)
     if evidence.holder.state is HolderState.SAME:
-        return _judge_by_promise(
+        return _judge_by_hold_time(
             evidence, limits, again_in=None, rows=(9, 9), unmet=Unmet.NO_HOLD_PROOF
         )
     note, _, _ = evidence.proof_note.partition(":")
