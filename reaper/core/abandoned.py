@@ -21,17 +21,18 @@ CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
 """Bytes. Upstream makes no checkpoint of a larger transcript, so a compaction's lock looks like one
 that was left behind (docs/decisions/0012-late-case.md)."""
 CHECKPOINT_MARGIN_MS: Final = 60_000
-"""A checkpoint may be that much older than the lock and still belong to the compaction that holds
-it: a plugin's context engine writes it before it takes the lock."""
+"""A checkpoint that is older than the lock by up to this can belong to the compaction that holds
+the lock: a plugin's context engine writes the checkpoint before it takes the lock."""
 HOLDER_MARGIN_MS: Final = 5_000
-"""The holder must be older by this than its run. A start time is only as exact as the clock: a
-gateway serves 23 s after its start at the earliest (docs/facts.md)."""
+"""The holder must have started at least this long before its run, because a start time is only as
+exact as the clock. A gateway serves 23 s after its start at the earliest (docs/facts.md)."""
 CREATION_MARGIN_MS: Final = 5_000
-"""How long after `session.ended` that run may create a lock, if the store has no end of the run."""
+"""How long after its `session.ended` a run may create a lock, if the store has no end of the
+run."""
 STORE_MARGIN_MS: Final = 200
-"""How long after the store's end of the run it may create a lock. The run's end and its last locks
-are written within 100 ms, in either order; the next run in the queue needs a second before its
-first lock (docs/facts.md)."""
+"""How long after its end in the store a run may create a lock. The run writes its end and its last
+locks within 100 ms, in either order. The next run in the queue needs a second before its first lock
+(docs/facts.md)."""
 
 
 def unmet_condition(evidence: Evidence) -> Unmet | None:
@@ -86,7 +87,8 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
     if run.is_overlapped:
         return Unmet.ANOTHER_RUN
     if run.other_run_ms is not None and run.other_run_ms + HOLDER_MARGIN_MS >= began_ms:
-        # It may be this holder's. An older one is a dead gateway's, which was killed during it.
+        # The holder may have begun that run. A run that began before the holder belongs to a
+        # gateway that was killed during it.
         return Unmet.ANOTHER_RUN
     return Unmet.NEWER_GATEWAY if evidence.may_be_newer_gateway else None
 
@@ -118,8 +120,10 @@ def _unmet_by_creation(evidence: Evidence) -> Unmet | None:
 
 
 def _latest_creation(run: Run, ended_ms: int) -> int | None:
-    """Return until when (epoch ms) the run that ended can have created a lock, None if that is not
-    known. If the store has the times of that run, its end counts: if a gateway is slow, it is
+    """Return the latest time (epoch ms) at which the run that ended can have created a lock, None
+    if that is not known.
+
+    If the store has the times of that run, the end in the store counts. In a slow gateway it is
     earlier than the trajectory's, and a compaction can take the lock between the two.
     """
     if run.store is StoreStatus.UNKNOWN:
@@ -146,8 +150,9 @@ def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
 
 
 def unmet_by_age(evidence: Evidence) -> Unmet:
-    """Return the condition about age that is met last, where one is not met yet. The end of a run
-    is written when the run ends, so ages of the same second count as equal.
+    """Return the condition about age that will be met last. Call it only if one is not met yet.
+
+    A run's end is written when the run ends, so ages of the same second count as equal.
     """
     ages = (
         (Unmet.TOO_YOUNG, min(evidence.age, evidence.file_age)),

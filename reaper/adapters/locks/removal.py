@@ -1,4 +1,4 @@
-"""Removes exactly the lock that was read and judged. The only file of the program that unlinks."""
+"""Removes exactly the lock that was read and judged. No other module unlinks a file."""
 
 import errno
 import os
@@ -31,25 +31,26 @@ class Removal(NamedTuple):
 def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     """Remove exactly the lock that was read and judged through this descriptor, or nothing.
 
-    POSIX has no "unlink if it is still this inode", and after the judgement a gateway may have put
-    a lock of its own under the same name. So there are four steps:
+    POSIX has no "unlink if it is still this inode", and a gateway may have put another lock under
+    the name since the judgement. So there are four steps:
 
-    1. An empty file, the placeholder, is created under a private name that no other process uses.
-    2. Lock and placeholder are exchanged. To a gateway, the placeholder is a lock that is being
+    1. Create an empty file, the placeholder, under a private name that no other process uses.
+    2. Exchange lock and placeholder. A gateway takes the placeholder for a lock that is being
        created, so no process takes the name while a lock is away by mistake.
-    3. The file under the private name is looked at. If it is the judged one, it is unlinked; no
-       other process can replace it there. If not, it gets its own name back.
-    4. The placeholder is removed.
+    3. Look at the file under the private name. If it is the judged one, unlink it: no other process
+       can replace it there. If not, give it its own name back.
+    4. Remove the placeholder.
 
-    Where the file system cannot exchange files, the lock is moved without a placeholder. No step
-    waits. If the process stops in the middle, a private name is left; a later sweep repairs it.
+    If the file system cannot exchange files, the lock is moved without a placeholder. No step
+    waits. If the process stops between two steps, a private name is left. A later sweep repairs
+    that.
 
     With `forced`, the name is unlinked at once, as `rm` does, where the file system offers no way
     to put a lock back. A lock that gets the name in that instant is unlinked too: the user accepts
     that risk.
 
-    Nothing is created in a folder where a file that an earlier removal created is left and cannot
-    be removed, because each attempt would leave one more.
+    If a file that an earlier removal created is left in the folder and cannot be removed, nothing
+    is created there, because each attempt would leave one more.
     """
     kernel.load()  # so that loading does not come between the steps below
     refused = _remove_leftover(opened.folder)
@@ -98,7 +99,9 @@ def _remove_leftover(folder: Folder) -> str:
 
 
 def _note_leftover(placeholder: int, opened: OpenLock) -> None:
-    """Remember a placeholder under a private name; under the lock's name, it is judged as one."""
+    """Remember a placeholder that is left under a private name. If it is left under the lock's
+    name, the next pass judges it like a lock.
+    """
     with suppress(OSError):
         found = os.fstat(placeholder)
         name = _name_of(placeholder, opened) if found.st_nlink else None
