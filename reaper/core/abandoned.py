@@ -131,8 +131,8 @@ def _latest_creation(run: Run, ended_ms: int) -> int | None:
     if run.store is StoreStatus.ENDED:
         if run.store_started_ms is None or run.store_ended_ms is None:
             return None
-        if run.store_end_ms is not None:
-            return run.store_end_ms + STORE_MARGIN_MS
+        if run.end_by_store_ms is not None:
+            return run.end_by_store_ms + STORE_MARGIN_MS
     return ended_ms + CREATION_MARGIN_MS
 
 

@@ -132,9 +132,7 @@ class RunEnd(NamedTuple):
     prompted_ms: int | None = None
 
     def is_before(self, began_ms: int) -> bool:
-        """Whether a run that began at this time, by the store, is another one, which began
-        later.
-        """
+        """Whether the store's `startedAt`, `began_ms`, belongs to a run that began later."""
         prompted_ms = self.started_ms if self.prompted_ms is None else self.prompted_ms
         if prompted_ms is None:
             return began_ms > self.at_ms
@@ -142,16 +140,19 @@ class RunEnd(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the two witnesses beside the lock say about the session's last run.
+    """What trajectory and session store say about the session's last run. Times are epoch ms.
 
-    `trajectory` is RUNNING when its last record is anything but `session.ended`. `unmet` is the
-    first condition of a live witness that the trajectory does not meet, None if it meets all
-    that the file can show. `last_write_ms` is the last change of transcript and trajectory, of the
-    transcript alone where there is no trajectory to read; None if it is not known.
-    `other_run_ms` is when the youngest other run began that has no end in the trajectory.
-    `checkpoint_ms` is the youngest checkpoint file of the session, if any; a compaction makes one,
-    unless `transcript_bytes`, the transcript's size, is too large for it (None if that is not
-    known). `other_session_keys`: one session can have several.
+    - `trajectory`: RUNNING if its last record is anything but `session.ended`.
+    - `unmet`: the first condition of a live witness that the trajectory does not meet; None if it
+      meets all that the file can show.
+    - `other_run_ms`: when the youngest other run began that has no end in the trajectory.
+    - `store_started_ms`, `store_ended_ms`: the store's `startedAt` and `endedAt`, which can be
+      another run's.
+    - `last_write_ms`: the last change of transcript and trajectory; of the transcript alone if no
+      trajectory can be read. None if unknown.
+    - `checkpoint_ms`: the session's youngest checkpoint file. A compaction makes one, unless the
+      transcript is too large.
+    - `transcript_bytes`: the transcript's size; None if unknown.
     """
 
     trajectory: RunState = RunState.UNKNOWN
@@ -180,9 +181,9 @@ class Run(NamedTuple):
         return self.end is not None and self.unmet is None
 
     @property
-    def store_end_ms(self) -> int | None:
-        """When the run of the last record ended, by the store (epoch ms). None if the store has no
-        end, or has the times of another run: a message that finds the session locked changes them.
+    def end_by_store_ms(self) -> int | None:
+        """When the run of the last record ended, by the store. None if the store has no end, or has
+        the times of another run: a message that finds the session locked changes them.
         """
         if self.store is not StoreStatus.ENDED or self.end is None:
             return None

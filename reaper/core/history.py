@@ -126,7 +126,7 @@ class LockHistory:
             self._unchanged, self.since = unchanged, now
         run_end_age = quiet_for = None
         if run.end is not None:
-            end_ms = max(run.end.at_ms, run.store_end_ms or 0)
+            end_ms = max(run.end.at_ms, run.end_by_store_ms or 0)
             run_end_age = self._age("_end", end_ms, start)
         if run.last_write_ms is not None:
             quiet_for = self._age("_write", run.last_write_ms, start)
