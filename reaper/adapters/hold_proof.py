@@ -67,8 +67,8 @@ def probe(  # noqa: PLR0911  # a table of answers
     `fd` is open for reading, `device` is the file's, `mounts` are those of its folder.
 
     Takes a read lease and gives it back at once; 6 µs. OPEN counts on any file system. NOT_OPEN
-    counts only on a file system of the allow-list that is not a layer of an overlay, or on an
-    overlay that a gateway is known to use through this same mount (`same_mount`, called only
+    counts only on a file system of the allow-list that is not a layer of an overlay. It also counts
+    on an overlay that a gateway is known to use through this same mount (`same_mount`, called only
     there). Reasons: `no-rights`; `no-leases:` and what grants none (`sysctl`, `system`, or a file
     system's name); `file-system:` and its name; `other-layer`.
     """

@@ -56,10 +56,9 @@ class Holder(NamedTuple):
 class Unmet(FastEnum):
     """A condition for removing a lock that the evidence does not meet.
 
-    Those of row 1 come first, in the order in which they are checked: what the lock and its holder
-    are, what the trajectory shows, whether that concerns this holder, whether the lock belongs to
-    that run, and whether all of this is old enough. docs/facts.md has the real files behind each.
-    Those of the other rows follow.
+    Those of row 1 come first, in the order in which they are checked: the lock and its holder, the
+    trajectory, whether the holder wrote it, whether the run took the lock, and the ages.
+    docs/facts.md has the real files behind each. Those of the other rows follow.
     """
 
     NO_HOLDER = "no-holder"

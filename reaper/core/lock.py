@@ -67,9 +67,9 @@ class Lock(NamedTuple):
     """One lock file, as read once. Times are since the epoch; `path` is for people.
 
     `kind` says which of OpenClaw's other locks it is (core/other_locks.py), "" for a session lock.
-    For other locks, `session` is the path below the state directory, `agent` is empty unless the
-    lock is an agent's, and `mtime_ms` is the ctime, which only the kernel sets. For a guard, `data`
-    is the name of something in it, if any.
+    For other locks, `session` is the path below the state directory, and `agent` is empty unless
+    the lock is an agent's. Their `mtime_ms` is the ctime, which only the kernel sets. For a guard,
+    `data` is the name of something in it, if any.
     """
 
     state_dir: str

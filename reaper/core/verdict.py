@@ -50,9 +50,9 @@ because such a lock is kept."""
 class Limits(NamedTuple):
     """The graces, all in seconds.
 
-    `other_grace` is how old a lock that is not a session lock must be, if only its age shows that
-    no process is about to write it or to take a stale one back. `seen_once_suffices` is for a look
-    that removes nothing: rows 1 and 7 then give the verdict that follows if nothing changes, marked
+    `other_grace` is the least age of a lock that is not a session lock, if only its age shows that
+    no process is about to write it or to take it back. `seen_once_suffices` is for a look that
+    removes nothing: rows 1 and 7 then give the verdict that follows if nothing changes, marked
     `seen-once`.
     """
 
