@@ -171,8 +171,8 @@ class _Search:
         return None
 
     def _other_folder(self, rank: int) -> str | None:
-        """Return the folder of the path that was typed, if it exists here, for a lock that was
-        found only by the end of that path.
+        """Return the folder of the typed path, if it exists here. For a lock that was found only
+        by the end of that path.
         """
         name = self._names[rank]
         if name.agent is None:

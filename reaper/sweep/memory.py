@@ -87,8 +87,8 @@ def _size(history: LockHistory) -> int:
 class FolderNames:
     """Gives each `sessions` folder one name (state directory and agent), even if it has several.
 
-    A full pass learns the names, and the first one counts. A pass that is nested in a full one uses
-    the names that are known at that moment.
+    A full pass learns the names, and the first one counts. A pass nested in a full one uses the
+    names known at that moment.
     """
 
     def __init__(self) -> None:
