@@ -891,7 +891,7 @@ def test_events_are_handled_during_a_long_sweep(
     for number in range(3):
         tree.lock(f"x{number}", record(os.getpid()), agent="hostile")
     the_sidecar = sidecar()
-    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(loop, "_URGENT_EVERY", 0.0)
     monkeypatch.setattr(tracker, "SETTLE", 0.0)
     act = the_sidecar.watch.reaper.act
     removed: list[bool] = []
@@ -923,7 +923,7 @@ def test_a_lock_that_is_announced_during_a_sweep_is_not_forgotten_by_it(
 ) -> None:
     tree.lock("x", record(os.getpid()), agent="z")
     the_sidecar = sidecar()
-    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(loop, "_URGENT_EVERY", 0.0)
     act = the_sidecar.watch.reaper.act
 
     def during(only: Any = None) -> Iterator[Any]:

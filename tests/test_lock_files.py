@@ -367,7 +367,7 @@ def test_a_foreign_lock_that_could_not_be_put_back_is_not_removed(
         with the_folder(Tree(seen)) as folder, opened(folder) as opened_lock:
             removal = remove(opened_lock)
     assert removal.outcome is Outcome.FLAGGED
-    assert "no safe way to put a lock back" in removal.note
+    assert "cannot safely put a lock back" in removal.note
     assert listing(tree) == {"sid.jsonl.lock"}
 
 

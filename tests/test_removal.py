@@ -141,7 +141,7 @@ def test_a_lock_that_could_not_be_put_back_is_removed_only_by_force(
         assert listing(tree) == set()
     else:
         assert done.outcome is Outcome.FLAGGED
-        assert "no safe way to put a lock back" in done.note
+        assert "cannot safely put a lock back" in done.note
         assert state_of(path) == before
         assert listing(tree) == {NAME}
 

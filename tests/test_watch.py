@@ -286,7 +286,7 @@ def test_an_idle_loop_does_not_wake(in_process: CountingWatch) -> None:
 def test_a_death_does_not_wait_for_the_end_of_a_full_sweep(
     tree: Tree, hold: HoldLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_LOOK_UP", 0.0)
+    monkeypatch.setattr(loop, "_URGENT_EVERY", 0.0)
     names = [f"lock{number}" for number in range(4)]
     dying = {name: hold(name) for name in names[1:]}
     hold(names[0])

@@ -84,7 +84,7 @@ class Report:
             self._console.error(f"{locks(len(unchecked))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
-        """Return 1, else 4, else 3, for what went wrong; else 0."""
+        """Return 1 for a failure, else 4 for unchecked locks, else 3 for stuck ones, else 0."""
         if self.summary.failed:
             return EXIT_FAILED
         if exit_zero:
@@ -108,8 +108,8 @@ class NoOutput:
 def stop_between_locks() -> Iterator[Callable[[], bool]]:
     """Let SIGINT and SIGTERM end the sweep between two locks, never during a removal.
 
-    A second signal is not needed, because a removal takes microseconds, and a wait checks every
-    second.
+    A second signal is not needed, because a removal takes microseconds, and the wait for a
+    grace checks for a signal every second.
     """
     received: list[int] = []
 

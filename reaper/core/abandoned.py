@@ -25,7 +25,7 @@ CHECKPOINT_MARGIN_MS: Final = 60_000
 the lock: a plugin's context engine writes the checkpoint before it takes the lock."""
 HOLDER_MARGIN_MS: Final = 5_000
 """The holder must have started at least this long before its run, because a start time is only as
-exact as the clock. A gateway serves 23 s after its start at the earliest (docs/facts.md)."""
+exact as the clock. A gateway does not serve in its first 23 s (docs/facts.md)."""
 CREATION_MARGIN_MS: Final = 5_000
 """How long after its `session.ended` a run may create a lock, if the store has no end of the
 run."""
@@ -59,8 +59,8 @@ def died_here(evidence: Evidence) -> bool:
 
 
 def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
-    """Check that the holder is a gateway, or is not visible from here, and that the record says
-    when both began.
+    """Check that the holder is a gateway, or is not visible from here, and that the record has
+    its start time and the lock's creation time.
     """
     if holder.state is HolderState.UNNAMED:
         return Unmet.NO_HOLDER
@@ -76,7 +76,7 @@ def unmet_by_holder(lock: Lock, holder: Holder) -> Unmet | None:
 
 def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
     """Check that the holder began before the run, so that it wrote the run's records; and that its
-    version writes them at once, not only at the end of an attempt.
+    version writes them at once, not only together with `session.ended`.
     """
     run, began_ms = evidence.run, evidence.holder_began_ms
     end = run.end
@@ -94,9 +94,7 @@ def _unmet_by_witness(evidence: Evidence) -> Unmet | None:
 
 
 def _unmet_by_creation(evidence: Evidence) -> Unmet | None:
-    """Check that the run that ended created the lock: not a later run, and not an earlier holder
-    for which that run waited.
-    """
+    """Check that the run that ended created the lock, not a later run or an earlier holder."""
     run, created_ms = evidence.run, evidence.lock.record.created_at_ms
     if run.end is None or run.end.started_ms is None or created_ms is None:
         return Unmet.ATTEMPT_NOT_WHOLE
@@ -152,7 +150,7 @@ def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
 def unmet_by_age(evidence: Evidence) -> Unmet:
     """Return the condition about age that will be met last. Call it only if one is not met yet.
 
-    A run's end is written when the run ends, so ages of the same second count as equal.
+    The end is often the last write too, so within one second the end is named.
     """
     ages = (
         (Unmet.TOO_YOUNG, min(evidence.age, evidence.file_age)),

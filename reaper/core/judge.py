@@ -57,7 +57,7 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
      6  not open  unnamed                   older than the orphan grace           STALE
      7  not open  anything else             seen so for the orphan grace          ORPHANED
      8  none      dead, was seen alive here                                       as 4 and 5
-     9  none      the same                                                        as 2 and 3
+     9  none      alive, the recorded one                                         as 2 and 3
     10  none      anything else                                                   UNCERTAIN
     11            rows 6 and 7 before their grace, and a young empty file         UNCERTAIN
 
@@ -83,8 +83,8 @@ def wants_run(
     holder_seen_alive: bool,
     limits: Limits,
 ) -> bool:
-    """Return whether the run could change the verdict. Reading it costs more than everything
-    else.
+    """Return whether the run could change the verdict. Reading its files costs more than all
+    other evidence.
     """
     match proof:
         case HoldProof.OPEN:
@@ -203,7 +203,7 @@ def _judge_dead(evidence: Evidence) -> Judgement:
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
     # A lock without a start time is not kept for a gateway. From 2026.5.28 on, a gateway never
-    # takes it back if the pid now belongs to another OpenClaw process, and the session would fail
+    # takes it over if the pid now belongs to another OpenClaw process, and the session would fail
     # for ever.
     kept = None
     if evidence.lock.record.starttime is not None:

@@ -124,7 +124,7 @@ def judge_other(evidence: Evidence, place: Place, suspects: Suspects, limits: Li
     13  not seen                      its holder is certainly gone                   STALE
     14  no, and holders keep it open  it names no process, and is old                STALE
     15  no, and holders keep it open  anything else, seen so for the orphan grace    ORPHANED
-    16  a guard                       empty, old, and younger than all who make any  STALE
+    16  a guard                       empty, old, older than all its makers       STALE
     17                                anything else                                  UNCERTAIN
 
     In row 17 it is HELD if the very process that it names is alive, by its start time.

@@ -51,9 +51,9 @@ class Limits(NamedTuple):
     """The graces, all in seconds.
 
     `other_grace` is the least age of a lock that is not a session lock, if only its age shows that
-    no process is about to write it or to take it back. `seen_once_suffices` is for a look that
-    removes nothing: rows 1 and 7 then give the verdict that follows if nothing changes, marked
-    `seen-once`.
+    no process is about to write it or to take it back. With `seen_once_suffices`, rows 1, 7 and 15
+    give the verdict that follows if nothing changes, marked `seen-once`. Such a verdict removes
+    nothing.
     """
 
     grace: float = 120.0

@@ -50,7 +50,7 @@ def run(console: Console) -> bool:
     with (
         tempfile.TemporaryDirectory(prefix="reaper-demo-") as folder,
         ExitStack() as holders,
-        ExitStack() as cleanup,  # the sidecar stops before its holders are killed
+        ExitStack() as cleanup,  # the sidecar stops before the demo's gateways are killed
     ):
         root = Path(folder) / "demo"
         (root / "agents" / "main" / "sessions").mkdir(parents=True)

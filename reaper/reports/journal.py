@@ -1,9 +1,9 @@
 """The journal on standard error: one line for each action and each change of what is known about a
 lock.
 
-It is logfmt, short enough to read, or JSON with the whole record. The line of a removal quotes the
-removed file, so nothing is lost: a gateway's own record completely, of other content only the
-beginning. Names are made printable, so that none can forge a line or a field.
+It is logfmt, short enough to read, or JSON with the whole report. The line of a removal quotes a
+gateway's own record completely, and the beginning of any other content. Names are made printable,
+so that none can forge a line or a field.
 """
 
 import json
@@ -32,7 +32,7 @@ class Journal:
     """Writes events as logfmt, with colours on a terminal unless NO_COLOR is set, or as JSON. A
     line that cannot be written is lost; `on_error` counts it.
 
-    With `name_state_dir`, for several state directories, logfmt lines on locks name theirs.
+    With `name_state_dir`, each logfmt line about a lock names its state directory.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Journal:
 
     def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield what identifies the lock for a person, and why. The agent is left out if the
-        session's key names it. For a lock that is kept, the reasons why it became stuck are left
-        out.
+        session's key names it. A `recovery-pending` lock has only that
+        reason.
         """
         key, agent = record.get("session_key"), record["agent"]
         if "kind" in record:

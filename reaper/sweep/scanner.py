@@ -196,7 +196,7 @@ class Scanner(NamedTuple):
             if self.plan.remembers or judgement.pending or not judgement.confirmed:
                 histories.remember(key, history)
             if judgement.verdict in STUCK and evidence.run is NOT_READ:
-                # Not for the verdict: it tells people whose session is stuck.
+                # The verdict does not need it. It shows people whose session is stuck.
                 evidence = evidence._replace(run=collector.run_by_store(opened))
             found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
         finally:

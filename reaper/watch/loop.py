@@ -28,10 +28,8 @@ from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
 """Seconds to wait after a system call failed."""
-_LOOK_UP: Final = 0.0005
-"""Seconds of a full sweep between two looks for what cannot wait for its end. Each look takes 3
-µs.
-"""
+_URGENT_EVERY: Final = 0.0005
+"""Seconds between two checks for urgent work during a full sweep. A check takes 3 µs."""
 _LATE: Final = 10.0
 """How many seconds late the loop may be before it counts as stopped."""
 
@@ -181,7 +179,7 @@ class Watch:
             gc.enable()
 
     def _sweep(self) -> None:
-        started = looked_up = time.monotonic()
+        started = checked_at = time.monotonic()
         self.handle_events()
         self.trust.follow(self.reaper.states)
         met: set[LockKey] = set()
@@ -203,10 +201,10 @@ class Watch:
                     self.tracker.update(found, time.monotonic())
             if self.inbox.has(Notice.STOP):
                 return
-            if time.monotonic() - looked_up >= _LOOK_UP:
+            if time.monotonic() - checked_at >= _URGENT_EVERY:
                 self._handle_urgent()
-                looked_up = time.monotonic()
-        self.trust.swept()  # before the events: what they drop, only the next sweep finds
+                checked_at = time.monotonic()
+        self.trust.swept()  # first: only the next sweep finds what handle_events drops
         self.handle_events()
         self.tracker.forget_all_but(met, unseen.hides, started)
         now = time.monotonic()
@@ -222,7 +220,7 @@ class Watch:
         self.judge(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
 
     def judge(self, due: Mapping[LockKey, float]) -> None:
-        """Judge some locks again. `due` has the time since when each was due."""
+        """Judge some locks again, and act. `due` has the time since when each was due."""
         if not due:
             return
         gone = set(due)

@@ -66,7 +66,7 @@ def parse_address(text: str) -> Address:
 
 class WebServer:
     """Serves on some addresses. Health checks are answered at once. One thread renders all other
-    answers, one at a time, so that many clients slow down the removal of locks no more than one.
+    answers, one at a time, so that many clients delay a removal no longer than one does.
     """
 
     def __init__(

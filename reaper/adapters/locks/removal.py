@@ -34,11 +34,11 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     POSIX has no "unlink if it is still this inode", and a gateway may have put another lock under
     the name since the judgement. So there are four steps:
 
-    1. Create an empty file, the placeholder, under a private name that no other process uses.
+    1. Create an empty file, the placeholder, under a private name, which only reapers touch.
     2. Exchange lock and placeholder. A gateway takes the placeholder for a lock that is being
-       created, so no process takes the name while a lock is away by mistake.
-    3. Look at the file under the private name. If it is the judged one, unlink it: no other process
-       can replace it there. If not, give it its own name back.
+       created, so the name stays taken while a wrong lock is away.
+    3. Look at the file under the private name. If it is the judged one, unlink it: no gateway can
+       replace it there. If not, give it its own name back.
     4. Remove the placeholder.
 
     If the file system cannot exchange files, the lock is moved without a placeholder. No step
@@ -46,8 +46,8 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     that.
 
     With `forced`, the name is unlinked at once, as `rm` does, where the file system offers no way
-    to put a lock back. A lock that gets the name in that instant is unlinked too: the user accepts
-    that risk.
+    to put a lock back. A lock that gets the name in that instant is unlinked instead: the user
+    accepts that risk.
 
     If a file that an earlier removal created is left in the folder and cannot be removed, nothing
     is created there, because each attempt would leave one more.
@@ -82,7 +82,7 @@ def _remove_leftover(folder: Folder) -> str:
     """Remove what an earlier removal left in the folder. Return why that is impossible, empty if
     nothing is left.
 
-    Unlinks only the very file that was left. No other process puts a file under its private name.
+    Unlinks only the very file that was left. Only reapers touch private names.
     """
     left = folder.leftover
     if left is None:
@@ -121,7 +121,7 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
                 return _unlink_at_once(opened)
             return Removal(
                 outcome=Outcome.FLAGGED,
-                note="left alone, because this file system has no safe way to put a lock back",
+                note="left alone, because the reaper cannot safely put a lock back here",
             )
     except _ChangedError:
         return Removal(outcome=Outcome.CHANGED, note="another lock has its name now")
@@ -362,7 +362,9 @@ def _put_back(parked: str, name: str, *, dir_fd: int) -> Removal:
         if _same_file(parked, name, dir_fd=dir_fd):
             with suppress(FileNotFoundError):
                 os.unlink(parked, dir_fd=dir_fd)
-            return Removal(outcome=Outcome.RESTORED, note="it also had its own name")
+            return Removal(
+                outcome=Outcome.RESTORED, note="it had both names; the private one is removed"
+            )
         return Removal(
             outcome=Outcome.FAILED,
             note=f"left at {parked!r}: a newer lock has its name",
@@ -394,7 +396,7 @@ def drop_parked(opened: OpenLock) -> Removal:
 
     For a file that `put_back` could not put back because a newer lock has its name.
     """
-    original_name(opened.name)
+    original_name(opened.name)  # raises ValueError unless it is a private name
     try:
         found = os.stat(opened.name, dir_fd=opened.folder.fd, follow_symlinks=False)
         if FileId(found.st_dev, found.st_ino) != opened.lock.file:

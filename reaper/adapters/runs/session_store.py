@@ -46,19 +46,19 @@ much memory."""
 _MOST_REMEMBERED: Final = 10_000
 """Sessions whose entries are remembered, besides those that may be asked for next."""
 _TICK_NS: Final = 20_000_000
-"""Nanoseconds. Two writes this close to each other can leave the same times (10 ms at 100 Hz)."""
+"""Nanoseconds, two ticks at 100 Hz. Two writes this close can leave the same times."""
 _QUICK: Final = 0.05
 """Seconds. A store that took longer to read, and has changed since, is not read again at once."""
 _WAIT_FACTOR: Final = 10
-"""Such a store is read again after this many times the time that reading it took, so that no agent
-takes more of the worker's time."""
+"""After a slow read, wait this many times as long before the next. So one store takes at most a
+eleventh of the worker's time."""
 
 _GONE_GRACE: Final = 60
 """Seconds for which the answer of a store that disappeared is UNKNOWN: it may come back."""
 
 _TOO_LONG: Final = object()
 _LATEST: Final = 2**53
-"""Epoch ms. JavaScript has no larger integers."""
+"""Epoch ms. JavaScript is exact up to this integer."""
 _STATUSES: Final[dict[str | None, StoreStatus]] = {
     None: StoreStatus.NONE,
     "running": StoreStatus.RUNNING,
@@ -338,8 +338,9 @@ def _interpret(data: mmap.mmap, sessions: frozenset[str], agent: str) -> Store:
 
 
 def _sessions(session: object, file: object) -> tuple[set[str], str | None]:
-    """Return the sessions whose lock an entry may concern: by its id, and by its transcript's name,
-    which differs for topics. Return also the one whose key the entry has: the transcript's, if any.
+    """Return the sessions whose lock an entry may concern: its id, and its transcript's name, which
+    differs for a chat's topics. Return also which of them has the entry's key: the transcript's,
+    else the id.
     """
     sessions, named = set(), None
     if isinstance(session, str):
