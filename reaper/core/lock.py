@@ -18,7 +18,7 @@ class Shape(FastEnum):
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
     GUARD = "guard"
-    """A directory that exists while a process takes a stale lock back; it has no bytes."""
+    """A directory that exists while a process takes a stale lock over; it has no bytes."""
     UNREAD = "unread"
     """The file cannot be read, or is not a regular file: no bytes of it are known."""
 

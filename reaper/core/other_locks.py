@@ -29,7 +29,7 @@ from reaper.core.verdict import (
 
 GUARD_SUFFIX: Final = ".reclaim"
 GUARD: Final = RECLAIM_GUARD
-"""The kind of a directory that exists while a process takes a stale lock back; it is empty."""
+"""The kind of a directory that exists while a process takes a stale lock over; it is empty."""
 START_MARGIN_MS: Final = 10_000
 """How much later than a lock a process must have begun so that it cannot be the holder. The two
 times are read off different clocks of the kernel, which agree to some hundredths of a second."""

@@ -51,7 +51,7 @@ class Limits(NamedTuple):
     """The graces, all in seconds.
 
     `other_grace` is the least age of a lock that is not a session lock, if only its age shows that
-    no process is about to write it or to take it back. With `seen_once_suffices`, rows 1, 7 and 15
+    no process is about to write it or to take it over. With `seen_once_suffices`, rows 1, 7 and 15
     give the verdict that follows if nothing changes, marked `seen-once`. Such a verdict removes
     nothing.
     """

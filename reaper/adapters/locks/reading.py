@@ -314,7 +314,7 @@ def open_lock(folder: Folder, name: str) -> OpenLock | Skipped | None:
 
 
 def open_guard(folder: Folder, name: str) -> OpenLock | Skipped | None:
-    """Open a directory that guards a stale lock while a process takes it back; None if it is gone.
+    """Open a directory that guards a stale lock while a process takes it over; None if it is gone.
 
     Never raises OSError.
     """
