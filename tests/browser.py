@@ -52,7 +52,8 @@ class Browser:
         body = {"cmd": command, "params": parameters}
         return self._ask("POST", "/goog/cdp/execute", body)
 
-    def show(self, url: str, *, size: str, scheme: str) -> None:
+    def show(self, url: str, *, size: str, scheme: str, zone: str = "") -> None:
+        """Show the page, in this time zone or the machine's."""
         width, height = SIZES[size]
         self.cdp(
             "Emulation.setDeviceMetricsOverride",
@@ -63,6 +64,7 @@ class Browser:
         )
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.cdp("Emulation.setEmulatedMedia", features=[feature])
+        self.cdp("Emulation.setTimezoneOverride", timezoneId=zone)
         self._ask("POST", "/url", {"url": url})
 
     def run(self, script: str) -> Any:
