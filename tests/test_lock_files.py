@@ -220,7 +220,7 @@ def test_a_lock_moved_by_mistake_never_leaves_its_name_free(
         path.write_bytes(record(8))
 
     meanwhile("exchange", reclaim)
-    meanwhile("_give_back", lambda: seen.append(path.read_bytes()))
+    meanwhile("_swap_back", lambda: seen.append(path.read_bytes()))
     with the_folder(tree) as folder, opened(folder) as opened_lock:
         assert remove(opened_lock).outcome is Outcome.RESTORED
     assert seen == [b""]
@@ -259,7 +259,7 @@ def test_a_lock_that_replaced_the_placeholder_of_a_lock_moved_by_mistake_keeps_t
         return done
 
     meanwhile("exchange", reclaim(8))
-    meanwhile("_give_back", lambda: meanwhile("exchange", reclaim(9)))
+    meanwhile("_swap_back", lambda: meanwhile("exchange", reclaim(9)))
     with the_folder(tree) as folder, opened(folder) as opened_lock:
         removal = remove(opened_lock)
         folder.read_names()

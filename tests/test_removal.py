@@ -47,7 +47,7 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 @FEWER_RENAMES
-def test_a_lock_is_removed_with_each_rename_that_the_file_system_may_have(
+def test_a_lock_is_removed_also_where_the_file_system_lacks_a_rename(
     tree: Tree, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_renames(missing, monkeypatch)
@@ -62,7 +62,7 @@ def test_a_lock_is_removed_with_each_rename_that_the_file_system_may_have(
 def test_without_exchange_a_new_lock_under_the_name_is_never_moved(
     tree: Tree, meanwhile: Meanwhile, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name would be free for a moment. It appears just before the exchange is refused."""
+    """The new lock appears just before the exchange is refused. A move would free its name."""
     refuse_renames(missing, monkeypatch)
     path = tree.lock("sid", record(DEAD))
     meanwhile("exchange", replaced(path))
@@ -165,7 +165,7 @@ def test_not_even_force_removes_a_lock_that_was_replaced_meanwhile(
 
 
 @pytest.mark.parametrize("call", ["link", "rename"])
-def test_a_lock_that_is_deleted_while_the_way_back_is_tried_has_vanished(
+def test_a_lock_that_is_deleted_during_the_trial_link_or_the_rename_has_vanished(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     refuse_renames(("exchange", "rename_noreplace"), monkeypatch)
@@ -250,16 +250,16 @@ def test_another_removals_file_is_not_mistaken_for_the_placeholder(
 def test_a_lock_that_is_moved_instead_of_the_placeholder_gets_its_name_back(
     tree: Tree, meanwhile: Meanwhile
 ) -> None:
-    """A rival moves the placeholder and puts it back just before we put back the lock that we moved
-    instead. The placeholder must not keep the live lock from its name.
+    """Another reaper parks our placeholder, so we park a live lock instead. The placeholder returns
+    just before we put that lock back. The live lock must get its name even so.
     """
     path = tree.lock("sid", record(DEAD))
-    rivals_name = tree.sessions() / names.private_name("sid")
+    others_name = tree.sessions() / names.private_name("sid")
 
     def swap() -> None:
-        path.rename(rivals_name)
+        path.rename(others_name)
         path.write_bytes(record(LIVE))
-        meanwhile("_put_back", lambda: rivals_name.rename(path))
+        meanwhile("_put_back", lambda: others_name.rename(path))
 
     meanwhile("rename_noreplace", swap)
     with the_folder(tree) as folder, opened(folder) as lock:
@@ -270,7 +270,7 @@ def test_a_lock_that_is_moved_instead_of_the_placeholder_gets_its_name_back(
 def test_a_lock_is_put_back_if_its_placeholder_is_gone(tree: Tree, meanwhile: Meanwhile) -> None:
     path = tree.lock("sid", record(DEAD))
     meanwhile("exchange", replaced(path))
-    meanwhile("_give_back", lambda: meanwhile("exchange", path.unlink))
+    meanwhile("_swap_back", lambda: meanwhile("exchange", path.unlink))
     with the_folder(tree) as folder, opened(folder) as lock:
         assert remove(lock).outcome is Outcome.RESTORED
     assert (pid_of(path), listing(tree)) == (LIVE, {NAME})
@@ -334,7 +334,7 @@ def test_a_placeholder_keeps_the_name_of_a_lock_that_could_not_be_put_back(
     refused = failing(errno.EIO)
     with the_folder(tree) as folder, opened(folder) as lock:
         unlink_fails_once(monkeypatch, lock)
-        meanwhile("_give_back", lambda: monkeypatch.setattr(removal, "exchange", refused))
+        meanwhile("_swap_back", lambda: monkeypatch.setattr(removal, "exchange", refused))
         done = remove(lock)
         assert done.outcome is Outcome.FAILED
         assert "left at '.rpr" in done.note

@@ -35,13 +35,13 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     the name since the judgement. So there are four steps:
 
     1. Create an empty file, the placeholder, under a private name, which only reapers touch.
-    2. Exchange lock and placeholder. A gateway takes the placeholder for a lock that is being
-       created, so the name stays taken while a wrong lock is away.
-    3. Look at the file under the private name. If it is the judged one, unlink it: no gateway can
-       replace it there. If not, give it its own name back.
+    2. Exchange lock and placeholder: the lock has the private name now, it is parked. To a gateway,
+       the placeholder is a lock that is being created, so the lock's own name stays taken.
+    3. Look at the parked file. If it is the judged lock, unlink it: no gateway can replace it
+       there. If not, put it back under its own name.
     4. Remove the placeholder.
 
-    If the file system cannot exchange files, the lock is moved without a placeholder. No step
+    If the file system cannot exchange files, the lock is parked without a placeholder. No step
     waits. If the process stops between two steps, a private name is left. A later sweep repairs
     that.
 
@@ -58,7 +58,8 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
     try:
-        # A guard needs no placeholder: while the guard's name is free, its lock's name is not.
+        # A guard needs no placeholder: it only lets one process at a time reclaim a dead lock,
+        # whose own name stays taken.
         placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
@@ -132,7 +133,7 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
     try:
         if _file_at(parked, dir_fd=dir_fd) != opened.lock.file:
             # Another lock got the name after the check, and was moved in place of the judged one.
-            return _give_back(parked, name, placeholder, dir_fd=dir_fd)
+            return _swap_back(parked, name, placeholder, dir_fd=dir_fd)
         if _is_guard(opened):
             os.rmdir(parked, dir_fd=dir_fd)  # fails unless it is empty
             return Removal(outcome=Outcome.REMOVED)
@@ -141,7 +142,7 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
         # Another reaper mistook our private name for a leftover, and put back or deleted the lock.
         return Removal(outcome=Outcome.VANISHED, note="another reaper removed it at the same time")
     except OSError as error:
-        back = _give_back(parked, name, placeholder, dir_fd=dir_fd)
+        back = _swap_back(parked, name, placeholder, dir_fd=dir_fd)
         return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}; {back.note}")
     links = os.fstat(opened.fd).st_nlink
     return Removal(
@@ -224,15 +225,17 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
     return True
 
 
-def _give_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
-    """Give a lock its own name back, in place of our placeholder and never over any other file."""
-    removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
-    if removal.outcome is Outcome.FAILED:  # perhaps a rival just gave our placeholder the name
-        removal = _give_back_once(parked, name, placeholder, dir_fd=dir_fd)
+def _swap_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
+    """Exchange a parked lock with our placeholder, or put it back if the placeholder does not have
+    its name. Replaces no other file.
+    """
+    removal = _swap_back_once(parked, name, placeholder, dir_fd=dir_fd)
+    if removal.outcome is Outcome.FAILED:  # another reaper may just have put our placeholder back
+        removal = _swap_back_once(parked, name, placeholder, dir_fd=dir_fd)
     return removal
 
 
-def _give_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
+def _swap_back_once(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
     try:
         if placeholder is None or not _is(placeholder, name, dir_fd=dir_fd):
             return _put_back(parked, name, dir_fd=dir_fd)
@@ -269,8 +272,8 @@ def _remove_placeholder(opened: OpenLock, placeholder: int) -> str:
 
 
 _PLACEHOLDER_SEARCHES: Final = 5
-"""A search misses the placeholder only while it moves from one name to another, which each rival
-can cause once or twice."""
+"""A search misses the placeholder only while it moves from one name to another, which each other
+reaper can cause once or twice."""
 
 
 def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
@@ -287,7 +290,7 @@ def _unlink_placeholder_once(opened: OpenLock, placeholder: int) -> str:
     with suppress(FileNotFoundError):
         rename_noreplace(where, parked, dir_fd=dir_fd)
         if not _is(placeholder, parked, dir_fd=dir_fd):
-            back = _give_back(parked, opened.name, placeholder, dir_fd=dir_fd)
+            back = _swap_back(parked, opened.name, placeholder, dir_fd=dir_fd)
             return back.note if back.outcome is Outcome.FAILED else ""
         os.unlink(parked, dir_fd=dir_fd)
     return ""
@@ -347,7 +350,7 @@ _NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, e
 
 
 def _put_back(parked: str, name: str, *, dir_fd: int) -> Removal:
-    """Give a lock its own name back, never over another file."""
+    """Give a parked lock its own name back. Never replaces a file."""
     try:
         try:
             rename_noreplace(parked, name, dir_fd=dir_fd)
