@@ -113,11 +113,14 @@ def test_a_held_lock_needs_no_action() -> None:
     assert checked(advice(tracked, explained=True)) == (None, "held", "-")
 
 
-def test_a_lock_that_may_not_be_probed_needs_its_owner() -> None:
-    tracked = found(evidence(NO_PROOF, HolderState.GONE, proof_note="no-rights"))
-    command = "sudo -u '#1000' reaper explain sid"
-    assert checked(advice(tracked)) == (command, "cannot-be-judged", "run as uid 1000")
-    assert "uid 1000" in advice(tracked).text
+@pytest.mark.parametrize("uid", [1000, 100_000, 2**32 - 2])
+def test_a_lock_that_may_not_be_probed_needs_its_owner(uid: int) -> None:
+    """The table has no room for each uid, and a part of a uid is another uid."""
+    lock = a_lock()._replace(uid=uid)
+    tracked = found(evidence(NO_PROOF, HolderState.GONE, lock=lock, proof_note="no-rights"))
+    command = f"sudo -u '#{uid}' reaper explain sid"
+    assert checked(advice(tracked)) == (command, "cannot-be-judged", "run as owner")
+    assert f"uid {uid}," in advice(tracked).text
 
 
 @pytest.mark.parametrize("note", ["file-system:nfs", "no-leases:sysctl", "other-layer", ""])

@@ -188,9 +188,10 @@ def _unjudged(found: Found, *, explained: bool) -> Step:
         return Step("explain", text, explain or _Command.FORCE)
     if note.partition(":")[0] == "no-rights":
         text = (
-            f"Run the reaper as uid {lock.uid}, which owns the lock file: nobody else may check it."
+            f"Run the reaper as uid {lock.uid}, which owns the lock file, or with the capability "
+            "CAP_LEASE."
         )
-        return Step(f"run as uid {lock.uid}"[:15], text, _Command.EXPLAIN_AS_OWNER)
+        return Step("run as owner", text, _Command.EXPLAIN_AS_OWNER)
     why = no_proof_advice({lock.uid}, note) if note else "nothing shows whether the file is open"
     return Step("explain", f"The reaper cannot check this lock: {why}.", explain)
 
@@ -209,7 +210,9 @@ class _Commands(NamedTuple):
     state_dir: str | None
 
     def of(self, command: _Command, verdict: Verdict) -> str | None:
-        """Return one of them; None if a name has characters that a terminal cannot show."""
+        """Return one of them. If a name has characters that a terminal cannot show, return None;
+        for EXPLAIN_AS_OWNER, a command without names.
+        """
         match command:
             case _Command.SWEEP:
                 policy = "--on-other" if self.lock.kind else "--on-overdue"
