@@ -70,7 +70,7 @@ def probe(  # noqa: PLR0911  # a table of answers
     counts only on a file system of the allow-list that is not a layer of an overlay. It also counts
     on an overlay that a gateway is known to use through this same mount (`same_mount`, called only
     there). Reasons: `no-rights`; `no-leases:` and what grants none (`sysctl`, `system`, or a file
-    system's name); `file-system:` and its name; `other-layer`.
+    system's name); `file-system`, with `:` and its name if that is known; `other-layer`.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -87,8 +87,8 @@ def probe(  # noqa: PLR0911  # a table of answers
         return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
     kind = mounts.types.get(device)
     if kind is None:
-        # Once for each device, because files of a folder with one device are on one file system.
-        # The exception is a file that is mounted over a name here, and it cannot be removed.
+        # Once for each device: a folder's files with the same device are on one file system. Only
+        # a file that is mounted over a name here may differ, and it cannot be removed anyway.
         try:
             kind = mounts.types[device] = file_system_type(fd)
         except OSError:

@@ -18,16 +18,24 @@ class HolderState(FastEnum):
     """The process that the record names, as the process table shows it now."""
 
     SAME = "same"
+    """It is alive. By the pid alone if the record has no start time."""
     GONE = "gone"
+    """No visible process has the pid."""
     ZOMBIE = "zombie"
+    """It has exited, and its parent has not noticed yet."""
     REUSED = "reused"
+    """The pid belongs to a process with another start time."""
     FOREIGN_PROGRAM = "foreign-program"
+    """The record has no start time, and the pid belongs to a program that is not OpenClaw."""
     UNKNOWN = "unknown"
+    """It could not be looked at, or may be in a PID namespace that could not be looked at."""
     UNNAMED = "unnamed"
+    """The record names no process."""
 
 
 DEAD = frozenset({HolderState.GONE, HolderState.ZOMBIE, HolderState.REUSED})
-"""States in which the process that the record names is not there, as seen from here."""
+"""States in which the process is dead, unless it is in a PID namespace that is not visible from
+here."""
 
 
 class Program(FastEnum):
@@ -56,9 +64,8 @@ class Holder(NamedTuple):
 class Unmet(FastEnum):
     """A condition for removing a lock that the evidence does not meet.
 
-    Those of row 1 come first, in the order in which they are checked: the lock and its holder, the
-    trajectory, whether the holder wrote it, whether the run took the lock, and the ages.
-    docs/facts.md has the real files behind each. Those of the other rows follow.
+    Those of row 1 come first; `abandoned.py` has the order in which they are checked, and
+    docs/facts.md the real files behind each. Those of the other rows follow.
     """
 
     NO_HOLDER = "no-holder"
@@ -141,10 +148,13 @@ class RunEnd(NamedTuple):
 class Run(NamedTuple):
     """What trajectory and session store say about the session's last run. Times are epoch ms.
 
+    The trajectory is a *live witness* if it shows the whole last attempt of a run that was cut
+    short, and was written while that run went on.
+
     - `trajectory`: RUNNING if its last record is anything but `session.ended`.
     - `unmet`: the first condition of a live witness that the trajectory does not meet; None if it
       meets all that the file can show.
-    - `other_run_ms`: when the youngest other run began that has no end in the trajectory.
+    - `other_run_ms`: the start of the youngest other run whose end is not in the trajectory.
     - `store_started_ms`, `store_ended_ms`: the store's `startedAt` and `endedAt`, which can be
       another run's.
     - `last_write_ms`: the last change of transcript and trajectory; of the transcript alone if no
@@ -174,9 +184,7 @@ class Run(NamedTuple):
 
     @property
     def is_live_witness(self) -> bool:
-        """Whether the trajectory shows the whole last attempt of a run that was cut short, and was
-        appended live, as far as the file alone can show that.
-        """
+        """Whether the trajectory is a live witness, as far as the file alone can show that."""
         return self.end is not None and self.unmet is None
 
     @property
@@ -228,7 +236,8 @@ class Run(NamedTuple):
 
 
 NOT_READ = Run(unmet=Unmet.TOO_YOUNG)
-"""The run of a lock whose verdict does not depend on it. A held one is too young for that."""
+"""The run of a lock whose verdict does not depend on it. TOO_YOUNG, because the run of a held lock
+is not read only while the lock is too young."""
 
 
 class EarlierLock(NamedTuple):
@@ -243,12 +252,13 @@ class Evidence(NamedTuple):
     """All that is known of one lock at one moment.
 
     `age` counts from createdAt, `file_age` from the file's own times. `run_end_age` and
-    `quiet_for` belong to `run` (None if it has no end, or no known last write). `seen_for` is
-    how long all of this has been seen unchanged. `holder_seen_alive`: this very holder was seen
-    alive here while this inode existed; `seen_as_other_program`: it was once seen as a process that
-    is no gateway. `holder_began_ms` (epoch) is when the process that the record names began, also
-    where it is not visible. `may_be_newer_gateway`: nothing shows that the holder is older than
-    2026.6.1. `earlier` are locks that were read before under the same name.
+    `quiet_for` belong to `run` (None if it has no end, or no known last write). `seen_for` is how
+    long the proof, the holder's state and program, and the run have been seen unchanged.
+    `holder_seen_alive`: this very holder was seen alive here while this inode existed;
+    `seen_as_other_program`: it was once seen as a process that is no gateway. `holder_began_ms`
+    (epoch) is when the process that the record names began, also where it is not visible.
+    `may_be_newer_gateway`: nothing shows that the holder is older than 2026.6.1. `earlier` are
+    locks that were read before under the same name.
     """
 
     lock: Lock

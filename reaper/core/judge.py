@@ -58,11 +58,12 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
      7  not open  anything else             seen so for the orphan grace          ORPHANED
      8  none      dead, was seen alive here                                       as 4 and 5
      9  none      alive, the recorded one                                         as 2 and 3
-    10  none      anything else                                                   UNCERTAIN
+    10  none      anything else, unless it is a young empty file                  UNCERTAIN
     11            rows 6 and 7 before their grace, and a young empty file         UNCERTAIN
 
-    docs/architecture.md has the conditions in full. It takes no clock: the ages are part of the
-    evidence, so that a step of the clock between gathering and judging cannot matter.
+    A verdict by row 8 has the number 4 or 5. docs/architecture.md has the conditions in full. This
+    function takes no clock: the ages are part of the evidence, so that a step of the clock between
+    gathering and judging cannot matter.
     """
     match evidence.proof:
         case HoldProof.OPEN:
@@ -99,7 +100,7 @@ def wants_run(
 def _judge_open(evidence: Evidence, limits: Limits) -> Judgement:
     unmet = unmet_condition(evidence)
     if unmet is not None:
-        # Whether its run has ended matters once the lock is old enough.
+        # `wants_run` leaves the run unread until the lock is old enough: look again then.
         old_enough_in = limits.abandoned_after - evidence.age
         holder_fits = unmet_by_holder(evidence.lock, evidence.holder) is None
         again_in = old_enough_in if holder_fits and old_enough_in > 0 else None
@@ -203,8 +204,8 @@ def _judge_dead(evidence: Evidence) -> Judgement:
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
     # A lock without a start time is not kept for a gateway. From 2026.5.28 on, a gateway never
-    # takes it over if the pid now belongs to another OpenClaw process, and the session would fail
-    # for ever.
+    # takes such a lock over if the pid now belongs to another OpenClaw process. If it were kept,
+    # the session would fail for ever.
     kept = None
     if evidence.lock.record.starttime is not None:
         kept = _kept_for_gateway(evidence, reasons)

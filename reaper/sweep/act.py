@@ -45,6 +45,7 @@ class Actor(NamedTuple):
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
         if self.plan.mode is Mode.LOOK:
+            # What a sweep would do after its second look.
             action = decide(judgement._replace(confirmed=True), self.policy, is_other=is_other)
             done = _Done(None, note)
         elif unlock is not None and unlock.fingerprint != opened.lock.fingerprint:
@@ -85,7 +86,7 @@ class Actor(NamedTuple):
         before = None if failure is None else failure.retry
         retry = Retry.after(before, attempt.cause, now=now, longest=self.longest_retry)
         other_lock = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
-        fingerprint = None if other_lock else _now(opened).fingerprint
+        fingerprint = None if other_lock else _after_attempt(opened).fingerprint
         self.failures[key] = FailedRemoval(fingerprint, *attempt, retry)
         return _Done(*attempt, retry)
 
@@ -97,7 +98,7 @@ _WITHOUT_REMOVAL: Final = {
 }
 
 
-def _now(opened: OpenLock) -> Lock:
+def _after_attempt(opened: OpenLock) -> Lock:
     """Return the lock after an attempt to remove it, which may have changed its ctime."""
     return opened.lock._replace(ctime_ns=os.fstat(opened.fd).st_ctime_ns)
 

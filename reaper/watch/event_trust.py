@@ -23,7 +23,7 @@ _SWEEPS_TO_RECOVER: Final = 12
 
 
 class EventTrust:
-    """Follows the state directories, passes their events on, and counts missed ones."""
+    """Follows the state directories, passes their events on, and notices missed ones."""
 
     def __init__(self, inbox: Inbox, reporter: Reporter, *, resync: float) -> None:
         self._inbox = inbox
@@ -98,7 +98,7 @@ class EventTrust:
         self._crowded.update(agents)
 
     def check(self, now: float) -> None:
-        """Count the events that are too late."""
+        """Stop trusting events if one is too late."""
         missed = [key for key, at in self._expected.items() if at + PATIENCE <= now]
         for key in missed:
             del self._expected[key]

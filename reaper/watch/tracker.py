@@ -25,7 +25,8 @@ _RETRY: Final = 1.0
 _SOONEST: Final = 0.01
 """The shortest time until the same lock is due again, in seconds."""
 _EVENT_LOST: Final = 10.0
-"""Seconds after which an event that has not announced the end of a hold counts as lost."""
+"""Seconds from the appearance of a lock. If a sweep that begins later does not find it, the event
+of its end counts as lost."""
 
 
 @dataclass(slots=True)
@@ -34,9 +35,9 @@ class _Followed:
     keeping equal ones for 10,000 locks would waste memory.
 
     `announced_at` is when the last event announced it, so that a sweep that is past its folder does
-    not forget it. `appeared_at` is set until the end of this hold is announced. Only events change
-    it, because a look may find the next lock under the same name before the end of the last one is
-    announced.
+    not forget it. `appeared_at` is set until the end of this hold is announced, the reaper removes
+    the lock, or the event of its end is lost. A look does not set it, because it may find the next
+    lock under the same name before the end of the last one is announced.
     """
 
     key: LockKey
@@ -47,8 +48,8 @@ class _Followed:
 
 
 class Tracker:
-    """Follows at most `most_of_agent` locks of one agent because of events; those that a sweep
-    finds have a bound of their own. Makes the next change of each lock wake the worker.
+    """Makes the next change of each lock wake the worker. An event adds no lock to an agent with
+    `most_of_agent` followed ones; for locks that a sweep finds, the sweep has its own bound.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class Tracker:
         return self._followed.keys()
 
     def appeared(self, key: LockKey, at: float, *, is_new: bool) -> bool:
-        """Follow a lock that an event announces, unless its agent has too many. If it is not
-        `is_new`, a removal gave it back, so its hold goes on.
+        """Follow a lock that an event announces. Return False if its agent has too many. If it is
+        not `is_new`, a removal put it back, so its hold goes on.
         """
         if key not in self and self._number_of[key.state, key.agent] >= self._most_of_agent:
             return False
@@ -148,9 +149,7 @@ class Tracker:
         self._deadlines.set(lock.key, lock.retry.at)
 
     def forget(self, key: LockKey) -> None:
-        """Forget a lock that is gone, but not when it appeared, if its end is still to be
-        announced.
-        """
+        """Forget a lock that is gone. Keep only `appeared_at`, until its end is announced."""
         self._deadlines.set(key, math.inf)
         self._unseen.discard(key)
         self._holders.release(key)
@@ -175,7 +174,7 @@ class Tracker:
         for key, lock in list(self._followed.items()):
             if key in met or lock.announced_at >= started or hidden(key):
                 continue
-            # The event of the end may still come. After some time it counts as lost.
+            # The event of the end may still come, unless the lock appeared long ago.
             if lock.appeared_at is not None and lock.appeared_at < started - _EVENT_LOST:
                 lock.appeared_at = None
             self.forget(key)

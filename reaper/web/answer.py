@@ -79,7 +79,8 @@ class Facts(NamedTuple):
 
     `stopped`: the worker has stopped, so all other facts are old. `not_ready`: why the last full
     sweep did not see every folder. `void`: number of state directories without sessions folders.
-    `elsewhere`: number of those that keep sessions in a folder which the reaper does not watch.
+    `elsewhere`: number of state directories with sessions in a folder that the reaper does not
+    watch.
     """
 
     stopped: bool = False

@@ -63,8 +63,8 @@ class Shown(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who reads, and what the rows need. All ages are those at `as_of` (monotonic seconds).
-    `removed` returns how often a lock with this path was removed before.
+    """Who reads, and what the rows need. `as_of` (monotonic seconds) is the moment of the locks'
+    ages. `removed` returns how often a lock with this path was removed before.
     """
 
     names: bool
@@ -89,7 +89,9 @@ def _since_ms(lock: Lock, now_ms: int) -> int:
 
 
 def later(seen: TrackedLock, moment: float) -> TrackedLock:
-    """Return the lock with its ages at a later moment."""
+    """Return the lock with its age, and its holder's, at a later moment. The other ages stay those
+    of the last look, which the verdict depends on.
+    """
     passed = max(0.0, moment - seen.at)
     holder = seen.evidence.holder
     if holder.up_for is not None:

@@ -33,7 +33,7 @@ class Runs:
         self._attempts: dict[tuple[str, str, str], tuple[tuple[int, int, int], Trajectory]] = {}
 
     def run(self, session: Session, checkpoints: Callable[[], list[str]]) -> Run:
-        """Return what the witnesses say about the session's last run. Never raises OSError.
+        """Return what the session's files say about its last run. Never raises OSError.
 
         `checkpoints` returns the names in the folder that may be checkpoint files. It is called
         only if a run was cut short, because only then they count.
@@ -83,7 +83,7 @@ class Runs:
         return self._stores.problem_of_store(session)
 
     def forget_all_but(self, folders: set[str]) -> None:
-        """Drop the stores of folders that are gone; a folder is `<state>/agents/<agent>`."""
+        """Forget all stores but those of these folders; a folder is `<state>/agents/<agent>`."""
         self._stores.forget_all_but(folders)
 
     def _trajectory(self, session: Session) -> tuple[Trajectory, int | None]:
@@ -100,16 +100,18 @@ class Runs:
             os.close(fd)
 
     def _read(self, session: Session, fd: int, found: os.stat_result) -> Trajectory:
-        """Read the last record, and of a run that was cut short the attempt. Raises OSError."""
+        """Read the last record; for a run that was cut short, also its whole last attempt. Raises
+        OSError.
+        """
         shown = _last_record(fd, found.st_size)
         if shown.unmet is not None:
             return shown
         other_owner = session.uid not in {None, found.st_uid}
         if session.through_symlink or other_owner or found.st_nlink != 1 or found.st_size >= _FULL:
-            # Then 2026.5.22 silently writes nothing more, so a later run would not be visible.
-            # (Of another uid's file, it cannot set the mode.)
+            # 2026.5.22 silently writes nothing more to such a file (of another uid's, it cannot set
+            # the mode). So a later run would not be visible.
             return shown._replace(unmet=Unmet.UNUSUAL_FILE)
-        key, stamp = session[:3], stamp_of(found)
+        key, stamp = (session.state_dir, session.agent, session.name), stamp_of(found)
         known = self._attempts.pop(key, None)
         if known is None or known[0] != stamp:
             data = read_at_most(fd, _FULL)
