@@ -88,18 +88,25 @@ class FolderNames:
     """Gives each `sessions` folder one name (state directory and agent), even if it has several.
 
     A full pass learns the names, and the first one counts. A pass nested in a full one uses the
-    names known at that moment.
+    names known at that moment. A folder is known by (device, inode).
     """
 
     def __init__(self) -> None:
         self._first: dict[tuple[int, int], _Agent] = {}
+        """The first name of each folder in this pass."""
         self._first_of: dict[_Agent, _Agent] = {}
+        """The first name of the same folder, for each other name."""
         self._linked: set[tuple[int, int]] = set()
+        """Folders with a name that leads through a symlink, in this pass; below, in the last."""
         self._linked_before: set[tuple[int, int]] = set()
         self._folders: dict[_Agent, tuple[int, int]] = {}
+        """Where the folder of each agent was before this pass."""
 
     def start_full_pass(self, remembered: AbstractSet[_Agent]) -> None:
-        """Keep each agent's folder. Of agents without a folder now, keep the remembered ones."""
+        """Remember where each agent's folder was in the last pass, so that `renamed` can find it
+        under another name. For an agent that had no folder then, remember the one before, while
+        `remembered` has the agent.
+        """
         kept = {agent: at for agent, at in self._folders.items() if agent in remembered}
         self._folders = kept | {agent: at for at, agent in self._first.items()}
         self._first, self._first_of = {}, {}
@@ -156,11 +163,13 @@ class Memory:
         self.failures.pop(key, None)
 
     def forget_agents_but(self, known: AbstractSet[_Agent]) -> None:
-        """Forget what is remembered about all other agents, except their locks."""
+        """Forget what is remembered about all agents that are not `known`, except their locks.
+        Nothing about folders of other locks is forgotten here.
+        """
         for agent in self.earlier.keys() - known:
             del self.earlier[agent]
         for agent in self.leftovers.keys() - known:
-            if "/" not in agent[1]:
+            if "/" not in agent[1]:  # else it is the path of a folder of other locks
                 del self.leftovers[agent]
 
     @contextmanager
