@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from reaper.core.evidence import Holder, HolderState, Run, Unmet
+from reaper.core.evidence import Holder, HolderState, HoldProof, Run, Unmet
 from reaper.core.finding import Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Action, Outcome, Policy
@@ -83,6 +83,21 @@ def test_several_holders_without_stuck_locks_are_one_group(serving: Serving) -> 
         put(served.inventory, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
     page = served.text()
     assert titles(page) == ["Held by pid 7: 1 stuck, 1 other lock", "Not stuck: 2 locks"]
+
+
+@pytest.mark.parametrize("state", [HolderState.SAME, HolderState.UNNAMED])
+def test_a_lock_that_is_too_new_to_be_judged_is_not_shown_as_held(
+    serving: Serving, state: HolderState
+) -> None:
+    served = serving()
+    holder = Holder(state=state, pid=7 if state is HolderState.SAME else None)
+    put(served.inventory, session="new", proof=HoldProof.NOT_OPEN, holder=holder, file_age=1.0)
+    for pid in (8, 9):
+        put(served.inventory, session=f"of {pid}", holder=Holder(state=HolderState.SAME, pid=pid))
+    new, healthy = titles(served.text())
+    assert new.endswith(": 1 too new to be judged")
+    assert healthy == "Not stuck: 2 locks"
+    assert next_step(served).startswith("Wait some seconds")
 
 
 def test_a_common_reason_is_shown_once_and_each_lock_has_its_command(serving: Serving) -> None:

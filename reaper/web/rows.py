@@ -113,7 +113,8 @@ def _counts(counts: list[int]) -> Html:
 _COUNTED: Final = (
     (Kind.STUCK, "bad", "stuck"),
     (Kind.UNJUDGED, "doubt", "cannot be judged"),
-    (Kind.PENDING, "", "kept for the next gateway"),
+    (Kind.TOO_EARLY, "doubt", "too new to be judged"),
+    (Kind.KEPT, "", "kept for the next gateway"),
 )
 
 
@@ -146,7 +147,13 @@ def _runbook(section: str) -> Html:
     )
 
 
-_TONES: Final = {Kind.STUCK: "bad", Kind.UNJUDGED: "doubt", Kind.PENDING: "", Kind.HELD: "soft"}
+_TONES: Final = {
+    Kind.STUCK: "bad",
+    Kind.UNJUDGED: "doubt",
+    Kind.TOO_EARLY: "doubt",
+    Kind.KEPT: "",
+    Kind.HELD: "soft",
+}
 
 
 def _case(row: Shown, reader: Reader) -> tuple[str, str, str, str, str]:

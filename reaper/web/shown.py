@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from reaper.core.lock import Lock, file_since
 from reaper.core.policy import Action, Outcome, Policy, decide
-from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING
+from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, TOO_EARLY
 from reaper.reports.advice import Advice, advice
 from reaper.reports.records import TrackedLock
 from reaper.reports.unmet import why_not_removed
@@ -50,8 +50,9 @@ class Kind(IntEnum):
 
     STUCK = 0
     UNJUDGED = 1
-    PENDING = 2
-    HELD = 3
+    TOO_EARLY = 2
+    KEPT = 3
+    HELD = 4
 
 
 class Shown(NamedTuple):
@@ -105,7 +106,9 @@ def _kind(seen: TrackedLock) -> Kind:
         return Kind.STUCK
     if NO_HOLD_PROOF in seen.judgement.reasons:
         return Kind.UNJUDGED
-    return Kind.PENDING if RECOVERY_PENDING in seen.judgement.reasons else Kind.HELD
+    if TOO_EARLY in seen.judgement.reasons:
+        return Kind.TOO_EARLY
+    return Kind.KEPT if RECOVERY_PENDING in seen.judgement.reasons else Kind.HELD
 
 
 def why_still_there(seen: TrackedLock, *, names: bool) -> str:
