@@ -137,8 +137,10 @@ class RunEnd(NamedTuple):
     started_ms: int | None = None
     prompted_ms: int | None = None
 
-    def is_before(self, began_ms: int) -> bool:
-        """Whether the store's `startedAt`, `began_ms`, belongs to a run that began later."""
+    def is_of_earlier_run(self, began_ms: int) -> bool:
+        """Whether this run began before the one to which the store's `startedAt`, `began_ms`,
+        belongs.
+        """
         prompted_ms = self.started_ms if self.prompted_ms is None else self.prompted_ms
         if prompted_ms is None:
             return began_ms > self.at_ms
@@ -196,7 +198,7 @@ class Run(NamedTuple):
             return None
         if self.store_started_ms is None or self.store_ended_ms is None:
             return None
-        if self.end.is_before(self.store_started_ms):
+        if self.end.is_of_earlier_run(self.store_started_ms):
             return None
         is_earlier = self.end.started_ms is not None and self.store_ended_ms < self.end.started_ms
         return None if is_earlier else self.store_ended_ms
@@ -210,7 +212,7 @@ class Run(NamedTuple):
             return False
         if self.end is None or self.store_started_ms is None:
             return True
-        return self.end.is_before(self.store_started_ms)
+        return self.end.is_of_earlier_run(self.store_started_ms)
 
     @property
     def is_overlapped(self) -> bool:
@@ -221,7 +223,8 @@ class Run(NamedTuple):
             return False
         if self.store_started_ms is None or self.store_ended_ms is None:
             return False
-        return self.end.is_before(self.store_started_ms) and self.store_ended_ms <= self.end.at_ms
+        began_later = self.end.is_of_earlier_run(self.store_started_ms)
+        return began_later and self.store_ended_ms <= self.end.at_ms
 
     @property
     def state(self) -> RunState:
