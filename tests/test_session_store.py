@@ -38,7 +38,7 @@ def asking(
     try:
         asked = Session(str(tree.root), agent, session, fd, locks)
         run = stores.run(asked)
-        return run, stores.problem(asked) if run.store is StoreStatus.UNKNOWN else ""
+        return run, stores.problem_of_session(asked) if run.store is StoreStatus.UNKNOWN else ""
     finally:
         os.close(fd)
 
@@ -640,7 +640,7 @@ from reaper.adapters.runs.session_store import Session, SessionStores
 fd, stores = os.open(sys.argv[2], os.O_RDONLY), SessionStores()
 asked = Session(sys.argv[1], "main", "sid", fd)
 os.setuid(4321)
-print(stores.run(asked).store.value, stores.problem(asked))
+print(stores.run(asked).store.value, stores.problem_of_session(asked))
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(public_tree.root), str(path.parent)],

@@ -95,7 +95,7 @@ class EvidenceCollector:
             run = self._run(opened, proof)
             if run.store is StoreStatus.UNKNOWN and not self._store_problem:
                 session = self._session(opened.folder, lock)
-                self._store_problem = self._sources.runs.store_problem(session)
+                self._store_problem = self._sources.runs.problem_of_session(session)
         began_ms, may_be_newer = None, True
         if run.end is not None and run.is_live_witness and record.starttime is not None:
             began_ms, may_be_newer = self._gateway(record.starttime, holder)

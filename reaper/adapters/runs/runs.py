@@ -72,9 +72,9 @@ class Runs:
         """Return the session's store as it is now. Never raises OSError."""
         return self._stores.store(session)
 
-    def store_problem(self, session: Session) -> str:
+    def problem_of_session(self, session: Session) -> str:
         """Return why the store's last answer about this session was UNKNOWN, and what to do."""
-        return self._stores.problem(session)
+        return self._stores.problem_of_session(session)
 
     def problem_of_store(self, session: Session) -> str:
         """Return why the folder's store as a whole is not understood, and what to do. Reads the

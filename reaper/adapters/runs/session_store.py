@@ -163,7 +163,7 @@ class SessionStores:
         self._stores[folder] = store
         return store
 
-    def problem(self, session: Session) -> str:
+    def problem_of_session(self, session: Session) -> str:
         """Return why the latest answer for this session was UNKNOWN, and what to do about it."""
         store = self._stores[_folder(session)]
         if session.name in store.entries:
