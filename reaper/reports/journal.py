@@ -20,10 +20,10 @@ from reaper.reports.explain import duration
 
 QUOTE_LIMIT: Final = 300
 """Bytes of a file that one line quotes at most; a gateway's record has 109."""
-_LONGEST: Final = 100
-_LONGEST_LONG: Final = 400
-"""Characters of a value in logfmt, and of a value in _LONG; the rest is cut off. JSON has whole
-values."""
+_MAX_VALUE: Final = 100
+"""Characters of a value in logfmt; the rest is cut off. JSON has whole values."""
+_MAX_LONG_VALUE: Final = 400
+"""The same for the fields in _LONG."""
 _LONG: Final = frozenset({"note", "path", "record", "state_dirs", "why"})
 _EVIDENCE: Final = ("agent", "hold_proof", "holder", "run", "rule")
 
@@ -49,50 +49,49 @@ class Journal:
         self._colours = stream.isatty() and not os.environ.get("NO_COLOR")
         self._on_error = on_error
 
-    def lock(self, event: str, record: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
-        """Write what became of one lock. JSON has the whole record. The first QUOTE_LIMIT bytes of
-        the file are quoted: always in JSON, in logfmt if the file was removed.
+    def lock(self, event: str, report: dict[str, Any], lock: Lock, *, warn: bool = False) -> None:
+        """Write what became of one lock. JSON has the whole report. The first QUOTE_LIMIT bytes of
+        the file are quoted as `record`: always in JSON, in logfmt if the file was removed.
         """
-        quoted = " ".join(_quote(lock.data).split())
+        content = " ".join(_beginning(lock.data).split())
         if self._json:
-            fields = dict(record)
+            fields = dict(report)
             if not fields["note"]:
                 del fields["note"]
-            fields["record"] = quoted
+            fields["record"] = content
         else:
-            fields = dict(self._shown(record))
-            if record["outcome"] == "removed":
-                # Nothing else keeps the evidence and the whole record.
-                evidence = {name: record[name] for name in _EVIDENCE if name in record}
-                fields |= evidence | {"record": quoted}
+            fields = dict(self._shown(report))
+            if report["outcome"] == "removed":
+                # Nothing else keeps the evidence and the file's content.
+                evidence = {name: report[name] for name in _EVIDENCE if name in report}
+                fields |= evidence | {"record": content}
         self._write(event, fields, warn=warn)
 
-    def _shown(self, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _shown(self, report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield what identifies the lock for a person, and why. The agent is left out if the
-        session's key names it. A `recovery-pending` lock has only that
-        reason.
+        session's key names it. A `recovery-pending` lock has only that reason.
         """
-        key, agent = record.get("session_key"), record["agent"]
-        if "kind" in record:
-            yield "kind", record["kind"]
-            yield "path", record["path"]
+        key, agent = report.get("session_key"), report["agent"]
+        if "kind" in report:
+            yield "kind", report["kind"]
+            yield "path", report["path"]
         else:
-            yield "session", record["session"]
-        yield "pid", record["pid"]
-        yield "age", duration(record["age_seconds"]).replace(" ", "")
-        reasons = record["reasons"]
+            yield "session", report["session"]
+        yield "pid", report["pid"]
+        yield "age", duration(report["age_seconds"]).replace(" ", "")
+        reasons = report["reasons"]
         if RECOVERY_PENDING in reasons:
             reasons = [RECOVERY_PENDING]
-        yield "why", ",".join(reasons) or record["verdict"]
-        if "session_key" in record:
+        yield "why", ",".join(reasons) or report["verdict"]
+        if "session_key" in report:
             yield "key", key
         if not key or not key.startswith(f"agent:{agent}:"):
             yield "agent", agent
         if self._name_state_dir:
-            yield "state_dir", record["state_dir"]
+            yield "state_dir", report["state_dir"]
         for name in ("by", "forced", "note"):
-            if name in record:
-                yield name, record[name]
+            if name in report:
+                yield name, report[name]
 
     def info(self, event: str, **fields: Any) -> None:  # noqa: ANN401  # any field
         self._write(event, fields, warn=False)
@@ -106,7 +105,7 @@ class Journal:
         if self._json:
             shown = {key: _safe(value) for key, value in fields.items()}
             if isinstance(shown.get("session_key"), str):
-                shown["session_key"] = _quote(shown["session_key"].encode())
+                shown["session_key"] = _beginning(shown["session_key"].encode())
             at = f"{now.isoformat('T', 'microseconds')}Z"
             line = _encode(shown | {"event": event, "level": level, "timestamp": at})
         else:
@@ -144,7 +143,7 @@ def _coloured(key: str, text: str, level: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
-def _quote(data: bytes) -> str:
+def _beginning(data: bytes) -> str:
     """Return the beginning of a file's content, which an agent can make long."""
     text = data[:QUOTE_LIMIT].decode("utf-8", "backslashreplace")
     return text if len(data) <= QUOTE_LIMIT else f"{text}..."
@@ -152,7 +151,7 @@ def _quote(data: bytes) -> str:
 
 _encode: Final = json.JSONEncoder().encode
 """One encoder for all lines, because json.dumps can make one for each."""
-_quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
+_in_quotes: Final = json.JSONEncoder(ensure_ascii=False).encode
 _PLAIN: Final = re.compile(r'[^\s="\\]+')
 
 
@@ -169,10 +168,10 @@ def _word(key: str, value: Any) -> str:  # noqa: ANN401  # any field
             shown = ",".join(map(str, several))
         case text:
             shown = str(text)
-    longest = _LONGEST_LONG if key in _LONG else _LONGEST
-    if len(shown) > longest:
-        shown = f"{shown[:longest]}..."
-    return shown if not shown or _PLAIN.fullmatch(shown) else _quoted(shown)
+    most = _MAX_LONG_VALUE if key in _LONG else _MAX_VALUE
+    if len(shown) > most:
+        shown = f"{shown[:most]}..."
+    return shown if not shown or _PLAIN.fullmatch(shown) else _in_quotes(shown)
 
 
 def _safe(value: Any) -> Any:  # noqa: ANN401  # any field
