@@ -731,11 +731,11 @@ def test_a_lock_that_cannot_be_read_is_checked_with_growing_delays(
     delays = []
     for _ in range(9):
         started = time.monotonic()
-        the_sidecar.watch.judge({key: started})
+        the_sidecar.watch.act_on({key: started})
         delays.append(round(the_sidecar.watch.deadlines.pop_due(FOREVER)[key] - started))
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     (tree.sessions() / "sid.jsonl.lock").unlink()
-    the_sidecar.watch.judge({key: time.monotonic()})
+    the_sidecar.watch.act_on({key: time.monotonic()})
     assert not the_sidecar.watch.tracker.keys()
 
 
@@ -835,7 +835,7 @@ def test_locks_beyond_an_agents_share_are_reported_and_other_agents_are_served_a
     assert len(the_sidecar.inventory.all()) == 11
     # A held lock of another agent is waited for by its pidfd, and removed when that is ready.
     dying.kill()
-    the_sidecar.watch.judge(
+    the_sidecar.watch.act_on(
         the_sidecar.watch.holders.exited(the_sidecar.watch.holders.wait(0), time.monotonic())
     )
     assert not dying.path.exists()
@@ -969,12 +969,12 @@ def test_each_hold_is_counted_even_if_the_next_lock_is_seen_before_the_events(
     path.write_bytes(record(os.getpid()))
     the_sidecar.announce("sid", CREATED)
     the_sidecar.watch.handle_events()
-    the_sidecar.watch.judge({the_sidecar.key("sid"): time.monotonic()})
+    the_sidecar.watch.act_on({the_sidecar.key("sid"): time.monotonic()})
     path.unlink()
     the_sidecar.announce("sid", DELETED)
     path.write_bytes(successor)
     the_sidecar.announce("sid", CREATED)
-    the_sidecar.watch.judge({the_sidecar.key("sid"): time.monotonic()})
+    the_sidecar.watch.act_on({the_sidecar.key("sid"): time.monotonic()})
     path.unlink()
     the_sidecar.announce("sid", DELETED)
     the_sidecar.watch.handle_events()

@@ -357,11 +357,11 @@ def test_a_hold_time_is_counted_even_if_its_end_is_seen_before_the_event(
     holder = hold("sid")
     announce(watch, key, CREATED)
     watch.handle_events()
-    watch.judge({key: time.monotonic()})
+    watch.act_on({key: time.monotonic()})
     assert len(watch.inventory.all()) == 1
     holder.path.unlink()
     if missed_by == "look":
-        watch.judge({key: time.monotonic()})
+        watch.act_on({key: time.monotonic()})
     else:
         watch.sweep()
     assert watch.inventory.all() == []
@@ -384,12 +384,12 @@ def test_a_hold_time_is_counted_even_if_the_next_lock_is_seen_before_the_event(
     path = hold("sid").path
     announce(watch, key, CREATED)
     watch.handle_events()
-    watch.judge({key: time.monotonic()})
+    watch.act_on({key: time.monotonic()})
     path.unlink()
     next_holder = hold("sid")
     if next_one == "closed":
         next_holder.ask("close")
-    watch.judge({key: time.monotonic()})
+    watch.act_on({key: time.monotonic()})
     for change in (DELETED, CREATED, DELETED):
         announce(watch, key, change)
     watch.handle_events()
@@ -731,7 +731,7 @@ def test_a_process_that_reused_the_pid_of_a_holder_is_not_waited_for(tree: Tree)
     watch = watch_of(tree, process_table=lambda: next(tables))
     watch.sweep()
     assert not len(watch.holders)
-    watch.judge(watch.deadlines.pop_due(time.monotonic() + 2))
+    watch.act_on(watch.deadlines.pop_due(time.monotonic() + 2))
     assert not path.exists()
     watch.close()
 
@@ -755,7 +755,7 @@ def test_a_pid_without_a_pidfd_is_not_dead(
     # The worker does not check it again and again.
     assert watch.deadlines.next() > time.monotonic() + 5
     holder.kill()
-    watch.judge(watch.unseen.no_longer_held(watch.unseen.next()))
+    watch.act_on(watch.unseen.no_longer_held(watch.unseen.next()))
     assert not holder.path.exists()
     watch.close()
 
@@ -773,12 +773,12 @@ def test_a_lock_that_cannot_be_read_for_a_while_is_not_forgotten(
     if look == "sweep":
         watch.sweep()
     else:
-        watch.judge({key: time.monotonic()})
+        watch.act_on({key: time.monotonic()})
         assert key in watch.deadlines.pop_due(FOREVER)
     assert watch.inventory.all() == known
     assert len(watch.holders) == holders
     away.rename(tree.root)
-    watch.judge({key: time.monotonic()})
+    watch.act_on({key: time.monotonic()})
     assert holder.path.exists()
     assert len(watch.inventory.all()) == 1
     watch.close()

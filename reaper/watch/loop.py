@@ -134,12 +134,12 @@ class Watch:
         if self._sweep_is_due():
             self.sweep()
         now = time.monotonic()
-        self.judge(self.deadlines.pop_due(now))
-        self.judge(self.unseen.no_longer_held(now))
+        self.act_on(self.deadlines.pop_due(now))
+        self.act_on(self.unseen.no_longer_held(now))
         self.trust.check(now)
         parts = (self.sweeps, self.deadlines, self.unseen, self.trust)
         ready = self._sleep(until=min(part.next() for part in parts))
-        self.judge(self.holders.exited(ready, time.monotonic()))
+        self.act_on(self.holders.exited(ready, time.monotonic()))
         self.handle_events()
 
     def _sweep_is_due(self) -> bool:
@@ -169,7 +169,9 @@ class Watch:
                 self.trust.dropped({(key.state, key.agent)})
 
     def sweep(self) -> None:
-        """Judge all locks, and meanwhile handle what cannot wait for the end of the sweep."""
+        """Judge all locks and act on them, and meanwhile handle what cannot wait for the end of the
+        sweep.
+        """
         # Garbage collection among 10,000 remembered locks takes 0.1 s, in which no death is seen.
         # A sweep leaves almost no garbage.
         gc.disable()
@@ -217,10 +219,10 @@ class Watch:
         """Handle events, deaths and deadlines during a full sweep, which can take seconds."""
         self.handle_events()
         ready, now = self.holders.wait(0), time.monotonic()
-        self.judge(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
+        self.act_on(self.holders.exited(ready, now) | self.deadlines.pop_due(now))
 
-    def judge(self, due: Mapping[LockKey, float]) -> None:
-        """Judge some locks again, and act. `due` has the time since when each was due."""
+    def act_on(self, due: Mapping[LockKey, float]) -> None:
+        """Judge some locks again, and act on them. `due` has the time since when each was due."""
         if not due:
             return
         gone = set(due)
