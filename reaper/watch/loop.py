@@ -131,7 +131,7 @@ class Watch:
         self.inbox.close()
 
     def _step(self) -> None:
-        if self._sweep_is_due():
+        if self._take_notices():
             self.sweep()
         now = time.monotonic()
         self.act_on(self.deadlines.pop_due(now))
@@ -142,7 +142,8 @@ class Watch:
         self.act_on(self.holders.exited(ready, time.monotonic()))
         self.handle_events()
 
-    def _sweep_is_due(self) -> bool:
+    def _take_notices(self) -> bool:
+        """Handle the notices. Return whether a full sweep is due."""
         if self.inbox.take(Notice.EVENTS_LOST):
             self.trust.lost("file events were lost: the kernel's queue overflowed")
         if self.inbox.take(Notice.FOLDERS_CHANGED):
