@@ -15,8 +15,8 @@ from reaper.gateway_health import GatewayHealth
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.holders import HolderWatch
 from reaper.watch.inbox import SETTLE
+from reaper.watch.probed_holders import ProbedHolders
 from reaper.watch.tracker import Tracker
-from reaper.watch.unseen_holders import UnseenHolders
 from tests.watch_parts import Reports, a_finding, key
 
 
@@ -27,13 +27,13 @@ class Tracked:
         self.reports = Reports()
         self.deadlines = Deadlines()
         self.holders = HolderWatch(wake_fd)
-        self.unseen = UnseenHolders(lambda *_: True)
+        self.probed_holders = ProbedHolders(lambda *_: True)
         self.tracker = Tracker(
             self.reports,
             GatewayHealth(self.reports.inventory, WedgedLimits()),
             self.deadlines,
             self.holders,
-            self.unseen,
+            self.probed_holders,
             most_of_agent=2,
             longest_retry=60.0,
         )
@@ -86,25 +86,25 @@ def test_an_agent_has_a_share_of_the_locks_that_events_announce(tracked: Tracked
 
 def test_a_held_lock_waits_for_its_holder_or_a_probe_and_for_its_deadline(tracked: Tracked) -> None:
     tracked.tracker.update(a_finding("hidden"), 100.0)
-    assert (len(tracked.holders), len(tracked.unseen)) == (0, 1)
+    assert (len(tracked.holders), len(tracked.probed_holders)) == (0, 1)
     seen = Holder(state=HolderState.SAME, pid=os.getpid())
     tracked.tracker.update(a_finding("seen", holder=seen), 100.0)
-    assert (len(tracked.holders), len(tracked.unseen)) == (1, 1)
+    assert (len(tracked.holders), len(tracked.probed_holders)) == (1, 1)
     due_in = a_finding("hidden").judgement.due_in
     assert due_in is not None
     assert tracked.deadlines.next() == 100.0 + due_in
     for session in ("hidden", "seen"):
         tracked.tracker.forget(key(session))
     tracked.holders.close_idle()
-    assert (len(tracked.holders), len(tracked.unseen)) == (0, 0)
+    assert (len(tracked.holders), len(tracked.probed_holders)) == (0, 0)
     assert tracked.deadlines.next() == math.inf
 
 
 def test_a_lock_that_is_no_longer_held_is_not_probed(tracked: Tracked) -> None:
     tracked.tracker.update(a_finding("sid"), 100.0)
-    assert len(tracked.unseen) == 1
+    assert len(tracked.probed_holders) == 1
     tracked.tracker.update(a_finding("sid", proof=HoldProof.NOT_OPEN), 101.0)
-    assert len(tracked.unseen) == 0
+    assert len(tracked.probed_holders) == 0
 
 
 def test_a_failed_removal_is_retried_at_the_time_of_its_retry(tracked: Tracked) -> None:

@@ -661,7 +661,7 @@ def test_the_lock_of_a_holder_without_a_pidfd_is_polled(
 
     monkeypatch.setattr(os, "pidfd_open", refused)
     holder = hold("sid")
-    until(lambda: len(in_process.unseen))
+    until(lambda: len(in_process.probed_holders))
     assert not len(in_process.holders)
     monkeypatch.undo()
     holder.kill()
@@ -677,15 +677,15 @@ def test_one_lock_of_a_holder_without_a_pidfd_is_polled_and_all_are_removed(
     with path.open("xb", buffering=0) as file:  # held by this process, with the other's record
         file.write(holder.path.read_bytes())
         until(lambda: len(in_process.inventory.all()) == 2)
-        assert len(in_process.unseen) == 1
+        assert len(in_process.probed_holders) == 1
         polled: list[str] = []
-        is_held = in_process.unseen.is_held
+        is_held = in_process.probed_holders.is_held
 
         def counted(key: LockKey, file: FileId) -> bool:
             polled.append(key.name)
             return is_held(key, file)
 
-        monkeypatch.setattr(in_process.unseen, "is_held", counted)
+        monkeypatch.setattr(in_process.probed_holders, "is_held", counted)
         until(lambda: len(polled) >= 3)
         assert len(set(polled)) == 1
     holder.kill()
@@ -751,11 +751,11 @@ def test_a_pid_without_a_pidfd_is_not_dead(
         context.setattr(os, "pidfd_open", refused)
         watch.sweep()
     assert not len(watch.holders)
-    assert len(watch.unseen) == 1
+    assert len(watch.probed_holders) == 1
     # The worker does not check it again and again.
     assert watch.deadlines.next() > time.monotonic() + 5
     holder.kill()
-    watch.act_on(watch.unseen.no_longer_held(watch.unseen.next()))
+    watch.act_on(watch.probed_holders.no_longer_held(watch.probed_holders.next()))
     assert not holder.path.exists()
     watch.close()
 

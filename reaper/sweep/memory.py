@@ -131,14 +131,14 @@ class FolderNames:
         return first == name
 
     def firsts(self) -> AbstractSet[_Agent]:
-        """The first name of each folder that the last full pass met."""
+        """The first name of each folder that the last full pass saw."""
         return set(self._first.values())
 
     def renamed(self) -> set[_Agent]:
         """The agents whose folder this full pass has found under another agent's name."""
         return {name for name, at in self._folders.items() if self._first.get(at, name) != name}
 
-    def first_name(self, key: LockKey) -> LockKey:
+    def remembered_key(self, key: LockKey) -> LockKey:
         """Return the key under which this lock is remembered."""
         first = self._first_of.get((key.state, key.agent))
         return key if first is None else LockKey(*first, key.name)

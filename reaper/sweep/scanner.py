@@ -63,7 +63,7 @@ class Scanner(NamedTuple):
         if only is None:
             self.memory.folder_names.start_full_pass(self.memory.histories.agents())
         else:
-            only = set(map(self.memory.folder_names.first_name, only))
+            only = set(map(self.memory.folder_names.remembered_key, only))
         for state in self.states:
             collector = EvidenceCollector(state, self.plan, start, self.sources, self.memory)
             try:
@@ -88,9 +88,9 @@ class Scanner(NamedTuple):
     def _scan_state(self, state: StateDir, collector: EvidenceCollector) -> Iterator[_Part]:
         """Yield the parts of each folder, then that of the whole state directory."""
         skipped: list[Skipped] = []
-        met: set[str] = set()
+        seen: set[str] = set()
         for folder in reading.folders(state, skipped, None):
-            met.add(folder.agent)
+            seen.add(folder.agent)
             with self.memory.with_leftover(folder), folder:
                 if self.memory.folder_names.is_first(folder):
                     self.memory.folder_names.mark_linked(folder)
@@ -100,19 +100,18 @@ class Scanner(NamedTuple):
                     yield self._end_folder(folder, collector)
         yield skipped
         had_sessions = state in self.memory.had_sessions
-        if met:
+        if seen:
             self.memory.had_sessions.add(state)
         elif had_sessions and not skipped:
             yield [_gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)]
             return
-        renamed = self.memory.folder_names.renamed()
-        known_of = self.memory.histories.agents() - renamed
-        lost = {agent for of, agent in known_of if agent and of == state}
-        lost -= met
+        known = self.memory.histories.agents() - self.memory.folder_names.renamed()
+        lost = {agent for owner, agent in known if agent and owner == state} - seen
         if lost:
-            known = self.memory.histories
-            yield _lost([key for key in known if key.state == state and key.agent in lost], skipped)
-        yield self._hints(state, is_empty=not met and not skipped)
+            histories = self.memory.histories
+            of_lost = [key for key in histories if key.state == state and key.agent in lost]
+            yield _lost(of_lost, skipped)
+        yield self._hints(state, is_empty=not seen and not skipped)
 
     def _scan_some(
         self, state: StateDir, only: AbstractSet[LockKey], collector: EvidenceCollector
@@ -122,9 +121,9 @@ class Scanner(NamedTuple):
             if key.state == state and key.agent:
                 keys[key.agent].append(key)
         skipped: list[Skipped] = []
-        met: set[str] = set()
+        seen: set[str] = set()
         for folder in reading.folders(state, skipped, set(keys)):
-            met.add(folder.agent)
+            seen.add(folder.agent)
             with self.memory.with_leftover(folder), folder:
                 self.memory.folder_names.mark_linked(folder)
                 collector.enter(folder)
@@ -133,7 +132,7 @@ class Scanner(NamedTuple):
                 yield self._scan_locks(wanted, folder, collector)
         yield (one for one in skipped if one.failed)
         known = (key for key in only if key.agent and key in self.memory.histories)
-        lost = [key for key in known if key.state == state and key.agent not in met]
+        lost = [key for key in known if key.state == state and key.agent not in seen]
         yield _lost(lost, skipped)
 
     def _begin_folder(self, folder: Folder, collector: EvidenceCollector) -> list[Skipped]:

@@ -21,10 +21,10 @@ from reaper.watch.deadlines import Deadlines
 from reaper.watch.event_trust import EventTrust
 from reaper.watch.holders import HolderWatch
 from reaper.watch.inbox import Inbox, Notice
+from reaper.watch.probed_holders import ProbedHolders
 from reaper.watch.reporter import Reporter
 from reaper.watch.sweeps import SkippedFiles, Sweeps
 from reaper.watch.tracker import Tracker
-from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
 """Seconds to wait after a system call failed."""
@@ -57,7 +57,7 @@ class Watch:
         self.inbox = Inbox(2 * most, is_known=lambda key: inventory.get(key) is not None)
         self.deadlines = Deadlines()
         self.holders = HolderWatch(self.inbox.fd)
-        self.unseen = UnseenHolders(reaper.is_held)
+        self.probed_holders = ProbedHolders(reaper.is_held)
         self.trust = EventTrust(self.inbox, reporter, resync=resync)
         self.sweeps = Sweeps(self.trust, reporter, longest_retry=resync)
         self.tracker = Tracker(
@@ -65,7 +65,7 @@ class Watch:
             health,
             self.deadlines,
             self.holders,
-            self.unseen,
+            self.probed_holders,
             most_of_agent=most,
             longest_retry=resync,
         )
@@ -135,9 +135,9 @@ class Watch:
             self.sweep()
         now = time.monotonic()
         self.act_on(self.deadlines.pop_due(now))
-        self.act_on(self.unseen.no_longer_held(now))
+        self.act_on(self.probed_holders.no_longer_held(now))
         self.trust.check(now)
-        parts = (self.sweeps, self.deadlines, self.unseen, self.trust)
+        parts = (self.sweeps, self.deadlines, self.probed_holders, self.trust)
         ready = self._sleep(until=min(part.next() for part in parts))
         self.act_on(self.holders.exited(ready, time.monotonic()))
         self.handle_events()
@@ -185,14 +185,14 @@ class Watch:
         started = checked_at = time.monotonic()
         self.handle_events()
         self.trust.follow(self.reaper.states)
-        met: set[LockKey] = set()
+        seen: set[LockKey] = set()
         unseen, files = Unseen(), SkippedFiles(self.reaper.most_remembered)
         others: list[Finding] = []
         for found in self.reaper.act():
             self._expected_by = time.monotonic()
             unseen.add(found)
             if found.key is not None:
-                met.add(found.key)
+                seen.add(found.key)
             match found:
                 case Skipped():
                     files.add(found)
@@ -209,7 +209,7 @@ class Watch:
                 checked_at = time.monotonic()
         self.trust.swept()  # first: only the next sweep finds what handle_events drops
         self.handle_events()
-        self.tracker.forget_all_but(met, unseen.hides, started)
+        self.tracker.forget_all_but(seen, unseen.hides, started)
         now = time.monotonic()
         self.inventory.set_watched_folders(self.reaper.watched_folders())
         self.sweeps.saw_others(others)

@@ -17,8 +17,8 @@ from reaper.reports.records import TrackedLock
 from reaper.watch.deadlines import Deadlines
 from reaper.watch.holders import HolderWatch, Watched
 from reaper.watch.inbox import SETTLE
+from reaper.watch.probed_holders import ProbedHolders
 from reaper.watch.reporter import Reporter
-from reaper.watch.unseen_holders import UnseenHolders
 
 _RETRY: Final = 1.0
 """Seconds after which a lock is judged again whose holder has just exited."""
@@ -58,7 +58,7 @@ class Tracker:
         health: GatewayHealth,
         deadlines: Deadlines,
         holders: HolderWatch,
-        unseen: UnseenHolders,
+        probed_holders: ProbedHolders,
         *,
         most_of_agent: int,
         longest_retry: float,
@@ -67,7 +67,7 @@ class Tracker:
         self._health = health
         self._deadlines = deadlines
         self._holders = holders
-        self._unseen = unseen
+        self._probed_holders = probed_holders
         self._most_of_agent = most_of_agent
         self._longest_retry = longest_retry
         self._followed: dict[LockKey, _Followed] = {}
@@ -136,9 +136,9 @@ class Tracker:
         elif found.judgement.due_in is not None:
             at = now + max(_SOONEST, found.judgement.due_in)
         self._deadlines.set(key, at)
-        self._unseen.discard(key)
+        self._probed_holders.discard(key)
         if watched is not Watched.YES and found.evidence.proof is HoldProof.OPEN:
-            self._unseen.add(key, found.lock, now)
+            self._probed_holders.add(key, found.lock, now)
 
     def look_again(self, key: LockKey, why: str, now: float) -> None:
         """Look again, later and later each time, at what could not be looked at. A sweep does so
@@ -151,7 +151,7 @@ class Tracker:
     def forget(self, key: LockKey) -> None:
         """Forget a lock that is gone. Keep only `appeared_at`, until its end is announced."""
         self._deadlines.set(key, math.inf)
-        self._unseen.discard(key)
+        self._probed_holders.discard(key)
         self._holders.release(key)
         self._reporter.inventory.drop(key)
         lock = self._followed.get(key)
@@ -166,13 +166,13 @@ class Tracker:
                 del self._number_of[agent]
 
     def forget_all_but(
-        self, met: AbstractSet[LockKey], hidden: Callable[[LockKey], bool], started: float
+        self, seen: AbstractSet[LockKey], hidden: Callable[[LockKey], bool], started: float
     ) -> None:
         """Forget what a full sweep did not find, except what was announced since it `started` and
         what may be where it could not look.
         """
         for key, lock in list(self._followed.items()):
-            if key in met or lock.announced_at >= started or hidden(key):
+            if key in seen or lock.announced_at >= started or hidden(key):
                 continue
             # The event of the end may still come, unless the lock appeared long ago.
             if lock.appeared_at is not None and lock.appeared_at < started - _EVENT_LOST:

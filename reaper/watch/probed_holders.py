@@ -13,7 +13,7 @@ _Holder = tuple[StateDir, int | None, int | None] | LockKey
 """State directory, pid and start time as recorded; the lock itself if its record has neither."""
 
 
-class UnseenHolders:
+class ProbedHolders:
     """Locks that were seen to be held, by holder. `is_held` probes one lock."""
 
     def __init__(self, is_held: Callable[[LockKey, FileId], bool]) -> None:

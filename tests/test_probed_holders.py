@@ -3,7 +3,7 @@
 import math
 
 from reaper.core.lock import FileId, Lock, LockKey
-from reaper.watch.unseen_holders import UnseenHolders
+from reaper.watch.probed_holders import ProbedHolders
 from tests.conftest import record
 from tests.watch_parts import a_lock, key
 
@@ -14,7 +14,7 @@ class Probed:
     def __init__(self) -> None:
         self.released: set[LockKey] = set()
         self.probes: list[str] = []
-        self.holders = UnseenHolders(self.is_held)
+        self.holders = ProbedHolders(self.is_held)
 
     def is_held(self, key: LockKey, _file: FileId) -> bool:
         self.probes.append(key.name.removesuffix(".jsonl.lock"))
