@@ -61,9 +61,8 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
     10  none      anything else, unless it is a young empty file                  UNCERTAIN
     11            rows 6 and 7 before their grace, and a young empty file         UNCERTAIN
 
-    A verdict by row 8 has the number 4 or 5. docs/architecture.md has the conditions in full. This
-    function takes no clock: the ages are part of the evidence, so that a step of the clock between
-    gathering and judging cannot matter.
+    docs/architecture.md has the conditions in full. This function takes no clock: the ages are part
+    of the evidence, so that a step of the clock between gathering and judging cannot matter.
     """
     match evidence.proof:
         case HoldProof.OPEN:
@@ -163,13 +162,13 @@ def _judge_by_hold_time(
 def _judge_not_open(evidence: Evidence, limits: Limits) -> Judgement:
     state = evidence.holder.state
     if state in DEAD:
-        return _judge_dead(evidence)
+        return _judge_dead(evidence, rows=(4, 5))
     if state is HolderState.UNNAMED:
         wait = limits.orphan_grace - max(evidence.file_age, evidence.seen_for)
         if wait > 0:
             return _too_early(wait)
         reasons = _unnamed_reasons(evidence.lock)
-        return _kept_for_gateway(evidence, reasons) or Judgement(
+        return _kept_for_gateway(evidence, reasons, row=4) or Judgement(
             verdict=Verdict.STALE, reasons=reasons, row=6
         )
     reasons = (_orphan_reason(state), *_date_reason(evidence.lock))
@@ -199,8 +198,8 @@ def _too_early(wait: float) -> Judgement:
     )
 
 
-def _judge_dead(evidence: Evidence) -> Judgement:
-    """Rows 4 and 5."""
+def _judge_dead(evidence: Evidence, *, rows: tuple[int, int]) -> Judgement:
+    """Rows 4 and 5 (8 without a hold proof): kept for a gateway, or simply stale."""
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
     # A lock without a start time is not kept for a gateway. From 2026.5.28 on, a gateway never
@@ -208,18 +207,20 @@ def _judge_dead(evidence: Evidence) -> Judgement:
     # the session would fail for ever.
     kept = None
     if evidence.lock.record.starttime is not None:
-        kept = _kept_for_gateway(evidence, reasons)
-    return kept or Judgement(verdict=Verdict.STALE, reasons=reasons, row=5)
+        kept = _kept_for_gateway(evidence, reasons, row=rows[0])
+    return kept or Judgement(verdict=Verdict.STALE, reasons=reasons, row=rows[1])
 
 
-def _kept_for_gateway(evidence: Evidence, reasons: tuple[str, ...]) -> Judgement | None:
-    """Row 4: a starting gateway marks the sessions whose stale locks it finds, and resumes their
-    runs. A store that is not understood may say that the session is running.
+def _kept_for_gateway(
+    evidence: Evidence, reasons: tuple[str, ...], *, row: int
+) -> Judgement | None:
+    """Row 4 or 8: a starting gateway marks the sessions whose stale locks it finds, and resumes
+    their runs. A store that is not understood may say that the session is running.
     """
     if evidence.run.store in _MAY_BE_RUNNING:
         reasons = (RECOVERY_PENDING, *reasons)
         return Judgement(
-            verdict=Verdict.STALE, reasons=reasons, row=4, unmet=Unmet.RECOVERY_PENDING
+            verdict=Verdict.STALE, reasons=reasons, row=row, unmet=Unmet.RECOVERY_PENDING
         )
     return None
 
@@ -230,7 +231,7 @@ def _judge_without_proof(evidence: Evidence, limits: Limits) -> Judgement:
         if wait > 0:
             return _too_early(wait)
     if evidence.holder.state in DEAD and evidence.holder_seen_alive:
-        return _judge_dead(evidence)
+        return _judge_dead(evidence, rows=(8, 8))
     if evidence.holder.state is HolderState.SAME:
         return _judge_by_hold_time(
             evidence, limits, again_in=None, rows=(9, 9), unmet=Unmet.NO_HOLD_PROOF
