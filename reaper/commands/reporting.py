@@ -43,7 +43,7 @@ class Report:
         self._journalled = journalled
         self._console = judging.console
         self._output = output
-        self._unchecked: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
+        self._unjudged: dict[tuple[str, bool], list[Lock]] = defaultdict(list)
 
     def add(self, found: "Finding | Skipped") -> None:
         if not isinstance(found, self._finding):
@@ -73,23 +73,24 @@ class Report:
             self._console.error(f"cannot read {printable(lock.path)}: {why}" + _aside(found.note))
         elif NO_HOLD_PROOF in found.judgement.reasons:
             owner = folder_owner(lock.path)
+            # A command that ran as the wrong user leaves such a file in a gateway's folder.
             stray = owner is not None and owner != lock.uid
-            self._unchecked[why, stray].append(lock)
+            self._unjudged[why, stray].append(lock)
 
     def end(self) -> None:
         self._output.end(self.summary)
-        for (note, stray), unchecked in self._unchecked.items():
-            uids = {lock.uid for lock in unchecked}
+        for (note, stray), unjudged in self._unjudged.items():
+            uids = {lock.uid for lock in unjudged}
             advice = no_proof_advice(uids, note, stray=stray, name=uid_name)
-            self._console.error(f"{locks(len(unchecked))} cannot be checked: {advice}")
+            self._console.error(f"{locks(len(unjudged))} cannot be checked: {advice}")
 
     def exit_code(self, *, exit_zero: bool = False) -> int:
-        """Return 1 for a failure, else 4 for unchecked locks, else 3 for stuck ones, else 0."""
+        """Return 1 for a failure, else 4 for unjudged locks, else 3 for stuck ones, else 0."""
         if self.summary.failed:
             return EXIT_FAILED
         if exit_zero:
             return 0
-        if self.summary.unchecked or self.summary.others_unjudged:
+        if self.summary.unjudged or self.summary.others_unjudged:
             return EXIT_UNJUDGED
         return EXIT_STUCK if self.summary.stuck or self.summary.others_stuck else 0
 

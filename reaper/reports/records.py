@@ -172,7 +172,7 @@ class Summary:
         )
 
     @property
-    def unchecked(self) -> int:
+    def unjudged(self) -> int:
         return sum(
             number
             for (verdict, reasons, _), number in self._locks.items()
@@ -207,7 +207,7 @@ class Summary:
             "locks": self.locks,
             "stuck": self.stuck,
             "failed": self.failed,
-            "no_hold_proof": self.unchecked,
+            "no_hold_proof": self.unjudged,
             "verdicts": {verdict.value: verdicts[verdict] for verdict in Verdict},
             "outcomes": {outcome.value: outcomes[outcome] for outcome in Outcome},
             "other_locks": {
