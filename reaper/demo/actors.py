@@ -38,8 +38,8 @@ class Gateway:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 
-    def tell(self, command: str) -> None:
-        """Have it take the lock, or forget it; return when that is done."""
+    def send(self, command: str) -> None:
+        """Send `take` or `forget`, and return when it has done that."""
         if self.process.stdin is not None and self.process.stdout is not None:
             self.process.stdin.write(f"{command}\n")
             self.process.stdin.flush()

@@ -63,7 +63,7 @@ def run(console: Console) -> bool:
         if isinstance(screen, LiveScreen):
             screen.address = address
         cleanup.enter_context(screen)
-        done = _Story(root, inventory, screen, log, holders).tell()
+        done = _Story(root, inventory, screen, log, holders).play()
     print(_END, file=console.file, flush=True)
     return done
 
@@ -133,8 +133,9 @@ class _Story:
         self._log = log
         self._holders = holders
 
-    def tell(self) -> bool:
+    def play(self) -> bool:
         """Return whether the reaper removed what it should, and nothing else."""
+        # First, because a gateway that is younger than the run cannot have written the trajectory.
         stuck = self._start("run-timed-out")
         self._hold("healthy")
         self._say("'healthy': a gateway holds this lock and works. The reaper keeps it.")
@@ -144,13 +145,13 @@ class _Story:
         done = self._removed("killed", "'killed': the gateway was killed, and its lock is gone.")
 
         began_ms = time.time_ns() // 1_000_000
-        stuck.tell("take")
+        stuck.send("take")
         end_run(self._sessions, "run-timed-out", began_ms)
         self._until(lambda: self._verdict("run-timed-out") is not None)
         self._say("'run-timed-out': this run is over, but its gateway keeps the lock.")
 
         forgetful = self._hold("forgotten")
-        forgetful.tell("forget")
+        forgetful.send("forget")
         self._say("'forgotten': this gateway closed its lock file and did not delete it.")
         self._until(lambda: self._verdict("forgotten") is not Verdict.HELD)
         if "forgotten" not in self._log.removed:
@@ -159,7 +160,7 @@ class _Story:
         done &= self._removed("forgotten", "'forgotten': its lock was removed.")
         if "run-timed-out" not in self._log.removed:
             quiet = _LIMITS.abandoned_after
-            self._say(f"'run-timed-out': nothing may be written for {quiet:.0f} s ...")
+            self._say(f"'run-timed-out': the reaper waits for {quiet:.0f} s without a write ...")
         text = "'run-timed-out': its lock was removed, though the gateway still runs."
         done &= self._removed("run-timed-out", text)
         if not (self._sessions / "healthy.jsonl.lock").exists():
@@ -175,7 +176,7 @@ class _Story:
     def _hold(self, session: str) -> Gateway:
         """Have a gateway hold a lock that the reaper has found to be held."""
         holder = self._start(session)
-        holder.tell("take")
+        holder.send("take")
         self._until(lambda: self._verdict(session) is Verdict.HELD)
         return holder
 
