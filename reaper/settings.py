@@ -38,8 +38,8 @@ VARIABLES: Final = frozenset(
         "REAPER_WEDGED_SESSIONS",
     }
 )
-"""The environment variables of all commands: a container sets those of `watch`, and `list` runs in
-it. REAPER_REVISION is not an option; the image's build sets it."""
+"""The environment variables of all commands, because `list` can run in a container that sets the
+variables of `watch`. REAPER_REVISION is not an option; the image's build sets it."""
 
 
 def revision(environment: Mapping[str, str]) -> str:

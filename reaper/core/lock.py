@@ -1,4 +1,4 @@
-"""A lock file as read once: record, identity, path; and how its record is read."""
+"""A lock file as read once: record, identity, path."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -68,8 +68,8 @@ class Lock(NamedTuple):
 
     `kind` says which of OpenClaw's other locks it is (core/other_locks.py), "" for a session lock.
     For other locks, `session` is the path below the state directory, and `agent` is empty unless
-    the lock is an agent's. Their `mtime_ms` is the ctime, which only the kernel sets. For a guard,
-    `data` is the name of something in it, if any.
+    the lock is an agent's. Their `mtime_ms` has the ctime instead, which only the kernel sets. For
+    a guard, `data` is the name of something in it, if any.
     """
 
     state_dir: str
@@ -99,8 +99,8 @@ class Lock(NamedTuple):
 
     @property
     def hold(self) -> tuple[FileId, int | None, bytes]:
-        """As `identity`, but the same after an attempt to remove the lock, which changes the ctime,
-        if the record says who took it and when: no other lock has that record.
+        """As `identity`, but without the ctime if the record says who took the lock and when. An
+        attempt to remove the lock changes the ctime, and no other lock has that record.
         """
         names_hold = self.record.pid is not None and self.record.created_at_ms is not None
         return self.file, None if names_hold else self.ctime_ns, self.data

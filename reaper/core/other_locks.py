@@ -77,7 +77,7 @@ PLACES: Final = (
         "a whole run",
         True,
     ),
-    # Reported for 7.2-beta.3, and not looked at.
+    # Reported for 7.2-beta.3. Nobody has examined that version.
     Place("exec-approvals", (), "exec-approvals.json.lock", "7.2-beta.3", "ms", False),
     Place("gateway", ("tmp", "openclaw-*"), "gateway.*.lock", "9.6", "a gateway's life", True),
 )
@@ -124,7 +124,7 @@ def judge_other(evidence: Evidence, place: Place, suspects: Suspects, limits: Li
     13  not seen                      its holder is certainly gone                   STALE
     14  no, and holders keep it open  it names no process, and is old                STALE
     15  no, and holders keep it open  anything else, seen so for the orphan grace    ORPHANED
-    16  a guard                       empty, old, older than all its makers       STALE
+    16  a guard                       empty, old, older than each possible maker     STALE
     17                                anything else                                  UNCERTAIN
 
     In row 17 it is HELD if the very process that it names is alive, by its start time.
