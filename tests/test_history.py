@@ -258,34 +258,34 @@ def earlier_lock(created_at_ms: int, pid: int = 7, session: str = "sid") -> Lock
 def test_the_latest_eight_locks_of_a_session_are_remembered_with_their_holders() -> None:
     earlier = EarlierLocks()
     for number in range(10):
-        known = earlier.with_this(earlier_lock(number, pid=number))
+        known = earlier.remember(earlier_lock(number, pid=number))
     assert known == tuple(EarlierLock(number, number, 4711) for number in range(2, 10))
-    assert earlier.with_this(earlier_lock(9, pid=9)) == known
-    assert earlier.with_this(earlier_lock(9, pid=9)._replace(session="other")) == known[-1:]
+    assert earlier.remember(earlier_lock(9, pid=9)) == known
+    assert earlier.remember(earlier_lock(9, pid=9)._replace(session="other")) == known[-1:]
 
 
 def test_a_lock_without_pid_start_time_or_date_is_no_earlier_lock() -> None:
     earlier = EarlierLocks()
-    known = earlier.with_this(earlier_lock(1))
-    assert earlier.with_this(a_lock(created_at_ms=2, pid=None)) == known
-    assert earlier.with_this(a_lock(created_at_ms=2, starttime=None)) == known
-    assert earlier.with_this(a_lock(created_at_ms=None)) == known
+    known = earlier.remember(earlier_lock(1))
+    assert earlier.remember(a_lock(created_at_ms=2, pid=None)) == known
+    assert earlier.remember(a_lock(created_at_ms=2, starttime=None)) == known
+    assert earlier.remember(a_lock(created_at_ms=None)) == known
 
 
 def test_of_too_many_sessions_those_that_were_locked_last_are_remembered() -> None:
     earlier = EarlierLocks()
-    earlier.with_this(earlier_lock(1, session="first"))
+    earlier.remember(earlier_lock(1, session="first"))
     for number in range(1000):
-        earlier.with_this(earlier_lock(1, session=f"x{number}"))
-    assert len(earlier.with_this(earlier_lock(2, session="first"))) == 1
-    assert len(earlier.with_this(earlier_lock(2, session="x999"))) == 2
+        earlier.remember(earlier_lock(1, session=f"x{number}"))
+    assert len(earlier.remember(earlier_lock(2, session="first"))) == 1
+    assert len(earlier.remember(earlier_lock(2, session="x999"))) == 2
 
 
 def test_a_session_that_is_locked_again_stays_remembered() -> None:
     earlier = EarlierLocks()
 
     def locked(session: int, pid: int) -> int:
-        return len(earlier.with_this(a_lock(pid=pid)._replace(session=str(session))))
+        return len(earlier.remember(a_lock(pid=pid)._replace(session=str(session))))
 
     locked(0, 1)
     locked(1, 1)

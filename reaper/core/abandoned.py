@@ -43,7 +43,7 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
     return (
         unmet_by_holder(evidence.lock, evidence.holder)
         or (Unmet.OTHER_PROGRAM if evidence.seen_as_other_program else None)
-        or (Unmet.HOLDER_UNCLEAR if died_here(evidence) else None)
+        or (Unmet.HOLDER_UNCLEAR if seen_to_die(evidence) else None)
         or evidence.run.unmet
         or _unmet_by_witness(evidence)
         or _unmet_by_creation(evidence)
@@ -51,7 +51,7 @@ def unmet_condition(evidence: Evidence) -> Unmet | None:
     )
 
 
-def died_here(evidence: Evidence) -> bool:
+def seen_to_die(evidence: Evidence) -> bool:
     """Whether the holder was seen alive here and is not any more. Then it is dead, and the process
     that has the lock open is not the one that the record names.
     """

@@ -1,4 +1,4 @@
-"""The names of file systems by the type that statfs(2) gives, and which of them reach further."""
+"""The names of file systems by the type that statfs(2) gives, and which of them may be shared."""
 
 from typing import Final
 
@@ -65,8 +65,8 @@ SHARED: Final = frozenset(
         "prl_fs",
     }
 )
-"""File systems whose files can be open beyond this kernel or mount: on another machine, on the host
-of a virtual machine, or in the directory that a FUSE process shows."""
+"""File systems whose files a process may have open where this kernel does not see it: on another
+machine, on the host of a virtual machine, or in the directory that a FUSE process shows."""
 
 
 def file_system_name(kind: int) -> str:

@@ -10,12 +10,12 @@ from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement
 
 SESSION_STORE: Final = "session-store"
-"""The reason for a `sessions.json` that is not understood."""
+"""Why a `sessions.json` is reported: it is not understood."""
 NO_SESSIONS: Final = "no-sessions"
-"""The reason for a state directory in which no agent has a `sessions` folder. Not a failure."""
+"""Why a state directory is reported: no agent has a `sessions` folder. Not a failure."""
 SESSIONS_ELSEWHERE: Final = "sessions-elsewhere"
-"""The reason for a state directory whose `openclaw.json` keeps sessions where the reaper does not
-look."""
+"""Why a state directory is reported: by its `openclaw.json`, sessions are kept where the reaper
+does not look."""
 
 
 class Skipped(NamedTuple):
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
     `retry` is set if the lock should be removed and the last attempt failed. `attempted` is False
     if it was too early for another attempt; outcome and note are then those of the last one. `at`
-    is the moment until which ages count (monotonic seconds), the same for all locks of a pass.
+    (monotonic seconds) is the moment for which the ages hold, the same for all locks of a pass.
     """
 
     key: LockKey

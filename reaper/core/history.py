@@ -157,16 +157,16 @@ class LockHistory:
         if holder.state is HolderState.SAME:
             self.seen_alive_as = holder.pid
         elif (
-            facts.proof is HoldProof.UNAVAILABLE  # with a proof it does not count who was alive
+            facts.proof is HoldProof.UNAVAILABLE  # a proof does not depend on who was seen alive
             and holder.state in DEAD
             and not facts.died_here
         ):
             self.seen_alive_as = None
 
     def _age(self, kind: str, instant_ms: int, start: PassStart) -> float:
-        """Return the age of an instant (epoch ms) in seconds; `kind` is the slot that remembers it.
-        The wall clock gives the age at the first look. Later ages of the same instant grow from
-        there with the monotonic clock.
+        """Return the age of an instant (epoch ms) in seconds. The wall clock gives the age at the
+        first look. Later ages of the same instant grow from there with the monotonic clock. `kind`
+        is the slot that remembers the first look.
         """
         first: _FirstAge = getattr(self, kind)
         if first[0] != instant_ms:
@@ -183,8 +183,8 @@ class EarlierLocks:
     def __init__(self) -> None:
         self._of: dict[str, tuple[EarlierLock, ...]] = {}
 
-    def with_this(self, lock: Lock) -> tuple[EarlierLock, ...]:
-        """Remember this lock; return it and the others of its session, the newest last."""
+    def remember(self, lock: Lock) -> tuple[EarlierLock, ...]:
+        """Remember this lock. Return all that are remembered of its session, the newest last."""
         record = lock.record
         known = self._of.get(lock.session, ())
         if record.pid is None or record.starttime is None or record.created_at_ms is None:

@@ -1,4 +1,4 @@
-"""JSON as `JSON.parse` reads it, total over hostile bytes."""
+"""Reads JSON as `JSON.parse` does, from bytes that may be hostile."""
 
 import functools
 from typing import TYPE_CHECKING, Any, Final

@@ -5,7 +5,7 @@ from typing import Final, assert_never
 from reaper.core.abandoned import (
     NOT_VISIBLE,
     abandoned_in,
-    died_here,
+    seen_to_die,
     unmet_by_age,
     unmet_by_holder,
     unmet_condition,
@@ -136,7 +136,7 @@ def _judge_by_hold_time(
     unmet: Unmet,
 ) -> Judgement:
     """Rows 2 and 3 (9 without a hold proof): held longer than the record says, or simply held."""
-    is_elsewhere = evidence.holder.state in NOT_VISIBLE and not died_here(evidence)
+    is_elsewhere = evidence.holder.state in NOT_VISIBLE and not seen_to_die(evidence)
     notes = (OTHER_PID_NAMESPACE,) if is_elsewhere else ()
     max_hold_ms = evidence.lock.record.max_hold_ms
     max_hold = TOO_OLD if max_hold_ms is None else max_hold_ms / 1000

@@ -43,11 +43,11 @@ _GATEWAY_OPTIONS: Final = _GATEWAY_OPTIONS_WITH_VALUE | {
 def program_of(arguments: Sequence[str]) -> Program:
     """Return which of OpenClaw's programs has these arguments.
 
-    As upstream does (`isOpenClawSessionOwnerArgv`), and by the process titles that it sets:
-    `openclaw`, `openclaw-gateway`, `openclaw-<command>`. A fork's `<anything>-gateway` counts too.
-    A title has no further words; a command line that has another command there is UNKNOWN.
-    GATEWAY and AGENT are strict: a process that only names a path that ends in `openclaw` is
-    neither, but UNKNOWN, because upstream counts it as its own; OTHER is surely foreign.
+    Reads arguments as upstream does (`isOpenClawSessionOwnerArgv`), and the process titles that
+    OpenClaw sets: `openclaw`, `openclaw-gateway`, `openclaw-<command>`. A fork's
+    `<anything>-gateway` counts too. A title with another command after it is UNKNOWN. So is a
+    process that only has an argument whose path ends in `openclaw`: upstream counts it as its own,
+    but it may be any program. OTHER is surely not OpenClaw.
     """
     words = [word for raw in arguments if (word := raw.replace("\\", "/").strip().lower())]
     if not words:
@@ -92,8 +92,8 @@ def _of_command(words: list[str]) -> Program | None:
 
 
 def _gateway_with(arguments: list[str]) -> Program:
-    """Return what the command `gateway` is with these arguments: it serves where all of them are
-    options, or `run` and options; UNKNOWN where a word may be a command or an option's value.
+    """Return what the command `gateway` is with these arguments: GATEWAY if all of them are
+    options or `run`, UNKNOWN if a word may be a command or an option's value, else AGENT.
     """
     at, may_have_value = 0, False
     while at < len(arguments):

@@ -8,15 +8,15 @@ from reaper.core.json_text import NotJsonError, integer_or_none, loads
 from reaper.core.lock import READ_LIMIT, Record, Shape
 
 _MOST_TICKS: Final = 10**12
-"""No Linux start time is past this (317 years at 100 Hz); later macOS holders write microseconds
-since the epoch, which compare with nothing here."""
+"""No start time on Linux is higher (317 years at 100 Hz). Newer gateways on macOS write
+microseconds since the epoch, which cannot be compared with anything here."""
 
 
 def parse(data: bytes) -> Record:
     """Read a lock file's bytes; never raises.
 
-    Field by field as upstream's `readLockPayload` does: an invalid field is absent, the others
-    count; further fields are ignored.
+    Reads each field as upstream's `readLockPayload` does. An invalid field counts as missing, and
+    unknown fields are ignored.
     """
     if not data:
         return Record(shape=Shape.EMPTY)

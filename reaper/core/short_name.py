@@ -12,11 +12,11 @@ ELLIPSIS: Final = "..."
 _SHORTEST: Final = 8
 """Characters of a prefix: the first group of a UUID, which a terminal selects by a double click."""
 _WHOLE: Final = 12
-"""Names of up to as many characters are not shortened."""
+"""A name of at most this many characters is not shortened."""
 _LONGEST: Final = 13
-"""Most names would share a longer prefix; then both ends are shown."""
+"""The most characters of a prefix. If a name needs more to be unique, both ends are shown."""
 _UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
-"""A random one. Those of version 1, 6 and 7 are times, which other sessions share in part."""
+"""A random UUID. One of version 1, 6 or 7 begins with a time, and so may another session's."""
 _UUID_LENGTH: Final = 36
 _ROOM_FOR_BOTH_ENDS: Final = 32
 
@@ -37,9 +37,9 @@ class Abbreviation(NamedTuple):
         )
 
     def is_guess(self, name: str) -> bool:
-        """Return whether the person may mean another session, whose lock may be gone: True unless a
-        random UUID begins with the text. The locks of a session's topics begin with its id too, and
-        are named by both ends.
+        """Return whether the person may mean another session, whose lock may be gone. That is so
+        unless the text begins with eight characters of a random UUID. The names of a session and of
+        its topics begin with the same UUID, so there the text must have the end too.
         """
         names_uuid = len(self.start) >= _SHORTEST and _UUID.match(name) is not None
         return not names_uuid or (len(name) > _UUID_LENGTH and len(self.end) < _SHORTEST)

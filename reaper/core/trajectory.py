@@ -29,8 +29,8 @@ _RELEASE: Final = re.compile(r"([0-9]{4})\.([0-9]{1,2})\.([0-9]{1,2})(?:-[0-9]+)
 class Trajectory(NamedTuple):
     """`state` is RUNNING if the last record is anything but `session.ended`, and UNKNOWN if it is
     missing or malformed. `unmet` is the first condition of a live witness that the file does not
-    meet; None if it meets all that the file alone can show. `other_run_ms` is when the youngest
-    other run without an end in the file began (epoch); None if all other runs ended.
+    meet; None if it meets all that the file alone can show. `other_run_ms` is the start (epoch) of
+    the youngest other run whose end is not in the file; None if all other runs ended.
     """
 
     state: RunState = RunState.UNKNOWN
@@ -135,8 +135,8 @@ def _ended(record: _Record) -> Trajectory:
 
 
 def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
-    """Add to what the last record says when its attempt started, or why the file is no live
-    witness of that run; and whether another run goes on. `data` is the whole file.
+    """Add what the whole file, `data`, shows of the run of the last record: when its last attempt
+    started, or why the file is no live witness of it. Add also when another run began that goes on.
     """
     attempt = _attempt(data)
     if isinstance(attempt, Unmet):
@@ -156,7 +156,8 @@ def last_attempt(found: Trajectory, data: bytes) -> Trajectory:
 
 
 def _youngest_open_run(data: bytes, *, but: str, until_ms: int) -> int | None:
-    """Return when the youngest run that has records and no end began, None if all runs ended.
+    """Return the start of the youngest other run whose end is not recorded, None if all have
+    ended.
 
     Runs overlap: one that began before the last run can take the lock again after that, and writes
     nothing while it waits for its model. A run whose start is missing, or has no date, counts as
@@ -189,7 +190,7 @@ def _attempt(data: bytes) -> list[_Record] | Unmet:
         if not record.run_id or (found and record.run_id != found[0].run_id):
             return Unmet.ANOTHER_RUN
         if not found and _is_last_step(record):
-            continue  # it counts its own steps; `last_record` has seen that it is of the same run
+            continue  # with a `seq` of its own; `last_record` saw that it is of the same run
         found.append(record)
         if record.type == "session.started":
             break

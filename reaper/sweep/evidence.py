@@ -103,7 +103,7 @@ class EvidenceCollector:
         # In a one-shot, the lock of a dead holder that no process has open is never evidence for
         # another lock.
         if self._plan.remembers or proof is not HoldProof.NOT_OPEN or holder.state not in DEAD:
-            earlier = self._memory.earlier[key.state, key.agent].with_this(lock)
+            earlier = self._memory.earlier[key.state, key.agent].remember(lock)
         facts = Facts(
             lock=lock,
             proof=proof,
