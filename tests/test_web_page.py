@@ -283,6 +283,9 @@ def test_the_page_names_its_machine_and_says_what_is_removed(serving: Serving) -
     assert policy_in_words(Policy(Action.FLAG, Action.REMOVE), dry_run=False) == (
         "removes stale, orphaned and overdue locks; reports abandoned ones"
     )
+    assert policy_in_words(Policy(on_other=Action.REMOVE), dry_run=False).endswith(
+        "reports overdue ones; removes OpenClaw's other locks too"
+    )
 
 
 def test_the_page_of_a_dry_run_says_that_nothing_is_removed(serving: Serving) -> None:

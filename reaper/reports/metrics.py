@@ -67,7 +67,7 @@ class Metrics:
         ).labels(version, revision, platform.python_version()).set(1)
         policy_info = Gauge(
             "reaper_policy_info",
-            "Always 1. What the reaper does with locks of each verdict.",
+            "Always 1. What the reaper does with session locks of each verdict.",
             ["verdict", "action"],
             registry=registry,
         )

@@ -85,6 +85,8 @@ def policy_in_words(policy: Policy, *, dry_run: bool) -> str:
     removed = ["stale", "orphaned", *(entry for entry in chosen if chosen[entry] is Action.REMOVE)]
     reported = [verdict for verdict in chosen if chosen[verdict] is not Action.REMOVE]
     also = f"; reports {' and '.join(reported)} ones" if reported else ""
+    if policy.on_other is Action.REMOVE:
+        also += "; removes OpenClaw's other locks too"
     return f"removes {', '.join(removed[:-1])} and {removed[-1]} locks{also}"
 
 
