@@ -100,6 +100,8 @@ def test_a_lock_that_the_policy_only_reports_says_so() -> None:
     policy = Policy(on_abandoned=Action.FLAG)
     expected = ("policy", "the reaper only reports such locks (--on-abandoned flag)")
     assert why(evidence(**stuck()), policy=policy) == expected
+    once = why_not_removed(found(evidence(**stuck() | {"seen_for": 0.0}), policy=policy))
+    assert once == expected, "a second look would not help"
 
 
 def test_an_overdue_lock_without_a_limit_may_be_healthy() -> None:

@@ -171,7 +171,8 @@ def test_the_policy_and_a_grace_are_shown_as_reasons(serving: Serving) -> None:
     served.inventory.put("sid", seen._replace(action=Action.FLAG))
     assert why(served).startswith("the reaper only reports such locks")
     once = seen.judgement._replace(confirmed=False, unmet=Unmet.SEEN_ONCE)
-    served.inventory.put("sid", seen._replace(judgement=once, action=Action.FLAG))
+    once_seen = seen._replace(judgement=once, action=Action.FLAG, outcome=Outcome.FLAGGED)
+    served.inventory.put("sid", once_seen)
     assert why(served) == "it was seen only once, and a sweep looks twice."
     assert next_step(served) == (
         "Nothing to do: the reaper checks again soon, and removes the lock if nothing has changed."
