@@ -6,7 +6,6 @@ import resource
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +20,8 @@ from reaper.core.lock import StateDir
 from reaper.core.policy import Policy
 from reaper.core.verdict import Limits
 from reaper.sweep import Reaper, Unseen
-from tests.conftest import Tree, record
+from tests.conftest import DEAD, Tree, record
 
-DEAD = 2**22 + 1
 OTHER = 1234
 
 
@@ -62,16 +60,6 @@ def free_for_something_else(tree: Tree, position: str) -> Path:
         shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@pytest.fixture
-def public_tree() -> Iterator[Tree]:
-    """Yield a state directory that other uids can reach, unlike the folders of pytest."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        tree = Tree(Path(folder) / "state")
-        tree.sessions()
-        yield tree
 
 
 @contextmanager

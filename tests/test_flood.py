@@ -31,13 +31,12 @@ from reaper.sweep import TOO_MANY_LOCKS, Reaper, scanner
 from reaper.watch import loop, reporter, tracker
 from reaper.watch.inbox import Event, Notice
 from reaper.watch.loop import Watch
-from tests.conftest import HoldLock, Tree, record
+from tests.conftest import DEAD, HoldLock, Tree, record
 from tests.failing import failing
 from tests.test_lock_files import opened, the_folder
 from tests.test_sweep import FakeClock
 from tests.watch_parts import metrics_of
 
-DEAD = 2**22 + 1
 FOREVER = 1e12
 FAILED = Outcome.FAILED
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from reaper.watch.holders import HolderWatch, Watched
-from tests.conftest import start_ticks
-from tests.watch_parts import DEAD, key
+from tests.conftest import DEAD, start_ticks
+from tests.watch_parts import key
 
 
 @pytest.fixture

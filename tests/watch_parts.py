@@ -19,10 +19,9 @@ from reaper.reports.inventory import LockInventory
 from reaper.reports.journal import Journal
 from reaper.reports.metrics import Metrics
 from reaper.watch.reporter import Reporter
-from tests.conftest import record
+from tests.conftest import DEAD, record
 
 STATE = StateDir("s", "/s")
-DEAD = 2**22 + 1
 
 
 def key(session: str, agent: str = "main") -> LockKey:
