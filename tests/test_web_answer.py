@@ -126,7 +126,7 @@ def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: 
     )
     line = first_line(served)
     assert line.startswith("2 sessions are stuck: the first locked since ")
-    assert line.endswith(", held by nobody, although pid 7, which took it, still runs.")
+    assert line.endswith(", held by nobody, although it names pid 7, which is alive.")
     assert f"<title>2 stuck · {HOST}</title>" in served.text()
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from reaper.core.evidence import (
     Evidence,
+    Holder,
     HolderState,
     HoldProof,
     Program,
@@ -45,7 +46,7 @@ def evidence_lines(found: "Found", limits: Limits) -> list[str]:
         *([("session key", printable(key))] if key else []),
         ("lock file", _record(lock)),
         ("fingerprint", lock.fingerprint),
-        ("age", f"{duration(evidence.age)}, by {_age_source(lock)}"),
+        ("age", f"{duration(evidence.age)}, by {_age_source(evidence)}"),
         ("file open?", _hold_proof(evidence)),
         ("process", whose(evidence)),
         *(() if lock.kind else _run(evidence)),
@@ -206,9 +207,10 @@ def _record(lock: Lock) -> str:
     return ", ".join(f"{name} {'-' if field is None else field}" for name, field in fields.items())
 
 
-def _age_source(lock: Lock) -> str:
-    created = lock.record.created_at_ms
-    return "the time of the file" if created is None else "createdAt"
+def _age_source(evidence: Evidence) -> str:
+    # Without a createdAt, and with one in the future, both ages are the file's.
+    is_by_file = evidence.age == evidence.file_age
+    return "the time of the file" if is_by_file else "createdAt"
 
 
 def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each state
@@ -219,13 +221,9 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
         return "not known: the lock file was not read"
     if evidence.lock.record.shape is Shape.GUARD:
         return "not known: a guard names nobody"
-    elsewhere = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
-    up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
     match holder.state:
         case HolderState.SAME:
-            return (
-                f"pid {pid}{elsewhere} is alive and took the lock ({_PROGRAMS[holder.program]}{up})"
-            )
+            return _alive(holder, evidence.lock)
         case HolderState.GONE:
             return f"pid {pid} does not exist here"
         case HolderState.ZOMBIE:
@@ -235,9 +233,25 @@ def whose(evidence: Evidence) -> str:  # noqa: PLR0911  # one sentence for each 
         case HolderState.FOREIGN_PROGRAM:
             return f"pid {pid} is not a program of OpenClaw, and the lock has no start time"
         case HolderState.UNKNOWN:
-            return f"pid {pid} exists, but the reaper has no right to look at it"
+            return (
+                f"it is not known whether pid {pid} is alive: the reaper cannot look at it, or at "
+                "a process in another PID namespace"
+            )
         case HolderState.UNNAMED:
             return "the lock file names no process"
+
+
+def _alive(holder: Holder, lock: Lock) -> str:
+    pid, starttime = lock.record.pid, lock.record.starttime
+    elsewhere = "" if holder.pid in {None, pid} else f", which is pid {holder.pid} here"
+    up = "" if holder.up_for is None else f", up for {duration(holder.up_for)}"
+    program = f"({_PROGRAMS[holder.program]}{up})"
+    if starttime is not None:
+        return f"pid {pid}{elsewhere} is alive and took the lock {program}"
+    return (
+        f"pid {pid}{elsewhere} is alive {program}; the lock has no start time, so another process "
+        "may have had that pid"
+    )
 
 
 _PROGRAMS: Final = {

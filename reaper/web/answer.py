@@ -62,7 +62,7 @@ def _held_by_nobody(pid: int | None, state: HolderState) -> Holding:
             who = f"left by a process that has exited (pid {pid} is another process now)"
             return Holding(who, _LEFT)
         case HolderState.SAME:
-            return Holding(f"{nobody}, although pid {pid}, which took it, still runs")
+            return Holding(f"{nobody}, although it names pid {pid}, which is alive")
         case _:
             return Holding(f"{nobody}, although it names pid {pid}", "Held by nobody")
 
