@@ -128,8 +128,8 @@ def why_kept(evidence: Evidence, judgement: Judgement) -> str:
     """Return in one sentence why nothing shows that a lock may be removed."""
     if RECOVERY_PENDING in judgement.reasons:
         return (
-            "its process died, and sessions.json does not say that the run is over; the gateway "
-            "needs this lock to resume it"
+            "sessions.json does not say that its run is over, and the gateway needs this lock to "
+            "resume it"
         )
     if evidence.lock.record.shape is Shape.UNREAD:
         return "it cannot be read, so nothing proves that it is not in use"
