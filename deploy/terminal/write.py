@@ -46,6 +46,7 @@ _reaper() {
 _reaper "$@"
 """
 HEAD = """.TH REAPER 1 "{date}" "openclaw\\-lock\\-reaper {version}" "User Commands"
+.nh
 .SH NAME
 reaper \\- find stuck session locks of an OpenClaw gateway, and remove those that are safe to remove
 .SH SYNOPSIS

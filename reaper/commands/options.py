@@ -67,7 +67,8 @@ OnAbandoned = Annotated[
     typer.Option(
         "--on-abandoned",
         envvar="REAPER_ON_ABANDONED",
-        help="What to do with a lock that a running gateway holds although its run is over.",
+        help="What to do with a lock that a running gateway holds although its run is over. `flag` "
+        "only reports it.",
     ),
 ]
 OnOverdue = Annotated[
@@ -75,9 +76,10 @@ OnOverdue = Annotated[
     typer.Option(
         "--on-overdue",
         envvar="REAPER_ON_OVERDUE",
-        help="What to do with a lock that is held 2 minutes longer than its maxHoldMs (30 minutes "
-        "if it has none). Risk of `remove`: if the run is still working, two runs write to one "
-        "transcript, and a gateway up to 2026.5.7 may delete the lock of the next run.",
+        help="What to do with a lock that is held 2 minutes longer than the limit in its file, "
+        "maxHoldMs (30 minutes if it has none). `flag` only reports it. Risk of `remove`: if the "
+        "run is still working, two runs write to one transcript, and a gateway up to 2026.5.7 may "
+        "delete the lock of the next run.",
     ),
 ]
 OtherLocks = Annotated[
@@ -86,7 +88,7 @@ OtherLocks = Annotated[
         "--on-other",
         envvar="REAPER_ON_OTHER",
         help="What to do with stuck locks that are not session locks, such as those for logins and "
-        "for the configuration.",
+        "for the configuration. `flag` only reports them.",
     ),
 ]
 AbandonedAfter = Annotated[

@@ -51,10 +51,10 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Remove one lock that you have checked; show its evidence first.
+    """Remove one lock if that is safe, or by --force.
 
-    Without --force, it removes only what a sweep with default options would remove, and waits as
-    a sweep does.
+    It shows the evidence first. Without --force, it removes only what a sweep with default options
+    would remove, and waits as a sweep does.
     """
     from reaper.reports.journal import Journal  # noqa: PLC0415
     from reaper.sweep import Unlock  # noqa: PLC0415

@@ -74,9 +74,10 @@ def command(
             envvar="REAPER_WEDGED_SESSIONS",
             metavar="N",
             parser=parser(parse_count),
-            help="A gateway with this many leaked sessions is wedged: stuck locks that it holds "
-            "now, and abandoned locks that were removed. GET /-/gateway then answers 503. The "
-            "reaper never restarts anything. Default: no limit.",
+            help="Report a gateway as wedged (it needs a restart) when it has leaked this many "
+            "sessions. Counted are the stuck locks that it holds now, and those of its abandoned "
+            "locks that were removed. GET /-/gateway then answers 503. The reaper never restarts "
+            "anything. Default: no limit.",
             show_default=False,
         ),
     ] = None,
@@ -87,8 +88,8 @@ def command(
             envvar="REAPER_WEDGED_RSS",
             parser=parser(parse_size),
             metavar="SIZE",
-            help="A gateway that uses this much memory is wedged, for example 4GiB. Default: no "
-            "limit.",
+            help="Report a gateway as wedged when it uses this much memory, for example 4GiB. "
+            "Default: no limit.",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +118,7 @@ def command(
         typer.Option(
             "--log-format",
             envvar="REAPER_LOG_FORMAT",
-            help="Format of the log on stderr; json has the whole record (docs/log.md).",
+            help="Format of the log on stderr; json has all fields (docs/log.md).",
         ),
     ] = LogFormat.LOGFMT,
     dry_run: DryRun = False,
