@@ -13,6 +13,7 @@ from reaper.core.evidence import Evidence, Holder, HolderState, HoldProof
 from reaper.core.finding import NO_SESSIONS, SESSIONS_ELSEWHERE, Skipped
 from reaper.core.lock import StateDir
 from reaper.core.policy import Outcome
+from reaper.core.verdict import Verdict
 from reaper.core.wedged import Load
 from reaper.gateway_health import HolderHealth, HolderName
 from reaper.reports.records import lock_record
@@ -75,12 +76,15 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"stuck": 2, "first": None}, "bad", "2 sessions are stuck."),
     ({"wedged": [7]}, "bad", "No session is stuck, but pid 7 is wedged."),
     ({"wedged": [7, 8]}, "bad", "No session is stuck, but 2 processes are wedged."),
+    ({"others_stuck": 1}, "bad", "No session is stuck, but 1 other lock of OpenClaw is stuck."),
+    ({"others_stuck": 2}, "bad", "No session is stuck, but 2 other locks of OpenClaw are stuck."),
     ({"not_ready": "a folder is missing"}, "doubt", "Unknown: a folder is missing."),
     ({"void": 1}, "doubt", "Unknown: 1 state directory has no sessions folder. Is the path right?"),
     ({"void": 2}, "doubt", "Unknown: 2 state directories have no sessions folder. "),
     ({"unjudged": 1}, "doubt", "Unknown: 1 lock cannot be judged."),
     ({"unread": 2}, "doubt", "Unknown: 2 files could not be read."),
     ({"elsewhere": 1}, "doubt", "Unknown: the gateway keeps sessions in a folder that"),
+    ({"others_unjudged": 1}, "doubt", "Unknown: 1 other lock cannot be judged."),
 ]
 
 
@@ -101,6 +105,22 @@ def test_of_two_problems_the_first_line_reports_the_worse() -> None:
         if worse.keys() != less.keys():
             found = answer(FINE._replace(**{**less, **worse}))
             assert found == answer(FINE._replace(**worse)), (index, later_index)
+
+
+def test_the_first_line_counts_other_locks_too(serving: Serving) -> None:
+    served = serving()
+    other = a_lock()
+    other = other._replace(lock=other.lock._replace(kind="config"))
+    unjudged = other.judgement._replace(verdict=Verdict.UNCERTAIN, reasons=("no-descriptor",))
+    stuck = other.judgement._replace(verdict=Verdict.STALE, reasons=("dead-pid",), row=13)
+    served.inventory.set_others([other])
+    assert first_line(served) == "No session is stuck."
+    served.inventory.set_others([other, other._replace(judgement=unjudged)])
+    assert first_line(served) == "Unknown: 1 other lock cannot be judged."
+    served.inventory.set_others(
+        [other._replace(judgement=stuck), other._replace(judgement=unjudged)]
+    )
+    assert first_line(served) == "No session is stuck, but 1 other lock of OpenClaw is stuck."
 
 
 def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: Serving) -> None:

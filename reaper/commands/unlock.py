@@ -107,7 +107,7 @@ def _remove(
             refusal = None if is_gone else found.note or why_kept(found.evidence, found.judgement)
             if not is_gone and stop():
                 refusal = _INTERRUPTED
-            # First of all, because the reader of standard output may be gone.
+            # Before the report, because the reader of standard output may be gone.
             journal.lock(
                 (found.outcome or Outcome.KEPT).value,
                 {**lock_record(found), "by": "unlock", "forced": wanted.force},

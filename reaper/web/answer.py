@@ -80,7 +80,7 @@ class Facts(NamedTuple):
     `stopped`: the worker has stopped, so all other facts are old. `not_ready`: why the last full
     sweep did not see every folder. `void`: number of state directories without sessions folders.
     `elsewhere`: number of state directories with sessions in a folder that the reaper does not
-    watch.
+    watch. `others_…`: locks that are not session locks.
     """
 
     stopped: bool = False
@@ -92,6 +92,8 @@ class Facts(NamedTuple):
     void: int = 0
     elsewhere: int = 0
     wedged: Sequence[int] = ()
+    others_stuck: int = 0
+    others_unjudged: int = 0
 
 
 class Answer(NamedTuple):
@@ -112,6 +114,11 @@ def answer(facts: Facts) -> Answer:
         pids = facts.wedged
         who = f"pid {pids[0]} is" if len(pids) == 1 else f"{len(pids)} processes are"
         return Answer(Level.BAD, html("No session is stuck, but {who} wedged.", who=who), "wedged")
+    if facts.others_stuck:
+        others = many(facts.others_stuck, "other lock")
+        verb = "is" if facts.others_stuck == 1 else "are"
+        line = f"No session is stuck, but {others} of OpenClaw {verb} stuck."
+        return Answer(Level.BAD, html("{line}", line=line), f"{others} stuck")
     why = _why_unknown(facts)
     if why:
         return Answer(Level.DOUBT, html("Unknown: {why}", why=why), "unknown")
@@ -140,5 +147,6 @@ def _why_unknown(facts: Facts) -> str:
         (facts.unjudged, f"{many(facts.unjudged, 'lock')} cannot be judged."),
         (facts.unread, f"{many(facts.unread, 'file')} could not be read."),
         (facts.elsewhere, "the gateway keeps sessions in a folder that the reaper does not watch."),
+        (facts.others_unjudged, f"{many(facts.others_unjudged, 'other lock')} cannot be judged."),
     )
     return next((why for holds, why in reasons if holds), "")

@@ -204,6 +204,9 @@ class View:
     ) -> Facts:
         kinds = Counter(row.kind for row in rows)
         first = Stuck(rows[0].since_ms, rows[0].seen.evidence) if kinds[Kind.STUCK] else None
+        summary = Summary()
+        for seen in self._inventory.others():
+            summary.count_other(seen.judgement, seen.outcome)
         return Facts(
             stopped=clock.is_stopped,
             not_ready=self.not_ready_because(),
@@ -214,6 +217,8 @@ class View:
             void=sum(file.reason == NO_SESSIONS for file in skipped),
             elsewhere=sum(file.reason == SESSIONS_ELSEWHERE for file in skipped),
             wedged=[holder["pid"] for holder in wedged],
+            others_stuck=summary.others_stuck,
+            others_unjudged=summary.others_unjudged,
         )
 
     def _host_line(self, *, names: bool) -> Html:
