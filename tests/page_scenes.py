@@ -20,8 +20,9 @@ from reaper.core.evidence import (
 )
 from reaper.core.finding import Skipped
 from reaper.core.lock import FileId, Lock, iso
-from reaper.core.policy import Outcome
+from reaper.core.policy import Action, Outcome
 from reaper.core.record import parse
+from reaper.core.verdict import RECLAIM_GUARD, Judgement, Verdict
 from reaper.reports.inventory import LockInventory
 from reaper.reports.records import TrackedLock, lock_record
 from tests.conftest import judged
@@ -112,6 +113,14 @@ def unprobed(number: int) -> TrackedLock:
     return seen(number, age=900.0 + number, pid=41, holder=gone, **kwargs)
 
 
+def orphaned_guard(number: int) -> TrackedLock:
+    """Return a guard that keeps a gateway from starting."""
+    guard = seen(number, age=900.0, session="tmp/openclaw-1000/gateway.state.lock.reclaim")
+    judgement = Judgement(Verdict.STALE, (RECLAIM_GUARD,), 16)
+    lock = guard.lock._replace(kind=RECLAIM_GUARD)
+    return guard._replace(lock=lock, judgement=judgement, action=Action.FLAG)
+
+
 KEYS = ("telegram:direct:47110815", "whatsapp:group:1203630", "cron:nightly-report", "main")
 AGENTS = ("main", "ops", "support", "sales", "billing", "research")
 
@@ -190,6 +199,7 @@ def fill(served: Served, kind: str) -> None:
             locks += [seen(200 + number, age=200.0 + number) for number in range(60)]
             for number in range(30):
                 inventory.remember(lock_record(failed) | {"path": str(number)}, 1)
+            inventory.set_others([orphaned_guard(10)])
             gone = Skipped(path=f"/home/{long}", reason="unreadable", failed=True, note="no")
             inventory.set_skipped([gone])
     for lock in locks:
