@@ -147,14 +147,14 @@ def two_stuck(inventory: LockInventory) -> list[TrackedLock]:
     return [overdue(4), waits]
 
 
-def sixty() -> list[TrackedLock]:
-    """Return the stuck locks of three gateways."""
+def sixty(hours: int = 0) -> list[TrackedLock]:
+    """Return the stuck locks of three gateways, the youngest so many hours and 42 minutes old."""
     pids = [6788 + number % 3 for number in range(60)]
     gateway = Holder(state=HolderState.SAME, program=Program.GATEWAY, up_for=9e4)
     return [
         overdue(
             100 + number,
-            age=2_520.0 + 60 * number,
+            age=3_600.0 * hours + 2_520.0 + 60 * number,
             agent=AGENTS[number % 6],
             key=f"{KEYS[number % 4]}{number}",
             pid=pid,
@@ -179,8 +179,8 @@ def fill(served: Served, kind: str) -> None:
         case "one":
             locks.append(overdue(4))
             hour = [0] * 45 + [1] * 15
-        case "sixty":
-            locks += sixty()
+        case "sixty" | "sixty, yesterday":
+            locks += sixty(0 if kind == "sixty" else 24)
             hour = [number // 2 for number in range(60)]
         case "blind":
             locks = [unprobed(number) for number in range(3)]

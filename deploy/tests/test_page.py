@@ -97,15 +97,21 @@ def test_axe_finds_nothing_and_the_page_does_not_scroll_sideways(
     assert browser.complaints() == []
 
 
+@pytest.mark.parametrize("scene", ["sixty", "sixty, yesterday"])
 @pytest.mark.parametrize("hour", [0, 12])
 def test_sixty_stuck_locks_fit_on_three_screens(
-    browser: Browser, served: Served, hour: int
+    browser: Browser, served: Served, hour: int, scene: str
 ) -> None:
-    """Also after midnight, when they became stuck on the day before."""
-    fill(served, "sixty")
+    """Also after midnight, and with dates."""
+    fill(served, scene)
     west = (time.gmtime().tm_hour - hour) % 24
     zone = f"Etc/GMT{west if west <= 12 else west - 24:+}"
     browser.show(f"http://localhost:{served.port}/", size="desk", scheme="light", zone=zone)
+    dates = browser.run(
+        "return [...document.querySelectorAll('#locks td time')]"
+        ".filter(el => /[A-Z]/.test(el.textContent)).length"
+    )
+    assert dates == (0 if scene == "sixty" else 60)
     end = browser.run("return document.getElementById('locks').getBoundingClientRect().bottom")
     assert browser.run("return document.querySelectorAll('#locks tr[id]').length") == 63
     assert end <= 3 * SIZES["desk"][1]
