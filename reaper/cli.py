@@ -50,7 +50,7 @@ Examples:
   reaper explain ID              everything about one lock, in words
   reaper sweep --dry-run         what a sweep would remove now
   reaper sweep --exit-zero       one sweep, for a timer
-  reaper watch --listen :9789    watch and remove stuck locks, with metrics
+  reaper watch --listen :9789    do that all the time, with a page and metrics
 
 Run it as the same user (uid) as the gateway. Other users cannot check whether
 a lock file is open.
@@ -58,7 +58,7 @@ a lock file is open.
 \b
 Exit codes:
   0  no stuck lock is left
-  1  something failed
+  1  something failed, or could not be read
   2  wrong usage
   3  stuck locks are left
   4  some locks could not be checked (most often: wrong user)""",

@@ -53,19 +53,23 @@ def overdue(**more: Any) -> Evidence:
 
 
 def test_the_lock_of_a_dead_process_is_removed_by_a_sweep() -> None:
-    assert checked(advice(found(dead()))) == ("reaper explain sid", *WAITS)
     ended = dead(run=evidence(**stuck()).run)
     assert checked(advice(found(ended))) == ("reaper sweep", "stale", "sweep")
-
-
-WAITS = ("waits-for-the-gateway", "send a message")
 
 
 @pytest.mark.parametrize("outcome", [None, Outcome.KEPT])
 def test_a_lock_that_the_gateway_needs_waits_for_a_message(outcome: Outcome | None) -> None:
     running = dead(run=evidence(**stuck(store=StoreStatus.RUNNING)).run)
-    assert checked(advice(found(running, outcome))) == ("reaper explain sid", *WAITS)
-    assert checked(advice(found(running, outcome), explained=True)) == (None, *WAITS)
+    step = "waits-for-the-gateway", "send a message"
+    assert checked(advice(found(running, outcome))) == ("reaper explain sid", *step)
+    assert checked(advice(found(running, outcome), explained=True)) == (None, *step)
+
+
+def test_a_store_that_is_not_understood_is_repaired_before_a_message_is_sent() -> None:
+    unknown = dead(run=evidence(**stuck(store=StoreStatus.UNKNOWN)).run)
+    step = advice(found(unknown))
+    assert checked(step) == ("reaper explain sid", "waits-for-the-gateway", "explain")
+    assert step.text.startswith("Repair sessions.json")
 
 
 def test_a_forgotten_lock_is_removed_by_a_sweep_that_looks_twice() -> None:

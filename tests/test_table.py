@@ -119,7 +119,7 @@ def test_short_ids_are_unique_among_locks_that_are_not_shown_too() -> None:
         (evidence(), "in use"),
         (evidence(age=1200.0), "held too long"),
         (evidence(NOT_OPEN), "file not open"),
-        (evidence(NOT_OPEN, HolderState.REUSED), "run interrupted"),
+        (evidence(NOT_OPEN, HolderState.REUSED), "run may resume"),
         (evidence(NO_PROOF, HolderState.GONE, proof_note="no-rights"), "no rights"),
         (evidence(NO_PROOF, HolderState.GONE, proof_note="file-system:nfs"), "file system"),
         (evidence(NO_PROOF, HolderState.GONE, proof_note="symlink"), "symlink"),

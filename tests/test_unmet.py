@@ -75,7 +75,7 @@ def test_a_lock_that_the_gateway_needs_is_reported_so() -> None:
             evidence(NOT_OPEN, HolderState.GONE, run=evidence(**stuck()).run._replace(store=store))
         )
         assert code == "recovery-pending"
-        assert "the gateway needs the lock" in text
+        assert "the gateway may need the lock" in text
 
 
 def test_a_lock_without_a_hold_proof_says_why() -> None:

@@ -123,7 +123,7 @@ def command(
     ] = LogFormat.LOGFMT,
     dry_run: DryRun = False,
 ) -> None:
-    """Run next to a gateway: remove stuck locks at once, serve metrics.
+    """Next to a gateway: remove locks once that is safe, serve metrics.
 
     SIGTERM and SIGINT stop it. SIGHUP makes it check all locks now.
     """

@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple, assert_never
 
+from reaper.core.evidence import StoreStatus
 from reaper.core.fast_enum import FastEnum
 from reaper.core.lock import Lock, Shape
 from reaper.core.policy import GONE, Action, Outcome
@@ -144,12 +145,7 @@ def _by_verdict(found: Found, *, explained: bool) -> Step:
     judgement = found.judgement
     explain = None if explained else _Command.EXPLAIN
     if RECOVERY_PENDING in judgement.reasons:
-        return Step(
-            "send a message",
-            "Start the gateway, or send a message to this session: the gateway then removes the "
-            "lock itself. It needs the lock to resume the run.",
-            explain,
-        )
+        return _recovery(found.evidence.run.store, explain)
     match judgement.verdict:
         case Verdict.HELD:
             return Step(_NOTHING, "Nothing to do: a process uses this lock.", explain)
@@ -163,6 +159,21 @@ def _by_verdict(found: Found, *, explained: bool) -> Step:
         case _:
             text = "The policy only reports such locks. Nobody needs this one: remove it yourself."
             return Step("unlock", text, _Command.UNLOCK)
+
+
+def _recovery(store: StoreStatus, explain: _Command | None) -> Step:
+    if store is StoreStatus.UNKNOWN:
+        text = (
+            "Repair sessions.json, which the reaper cannot read or understand. It may say that the "
+            "gateway needs this lock to resume a run."
+        )
+        return Step("explain", text, explain)
+    return Step(
+        "send a message",
+        "Start the gateway, or send a message to this session: the gateway then removes the lock "
+        "itself. It needs the lock to resume the run.",
+        explain,
+    )
 
 
 def _overdue(*, explained: bool) -> Step:

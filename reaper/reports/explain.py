@@ -9,6 +9,7 @@ from reaper.core.evidence import (
     HolderState,
     HoldProof,
     Program,
+    Run,
     RunState,
     StoreStatus,
 )
@@ -51,7 +52,7 @@ def evidence_lines(found: "Found", limits: Limits) -> list[str]:
         ("process", whose(evidence)),
         *(() if lock.kind else _run(evidence)),
         ("verdict", f"{judgement.verdict.value.upper()}{reasons}"),
-        ("rule", f"{judgement.row}: {RULES[judgement.row]}"),
+        ("rule", RULES[judgement.row]),
         ("a sweep", next_step(judgement, found.action, limits)),
     ]
     return [printable(lock.path), *(line(name, text) for name, text in lines)]
@@ -128,8 +129,8 @@ def why_kept(evidence: Evidence, judgement: Judgement) -> str:
     """Return in one sentence why nothing shows that a lock may be removed."""
     if RECOVERY_PENDING in judgement.reasons:
         return (
-            "sessions.json does not say that its run is over, and the gateway needs this lock to "
-            "resume it"
+            "sessions.json does not say that its run is over, and the gateway may need this lock "
+            "to resume it"
         )
     if evidence.lock.record.shape is Shape.UNREAD:
         return "it cannot be read, so nothing proves that it is not in use"
@@ -264,15 +265,8 @@ _PROGRAMS: Final = {
 
 def _run(evidence: Evidence) -> Iterator[tuple[str, str]]:
     run = evidence.run
-    match run.trajectory:
-        case RunState.ENDED if run.end is not None:
-            how = "aborted, or timed out in a tool"
-            how = how if run.end.cut_short else "completed, or timed out at the model"
-            yield "trajectory", f"the last run ended at {iso(run.end.at_ms)}: {how}"
-        case RunState.RUNNING:
-            yield "trajectory", "the run has not ended: the last record is not session.ended"
-        case _:
-            yield "trajectory", "not known: the file is missing, unreadable or not complete"
+    if evidence.proof is not HoldProof.NOT_OPEN:
+        yield from _trajectory(run)
     match run.store:
         case StoreStatus.RUNNING:
             yield "sessions.json", "the run has not ended"
@@ -285,6 +279,19 @@ def _run(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield "sessions.json", "cannot be read or understood"
     quiet = evidence.quiet_for
     yield "last write", "not known" if quiet is None else f"{duration(quiet)} ago"
+
+
+def _trajectory(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what counts only while a process may have the lock open."""
+    match run.trajectory:
+        case RunState.ENDED if run.end is not None:
+            how = "aborted, or timed out in a tool"
+            how = how if run.end.cut_short else "completed, or timed out at the model"
+            yield "trajectory", f"the last run ended at {iso(run.end.at_ms)}: {how}"
+        case RunState.RUNNING:
+            yield "trajectory", "the run has not ended: the last record is not session.ended"
+        case _:
+            yield "trajectory", "not known: it is missing, unreadable or not complete"
     if run.checkpoint_ms is not None:
         yield "checkpoint", f"the newest is of {iso(run.checkpoint_ms)}"
 

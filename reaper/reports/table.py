@@ -247,7 +247,7 @@ _WHY: Final = {
     MISSING_PID: "names no pid",
     HOLD_EXCEEDED: "held too long",
     RUN_ENDED: "run is over",
-    RECOVERY_PENDING: "run interrupted",
+    RECOVERY_PENDING: "run may resume",
     ORPHAN_SELF_PID: "file not open",
     NON_OPENCLAW_OWNER: "file not open",
     HOLDER_UNKNOWN: "file not open",

@@ -119,6 +119,6 @@ _TEXTS: Final = {
     Unmet.SEEN_ONCE: "it was seen only once, and a sweep looks twice",
     Unmet.NO_HOLD_PROOF: "it is not known whether the file is open",
     Unmet.IN_USE: "a process holds it",
-    Unmet.RECOVERY_PENDING: "sessions.json does not say that the run is over; the gateway needs "
-    "the lock to resume it",
+    Unmet.RECOVERY_PENDING: "sessions.json does not say that the run is over; the gateway may "
+    "need the lock to resume it",
 }
