@@ -53,7 +53,7 @@ Examples:
   reaper watch --listen :9789    do that all the time, with a page and metrics
 
 Run it as the same user (uid) as the gateway. Other users cannot check whether
-a lock file is open.
+a lock file is open, except with CAP_LEASE.
 
 \b
 Exit codes:

@@ -95,7 +95,8 @@ AbandonedAfter = Annotated[
     float,
     seconds(
         "--abandoned-after",
-        "Remove a lock this long after its run was cut short and nothing was written.",
+        "Remove an abandoned lock only if its run ended at least this long ago, and nothing was "
+        "written since.",
         default=f"{_DEFAULTS.abandoned_after:.0f}s",
     ),
 ]

@@ -75,9 +75,9 @@ def command(
             metavar="N",
             parser=parser(parse_count),
             help="Report a gateway as wedged (it needs a restart) when it has leaked this many "
-            "sessions. Counted are the stuck locks that it holds now, and those of its abandoned "
-            "locks that were removed. GET /-/gateway then answers 503. The reaper never restarts "
-            "anything. Default: no limit.",
+            "sessions: stuck locks that it holds now, and its abandoned locks that were removed. "
+            "GET /-/gateway then answers 503. The reaper never restarts anything. Default: no "
+            "limit.",
             show_default=False,
         ),
     ] = None,
