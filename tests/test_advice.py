@@ -1,5 +1,6 @@
 """The next step for a lock, in each case."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from reaper.core.evidence import Evidence, HolderState, StoreStatus
 from reaper.core.judge import judge
 from reaper.core.lock import Shape
-from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.policy import Action, Outcome, Policy, decide, without_second_look
 from reaper.core.verdict import Limits
 from reaper.reports import links
 from reaper.reports.advice import ANCHORS, Advice, advice
@@ -29,7 +30,7 @@ def found(
     limits: Limits = Limits(seen_once_suffices=True),  # noqa: B008
 ) -> TrackedLock:
     """Return a lock as a look finds it, or with an outcome, as a sweep finds it."""
-    judgement = judge(seen, limits)
+    judgement = without_second_look(judge(seen, limits), policy)
     action = decide(judgement._replace(confirmed=outcome is None), policy)
     return TrackedLock(seen.lock, seen, judgement, action, outcome, at=0.0)
 
@@ -85,8 +86,9 @@ def test_an_abandoned_lock_is_removed_by_a_sweep() -> None:
 
 def test_an_abandoned_lock_that_the_policy_only_reports_needs_unlock() -> None:
     policy = Policy(on_abandoned=Action.FLAG)
-    for outcome in (None, Outcome.FLAGGED):
-        step = advice(found(evidence(**stuck()), outcome, policy=policy))
+    for outcome, seen_for in itertools.product((None, Outcome.FLAGGED), (10.0, 0.0)):
+        seen = evidence(**stuck() | {"seen_for": seen_for})
+        step = advice(found(seen, outcome, policy=policy))
         assert checked(step) == (UNLOCK, "abandoned", "unlock")
 
 

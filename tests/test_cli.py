@@ -578,6 +578,9 @@ def test_explain_shows_all_the_evidence_in_words(tree: Tree, hold: HoldLock) -> 
         "runbook       docs/runbook.md#abandoned",
     ):
         assert words in done.stdout
+    flagged = reap("explain", "stuck", "--state-dir", tree.root, *options, "--on-abandoned", "flag")
+    assert "not removed   because the reaper only reports such locks" in flagged.stdout
+    assert "command       reaper unlock " in flagged.stdout
     by_path = reap("explain", f"{tree.sessions()}/stuck.jsonl.lock", "--state-dir", tree.root)
     assert by_path.stdout.splitlines()[0] == done.stdout.splitlines()[0]
 

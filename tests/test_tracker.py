@@ -34,7 +34,7 @@ class Tracked:
             self.deadlines,
             self.holders,
             self.probed_holders,
-            most_of_agent=2,
+            most_per_agent=2,
             longest_retry=60.0,
         )
 

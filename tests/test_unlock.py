@@ -440,7 +440,7 @@ def test_force_removes_a_lock_that_could_not_be_put_back(
 
 def test_removing_a_lock_that_may_be_held_warns_of_old_gateways(tree: Tree, hold: HoldLock) -> None:
     hold("held")
-    words = "a gateway up to 2026.5.7 releases by path"
+    words = "if a gateway up to 2026.5.7 held this lock"
     assert words in unlocks(tree, "held", "--force").stderr
     tree.lock("dead", record(DEAD))
     assert words not in unlocks(tree, "dead", "--force").stderr

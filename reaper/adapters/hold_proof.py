@@ -87,8 +87,8 @@ def probe(  # noqa: PLR0911  # a table of answers
         return HoldProof.UNAVAILABLE, f"{NO_LEASES}:system"
     kind = mounts.types.get(device)
     if kind is None:
-        # Once for each device: a folder's files with the same device are on one file system. Only
-        # a file that is mounted over a name here may differ, and it cannot be removed anyway.
+        # Once for each device: a folder's files with the same device are on one file system, except
+        # a file that is bind-mounted here, which cannot be removed anyway.
         try:
             kind = mounts.types[device] = file_system_type(fd)
         except OSError:

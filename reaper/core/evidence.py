@@ -64,8 +64,8 @@ class Holder(NamedTuple):
 class Unmet(FastEnum):
     """A condition for removing a lock that the evidence does not meet.
 
-    Those of row 1 come first; `abandoned.py` has the order in which they are checked, and
-    docs/facts.md the real files behind each. Those of the other rows follow.
+    Those of row 1 of the table in `judge.py` come first; `abandoned.py` has the order in which they
+    are checked, and docs/facts.md the real files behind each. Those of the other rows follow.
     """
 
     NO_HOLDER = "no-holder"
@@ -137,14 +137,12 @@ class RunEnd(NamedTuple):
     started_ms: int | None = None
     prompted_ms: int | None = None
 
-    def is_of_earlier_run(self, began_ms: int) -> bool:
-        """Whether this run began before the one to which the store's `startedAt`, `began_ms`,
-        belongs.
-        """
+    def is_of_earlier_run(self, store_started_ms: int) -> bool:
+        """Whether this run began before the run that the store says began at `store_started_ms`."""
         prompted_ms = self.started_ms if self.prompted_ms is None else self.prompted_ms
         if prompted_ms is None:
-            return began_ms > self.at_ms
-        return began_ms > min(self.at_ms, prompted_ms + STORE_START_MARGIN_MS)
+            return store_started_ms > self.at_ms
+        return store_started_ms > min(self.at_ms, prompted_ms + STORE_START_MARGIN_MS)
 
 
 class Run(NamedTuple):
@@ -205,8 +203,8 @@ class Run(NamedTuple):
 
     @property
     def later_run_goes_on(self) -> bool:
-        """Whether, by the store, a run goes on that began after the one that ended, perhaps before
-        its end. True also if the store does not say when it began.
+        """Whether, by the store, a run goes on that began after this one began, even if this one
+        had not ended then. True also if the store does not say when that run began.
         """
         if self.store is not StoreStatus.RUNNING:
             return False
@@ -239,8 +237,9 @@ class Run(NamedTuple):
 
 
 NOT_READ = Run(unmet=Unmet.TOO_YOUNG)
-"""The run of a lock whose verdict does not depend on it. TOO_YOUNG, because the run of a held lock
-is not read only while the lock is too young."""
+"""The run of a lock whose verdict does not depend on it. TOO_YOUNG is the reason if the lock is
+held: its run is read once it is old enough, unless its holder cannot be row 1's, which is named
+first."""
 
 
 class EarlierLock(NamedTuple):
@@ -260,8 +259,9 @@ class Evidence(NamedTuple):
     `holder_seen_alive`: this very holder was seen alive here while this inode existed;
     `seen_as_other_program`: it was once seen as a process that is no gateway. `holder_began_ms`
     (epoch) is when the process that the record names began, also where it is not visible.
-    `may_be_newer_gateway`: nothing shows that the holder is older than 2026.6.1. `earlier` are
-    locks that were read before under the same name.
+    `may_be_newer_gateway`: nothing shows that the holder is older than 2026.6.1, from which on
+    a gateway removes such locks itself. `earlier` are locks that were read before under the same
+    name.
     """
 
     lock: Lock

@@ -43,6 +43,18 @@ class Policy(NamedTuple):
     on_other: Action = Action.FLAG
 
 
+def without_second_look(
+    judgement: Judgement, policy: Policy, *, is_other: bool = False
+) -> Judgement:
+    """Return the judgement without the condition that a second look is missing, if the policy only
+    reports such a lock after the second look, too.
+    """
+    if judgement.confirmed:
+        return judgement
+    after = decide(judgement._replace(confirmed=True), policy, is_other=is_other)
+    return judgement if after is Action.REMOVE else judgement._replace(unmet=None)
+
+
 def decide(judgement: Judgement, policy: Policy, *, is_other: bool = False) -> Action:
     """Return the action. HELD, UNCERTAIN and `recovery-pending` are always KEEP; a verdict that
     rests on one look is at most FLAG. `is_other`: not a session lock.

@@ -83,7 +83,7 @@ def _start_sidecar(root: Path, inventory: LockInventory, log: Log, cleanup: Exit
     health = GatewayHealth(inventory, WedgedLimits())
     watch = Watch(
         Reaper([state], limits=_LIMITS, policy=policy),
-        resync=3.0,  # no event reports that a file was closed
+        resync=3.0,  # the watch asks for no event when a file is closed
         inventory=inventory,
         health=health,
         metrics=metrics,
@@ -95,7 +95,7 @@ def _start_sidecar(root: Path, inventory: LockInventory, log: Log, cleanup: Exit
         version="demo",
         host=Host(socket.gethostname(), os.geteuid()),
         states=[state],
-        policy=Policy(),
+        policy=policy,
         acquire_timeout=60.0,
         stopped_at=watch.stopped_at,
         not_ready_because=watch.not_ready_because,
@@ -174,7 +174,7 @@ class _Story:
         return self._holders.enter_context(gateway(lock, self._root))
 
     def _hold(self, session: str) -> Gateway:
-        """Have a gateway hold a lock that the reaper has found to be held."""
+        """Have a gateway take a lock, and wait until the reaper has found it held."""
         holder = self._start(session)
         holder.send("take")
         self._until(lambda: self._verdict(session) is Verdict.HELD)

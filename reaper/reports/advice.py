@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple, assert_never
 
-from reaper.core.evidence import StoreStatus
+from reaper.core.evidence import StoreStatus, Unmet
 from reaper.core.fast_enum import FastEnum
 from reaper.core.lock import Lock, Shape
 from reaper.core.policy import GONE, Action, Outcome
@@ -112,9 +112,7 @@ _AFTER: Final[dict[Outcome | None, Step]] = {
 
 
 def next_step(found: Found, *, explained: bool = False) -> Step:
-    """Return what `advice` returns, without the text of the command, for a table of 100,000
-    locks.
-    """
+    """Return the step without the text of its command, which a large table does not need."""
     if found.lock.kind:
         return _other(found)
     return _AFTER.get(found.outcome) or _by_verdict(found, explained=explained)
@@ -151,7 +149,7 @@ def _by_verdict(found: Found, *, explained: bool) -> Step:
             return Step(_NOTHING, "Nothing to do: a process uses this lock.", explain)
         case Verdict.UNCERTAIN:
             return _unjudged(found, explained=explained)
-        case _ if found.action is Action.REMOVE or not judgement.confirmed:
+        case _ if found.action is Action.REMOVE or judgement.unmet is Unmet.SEEN_ONCE:
             waits = "" if judgement.confirmed else " It first makes sure that nothing changes."
             return Step("sweep", f"A sweep removes this lock.{waits}", _Command.SWEEP)
         case Verdict.OVERDUE:
@@ -195,8 +193,10 @@ def _unjudged(found: Found, *, explained: bool) -> Step:
         text = "Wait some seconds: the lock is too new to be judged. A sweep waits for it."
         return Step("wait", text, _Command.SWEEP)
     if lock.record.shape is Shape.UNREAD:
+        if explain is not None:
+            return Step("explain", "Look at what has this name.", explain)
         text = "Look at what has this name. The command removes it, as `rm` would."
-        return Step("explain", text, explain or _Command.FORCE)
+        return Step("explain", text, _Command.FORCE)
     if note.partition(":")[0] == "no-rights":
         text = (
             f"Run the reaper as uid {lock.uid}, which owns the lock file, or with the capability "

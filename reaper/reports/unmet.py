@@ -31,9 +31,6 @@ def why_not_removed(found: "Found") -> NotRemoved | None:
     if found.outcome in GONE:
         return None
     unmet = found.judgement.unmet
-    is_look = found.outcome is None
-    if unmet is Unmet.SEEN_ONCE and is_look and found.action is Action.FLAG:
-        unmet = None  # after a second look, too, the policy would only report it
     if unmet is not None:
         text = _text(unmet, found.evidence)
         no_limit = found.evidence.lock.record.max_hold_ms is None

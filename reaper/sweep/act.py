@@ -8,7 +8,14 @@ from reaper.adapters.locks.reading import OpenLock
 from reaper.core.evidence import Evidence, HoldProof
 from reaper.core.finding import Finding, Mode
 from reaper.core.lock import Lock, LockKey
-from reaper.core.policy import GONE, Action, Outcome, Policy, decide
+from reaper.core.policy import (
+    GONE,
+    Action,
+    Outcome,
+    Policy,
+    decide,
+    without_second_look,
+)
 from reaper.core.retry import Retry
 from reaper.core.verdict import Judgement, Verdict
 from reaper.sweep.memory import FailedRemoval
@@ -44,6 +51,7 @@ class Actor(NamedTuple):
         """Act on one lock. Its ages are those at the moment `at` (monotonic seconds)."""
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
+        judgement = without_second_look(judgement, self.policy, is_other=is_other)
         if self.plan.mode is Mode.LOOK:
             # What a sweep would do after its second look.
             action = decide(judgement._replace(confirmed=True), self.policy, is_other=is_other)
@@ -85,8 +93,8 @@ class Actor(NamedTuple):
             return _Done(*attempt)
         before = None if failure is None else failure.retry
         retry = Retry.after(before, attempt.cause, now=now, longest=self.longest_retry)
-        other_lock = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
-        fingerprint = None if other_lock else _after_attempt(opened).fingerprint
+        was_replaced = attempt.outcome in {Outcome.CHANGED, Outcome.RESTORED}
+        fingerprint = None if was_replaced else _after_attempt(opened).fingerprint
         self.failures[key] = FailedRemoval(fingerprint, *attempt, retry)
         return _Done(*attempt, retry)
 
@@ -110,6 +118,6 @@ def _may_be_held(evidence: Evidence, judgement: Judgement) -> bool:
 
 
 _RELEASE_BY_PATH: Final = (
-    "a gateway up to 2026.5.7 releases by path: if one held it, it may delete the next holder's "
-    "lock"
+    "if a gateway up to 2026.5.7 held this lock, that gateway may delete the next lock with this "
+    "name"
 )

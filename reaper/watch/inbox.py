@@ -38,13 +38,13 @@ class Inbox:
     """Queues events and notices, and wakes the worker.
 
     `fd` becomes readable when the worker must wake. `wake_fd` is for signal.set_wakeup_fd: any
-    thread may receive a signal, and the one that waits must wake. At most `most_of_agent` events of
-    one agent's locks are queued. `is_known` says, in any thread, whether a lock was judged.
+    thread may receive a signal, and the one that waits must wake. At most `most_per_agent` events
+    of one agent's locks are queued. `is_known` says, in any thread, whether a lock was judged.
     """
 
-    def __init__(self, most_of_agent: int, is_known: Callable[[LockKey], bool]) -> None:
+    def __init__(self, most_per_agent: int, is_known: Callable[[LockKey], bool]) -> None:
         self.fd, self.wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._most_of_agent = most_of_agent
+        self._most_per_agent = most_per_agent
         self._is_known = is_known
         self._notices = {Notice.SWEEP}
         # Guards events only: a signal handler may interrupt the worker while the worker holds it.
@@ -76,7 +76,7 @@ class Inbox:
         is_urgent = event.what == DELETED and self._is_known(event.key)
         with self._mutex:
             # The next sweep finds what is dropped. It does not count as a missed event.
-            if self._number_of[agent] < self._most_of_agent:
+            if self._number_of[agent] < self._most_per_agent:
                 self._events.append(event)
             self._number_of[agent] += 1
             self._due_by = min(self._due_by, event.at if is_urgent else event.at + SETTLE)
@@ -103,7 +103,7 @@ class Inbox:
         """
         with self._mutex:
             queued, self._events = self._events, []
-            most = self._most_of_agent
+            most = self._most_per_agent
             crowded = {agent for agent, number in self._number_of.items() if number > most}
             self._number_of.clear()
             self._due_by = math.inf

@@ -66,7 +66,7 @@ class Watch:
             self.deadlines,
             self.holders,
             self.probed_holders,
-            most_of_agent=most,
+            most_per_agent=most,
             longest_retry=resync,
         )
         self._expected_by = time.monotonic()

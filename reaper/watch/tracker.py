@@ -21,12 +21,12 @@ from reaper.watch.probed_holders import ProbedHolders
 from reaper.watch.reporter import Reporter
 
 _RETRY: Final = 1.0
-"""Seconds after which a lock is judged again whose holder has just exited."""
+"""Seconds until a lock whose holder has just exited is judged again."""
 _SOONEST: Final = 0.01
 """The shortest time until the same lock is due again, in seconds."""
 _EVENT_LOST: Final = 10.0
-"""Seconds from the appearance of a lock. If a sweep that begins later does not find it, the event
-of its end counts as lost."""
+"""Seconds from the appearance of a lock. If a sweep that begins after them does not find the lock,
+the event of its end counts as lost."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Followed:
 
 class Tracker:
     """Makes the next change of each lock wake the worker. An event adds no lock to an agent with
-    `most_of_agent` followed ones; for locks that a sweep finds, the sweep has its own bound.
+    `most_per_agent` followed ones; for locks that a sweep finds, the sweep has its own bound.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Tracker:
         holders: HolderWatch,
         probed_holders: ProbedHolders,
         *,
-        most_of_agent: int,
+        most_per_agent: int,
         longest_retry: float,
     ) -> None:
         self._reporter = reporter
@@ -68,7 +68,7 @@ class Tracker:
         self._deadlines = deadlines
         self._holders = holders
         self._probed_holders = probed_holders
-        self._most_of_agent = most_of_agent
+        self._most_per_agent = most_per_agent
         self._longest_retry = longest_retry
         self._followed: dict[LockKey, _Followed] = {}
         self._number_of: Counter[tuple[StateDir, str]] = Counter()
@@ -83,7 +83,7 @@ class Tracker:
         """Follow a lock that an event announces. Return False if its agent has too many. If it is
         not `is_new`, a removal put it back, so its hold goes on.
         """
-        if key not in self and self._number_of[key.state, key.agent] >= self._most_of_agent:
+        if key not in self and self._number_of[key.state, key.agent] >= self._most_per_agent:
             return False
         lock = self._follow(key)
         lock.announced_at = at
@@ -93,7 +93,7 @@ class Tracker:
         return True
 
     def ended(self, key: LockKey, at: float) -> None:
-        """Record how long a hold lasted whose end an event announces, and forget the lock."""
+        """Forget a lock whose end an event announces, and record how long it was held."""
         lock, known = self._followed.get(key), self._reporter.inventory.get(key)
         if lock is not None and lock.appeared_at is not None:
             self._reporter.metrics.hold.observe(at - lock.appeared_at)
