@@ -315,7 +315,7 @@ def test_a_lock_that_cannot_be_unlinked_gets_its_name_back_and_leaves_no_other_f
         unlink_fails_once(monkeypatch, lock, after=int(links))
         done = remove(lock)
         assert done.outcome is Outcome.FAILED
-        assert done.note.startswith("Input/output error")
+        assert done.note == "Input/output error (EIO)", "no other lock had its name"
         assert path.stat().st_ino == lock.lock.file.inode
         assert listing(tree) == {NAME}
         assert folder.leftover is None

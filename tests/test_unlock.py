@@ -232,6 +232,20 @@ def test_a_path_of_no_lock_gets_advice_on_lock_paths(tree: Tree) -> None:
         assert "ends in agents/AGENT/sessions/FILE" in done.stderr
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_missing_state_directory_does_not_deny_the_removal_in_another(
+    tree: Tree, is_first: bool
+) -> None:
+    path = tree.lock("sid", record(DEAD))
+    tree.store({KEY: {"sessionId": "sid", "status": "done"}})
+    missing = tree.root / "missing"
+    states = [missing, tree.root] if is_first else [tree.root, missing]
+    options = [word for state in states for word in ("--state-dir", state)]
+    done = reap("unlock", "sid", *options)
+    assert not path.exists()
+    assert (done.returncode, "not removed" in done.stderr) == (0, False)
+
+
 def test_a_path_in_another_state_directory_of_this_machine_removes_no_lock(
     tree: Tree, tmp_path: Path
 ) -> None:

@@ -50,12 +50,12 @@ class ProcessTable:
     ) -> Holder:
         """Return the state of the record's holder now.
 
-        It is dead only if the kernel says ESRCH or the process is a zombie. Another start time is
-        REUSED, and so is a pid that is only a thread id of another process. Missing rights are
-        UNKNOWN. Without a recorded start time, a live process that does not belong to OpenClaw is
-        FOREIGN_PROGRAM. A holder in a nested PID namespace is found by the last pid of its NSpid
-        line and its start time. This search is left out if `seen_as` is the recorded pid: then the
-        holder is known to have had that pid in our own namespace.
+        GONE only if the kernel says ESRCH. Another start time is REUSED, and so is a pid that is
+        only a thread id of another process. Missing rights are UNKNOWN. Without a recorded start
+        time, a live process that does not belong to OpenClaw is FOREIGN_PROGRAM. A holder in a
+        nested PID namespace is found by the last pid of its NSpid line and its start time. This
+        search is left out if `seen_as` is the recorded pid: then the holder is known to have had
+        that pid in our own namespace.
         """
         key = (pid, starttime, seen_as is not None and seen_as == pid)
         holder = self._holders.get(key)
@@ -138,11 +138,11 @@ class ProcessTable:
         return self._state_dirs[pid]
 
     def suspects(self, pid: int | None, state_dir: tuple[int, int] | None) -> Suspects:
-        """Return the processes that may hold a lock whose record has this pid, in any PID
-        namespace; without a pid, those that may have made a guard: OpenClaw's and node's.
+        """Look for the processes that may hold a lock whose record has this pid, in any PID
+        namespace; without a pid, for those that may have made a guard: OpenClaw's and node's.
 
-        From the initial PID namespace, all processes are visible. From another one, those of a
-        gateway that uses this state directory are, if such a gateway is in our own namespace.
+        All of them are visible from the initial PID namespace, and from any other one in which a
+        gateway of this state directory runs.
         """
         if self._nested is None:
             self._nested = self._nested_pids()

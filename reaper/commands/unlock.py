@@ -95,12 +95,14 @@ def _remove(
 ) -> str | None:
     """Remove the one lock, and log that. Return why it was not removed, if so."""
     from reaper.core.finding import Finding  # noqa: PLC0415
+    from reaper.sweep import Unseen  # noqa: PLC0415
 
     def on_wait(_count: int, seconds: float) -> None:
         until = f"waiting up to {seconds:.0f} s"
         judging.console.info(f"{until} to make sure that the lock does not change")
 
     refusal = None
+    unseen = Unseen()
     for found in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
         if isinstance(found, Finding):
             is_gone = found.outcome in GONE
@@ -114,8 +116,10 @@ def _remove(
                 found.lock,
                 warn=wanted.force or not is_gone,
             )
-        elif found.failed:
-            refusal = f"{printable(found.path)} cannot be checked: {found.reason}"
+        else:
+            unseen.add(found)
+            if refusal is None and unseen.hides(wanted.key):
+                refusal = f"{printable(found.path)} cannot be checked: {found.reason}"
         report.add(found)
     return refusal
 

@@ -16,7 +16,8 @@ from reaper.core.lock import Lock
 from reaper.core.verdict import Limits
 
 NOT_VISIBLE: Final = frozenset({HolderState.GONE, HolderState.REUSED})
-"""States of a holder that is in another PID namespace, if a process has its lock open."""
+"""States of a holder that is not visible from here. If a process has the lock open, such a holder
+is not dead, but in another PID namespace."""
 CHECKPOINT_LIMIT: Final = 64 * 1024 * 1024
 """Bytes. Upstream makes no checkpoint of a larger transcript, so a compaction's lock looks like one
 that was left behind (docs/decisions/0012-late-case.md)."""
@@ -38,7 +39,8 @@ locks within 100 ms, in either order. The next run in the queue needs a second b
 def unmet_condition(evidence: Evidence) -> Unmet | None:
     """Return the first condition of row 1 that is not met, except those about age.
 
-    What is not known counts as not met.
+    What is not known counts as not met. If the run was not read, TOO_YOUNG takes the place of its
+    conditions.
     """
     return (
         unmet_by_holder(evidence.lock, evidence.holder)
@@ -150,7 +152,8 @@ def _unmet_by_compaction(evidence: Evidence) -> Unmet | None:
 def unmet_by_age(evidence: Evidence) -> Unmet:
     """Return the condition about age that will be met last. Call it only if one is not met yet.
 
-    The end is often the last write too, so within one second the end is named.
+    Ages count in whole seconds, and of equal ones the first is named: the end of a run is often
+    the last write, too.
     """
     ages = (
         (Unmet.TOO_YOUNG, min(evidence.age, evidence.file_age)),

@@ -63,7 +63,7 @@ _NEVER: Final[_FirstAge] = (None, 0.0, 0.0)
 
 
 class LockHistory:
-    """What is remembered about one lock. It ends with the file.
+    """What is remembered about one lock, until the file is gone.
 
     `since` (monotonic seconds) is when what is known about the lock last changed. `seen_alive_as`
     is the pid, as seen from here, under which this very holder was seen alive.
@@ -157,7 +157,7 @@ class LockHistory:
         if holder.state is HolderState.SAME:
             self.seen_alive_as = holder.pid
         elif (
-            facts.proof is HoldProof.UNAVAILABLE  # a proof does not depend on who was seen alive
+            facts.proof is HoldProof.UNAVAILABLE  # with a proof, this memory can only keep a lock
             and holder.state in DEAD
             and not facts.died_here
         ):
@@ -173,7 +173,7 @@ class LockHistory:
             age = max(0, start.wall_ms - instant_ms) / 1000
             setattr(self, kind, (instant_ms, age, start.monotonic))
             return age
-        # Passes can nest: the outer one began before the inner one, which may have set it.
+        # During a full sweep, a pass for single locks may begin and remember a later first look.
         return first[1] + max(0.0, start.monotonic - first[2])
 
 

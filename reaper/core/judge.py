@@ -52,7 +52,7 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
      1  open      gateway, or not visible   its run was cut short, and is over    ABANDONED
      2  open      any                       held longer than the record says      OVERDUE
      3  open      any                       otherwise                             HELD
-     4  not open  dead, or unnamed and old  the session may be running            STALE, kept
+     4  not open  dead, or unnamed and old  the session may be running [1]        STALE, kept
      5  not open  dead                      otherwise                             STALE
      6  not open  unnamed                   older than the orphan grace           STALE
      7  not open  anything else             seen so for the orphan grace          ORPHANED
@@ -61,6 +61,7 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
     10  none      anything else, unless it is a young empty file                  UNCERTAIN
     11            rows 6 and 7 before their grace, and a young empty file         UNCERTAIN
 
+    [1] and a dead holder's lock has a start time.
     docs/architecture.md has the conditions in full. This function takes no clock: the ages are part
     of the evidence, so that a step of the clock between gathering and judging cannot matter.
     """
@@ -203,8 +204,8 @@ def _judge_dead(evidence: Evidence, *, rows: tuple[int, int]) -> Judgement:
     cause = RECYCLED_PID if evidence.holder.state is HolderState.REUSED else DEAD_PID
     reasons = (cause, *_date_reason(evidence.lock))
     # A lock without a start time is not kept for a gateway. From 2026.5.28 on, a gateway never
-    # takes such a lock over if the pid now belongs to another OpenClaw process. If it were kept,
-    # the session would fail for ever.
+    # takes such a lock over if another OpenClaw process has the pid by then. If it were kept, the
+    # session would fail for ever.
     kept = None
     if evidence.lock.record.starttime is not None:
         kept = _kept_for_gateway(evidence, reasons, row=rows[0])

@@ -97,15 +97,16 @@ class FolderNames:
         self._first_of: dict[_Agent, _Agent] = {}
         """The first name of the same folder, for each other name."""
         self._linked: set[tuple[int, int]] = set()
-        """Folders with a name that leads through a symlink, in this pass; below, in the last."""
+        """Folders with a name that leads through a symlink, in this pass."""
         self._linked_before: set[tuple[int, int]] = set()
+        """The same for the last pass."""
         self._folders: dict[_Agent, tuple[int, int]] = {}
         """Where the folder of each agent was before this pass."""
 
     def start_full_pass(self, remembered: AbstractSet[_Agent]) -> None:
         """Remember where each agent's folder was in the last pass, so that `renamed` can find it
-        under another name. For an agent that had no folder then, remember the one before, while
-        `remembered` has the agent.
+        under another name. Keep an older place of an agent whose folder the last pass did not find,
+        as long as one of its locks is `remembered`.
         """
         kept = {agent: at for agent, at in self._folders.items() if agent in remembered}
         self._folders = kept | {agent: at for at, agent in self._first.items()}
@@ -145,9 +146,7 @@ class FolderNames:
 
 
 class Memory:
-    """What one Reaper remembers. A folder of other locks has its path in place of an agent's
-    name.
-    """
+    """What one Reaper remembers."""
 
     def __init__(self, most_remembered: int) -> None:
         self.histories = Histories(most_remembered)
@@ -155,6 +154,7 @@ class Memory:
         self.earlier: dict[_Agent, EarlierLocks] = defaultdict(EarlierLocks)
         self.folder_names = FolderNames()
         self.leftovers: dict[_Agent, Leftover] = {}
+        """By folder: a folder of other locks has its path in place of an agent's name."""
         self.had_sessions: set[StateDir] = set()
         """State directories in which some pass found a `sessions` folder."""
 

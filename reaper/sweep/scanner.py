@@ -106,7 +106,8 @@ class Scanner(NamedTuple):
             yield [_gone(f"{state.path}/agents", _AGENTS_GONE_NOTE)]
             return
         known = self.memory.histories.agents() - self.memory.folder_names.renamed()
-        lost = {agent for owner, agent in known if agent and owner == state} - seen
+        # Without an agent, it is a folder of other locks.
+        lost = {agent for known_in, agent in known if agent and known_in == state} - seen
         if lost:
             histories = self.memory.histories
             of_lost = [key for key in histories if key.state == state and key.agent in lost]
@@ -200,7 +201,7 @@ class Scanner(NamedTuple):
             found = self.actor.act(opened, key, evidence, judgement, collector.start.monotonic)
         finally:
             os.close(opened.fd)
-        if not has_room:
+        if not has_room:  # to remember it, so this one look is all that it gets
             self.memory.forget(key)
             if found.outcome not in GONE:
                 return _too_many_locks(folder)

@@ -46,8 +46,8 @@ class HolderWatch:
         return len(self._holders)
 
     def watch(self, key: LockKey, pid: int | None, starttime: int | None) -> Watched:
-        """Wait for the exit of this lock's holder, and of no other. None: the holder is not
-        visible.
+        """Let the exit of this lock's holder end `wait`, instead of its earlier holder's. `pid` is
+        None if the holder is not visible.
         """
         self.release(key)
         if pid is None:
@@ -60,8 +60,8 @@ class HolderWatch:
             try:
                 fd = os.pidfd_open(pid)
             except OSError as error:
-                # EINVAL, or ENOENT since Linux 6.15: the pid is only a thread id now. After any
-                # other error the hold proof still shows the holder's death.
+                # After any error but ESRCH, the hold proof still shows the holder's death. EINVAL,
+                # or ENOENT since Linux 6.15, means that the pid is only a thread id now.
                 return Watched.EXITED if error.errno == errno.ESRCH else Watched.NO
             # Another process may have got the pid since it was looked at.
             if starttime is not None and starttime_of(pid) != starttime:

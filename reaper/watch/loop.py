@@ -117,7 +117,8 @@ class Watch:
                 self._step()
                 self.sweeps.step_ended()
             except OSError as error:
-                # A system call that fails for a moment must not end the watch.
+                # A system call that fails for a moment must not end the watch. A request to sweep
+                # now must not skip the wait until the next attempt.
                 self.inbox.take(Notice.SWEEP)
                 self.sweeps.failed(error, time.monotonic())
                 self.holders.wait(_RETRY)

@@ -1,8 +1,9 @@
 """A small HTTP server that no client can block: bounded in size, time and connections.
 
 h11 implements the protocol. One thread with an event loop serves all connections, one request each.
-A connection that takes too long is closed. If there are too many connections, the server closes the
-oldest one without a complete request, so it always serves a new client.
+A connection that takes too long is closed. If there are too many connections, the server closes one
+that has its answer, else one without a complete request, else one that is being answered, the
+oldest first. So it always serves a new client.
 """
 
 import asyncio
@@ -168,7 +169,7 @@ class Server:
 
 
 class Stage(IntEnum):
-    """The progress of a connection. The lowest stage makes room first."""
+    """What a connection is doing. One of the lowest stage makes room first."""
 
     ANSWERED = 0
     READING_REQUEST = 1
@@ -388,6 +389,7 @@ class _Exchange:
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while left > 0:
+                    # The bytes below TLS, which has ended.
                     chunk = await self._when_ready(lambda: socket.socket.recv(sock, _CHUNK))
                     if not chunk:
                         return

@@ -45,12 +45,12 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
     waits. If the process stops between two steps, a private name is left. A later sweep repairs
     that.
 
-    With `forced`, the name is unlinked at once, as `rm` does, where the file system offers no way
-    to put a lock back. A lock that gets the name in that instant is unlinked instead: the user
-    accepts that risk.
+    Where the file system offers no way to put a lock back, nothing is removed. With `forced`, the
+    name is then unlinked at once, as `rm` does. A lock that gets the name in that instant is
+    unlinked instead: the user accepts that risk.
 
-    If a file that an earlier removal created is left in the folder and cannot be removed, nothing
-    is created there, because each attempt would leave one more.
+    If a file that an earlier removal created is left in the folder and cannot be removed, no lock
+    of that folder is removed, because each attempt would leave one more file.
     """
     kernel.load()  # so that loading does not come between the steps below
     refused = _remove_leftover(opened.folder)
@@ -143,7 +143,8 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
         return Removal(outcome=Outcome.VANISHED, note="another reaper removed it at the same time")
     except OSError as error:
         back = _swap_back(parked, name, placeholder, dir_fd=dir_fd)
-        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}; {back.note}")
+        where = "" if back.outcome is Outcome.RESTORED else f"; {back.note}"
+        return Removal(outcome=Outcome.FAILED, note=f"{_advice(error, opened)}{where}")
     links = os.fstat(opened.fd).st_nlink
     return Removal(
         outcome=Outcome.REMOVED,
@@ -210,8 +211,8 @@ def _check(name: str, judged: FileId, *, dir_fd: int) -> None:
 
 
 def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
-    """Exchange lock and placeholder in one step, or remove the placeholder. Return False if this
-    file system has no such step. Raises _ChangedError, OSError.
+    """Exchange lock and placeholder in one step. If that fails, remove the placeholder. Return
+    False if this file system has no such step. Raises _ChangedError, OSError.
     """
     try:
         _check(name, judged, dir_fd=dir_fd)
@@ -226,8 +227,8 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 
 
 def _swap_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
-    """Exchange a parked lock with our placeholder, or put it back if the placeholder does not have
-    its name. Replaces no other file.
+    """Exchange a parked lock with our placeholder. If the placeholder does not have the lock's own
+    name any more, put the lock back. Replaces no other file.
     """
     removal = _swap_back_once(parked, name, placeholder, dir_fd=dir_fd)
     if removal.outcome is Outcome.FAILED:  # another reaper may just have put our placeholder back
