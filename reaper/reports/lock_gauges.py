@@ -226,17 +226,18 @@ class LockCollector(Collector):
         labels = ["state_dir", "pid"]
         memory = GaugeMetricFamily(
             "reaper_holder_resident_memory_bytes",
-            "Resident memory of a process that holds locks.",
+            "Resident memory of a visible process that holds locks.",
             labels=labels,
         )
         stuck = GaugeMetricFamily(
             "reaper_holder_stuck_locks",
-            "Stuck locks that a live process holds.",
+            "Stuck locks that a visible process holds.",
             labels=labels,
         )
         fds = GaugeMetricFamily(
             "reaper_holder_open_fds",
-            "Open file descriptors of a process that holds locks, where they can be counted.",
+            "Open file descriptors of a visible process that holds locks, where they can be "
+            "counted.",
             labels=labels,
         )
         for (state, pid), count in holders.items():

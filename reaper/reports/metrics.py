@@ -108,7 +108,7 @@ class Metrics:
         )
         self.sweep_duration = Histogram(
             "reaper_sweep_duration_seconds",
-            "How long full sweeps took. A timer's include the wait for a second look.",
+            "How long full sweeps took. With a timer, this includes the wait for a second look.",
             buckets=_SWEEP_BUCKETS,
             registry=registry,
         )
