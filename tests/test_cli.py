@@ -154,7 +154,7 @@ def test_a_read_only_mount_loses_no_lock_and_is_reported(tree: Tree, root_only: 
     finally:
         subprocess.run(["umount", tree.root], check=True)
     assert done.returncode == 1
-    assert "mount the sessions folder writable" in done.stderr
+    assert "mount this folder writable" in done.stderr
     assert [lock["outcome"] for lock in report(done)["locks"]] == ["failed"]
     assert os.listdir(tree.sessions()) == ["dead.jsonl.lock"]
 

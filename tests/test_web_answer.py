@@ -88,6 +88,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
+UNKNOWN = {"not_ready", "void", "unjudged", "unread", "elsewhere", "others_unjudged"}
+
+
 @pytest.mark.parametrize(("wrong", "worst", "line"), WRONG)
 def test_the_first_line_is_green_only_if_everything_is_known_and_fine(
     wrong: dict[str, Any], worst: str, line: str
@@ -102,9 +105,16 @@ def test_the_first_line_is_green_only_if_everything_is_known_and_fine(
 def test_of_two_problems_the_first_line_reports_the_worse() -> None:
     order = [wrong for wrong, _, _ in WRONG]
     for (index, worse), (later_index, less) in itertools.combinations(enumerate(order), 2):
-        if worse.keys() != less.keys():
-            found = answer(FINE._replace(**{**less, **worse}))
-            assert found == answer(FINE._replace(**worse)), (index, later_index)
+        if worse.keys() == less.keys():
+            continue
+        found, alone = answer(FINE._replace(**{**less, **worse})), answer(FINE._replace(**worse))
+        assert found.level is alone.level, (index, later_index)
+        if alone.line.startswith("No session is stuck, but") and less.keys() <= UNKNOWN:
+            # It is not known that no session is stuck.
+            assert "No session" not in found.line
+            assert found.line.endswith(f". {answer(FINE._replace(**less)).line}")
+        else:
+            assert found == alone, (index, later_index)
 
 
 def test_the_first_line_counts_other_locks_too(serving: Serving) -> None:
@@ -120,7 +130,9 @@ def test_the_first_line_counts_other_locks_too(serving: Serving) -> None:
     served.inventory.set_others(
         [other._replace(judgement=stuck), other._replace(judgement=unjudged)]
     )
-    assert first_line(served) == "No session is stuck, but 1 other lock of OpenClaw is stuck."
+    assert first_line(served) == (
+        "1 other lock of OpenClaw is stuck. Unknown: 1 other lock cannot be judged."
+    )
 
 
 def test_the_first_line_says_what_is_stuck_since_when_and_who_holds_it(serving: Serving) -> None:

@@ -51,7 +51,7 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Remove one lock if that is safe, or by --force.
+    """Remove one session lock if that is safe, or by --force.
 
     It shows the evidence first. Without --force, it removes only what a sweep with default options
     would remove, and waits as a sweep does.

@@ -42,7 +42,7 @@ from reaper.core.verdict import (
 
 _MAY_BE_RUNNING: Final = frozenset({StoreStatus.RUNNING, StoreStatus.UNKNOWN})
 TOO_OLD: Final = 1800.0
-"""Seconds. Upstream's own limit for a lock whose record has no maxHoldMs (up to 2026.5.20)."""
+"""Seconds. Upstream's own limit for a lock whose record has no maxHoldMs, as up to 2026.5.20."""
 
 
 def judge(evidence: Evidence, limits: Limits) -> Judgement:
@@ -61,7 +61,7 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
     10  none      anything else, unless it is a young empty file                  UNCERTAIN
     11            rows 6 and 7 before their grace, and a young empty file         UNCERTAIN
 
-    [1] and a dead holder's lock has a start time.
+    [1] For a dead holder, only if its record has a start time.
     docs/architecture.md has the conditions in full. This function takes no clock: the ages are part
     of the evidence, so that a step of the clock between gathering and judging cannot matter.
     """

@@ -93,8 +93,8 @@ _TEXTS: Final = {
     Unmet.UNUSUAL_FILE: "the trajectory file is full, has several names, belongs to another user "
     "or is reached through a symlink, so a newer run may not be written to it",
     Unmet.ATTEMPT_NOT_WHOLE: "the trajectory does not show the whole run",
-    Unmet.ANOTHER_RUN: "another run has written to the trajectory since that run began, or has not "
-    "ended",
+    Unmet.ANOTHER_RUN: "another run wrote to the trajectory after the run that ended had begun, "
+    "or another run has not ended",
     Unmet.BUFFERED: "this OpenClaw writes the trajectory only when a run ends (2026.5.28 or "
     "newer), so a newer run cannot be seen",
     Unmet.VERSION: "the run is not known to be of OpenClaw 2026.4.22 to 2026.5.27; only those "

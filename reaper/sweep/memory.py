@@ -87,8 +87,8 @@ def _size(history: LockHistory) -> int:
 class FolderNames:
     """Gives each `sessions` folder one name (state directory and agent), even if it has several.
 
-    A full pass learns the names, and the first one counts. A pass nested in a full one uses the
-    names known at that moment. A folder is known by (device, inode).
+    A full pass learns the names, and the first one counts. A pass over single locks can run in the
+    middle of a full one; it uses the names known by then. A folder is known by (device, inode).
     """
 
     def __init__(self) -> None:

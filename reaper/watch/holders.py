@@ -34,8 +34,8 @@ class HolderWatch:
 
     def __init__(self, wake_fd: int) -> None:
         self.most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
-        # The worker asks thousands of times in a full sweep. epoll is as fast for any number of
-        # holders.
+        # The worker calls `wait(0)` thousands of times in a full sweep. epoll is as fast for any
+        # number of holders.
         self._poll = select.epoll()
         self._poll.register(wake_fd, select.EPOLLIN)
         self._fd_of: dict[_Holder, int] = {}
@@ -46,7 +46,7 @@ class HolderWatch:
         return len(self._holders)
 
     def watch(self, key: LockKey, pid: int | None, starttime: int | None) -> Watched:
-        """Let the exit of this lock's holder end `wait`, instead of its earlier holder's. `pid` is
+        """From now on, the exit of this process ends `wait` for this lock, and no other's. `pid` is
         None if the holder is not visible.
         """
         self.release(key)
@@ -61,7 +61,8 @@ class HolderWatch:
                 fd = os.pidfd_open(pid)
             except OSError as error:
                 # After any error but ESRCH, the hold proof still shows the holder's death. EINVAL,
-                # or ENOENT since Linux 6.15, means that the pid is only a thread id now.
+                # or ENOENT since Linux 6.15, means that the pid is only a thread's or a process
+                # group's id now.
                 return Watched.EXITED if error.errno == errno.ESRCH else Watched.NO
             # Another process may have got the pid since it was looked at.
             if starttime is not None and starttime_of(pid) != starttime:

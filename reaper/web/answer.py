@@ -110,19 +110,31 @@ def answer(facts: Facts) -> Answer:
         return Answer(Level.BAD, html("{line}", line=line), "stopped")
     if facts.stuck:
         return Answer(Level.BAD, _stuck(facts), f"{facts.stuck} stuck")
-    if facts.wedged:
-        pids = facts.wedged
-        who = f"pid {pids[0]} is" if len(pids) == 1 else f"{len(pids)} processes are"
-        return Answer(Level.BAD, html("No session is stuck, but {who} wedged.", who=who), "wedged")
-    if facts.others_stuck:
-        others = many(facts.others_stuck, "other lock")
-        verb = "is" if facts.others_stuck == 1 else "are"
-        line = f"No session is stuck, but {others} of OpenClaw {verb} stuck."
-        return Answer(Level.BAD, html("{line}", line=line), f"{others} stuck")
     why = _why_unknown(facts)
+    problem, brief = _other_problem(facts)
+    if problem:
+        line = f"No session is stuck, but {problem}."
+        if why:
+            line = f"{problem[0].upper()}{problem[1:]}. Unknown: {why}"
+        return Answer(Level.BAD, html("{line}", line=line), brief)
     if why:
         return Answer(Level.DOUBT, html("Unknown: {why}", why=why), "unknown")
     return Answer(Level.GOOD, Html("No session is stuck."), "0 stuck")
+
+
+def _other_problem(facts: Facts) -> tuple[str, str]:
+    """Return what is wrong although no session is known to be stuck, in words and for the tab;
+    empty if nothing is.
+    """
+    if facts.wedged:
+        pids = facts.wedged
+        who = f"pid {pids[0]} is" if len(pids) == 1 else f"{len(pids)} processes are"
+        return f"{who} wedged", "wedged"
+    if facts.others_stuck:
+        others = many(facts.others_stuck, "other lock")
+        verb = "is" if facts.others_stuck == 1 else "are"
+        return f"{others} of OpenClaw {verb} stuck", f"{others} stuck"
+    return "", ""
 
 
 def _stuck(facts: Facts) -> Html:

@@ -58,8 +58,8 @@ def remove(opened: OpenLock, *, forced: bool = False) -> Removal:
         return Removal(outcome=Outcome.FAILED, note=refused)
     parked = private_name_of(opened.name)
     try:
-        # A guard needs no placeholder: it only lets one process at a time reclaim a dead lock,
-        # whose own name stays taken.
+        # A guard (a `.reclaim` directory) needs no placeholder. It only decides who may reclaim a
+        # dead lock, and that lock keeps its own name meanwhile.
         placeholder = None if _is_guard(opened) else _create_placeholder(parked, opened)
     except OSError as error:
         return Removal(outcome=Outcome.FAILED, note=_advice(error, opened))
@@ -140,7 +140,8 @@ def _swap_and_unlink(  # noqa: PLR0911  # one exit for each outcome
         os.unlink(parked, dir_fd=dir_fd)
     except FileNotFoundError:
         # Another reaper mistook our private name for a leftover, and put back or deleted the lock.
-        return Removal(outcome=Outcome.VANISHED, note="another reaper removed it at the same time")
+        note = "another reaper removed it or put it back at the same time"
+        return Removal(outcome=Outcome.VANISHED, note=note)
     except OSError as error:
         back = _swap_back(parked, name, placeholder, dir_fd=dir_fd)
         where = "" if back.outcome is Outcome.RESTORED else f"; {back.note}"
@@ -227,8 +228,8 @@ def _swap(name: str, parked: str, judged: FileId, *, dir_fd: int) -> bool:
 
 
 def _swap_back(parked: str, name: str, placeholder: int | None, *, dir_fd: int) -> Removal:
-    """Exchange a parked lock with our placeholder. If the placeholder does not have the lock's own
-    name any more, put the lock back. Replaces no other file.
+    """Put a parked lock back: exchange it with our placeholder, or rename it if the placeholder has
+    lost the lock's own name. Replaces no other file.
     """
     removal = _swap_back_once(parked, name, placeholder, dir_fd=dir_fd)
     if removal.outcome is Outcome.FAILED:  # another reaper may just have put our placeholder back
@@ -390,7 +391,8 @@ def _same_file(one: str, other: str, *, dir_fd: int) -> bool:
 def put_back(folder: Folder, parked: str) -> Removal:
     """Give a file that a removal left under a private name its own name back, to be judged again.
 
-    FAILED if a newer lock has the name or rights are missing; VANISHED if the file is gone.
+    FAILED if a newer lock has the name or rights are missing. RESTORED also if the file is gone:
+    another reaper put it back, or its holder released it.
     """
     return _put_back(parked, original_name(parked), dir_fd=folder.fd)
 
@@ -420,8 +422,7 @@ def _advice(error: OSError, opened: OpenLock | None = None) -> str:
             return f"{what(error)}: {advice_to_remove(opened.folder.fd, opened.name)}"
         case errno.EROFS:
             return (
-                f"{what(error)}: the mount is read-only; "
-                "mount the sessions folder writable for the reaper"
+                f"{what(error)}: the mount is read-only; mount this folder writable for the reaper"
             )
         case errno.EDQUOT:
             return (
