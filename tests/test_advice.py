@@ -30,7 +30,9 @@ def found(
     limits: Limits = Limits(seen_once_suffices=True),  # noqa: B008
 ) -> TrackedLock:
     """Return a lock as a look finds it, or with an outcome, as a sweep finds it."""
-    judgement = without_second_look(judge(seen, limits), policy)
+    judgement = judge(seen, limits)
+    if not judgement.confirmed:
+        judgement = without_second_look(judgement, policy)
     action = decide(judgement._replace(confirmed=outcome is None), policy)
     return TrackedLock(seen.lock, seen, judgement, action, outcome, at=0.0)
 

@@ -46,11 +46,9 @@ class Policy(NamedTuple):
 def without_second_look(
     judgement: Judgement, policy: Policy, *, is_other: bool = False
 ) -> Judgement:
-    """Return the judgement without the condition that a second look is missing, if the policy only
-    reports such a lock after the second look, too.
+    """Return a judgement that is not confirmed, without the condition that a second look is missing
+    if the policy only reports such a lock after the second look, too.
     """
-    if judgement.confirmed:
-        return judgement
     after = decide(judgement._replace(confirmed=True), policy, is_other=is_other)
     return judgement if after is Action.REMOVE else judgement._replace(unmet=None)
 

@@ -51,7 +51,8 @@ class Actor(NamedTuple):
         """Act on one lock. Its ages are those at the moment `at` (monotonic seconds)."""
         unlock, is_other = self.plan.unlock, bool(opened.lock.kind)
         note = "" if opened.unread is None else opened.unread.note
-        judgement = without_second_look(judgement, self.policy, is_other=is_other)
+        if not judgement.confirmed:
+            judgement = without_second_look(judgement, self.policy, is_other=is_other)
         if self.plan.mode is Mode.LOOK:
             # What a sweep would do after its second look.
             action = decide(judgement._replace(confirmed=True), self.policy, is_other=is_other)

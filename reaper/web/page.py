@@ -147,7 +147,6 @@ class View:
             names=names,
             as_of=clock.as_of,
             several_states=len(self._states) > 1,
-            policy=self._policy,
             removed=self._inventory.times_removed,
         )
         values = {

@@ -161,7 +161,7 @@ def _case(row: Shown, reader: Reader) -> tuple[str, str, str, str, str]:
     of the runbook.
     """
     judgement = row.seen.judgement
-    step = next_step(row.seen, reader)
+    step = next_step(row.seen)
     why = f"{RULES[judgement.row]} ({', '.join(judgement.reasons)})"
     verdict = "Cannot be judged" if row.kind is Kind.UNJUDGED else _capital(judgement.verdict.value)
     kept = why_still_there(row.seen, names=reader.names) if row.kind is Kind.STUCK else ""
@@ -177,7 +177,7 @@ def _table(locks: list[Shown], key: _Key, reader: Reader) -> Html:
 
 def _row(row: Shown, key: _Key, reader: Reader) -> Html:
     record = visible(lock_record(row.seen), names=reader.names)
-    step = next_step(row.seen, reader) if row.kind is not Kind.HELD else None
+    step = next_step(row.seen) if row.kind is not Kind.HELD else None
     return html(
         '<tr id="{name}"><th scope="row">{session} {more}</th>'
         '<td><span class="{tone}">{age}</span> {since}</td><td>{command}</td></tr>',

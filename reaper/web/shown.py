@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
+from reaper.core.evidence import Unmet
 from reaper.core.lock import Lock, file_since
-from reaper.core.policy import Action, Outcome, Policy, decide
+from reaper.core.policy import Outcome
 from reaper.core.verdict import NO_HOLD_PROOF, RECOVERY_PENDING, TOO_EARLY
 from reaper.reports.advice import Advice, advice
 from reaper.reports.records import TrackedLock
@@ -71,7 +72,6 @@ class Reader(NamedTuple):
     names: bool
     as_of: float
     several_states: bool
-    policy: Policy
     removed: Callable[[str], int]
 
 
@@ -129,10 +129,9 @@ _CHECKS_AGAIN: Final = (
 )
 
 
-def next_step(seen: TrackedLock, reader: Reader) -> Advice:
+def next_step(seen: TrackedLock) -> Advice:
     """Return the next step, without the advice to run a sweep if the sidecar removes the lock."""
     step = advice(seen)
-    confirmed = seen.judgement._replace(confirmed=True)
-    if seen.judgement.confirmed or decide(confirmed, reader.policy) is not Action.REMOVE:
+    if seen.judgement.confirmed or seen.judgement.unmet is not Unmet.SEEN_ONCE:
         return step
     return step._replace(text=_CHECKS_AGAIN, command=None)
