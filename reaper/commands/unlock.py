@@ -102,7 +102,6 @@ def _remove(
         judging.console.info(f"{until} to make sure that the lock does not change")
 
     refusal = None
-    unseen = Unseen()
     for found in reaper.sweep(unlock=wanted, on_wait=on_wait, stop=stop):
         if isinstance(found, Finding):
             is_gone = found.outcome in GONE
@@ -117,8 +116,9 @@ def _remove(
                 warn=wanted.force or not is_gone,
             )
         else:
+            unseen = Unseen()  # of this path alone: an earlier pass may have missed the lock
             unseen.add(found)
-            if refusal is None and unseen.hides(wanted.key):
+            if unseen.hides(wanted.key):
                 refusal = f"{printable(found.path)} cannot be checked: {found.reason}"
         report.add(found)
     return refusal
