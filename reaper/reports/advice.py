@@ -193,10 +193,10 @@ def _unjudged(found: Found, *, explained: bool) -> Step:
         text = "Wait some seconds: the lock is too new to be judged. A sweep waits for it."
         return Step("wait", text, _Command.SWEEP)
     if lock.record.shape is Shape.UNREAD:
-        if explain is not None:
-            return Step("explain", "Look at what has this name.", explain)
-        text = "Look at what has this name. The command removes it, as `rm` would."
-        return Step("explain", text, _Command.FORCE)
+        text = "Look at what has this name."
+        if explained:
+            text += " The command removes it, as `rm` would."
+        return Step("explain", text, explain or _Command.FORCE)
     if note.partition(":")[0] == "no-rights":
         text = (
             f"Run the reaper as uid {lock.uid}, which owns the lock file, or with the capability "

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from reaper.core.evidence import DEAD, Evidence, HolderState, HoldProof
-from reaper.web.html import Html, html, many, moment
+from reaper.web.html import Html, capital, html, many, moment
 
 
 class Level(Enum):
@@ -115,7 +115,7 @@ def answer(facts: Facts) -> Answer:
     if problem:
         line = f"No session is stuck, but {problem}."
         if why:
-            line = f"{problem[0].upper()}{problem[1:]}. Unknown: {why}"
+            line = f"{capital(problem)}. Unknown: {why}"
         return Answer(Level.BAD, html("{line}", line=line), brief)
     if why:
         return Answer(Level.DOUBT, html("Unknown: {why}", why=why), "unknown")

@@ -70,5 +70,10 @@ def command(text: str) -> Html:
     return html('<code class="command">{words}</code>', words=words)
 
 
+def capital(text: str) -> str:
+    """Return the text with a capital as its first letter; the rest stays, unlike `capitalize`."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

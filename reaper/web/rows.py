@@ -10,7 +10,7 @@ from reaper.reports.explain import RULES, duration, whose
 from reaper.reports.links import runbook
 from reaper.reports.records import TrackedLock, lock_record
 from reaper.web.answer import holding
-from reaper.web.html import Html, breakable, command, html, joined, many, moment, word
+from reaper.web.html import Html, breakable, capital, command, html, joined, many, moment, word
 from reaper.web.shown import Kind, Reader, Shown, later, next_step, visible, why_still_there
 
 MAX_SHOWN: Final = 200
@@ -48,7 +48,7 @@ class _Key(NamedTuple):
 
 def _key(seen: TrackedLock) -> _Key:
     held = holding(seen.evidence)
-    title = held.together or _capital(held.who)
+    title = held.together or capital(held.who)
     return _Key(seen.lock.state_dir, title, is_one=held.together is None)
 
 
@@ -163,7 +163,7 @@ def _case(row: Shown, reader: Reader) -> tuple[str, str, str, str, str]:
     judgement = row.seen.judgement
     step = next_step(row.seen)
     why = f"{RULES[judgement.row]} ({', '.join(judgement.reasons)})"
-    verdict = "Cannot be judged" if row.kind is Kind.UNJUDGED else _capital(judgement.verdict.value)
+    verdict = "Cannot be judged" if row.kind is Kind.UNJUDGED else capital(judgement.verdict.value)
     kept = why_still_there(row.seen, names=reader.names) if row.kind is Kind.STUCK else ""
     return verdict, why, kept, step.text, step.runbook
 
@@ -238,9 +238,5 @@ def _soft(text: str) -> Html:
     return html('<span class="soft">{text}</span>', text=text) if text else Html()
 
 
-def _capital(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"
-
-
 def _sentence(text: str) -> str:
-    return f"{_capital(text)}."
+    return f"{capital(text)}."
